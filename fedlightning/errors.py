@@ -1,0 +1,68 @@
+"""The one family of errors that users' mistakes and a run's failures raise, with their exit codes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EnvironmentFailure",
+    "FedLightningError",
+    "FederationError",
+    "did_you_mean",
+]
+
+
+class FedLightningError(Exception):
+    """Something that a person can mend; its text names the thing, the value and the way out.
+
+    The command line prints it as one line, ``error: <text>``, and exits with ``exit_code``.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(FedLightningError):
+    """A setting, or a combination of settings, that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(FedLightningError):
+    """Data that cannot be read, divided or used."""
+
+    exit_code = 3
+
+
+class CheckpointError(FedLightningError):
+    """A checkpoint that is missing, damaged or of something else."""
+
+    exit_code = 4
+
+
+class FederationError(FedLightningError):
+    """A client or a round that failed."""
+
+    exit_code = 5
+
+
+class EnvironmentFailure(FedLightningError):
+    """The machine: a missing package, a full disk, a folder that cannot be written."""
+
+    exit_code = 6
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the choice nearest to ``name``, or an empty string.
+
+    Example:
+        >>> did_you_mean("net.cf", ["net.fc", "net.conv1"])
+        " Did you mean 'net.fc'?"
+        >>> did_you_mean("zebra", ["net.fc"])
+        ''
+    """
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,117 @@
+"""Every random number comes from a named stream: a pure function of (seed, purpose, round, client, epoch).
+
+No component shares a generator with another one, so the order in which clients run, or the worker
+that runs them, cannot change a result.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+__all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
+
+Purpose = Literal["partition", "cohort", "fit", "personalize", "evaluate", "model"]
+_PURPOSES: tuple[str, ...] = get_args(Purpose)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The name of one random stream.
+
+    Streams of different keys are independent (``numpy.random.SeedSequence`` with a spawn key; sums such
+    as ``seed + round + client`` collide).
+
+    Args:
+        seed: The run's seed.
+        purpose: What the numbers are for.
+        round: Round index, from 0.
+        client: Client id.
+        epoch: Local epoch, from 0.
+
+    Example:
+        >>> key = Key(seed=7, purpose="fit", round=3, client=12)
+        >>> key.integer() == Key(7, "fit", 3, 12).integer()
+        True
+        >>> key.integer() == key.at(epoch=1).integer()
+        False
+    """
+
+    seed: int
+    purpose: Purpose
+    round: int = 0
+    client: int = 0
+    epoch: int = 0
+
+    def at(self, **changes: int) -> Key:
+        """Return the key with some of its fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def sequence(self) -> np.random.SeedSequence:
+        """Return the seed sequence that this key names."""
+        spawn_key = (_PURPOSES.index(self.purpose), self.round, self.client, self.epoch)
+        return np.random.SeedSequence(self.seed, spawn_key=spawn_key)
+
+    def integer(self) -> int:
+        """Return 63 random bits."""
+        return int(self.sequence().generate_state(1, np.uint64)[0] >> 1)
+
+    def numpy(self) -> np.random.Generator:
+        """Return a fresh NumPy generator at the start of the stream."""
+        return np.random.default_rng(self.sequence())
+
+    def torch(self) -> torch.Generator:
+        """Return a fresh CPU torch generator at the start of the stream."""
+        return torch.Generator().manual_seed(self.integer())
+
+
+def default_seed(seed: int | None = None) -> int:
+    """Return ``seed``, else the one that ``pl.seed_everything`` has set, else 0."""
+    if seed is not None:
+        return seed
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch with ``key``; restore them afterwards.
+
+    Dropout, augmentation and whatever else a user's module draws then depends on the key alone. Only
+    the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed`` visits every
+    backend and costs sixty times as much.
+    """
+    seed = key.integer()
+    on_device = _device_generator(device)
+    before: tuple[Any, ...] = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+        on_device.get_state() if on_device is not None else None,
+    )
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    if on_device is not None:
+        on_device.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+        if on_device is not None:
+            on_device.set_state(before[3])
+
+
+def _device_generator(device: torch.device | None) -> torch.Generator | None:
+    if device is None or device.type != "cuda":
+        return None
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return torch.cuda.default_generators[index]
