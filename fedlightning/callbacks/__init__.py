@@ -1,0 +1,8 @@
+"""Callbacks: the server's side of a federated run."""
+
+from fedlightning.callbacks.last_checkpoint import LastCheckpoint
+from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.callbacks.progress import RoundProgressBar
+from fedlightning.callbacks.run_record import RunRecord
+
+__all__ = ["LastCheckpoint", "PersonalizationCallback", "RoundProgressBar", "RunRecord"]

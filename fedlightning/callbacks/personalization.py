@@ -1,0 +1,187 @@
+"""`PersonalizationCallback`: every client gets its own model, and the log says what that gained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import nn
+from torch.optim import Optimizer
+
+from fedlightning.errors import ConfigError
+from fedlightning.loop import FederatedLoop
+from fedlightning.parts import Part
+from fedlightning.personalization import Personalizer, PersonalResult
+from fedlightning.reporting import ClientRecord, Spread, clients_figure, save_figure, write_clients_csv
+
+__all__ = ["PersonalizationCallback"]
+
+
+class PersonalizationCallback(pl.Callback):
+    """Fine-tunes the global model for every client, measures before and after, and discards the result.
+
+    Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate`` and ``test``.
+    Every client takes part, chosen in a cohort or not, and starts from the global model of that moment
+    (with an algorithm that lets clients keep a part: with the part it kept). The global model is not
+    touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and ``_p10``,
+    ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
+    ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
+    ``clients.csv`` and ``clients.png``.
+
+    Args:
+        epochs: Passes over each client's training data.
+        part: What is fine-tuned: ``head`` (the body stays in eval mode), ``body`` or ``full``, which is
+            the default of the FedBABU paper.
+        lr: Learning rate of SGD.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty of SGD.
+        optimizer: Builds another optimizer from parameters; ``lr`` and so on are then not used.
+        every_n_rounds: How often during training; ``None`` means only at its end.
+        nearest_mean: Whether to measure the accuracy of the nearest class mean in feature space.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+
+    Source:
+        Oh, Kim, Yun. FedBABU. ICLR 2022. https://arxiv.org/abs/2106.06042
+    """
+
+    def __init__(
+        self,
+        epochs: int = 5,
+        part: Part = "head",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        every_n_rounds: int | None = None,
+        nearest_mean: bool = True,
+    ) -> None:
+        if part not in get_args(Part):
+            raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
+        if epochs < 0:
+            raise ConfigError(f"epochs must be >= 0, got {epochs}.")
+        if not (math.isfinite(lr) and lr > 0):
+            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
+        if every_n_rounds is not None and every_n_rounds < 1:
+            raise ConfigError(f"every_n_rounds must be >= 1, got {every_n_rounds}.")
+        self.epochs = epochs
+        self.part: Part = part
+        self.every_n_rounds = every_n_rounds
+        self.nearest_mean = nearest_mean
+        self.results: list[PersonalResult] = []
+        self._make_optimizer = optimizer or (
+            lambda parameters: torch.optim.SGD(
+                parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
+            )
+        )
+        self._last_round: int | None = None
+
+    @property
+    def records(self) -> list[ClientRecord]:
+        """The clients of the last personalization, by client id."""
+        return [result.record for result in self.results]
+
+    # -- when ----------------------------------------------------------------------------------
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Run where validation runs, so that monitors see the metrics."""
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer):
+            self.run(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Run at the end of a round that had no validation."""
+        if self._is_due(trainer):
+            self.run(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Run for the final model if training stopped before its last round."""
+        rounds = trainer.current_epoch
+        if rounds and self._last_round != rounds - 1 and not trainer.fast_dev_run:
+            metrics = self._personalize(trainer)
+            self._last_round = rounds - 1
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=rounds - 1)
+                logger.save()
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Run in ``trainer.test``."""
+        self.run(trainer)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        done = trainer.current_epoch + 1
+        regular = self.every_n_rounds is not None and done % self.every_n_rounds == 0
+        return self._last_round != done - 1 and (regular or done == trainer.max_epochs)
+
+    # -- what ----------------------------------------------------------------------------------
+
+    def run(self, trainer: pl.Trainer) -> None:
+        """Personalise every client and log what it gained; callable from an epoch-end hook."""
+        metrics = self._personalize(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._last_round = trainer.current_epoch
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name == "personalized/acc", on_epoch=True, batch_size=1)
+
+    def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
+        loop = trainer.fit_loop
+        if not isinstance(loop, FederatedLoop):
+            raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
+        personalizer = Personalizer(
+            loop, self.part, self.epochs, self._make_optimizer, self.nearest_mean
+        )
+        clients = range(loop.data.num_clients)
+        self.results = []
+        with personalizer.at_work():
+            for client in clients:
+                self.results.append(personalizer.client(client))
+                loop.fire("on_client_personalized", client + 1, len(clients))
+        if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
+            self._write(trainer)
+        return self._metrics()
+
+    def _metrics(self) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for prefix, scores in (
+            ("initial", [result.before for result in self.results]),
+            ("personalized", [result.after for result in self.results]),
+        ):
+            for name in dict.fromkeys(name for values in scores for name in values):
+                spread = Spread.of(values[name] for values in scores if name in values)
+                metrics[f"{prefix}/{name}"] = spread.mean
+                if name == "acc":
+                    metrics[f"{prefix}/acc_std"] = spread.std
+                    metrics[f"{prefix}/acc_min"] = spread.min
+                    metrics[f"{prefix}/acc_p10"] = spread.p10
+        nearest = Spread.of(result.nearest_mean_acc for result in self.results)
+        if nearest.count:
+            metrics["initial/acc_nearest_mean"] = nearest.mean
+        return metrics
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        from fedlightning.reporting.loggers import log_clients
+
+        step = max(trainer.current_epoch - (trainer.state.fn != TrainerFn.FITTING), 0)
+        log_clients(trainer.loggers, self.records, step)
+        if trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_clients_csv(folder / "clients.csv", self.records)
+        if any(record.tested for record in self.records):
+            save_figure(clients_figure(self.records), folder / "clients.png")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return when the callback last ran, so that a resumed run does not repeat it."""
+        return {"last_round": self._last_round}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self._last_round = state_dict["last_round"]

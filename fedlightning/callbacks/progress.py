@@ -1,0 +1,92 @@
+"""`RoundProgressBar`: rounds done, clients of the round, time left, current metrics, on one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+
+__all__ = ["RoundProgressBar"]
+
+
+class RoundProgressBar(TQDMProgressBar):
+    """One bar for the whole run: it counts client updates, so that it moves within a round, too.
+
+    The stock TQDM and Rich bars work as well; they show one bar a round.
+
+    Args:
+        refresh_rate: Clients between two redraws.
+        process_position: First free line, if other bars are shown.
+        leave: Accepted for the stock bar's sake; the bar of a fit always stays.
+    """
+
+    def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
+        super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        super().on_train_start(trainer, pl_module)
+        per_round = trainer.num_training_batches
+        bar = self.train_progress_bar
+        bar.bar_format = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            bar.reset(total=trainer.max_epochs * int(per_round))
+        bar.initial = trainer.current_epoch * int(per_round)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Name the round."""
+        self._show(trainer, clients=0)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Count a client."""
+        if self.is_enabled and (batch_idx + 1) % self.refresh_rate == 0:
+            self._show(trainer, clients=batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the round's metrics."""
+        self._show(trainer, clients=int(trainer.num_training_batches))
+        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Return a silent bar while training: validation is a part of the round."""
+        bar = super().init_validation_tqdm()
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            bar.disable = True
+        return bar
+
+    def on_client_personalized(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int, clients: int
+    ) -> None:
+        """Count a personalised client."""
+        if trainer.state.fn == "fit":
+            text = f"Personalizing {done}/{clients}" if done < clients else "Personalized"
+            self.train_progress_bar.set_description_str(text)
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the metrics to show, without Lightning's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {
+            name: f"{value:.3f}" if isinstance(value, float) else value
+            for name, value in metrics.items()
+        }
+
+    def _show(self, trainer: pl.Trainer, clients: int) -> None:
+        bar, per_round = self.train_progress_bar, int(trainer.num_training_batches)
+        rounds = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+        bar.set_description_str(
+            f"Round {trainer.current_epoch + 1}/{rounds}, client {clients}/{per_round}"
+        )
+        bar.n = trainer.current_epoch * per_round + clients
+        bar.refresh()

@@ -1,0 +1,124 @@
+"""`RunRecord`: what a run leaves for people: who had which data, how it went, and a closing summary."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
+
+from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.loop import FederatedLoop
+from fedlightning.reporting import (
+    RunSummary,
+    Spread,
+    curves_figure,
+    partition_figure,
+    render,
+    save_figure,
+)
+from fedlightning.reporting.csv_logger import RoundCSVLogger
+
+__all__ = ["RunRecord"]
+
+_FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "curves.png",
+    "clients.csv",
+    "clients.png",
+    "partition.csv",
+    "partition.png",
+    "checkpoints",
+)
+
+
+class RunRecord(pl.Callback):
+    """Writes the partition and the learning curves into the run folder, and prints a summary at the end.
+
+    Args:
+        summary: Whether to print the closing summary.
+    """
+
+    def __init__(self, summary: bool = True) -> None:
+        self.summary = summary
+        self._started = time.monotonic()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write who has which data."""
+        self._started = time.monotonic()
+        folder, loop = _folder(trainer), trainer.fit_loop
+        if folder is None or not isinstance(loop, FederatedLoop):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        loop.data.write_partition(folder)
+        table = loop.data.partition_table("train")
+        if table.shape[1]:
+            save_figure(partition_figure(table), folder / "partition.png")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the learning curves."""
+        folder = _folder(trainer)
+        tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
+        if folder is None or not tables or not tables[0].rounds:
+            return
+        rounds = list(tables[0].rounds)
+        rows = [tables[0].row(index) for index in rounds]
+        names = ("train/loss", "val/loss", "global/loss", "val/acc", "global/acc", "personalized/acc")
+        nan = float("nan")
+        series = {name: [row.get(name, nan) for row in rows] for name in names}
+        known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}  # noqa: PLR0124
+        if known:
+            save_figure(curves_figure(rounds, known), folder / "curves.png")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the closing summary."""
+        if self.summary and trainer.is_global_zero and isinstance(trainer.fit_loop, FederatedLoop):
+            print("\n" + render(self._summarise(trainer, trainer.fit_loop)))
+
+    def _summarise(self, trainer: pl.Trainer, loop: FederatedLoop) -> RunSummary:
+        personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
+        results = personal[-1].results if personal else []
+        tested = [result.record for result in results if result.record.tested]
+        before = tuple(record.acc_before for record in tested)
+        after = tuple(record.acc_after for record in tested)
+        nearest = Spread.of(result.nearest_mean_acc for result in results)
+        scores = loop.last_accuracies
+        folder = _folder(trainer)
+        return RunSummary(
+            algorithm=loop.federation.algorithm.name,
+            rounds=trainer.current_epoch,
+            clients=loop.data.num_clients,
+            cohort_size=loop.clients_per_round(),
+            seconds=time.monotonic() - self._started,
+            global_acc=Spread.of(scores) if scores else None,
+            before=Spread.of(before) if tested else None,
+            after=Spread.of(after) if tested else None,
+            nearest_mean_acc=nearest.mean if nearest.count else None,
+            part=personal[-1].part if personal else None,
+            stopped=_why_stopped(trainer),
+            folder=folder,
+            files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
+            before_values=before,
+            after_values=after,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep nothing."""
+        return {}
+
+
+def _folder(trainer: pl.Trainer) -> Path | None:
+    if not trainer.loggers or trainer.fast_dev_run or trainer.log_dir is None:  # type: ignore[attr-defined]
+        return None
+    return Path(trainer.log_dir) if trainer.is_global_zero else None
+
+
+def _why_stopped(trainer: pl.Trainer) -> str:
+    if trainer.current_epoch == trainer.max_epochs:
+        return "all rounds done"
+    if trainer.state.fn == TrainerFn.FITTING and trainer.should_stop:
+        return "stopped early"
+    return "max_steps reached"

@@ -1,0 +1,300 @@
+"""The data module of a federation: it owns the clients' data and makes their batches."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from fedlightning.datamodules.arguments import check_fraction, check_integer
+from fedlightning.datamodules.checks import check_batches
+from fedlightning.datamodules.divided import Divided, prepare, sample_name
+from fedlightning.datamodules.division import count_classes
+from fedlightning.datamodules.examples import Examples, SampleError
+from fedlightning.datamodules.partition import IID, Partition
+from fedlightning.datamodules.report import save_partition, summarize, write_partition
+from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
+from fedlightning.errors import ConfigError, DataError, FederationError
+from fedlightning.seeding import Key, default_seed
+
+__all__ = ["FederatedDataModule"]
+
+
+class FederatedDataModule(pl.LightningDataModule, ABC):
+    """Owns the clients' data. A subclass says in :meth:`load` where they come from.
+
+    Args:
+        num_clients: Number of clients in the population.
+        batch_size: Examples a batch in training.
+        partition: How the examples are divided over the clients; :class:`IID` if None.
+        val_fraction: Share of each client's training examples that is held out for validation.
+        eval_batch_size: Examples a batch in evaluation. Models whose BatchNorm has no running
+            statistics normalise with the batch, so their accuracy depends on it.
+        drop_last: Leave a client's last training batch out if it is shorter.
+        seed: Seed of the partition and the held-out examples; None takes that of the run.
+
+    Attributes:
+        num_clients: Number of clients; known before ``setup``.
+        num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
+            have no classes.
+
+    Raises:
+        ConfigError: An argument that cannot work whatever the data.
+
+    Example:
+        >>> from fedlightning.datamodules import TensorExamples
+        >>> class Mine(FederatedDataModule):
+        ...     num_classes = 3
+        ...     def load(self):
+        ...         inputs, labels = torch.rand(90, 4), torch.arange(90) % 3
+        ...         return TensorExamples(inputs, labels), TensorExamples(inputs[:30], labels[:30])
+        >>> data = Mine(num_clients=6, batch_size=10, seed=0)
+        >>> data.setup()
+        >>> data.num_examples(client=0), data.num_examples(client=0, split="test")
+        (15, 5)
+        >>> [len(labels) for inputs, labels in data.batches(0, "train", key=Key(0, "fit"))]
+        [10, 5]
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        num_clients: int = 100,
+        batch_size: int = 50,
+        partition: Partition | None = None,
+        val_fraction: float = 0.0,
+        eval_batch_size: int = 128,
+        drop_last: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_clients = check_integer("num_clients", num_clients, at_least=1)
+        self.batch_size = check_integer("batch_size", batch_size, at_least=1)
+        self.partition = partition if partition is not None else IID()
+        self.val_fraction = check_fraction("val_fraction", val_fraction, zero=True)
+        self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
+        self.drop_last = drop_last
+        self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
+        self._divided: Divided | None = None
+
+    @property
+    def divided(self) -> Divided:
+        """The loaded and divided data.
+
+        Raises:
+            ConfigError: ``setup`` has not been called.
+        """
+        if self._divided is None:
+            raise ConfigError(f"{type(self).__name__} holds no data yet: call its setup() first")
+        return self._divided
+
+    @abstractmethod
+    def load(self) -> tuple[Examples, Examples]:
+        """Return the pools of training and of test examples; called once.
+
+        Raises:
+            DataError: The data cannot be read.
+        """
+
+    def transform_batch(self, batch: Batch, training: bool) -> Batch:
+        """Turn a stored batch, already on its device, into what the module gets; as it is by
+        default.
+
+        Args:
+            batch: ``(inputs, labels)``, or what the examples yield.
+            training: Whether it is trained on. What is random, such as augmentation, belongs here
+                and draws from the global torch generators, which are seeded for the client and the
+                round.
+        """
+        return batch
+
+    def epoch_order(self, key: Key, num_examples: int) -> Tensor:
+        """Return the order in which a local epoch visits a client's examples.
+
+        Override it to visit them in another order than a random one.
+
+        Args:
+            key: Names the epoch: purpose ("fit", "personalize"), round, client and epoch.
+            num_examples: How many training examples the client has.
+
+        Returns:
+            Positions in the client's stored order, int64, shape (num_examples,).
+        """
+        return torch.randperm(num_examples, generator=key.torch())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, divide and check the data, once, whatever the stage.
+
+        Raises:
+            ConfigError: The partition needs labels, and the data have no classes.
+            DataError: The data cannot be read, divided or used.
+            FederationError: An item of a dataset raises.
+        """
+        if self._divided is not None:
+            return
+        train, test = self.load()
+        if not hasattr(self, "num_classes"):
+            self.num_classes = count_classes(train, test)
+        divided = prepare(
+            train,
+            test,
+            num_clients=self.num_clients,
+            num_classes=self.num_classes,
+            partition=self.partition,
+            val_fraction=self.val_fraction,
+            seed=default_seed(self.seed),
+            sample=self.sample_number,
+        )
+        if self.drop_last:
+            check_batches(divided.splits.sizes("train"), self.batch_size)
+        self._divided = divided
+
+    def sample_number(self, client: int, split: Split, index: int) -> int:
+        """Return the number by which messages call the example ``index`` of a pool: the same one."""
+        return index
+
+    def num_examples(self, client: int, split: Split = "train") -> int:
+        """Return how many examples a client has in a split."""
+        return len(self.indices(client, split))
+
+    def indices(self, client: int, split: Split = "train") -> np.ndarray:
+        """Return a client's indices, in its stored order, int64, shape (n,).
+
+        They count the pooled examples of all clients: the training pool for "train" and "val", the
+        test pool for "test".
+        """
+        return self.divided.splits.of(split, client)
+
+    def labels(self, client: int, split: Split = "train") -> np.ndarray:
+        """Return a client's labels, in its stored order, int64 where they are classes, shape (n,
+        ...).
+
+        Raises:
+            DataError: The data have no labels.
+        """
+        labels = self.divided.pool(split).labels
+        if labels is None:
+            raise DataError(f"{type(self).__name__} has no labels")
+        return labels[self.indices(client, split)]
+
+    def num_batches(self, client: int, split: Split = "train", training: bool = True) -> int:
+        """Return how many batches :meth:`batches` yields."""
+        size = self.batch_size if training else self.eval_batch_size
+        whole, rest = divmod(self.num_examples(client, split), size)
+        return whole if training and self.drop_last else whole + (rest > 0)
+
+    def batches(
+        self,
+        client: int,
+        split: Split,
+        *,
+        key: Key | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Return one pass over a client's examples.
+
+        Args:
+            client: Client id.
+            split: Which part of the client's data.
+            key: Names a local epoch and makes it training: ``batch_size`` examples a batch in the
+                order that :meth:`epoch_order` gives. None is evaluation: stored order,
+                ``eval_batch_size``.
+            device: Where the batches are wanted.
+
+        Raises:
+            ConfigError: There is no such client or split.
+            FederationError: An item of a dataset raises.
+        """
+        pool = self.divided.pool(split)
+        rows = torch.from_numpy(self.indices(client, split))
+        if key is not None:
+            rows = rows[self.epoch_order(key, len(rows))]
+        stream = pool.batches(
+            rows,
+            self.batch_size if key is not None else self.eval_batch_size,
+            drop_last=self.drop_last and key is not None,
+            device=torch.device(device),
+            key=key,
+        )
+        return self._transformed(stream, client, split, training=key is not None)
+
+    def train_dataloader(self) -> ClientLoader:
+        """Return a task for each client with training examples."""
+        return self._tasks("train")
+
+    def val_dataloader(self) -> list[ClientLoader]:
+        """Return the tasks on validation data, if some is held out, and those on test data."""
+        splits: list[Split] = ["val", "test"] if self.val_fraction else ["test"]
+        return [self._tasks(split) for split in splits]
+
+    def test_dataloader(self) -> ClientLoader:
+        """Return a task for each client with test examples."""
+        return self._tasks("test")
+
+    def predict_dataloader(self) -> PredictLoader:
+        """Return the test batches of client after client; :meth:`predict_index` says what is what."""
+        clients = range(self.num_clients)
+        sizes = [self.num_batches(client, "test", training=False) for client in clients]
+        return PredictLoader(lambda client: self.batches(client, "test"), sizes)
+
+    def predict_index(self) -> np.ndarray:
+        """Return client id and test index of each prediction in order, int64, shape (n, 2)."""
+        splits = self.divided.splits
+        clients = np.repeat(np.arange(self.num_clients), splits.sizes("test"))
+        return np.stack([clients, np.concatenate(splits.test)], axis=1)
+
+    def partition_digest(self) -> str:
+        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
+        return self.divided.splits.digest()
+
+    def partition_table(self, split: Split = "train") -> np.ndarray:
+        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
+        return self.divided.table(split)
+
+    def partition_summary(self) -> str:
+        """Return a few readable lines: clients, samples, classes, digest."""
+        rule = f"{self.partition!r}, seed {self.divided.seed}"
+        return summarize(self.divided.splits, self.partition_table(), rule)
+
+    def save_partition(self, path: str | os.PathLike[str]) -> None:
+        """Write the partition to a JSON file that :class:`PartitionFile` reads.
+
+        Held-out examples are among the training examples there: the same seed and ``val_fraction``
+        hold the same ones out again.
+
+        Raises:
+            EnvironmentFailure: The file cannot be written.
+        """
+        save_partition(path, self.divided, type(self).__name__)
+
+    def write_partition(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``partition.csv``, a row a client, and ``partition.json`` into an existing folder.
+
+        Raises:
+            EnvironmentFailure: A file cannot be written.
+        """
+        write_partition(folder, self.divided, type(self).__name__)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}()" if self._divided is None else self.partition_summary()
+
+    def _tasks(self, split: Split) -> ClientLoader:
+        return ClientLoader(split, self.divided.splits.sizes(split).tolist())
+
+    def _transformed(
+        self, stream: Iterator[Batch], client: int, split: Split, training: bool
+    ) -> Iterator[Batch]:
+        try:
+            for batch in stream:
+                yield self.transform_batch(batch, training)
+        except SampleError as error:
+            where = f"client {client}"
+            if error.index is not None:
+                where = sample_name(client, split, self.sample_number(client, split, error.index))
+            raise FederationError(f"{where}: {error.text}") from error

@@ -1,0 +1,117 @@
+"""The one check of divided data: what no client could be trained or evaluated on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedlightning.datamodules.examples import Examples, has_classes
+from fedlightning.datamodules.splits import ClientSplits
+from fedlightning.datamodules.tasks import SPLITS, Split
+from fedlightning.errors import DataError, FedLightningError
+
+__all__ = ["Fault", "check_batches", "empty_tests", "find_fault"]
+
+
+class Fault(NamedTuple):
+    """An example that cannot be used.
+
+    Attributes:
+        split: The split that holds it.
+        index: Its index in that split's pool.
+        text: What is wrong with it.
+        error: What to raise.
+    """
+
+    split: Split
+    index: int
+    text: str
+    error: type[FedLightningError]
+
+
+def find_fault(
+    train: Examples, test: Examples, splits: ClientSplits, num_classes: int
+) -> Fault | None:
+    """Return a label outside the classes, a number that is not finite, or an item that raised.
+
+    Only examples that a client holds are looked at, training examples first.
+
+    Args:
+        train: The pool that the splits "train" and "val" index.
+        test: The pool that the split "test" indexes.
+        splits: Every client's indices.
+        num_classes: Number of classes; 0 where the data have none.
+
+    Example:
+        >>> from fedlightning.datamodules.examples import TensorExamples
+        >>> pool = TensorExamples(np.zeros((3, 1)), [0, 7, 1])
+        >>> splits = ClientSplits(train=[np.array([0, 1])], val=[np.array([2])], test=[np.array([0])])
+        >>> find_fault(pool, pool, splits, num_classes=3).text
+        'label 7 not in [0, 3)'
+    """
+    for split in SPLITS:
+        pool = test if split == "test" else train
+        rows = np.concatenate(splits.parts(split))
+        fault = pool.fault(rows)
+        if fault is not None:
+            return Fault(split, *fault, pool.fault_error)
+        fault = _label_fault(pool.labels, rows, num_classes)
+        if fault is not None:
+            return Fault(split, *fault, DataError)
+    return None
+
+
+def check_batches(sizes: np.ndarray, batch_size: int) -> None:
+    """Refuse clients that have no whole batch, for training that drops the last, shorter one.
+
+    Args:
+        sizes: Number of training examples of every client.
+        batch_size: Examples a batch.
+
+    Raises:
+        DataError: A client has fewer examples than a batch.
+
+    Example:
+        >>> check_batches(np.array([64, 40]), batch_size=64)
+        Traceback (most recent call last):
+        fedlightning.errors.DataError: client 1: 0 batches (40 < 64); lower batch_size or set drop_last=false
+    """
+    short = np.flatnonzero(sizes < batch_size)
+    if short.size:
+        raise DataError(
+            f"client {short[0]}: 0 batches ({sizes[short[0]]} < {batch_size}); "
+            f"lower batch_size or set drop_last=false"
+        )
+
+
+def empty_tests(sizes: np.ndarray) -> str:
+    """Return a sentence about the clients without test examples, or an empty string.
+
+    Args:
+        sizes: Number of test examples of every client.
+
+    Example:
+        >>> empty_tests(np.array([3, 0, 2, 0]))
+        '2 of 4 clients have no test examples and are left out of evaluation: 1, 3'
+    """
+    empty = np.flatnonzero(sizes == 0)
+    if not empty.size:
+        return ""
+    more = ", ..." if empty.size > 10 else ""
+    return (
+        f"{empty.size} of {len(sizes)} clients have no test examples and are left out of evaluation: "
+        f"{', '.join(map(str, empty[:10]))}{more}"
+    )
+
+
+def _label_fault(
+    labels: np.ndarray | None, rows: np.ndarray, num_classes: int
+) -> tuple[int, str] | None:
+    if labels is None or not has_classes(labels) or not num_classes:
+        return None
+    held = labels[rows]
+    bad = np.flatnonzero((held < 0) | (held >= num_classes))
+    if not bad.size:
+        return None
+    return int(rows[bad[0]]), f"label {held[bad[0]]} not in [0, {num_classes})"

@@ -1,0 +1,197 @@
+"""Where batches come from: a pool of examples that are visited by index."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlightning.datamodules.tasks import Batch
+from fedlightning.errors import DataError, FedLightningError
+from fedlightning.seeding import Key
+
+__all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
+
+
+class SampleError(Exception):
+    """One example that could not be read; whoever knows the client reports it.
+
+    Args:
+        index: The example's index in the pool, or None where a whole batch failed.
+        text: Type and text of the original error.
+    """
+
+    def __init__(self, index: int | None, text: str) -> None:
+        super().__init__(index, text)
+        self.index = index
+        self.text = text
+
+
+class Examples(ABC):
+    """A pool of examples, those of all clients together.
+
+    Attributes:
+        labels: One label an example: int64, shape (n,), where the data have classes; anything else,
+            or None, where they have not.
+    """
+
+    labels: np.ndarray | None
+    fault_error: ClassVar[type[FedLightningError]] = DataError
+    """What an example that :meth:`fault` finds raises."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        *,
+        drop_last: bool,
+        device: torch.device,
+        key: Key | None,
+    ) -> Iterator[Batch]:
+        """Yield the examples ``rows`` in that order.
+
+        Args:
+            rows: Indices into the pool in visiting order, int64 on the CPU, shape (n,).
+            batch_size: Examples a batch; the last one may have fewer.
+            drop_last: Leave a shorter last batch out.
+            device: Where the batches are wanted.
+            key: Names the random stream of a local epoch; None in evaluation.
+
+        Raises:
+            SampleError: An example cannot be read.
+        """
+
+    def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
+        """Return index and description of an example in ``rows`` that cannot be trained on, if any."""
+        return None
+
+
+class TensorExamples(Examples):
+    """Examples that lie in memory as tensors. Batches are ``(inputs, labels)``, cut by
+    ``index_select``.
+
+    On another device than the CPU the whole pool is copied there once, at its first batch.
+
+    Args:
+        inputs: Tensor or array of shape (n, ...): images, features, token ids. The dtype is kept.
+        labels: Tensor, array or sequence of shape (n, ...). Integers become int64; other dtypes are
+            kept. None for data without labels: a batch is then the inputs alone.
+
+    Raises:
+        DataError: Inputs and labels differ in number, or hold something else than numbers.
+
+    Example:
+        >>> pool = TensorExamples(torch.arange(6.0).view(3, 2), [0, 1, 1])
+        >>> rows, cpu = torch.tensor([2, 0]), torch.device("cpu")
+        >>> inputs, labels = next(pool.batches(rows, 5, drop_last=False, device=cpu, key=None))
+        >>> inputs.tolist(), labels.tolist()
+        ([[4.0, 5.0], [0.0, 1.0]], [1, 0])
+    """
+
+    def __init__(self, inputs: Any, labels: Any = None) -> None:
+        self.inputs = _tensor(inputs, "inputs")
+        self._targets = None if labels is None else _label_tensor(labels)
+        if self._targets is not None and len(self._targets) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs, but {len(self._targets)} labels")
+        self.labels = None if self._targets is None else self._targets.numpy()
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        *,
+        drop_last: bool,
+        device: torch.device,
+        key: Key | None,
+    ) -> Iterator[Batch]:
+        """Cut the batches out of the pool; see :meth:`Examples.batches`."""
+        inputs, labels = self._at(device)
+        rows = rows.to(inputs.device)
+        stop = len(rows) - len(rows) % batch_size if drop_last else len(rows)
+        for start in range(0, stop, batch_size):
+            chosen = rows[start : start + batch_size]
+            if labels is None:
+                yield inputs.index_select(0, chosen)
+            else:
+                yield inputs.index_select(0, chosen), labels.index_select(0, chosen)
+
+    def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
+        """Return the first of ``rows`` with a non-finite number in its inputs or labels."""
+        for values in (self.inputs, self._targets):
+            if values is None or not (values.is_floating_point() or values.is_complex()):
+                continue
+            # A sum that is finite proves that all its terms are; it is the cheap way to find none.
+            if torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float64))):
+                continue
+            finite = torch.isfinite(values.reshape(len(values), -1)).all(dim=1).numpy()
+            bad = rows[~finite[rows]]
+            if bad.size:
+                return int(bad[0]), "non-finite value (NaN or infinity)"
+        return None
+
+    def _at(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        if device.type == "cpu":
+            return self.inputs, self._targets
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._on_device:
+            # Copies that were made in inference mode could never be trained on.
+            with torch.inference_mode(False):
+                labels = None if self._targets is None else self._targets.to(device)
+                self._on_device[device] = self.inputs.to(device), labels
+        return self._on_device[device]
+
+
+def has_classes(labels: np.ndarray | None) -> bool:
+    """Return whether there is one integer label an example.
+
+    Example:
+        >>> has_classes(np.array([0, 1])), has_classes(np.array([0.5, 1.0])), has_classes(None)
+        (True, False, False)
+    """
+    return labels is not None and labels.ndim == 1 and labels.dtype == np.int64
+
+
+def label_array(labels: Any) -> np.ndarray:
+    """Return labels as an array: integers (and booleans) as int64, other numbers as they are.
+
+    Raises:
+        DataError: They are no numbers.
+
+    Example:
+        >>> label_array([3, 1]).dtype, label_array([0.5]).dtype
+        (dtype('int64'), dtype('float64'))
+    """
+    array: np.ndarray = _label_tensor(labels).numpy()
+    return array
+
+
+def _label_tensor(labels: Any) -> Tensor:
+    tensor = _tensor(labels, "labels")
+    return tensor if tensor.is_floating_point() else tensor.long()
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        tensor = values.detach().cpu()
+    else:
+        try:
+            # A copy, because memory-mapped and read-only arrays make tensors that warn or crash.
+            tensor = torch.from_numpy(np.array(values))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name} are no numbers: {error}") from None
+    if tensor.ndim == 0:
+        raise DataError(f"{name} must have one entry an example, got a single number")
+    return tensor

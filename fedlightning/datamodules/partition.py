@@ -1,0 +1,165 @@
+"""The division of a dataset over clients: what a partition is, and the even one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedlightning.errors import DataError
+
+__all__ = ["IID", "Assignment", "Partition", "by_owner", "check_assignment"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which examples every client gets.
+
+    Attributes:
+        train: Per client, int64 indices into the training examples, in the order in which the
+            client stores them.
+        test: Per client, int64 indices into the test examples, likewise.
+    """
+
+    train: list[np.ndarray]
+    test: list[np.ndarray]
+
+
+class Partition(ABC):
+    """A rule that divides training and test examples over clients in the same way.
+
+    A subclass takes its settings in ``__init__``, keeps each under its own name (``repr`` shows
+    them), and draws every random number from the generator that ``assign`` gets, so that a
+    partition is a pure function of the seed.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    """Whether the rule looks at labels, and so cannot divide data without classes."""
+
+    @abstractmethod
+    def assign(
+        self,
+        train_labels: np.ndarray,
+        test_labels: np.ndarray,
+        num_clients: int,
+        num_classes: int,
+        rng: np.random.Generator,
+    ) -> Assignment:
+        """Divide the examples.
+
+        Args:
+            train_labels: Labels of the training examples, int64 in [0, ``num_classes``), shape
+                (n,). Where the data have none, zeros.
+            test_labels: Labels of the test examples, likewise.
+            num_clients: Number of clients, at least 1 and at most n.
+            num_classes: Number of classes; 0 where the data have none.
+            rng: The only source of randomness.
+
+        Returns:
+            An assignment in which no index occurs twice and every client has training examples. A
+            client's test examples may be none.
+
+        Raises:
+            DataError: The data cannot be divided by this rule.
+        """
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
+
+class IID(Partition):
+    """Every client gets a random sample of the whole: sizes differ by one example at most.
+
+    A client's indices are in ascending order.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> parts = IID().assign(np.zeros(7), np.zeros(3), num_clients=3, num_classes=1, rng=rng)
+        >>> [len(part) for part in parts.train], [len(part) for part in parts.test]
+        ([3, 2, 2], [1, 1, 1])
+    """
+
+    needs_labels = False
+
+    def assign(
+        self,
+        train_labels: np.ndarray,
+        test_labels: np.ndarray,
+        num_clients: int,
+        num_classes: int,
+        rng: np.random.Generator,
+    ) -> Assignment:
+        """Deal the shuffled examples out like cards; see :meth:`Partition.assign`."""
+        return Assignment(
+            train=by_owner(rng.permutation(len(train_labels)) % num_clients, num_clients),
+            test=by_owner(rng.permutation(len(test_labels)) % num_clients, num_clients),
+        )
+
+
+def by_owner(owner: np.ndarray, num_clients: int) -> list[np.ndarray]:
+    """Return every client's indices, ascending, from the owner of each example.
+
+    Args:
+        owner: Client id of each example, -1 for nobody's, shape (n,).
+        num_clients: Number of clients.
+
+    Example:
+        >>> [part.tolist() for part in by_owner(np.array([1, 0, -1, 1]), 3)]
+        [[1], [0, 3], []]
+    """
+    order = np.argsort(owner, kind="stable").astype(np.int64)
+    edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
+    return [order[edges[i] : edges[i + 1]] for i in range(num_clients)]
+
+
+def check_assignment(
+    assignment: Assignment, num_train: int, num_test: int, num_clients: int
+) -> None:
+    """Refuse an assignment that cannot be used, whoever made it.
+
+    Args:
+        assignment: What a partition returned.
+        num_train: Number of training examples.
+        num_test: Number of test examples.
+        num_clients: Number of clients.
+
+    Raises:
+        DataError: The number of clients is another one, an index is out of range or given twice, or
+            a client has no training example.
+
+    Example:
+        >>> twice = Assignment(train=[np.array([0, 1]), np.array([1])], test=[np.array([], int)] * 2)
+        >>> check_assignment(twice, num_train=2, num_test=0, num_clients=2)
+        Traceback (most recent call last):
+        fedlightning.errors.DataError: the partition gives training sample 1 away 2 times
+    """
+    for kind, parts, total in (
+        ("training", assignment.train, num_train),
+        ("test", assignment.test, num_test),
+    ):
+        if len(parts) != num_clients:
+            raise DataError(
+                f"the partition divides the {kind} data over {len(parts)} clients, "
+                f"num_clients is {num_clients}"
+            )
+        given = np.concatenate([np.empty(0, np.int64), *parts])
+        if given.dtype.kind not in "iu":
+            raise DataError(f"the partition's {kind} indices must be integers, got {given.dtype}")
+        outside = given[(given < 0) | (given >= total)]
+        if outside.size:
+            raise DataError(
+                f"the partition gives {kind} sample {outside[0]} away, the dataset has {total}"
+            )
+        times = np.bincount(given.astype(np.int64), minlength=total)
+        if total and times.max() > 1:
+            raise DataError(
+                f"the partition gives {kind} sample {times.argmax()} away {times.max()} times"
+            )
+    for client, part in enumerate(assignment.train):
+        if len(part) == 0:
+            raise DataError(
+                f"client {client} has 0 samples; lower num_clients or choose another partition"
+            )

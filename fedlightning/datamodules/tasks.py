@@ -1,0 +1,128 @@
+"""One client's work on one split, and the loaders that a Trainer goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+from fedlightning.errors import ConfigError, did_you_mean
+
+__all__ = ["SPLITS", "Batch", "ClientLoader", "ClientTask", "PredictLoader", "Split", "check_split"]
+
+Split = Literal["train", "val", "test"]
+Batch = Any
+"""What a client's ``training_step`` gets: ``(inputs, labels)`` unless the data say otherwise."""
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class ClientTask:
+    """A client and one of its splits: what a Trainer sees as one "batch".
+
+    A plain class, because Lightning walks into dataclasses, named tuples, lists and mappings to
+    move what they hold to a device, and would take the fields for data.
+
+    Args:
+        client: Client id.
+        split: Which part of the client's data.
+        num_examples: How many examples the client has in that part.
+
+    Example:
+        >>> ClientTask(3, "train", 60)
+        ClientTask(client=3, split='train', num_examples=60)
+    """
+
+    __slots__ = ("client", "num_examples", "split")
+
+    def __init__(self, client: int, split: Split, num_examples: int) -> None:
+        self.client = client
+        self.split: Split = split
+        self.num_examples = num_examples
+
+    def __repr__(self) -> str:
+        return (
+            f"ClientTask(client={self.client}, split={self.split!r}, "
+            f"num_examples={self.num_examples})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClientTask):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def _fields(self) -> tuple[int, str, int]:
+        return self.client, self.split, self.num_examples
+
+
+class ClientLoader:
+    """The tasks of one split in client order; clients without data in that split are left out.
+
+    Args:
+        split: Which part of the clients' data.
+        num_examples: Number of examples of every client in that part, by client id.
+
+    Example:
+        >>> loader = ClientLoader("test", [5, 0, 7])
+        >>> len(loader), [task.client for task in loader]
+        (2, [0, 2])
+    """
+
+    def __init__(self, split: Split, num_examples: Sequence[int]) -> None:
+        self.split: Split = split
+        self._sizes = [(client, n) for client, n in enumerate(num_examples) if n > 0]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[ClientTask]:
+        return (ClientTask(client, self.split, n) for client, n in self._sizes)
+
+    def __repr__(self) -> str:
+        return f"ClientLoader(split={self.split!r}, clients={len(self)})"
+
+
+class PredictLoader:
+    """The batches of client after client, as an ordinary loader for ``Trainer.predict``.
+
+    Args:
+        batches: Makes one client's batches.
+        num_batches: How many these are, by client id.
+
+    Example:
+        >>> loader = PredictLoader(lambda client: iter([(client, "a")] * client), [0, 1, 2])
+        >>> len(loader), list(loader)
+        (3, [(1, 'a'), (2, 'a'), (2, 'a')])
+    """
+
+    def __init__(
+        self, batches: Callable[[int], Iterator[Batch]], num_batches: Sequence[int]
+    ) -> None:
+        self._batches = batches
+        self._num_batches = num_batches
+
+    def __len__(self) -> int:
+        return sum(self._num_batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for client in range(len(self._num_batches)):
+            yield from self._batches(client)
+
+
+def check_split(split: str) -> None:
+    """Refuse a name that is none of the splits.
+
+    Raises:
+        ConfigError: ``split`` is not "train", "val" or "test".
+
+    Example:
+        >>> check_split("tset")
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: split must be train, val or test, got 'tset'. Did you mean 'test'?
+    """
+    if split not in SPLITS:
+        raise ConfigError(
+            f"split must be train, val or test, got {split!r}.{did_you_mean(split, SPLITS)}"
+        )

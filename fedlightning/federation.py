@@ -1,0 +1,58 @@
+"""The settings that make a training federated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedlightning.algorithms import Algorithm, FedBABU
+from fedlightning.errors import ConfigError
+from fedlightning.sampling import ClientSampler, UniformSampler, cohort_count
+
+__all__ = ["Federation"]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How clients learn together.
+
+    Args:
+        algorithm: What is trained, what is shared, how it is merged.
+        cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of all.
+        local_epochs: Passes over its own data that a client makes each time it is chosen.
+        head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
+            attribute ``head``; overrides a FederatedModule's own.
+        sampler: How the cohort is chosen.
+        seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+
+    Example:
+        >>> Federation(cohort_size=10, local_epochs=4).cohort_count(population=100)
+        10
+    """
+
+    algorithm: Algorithm = field(default_factory=FedBABU)
+    cohort_size: int | float = 0.1
+    local_epochs: int = 1
+    head: str | list[str] | None = None
+    sampler: ClientSampler = field(default_factory=UniformSampler)
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.algorithm, Algorithm):
+            raise ConfigError(
+                f"federation.algorithm must be an Algorithm such as FedBABU(), got {self.algorithm!r}."
+            )
+        if isinstance(self.local_epochs, bool) or self.local_epochs < 1:
+            raise ConfigError(f"federation.local_epochs must be >= 1, got {self.local_epochs}.")
+        if isinstance(self.cohort_size, float) or self.cohort_size < 1:
+            cohort_count(self.cohort_size, population=1)
+
+    def cohort_count(self, population: int) -> int:
+        """Return the number of clients a round in a population.
+
+        Raises:
+            ConfigError: If there are not as many.
+        """
+        return cohort_count(self.cohort_size, population)

@@ -1,0 +1,9 @@
+"""Networks with a body and a head."""
+
+from fedlightning.models.conv4 import Conv4
+from fedlightning.models.mlp import MLP
+from fedlightning.models.mobilenet import MobileNet
+from fedlightning.models.resnet import ResNet18
+from fedlightning.models.torchvision import TorchvisionClassifier
+
+__all__ = ["MLP", "Conv4", "MobileNet", "ResNet18", "TorchvisionClassifier"]

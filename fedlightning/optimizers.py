@@ -1,0 +1,78 @@
+"""Optimizers that stay, with the state of the client gone: fresh for every client, built once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+__all__ = ["FreshOptimizers"]
+
+
+class FreshOptimizers:
+    """Puts optimizers, and schedulers that step within a client, back to where a client starts.
+
+    Building an optimizer for each client costs more, and one built by the command line from
+    ``optimizer:`` exists only once. The learning rate of the round is kept: schedulers that count
+    rounds act on the groups before :meth:`mark`.
+
+    Args:
+        optimizers: The module's optimizers, before their first step.
+        schedulers: Those of its schedulers that step with every optimizer step.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]) -> None:
+        self._optimizers = optimizers
+        self._schedulers = schedulers
+        # empty for most; Adagrad fills it when it is built
+        self._pristine = [_copied(optimizer.state) for optimizer in optimizers]
+        self.mark()
+
+    def mark(self) -> None:
+        """Take the present hyperparameters for those that a client starts with."""
+        self._groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
+        self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
+
+    def restore(self) -> None:
+        """Forget momentum and other state, restore hyperparameters and step-wise schedules."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+        self._load(self._pristine, self._groups, self._schedules)
+
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """Show, inside the ``with`` block, what a client starts with; go on afterwards."""
+        states = [dict(optimizer.state) for optimizer in self._optimizers]
+        groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
+        schedules = [scheduler.state_dict() for scheduler in self._schedulers]
+        self._load(self._pristine, self._groups, self._schedules)
+        try:
+            yield
+        finally:
+            self._load(states, groups, schedules)
+
+    def _load(
+        self, states: list[Any], groups: list[list[dict[str, Any]]], schedules: list[dict[str, Any]]
+    ) -> None:
+        for optimizer, state, values in zip(self._optimizers, states, groups, strict=True):
+            optimizer.state.clear()
+            optimizer.state.update(_copied(state))
+            for group, value in zip(optimizer.param_groups, values, strict=True):
+                group.update(value)
+        for scheduler, schedule in zip(self._schedulers, schedules, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(schedule))
+
+
+def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def _copied(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {parameter: copy.deepcopy(values) for parameter, values in state.items()}

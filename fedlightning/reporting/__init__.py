@@ -1,0 +1,32 @@
+"""What a run leaves for people to read: tables, figures, the closing summary.
+
+``fedlightning.reporting.loggers`` and ``fedlightning.reporting.csv_logger`` are imported by their
+full names: they need Lightning, the rest does not. Matplotlib is imported when a figure is drawn.
+"""
+
+from fedlightning.reporting.clients import (
+    ClientRecord,
+    Spread,
+    read_clients_csv,
+    write_clients_csv,
+)
+from fedlightning.reporting.figures import (
+    clients_figure,
+    curves_figure,
+    partition_figure,
+    save_figure,
+)
+from fedlightning.reporting.summary import RunSummary, render
+
+__all__ = [
+    "ClientRecord",
+    "RunSummary",
+    "Spread",
+    "clients_figure",
+    "curves_figure",
+    "partition_figure",
+    "read_clients_csv",
+    "render",
+    "save_figure",
+    "write_clients_csv",
+]

@@ -1,0 +1,205 @@
+"""The closing summary of a run, for a person at a terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TextIO
+
+from fedlightning.reporting.clients import Spread
+from fedlightning.reporting.terminal import Painter, bars, duration
+
+__all__ = ["RunSummary", "render"]
+
+_INDENT = "  "
+_DONE = "all rounds done"
+_FILES = {
+    "config.yaml": "every setting; runs again as it is",
+    "hparams.yaml": "the model's settings",
+    "metrics.csv": "one row a round",
+    "clients.csv": "one row a client, before and after personalization",
+    "clients.png": "clients.csv as a picture",
+    "curves.png": "metrics over the rounds",
+    "partition.png": "who holds which classes",
+    "checkpoints": "last.ckpt goes on from here with --ckpt_path",
+}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did and where it left it. Accuracies are in 0..1.
+
+    Args:
+        algorithm: Name of the algorithm.
+        rounds: Rounds done.
+        clients: Size of the population.
+        cohort_size: Clients a round.
+        seconds: Wall time.
+        global_acc: Global model on each client's own test data, at the last validation.
+        before: Global model on each client's own test data, at the last personalization.
+        after: Personalized models on the same data.
+        nearest_mean_acc: Accuracy of nearest class means in the space of the body's features.
+        part: What personalization trained: ``full``, ``body`` or ``head``.
+        stopped: Why the run ended.
+        folder: Folder of the run.
+        files: Names in ``folder`` worth a line each.
+        before_values: Each client's accuracy before, for the histogram.
+        after_values: Each client's accuracy after.
+    """
+
+    algorithm: str
+    rounds: int
+    clients: int
+    cohort_size: int
+    seconds: float
+    global_acc: Spread | None = None
+    before: Spread | None = None
+    after: Spread | None = None
+    nearest_mean_acc: float | None = None
+    part: str | None = None
+    stopped: str = _DONE
+    folder: Path | None = None
+    files: tuple[str, ...] = ()
+    before_values: tuple[float, ...] = ()
+    after_values: tuple[float, ...] = ()
+
+
+def render(
+    summary: RunSummary,
+    width: int | None = None,
+    color: bool | None = None,
+    stream: TextIO | None = None,
+) -> str:
+    """Return the summary as lines of text, without a newline at the end.
+
+    Args:
+        summary: What to tell.
+        width: Columns; by default those of the terminal, at most 80. Histograms, then spreads, are
+            left out where they do not fit; a path is never cut.
+        color: Whether to use ANSI colours; by default where ``stream`` is a terminal and
+            ``NO_COLOR`` is not set.
+        stream: Where the text will be printed, by default ``sys.stdout``. If its encoding lacks
+            the characters of the drawing, the text is plain ASCII.
+
+    Example:
+        >>> spread = Spread.of([0.5, 0.75, 1.0])
+        >>> summary = RunSummary("FedBABU", 80, 3, 2, 192.4, after=spread, part="head")
+        >>> print(render(summary, width=58, color=False))
+        ── FedBABU ──────────────────────────── all rounds done ──
+        <BLANKLINE>
+          80 rounds · 2 of 3 clients a round · 3 min 12 s
+        <BLANKLINE>
+          accuracy on the clients' own test data
+          after (head)   75.0 %  ± 20.4  (min  50.0, p10  55.0)
+        <BLANKLINE>
+        ──────────────────────────────────────────────────────────
+    """
+    stream = stream or sys.stdout
+    width = width or min(80, shutil.get_terminal_size().columns)
+    painter = Painter.for_stream(stream, color)
+    lines = [_heading(summary, width, painter)]
+    for block in (
+        [_INDENT + _what(summary)],
+        _accuracies(summary, width, painter),
+        _folder(summary, painter),
+    ):
+        if block:
+            lines += ["", *block]
+    lines += ["", painter.paint("dim", "─" * width)]
+    return painter.printable("\n".join(line.rstrip() for line in lines))
+
+
+def _heading(summary: RunSummary, width: int, painter: Painter) -> str:
+    rule = "─" * max(2, width - len(summary.algorithm) - len(summary.stopped) - 8)
+    return " ".join(
+        [
+            painter.paint("dim", "──"),
+            painter.paint("bold", summary.algorithm),
+            painter.paint("dim", rule),
+            painter.paint("green" if summary.stopped == _DONE else "yellow", summary.stopped),
+            painter.paint("dim", "──"),
+        ]
+    )
+
+
+def _what(summary: RunSummary) -> str:
+    rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds:,} rounds"
+    cohort = f"{summary.cohort_size:,} of {summary.clients:,} clients a round"
+    if summary.cohort_size == summary.clients:
+        cohort = f"all {summary.clients:,} clients a round"
+    return f"{rounds} · {cohort} · {duration(summary.seconds)}"
+
+
+def _accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
+    after_name = f"after ({summary.part})" if summary.part else "after"
+    drawn_before, drawn_after = bars([summary.before_values, summary.after_values])
+    measured = [
+        ("global model", summary.global_acc, ""),
+        ("before", summary.before, drawn_before),
+        (after_name, summary.after, drawn_after),
+    ]
+    if summary.global_acc == summary.before:
+        measured[0] = ("global model", None, "")
+    spreads = [(name, spread, drawn) for name, spread, drawn in measured if spread is not None]
+    if not spreads and summary.nearest_mean_acc is None:
+        return []
+    label = max(len(name) for name in (after_name, "global model", "nearest mean"))
+    drawn = bool(summary.before_values or summary.after_values) and width >= label + 64
+    title = "accuracy on the clients' own test data"
+    if drawn:
+        title = f"{title:<{label + 39}}{'0 %':<15}100 %"
+    rows = [_INDENT + painter.paint("dim", title)]
+    for name, spread, drawing in spreads:
+        rows.append(_row(name.ljust(label), spread, drawing if drawn else "", width, painter))
+    before, after = summary.before or summary.global_acc, summary.after
+    if before and after and before.count and after.count:
+        points = round(100 * (after.mean - before.mean), 1) + 0.0
+        gain = painter.paint("green" if points > 0 else "yellow", f"{points:+.1f} points")
+        rows.append(f"{_INDENT}{'gain'.ljust(label)} {' ' if abs(points) < 10 else ''}{gain}")
+    if summary.nearest_mean_acc is not None:
+        name = "nearest mean".ljust(label)
+        rows.append(f"{_INDENT}{name}  {100 * summary.nearest_mean_acc:5.1f} %")
+    missing = max((spread.missing for _, spread, _ in spreads), default=0)
+    if missing:
+        clients = "1 client" if missing == 1 else f"{missing:,} clients"
+        rows.append(_INDENT + painter.paint("dim", f"{clients} without test data left out"))
+    return rows
+
+
+def _row(name: str, spread: Spread, drawing: str, width: int, painter: Painter) -> str:
+    if not spread.count:
+        return f"{_INDENT}{name}  no client has test data"
+    after = name.startswith("after")
+    mean = f"{100 * spread.mean:5.1f} %"
+    row = f"{_INDENT}{name}  {painter.paint('bold', mean) if after else mean}"
+    std, least, p10 = (100 * number for number in (spread.std, spread.min, spread.p10))
+    details = f"  ± {std:4.1f}  (min {least:5.1f}, p10 {p10:5.1f})"
+    if len(_INDENT) + len(name) + 9 + len(details) > width:
+        return row
+    row += details
+    if drawing:
+        row += f"  ▕{painter.paint('blue' if after else 'dim', drawing)}▏"
+    return row
+
+
+def _folder(summary: RunSummary, painter: Painter) -> list[str]:
+    if summary.folder is None:
+        return []
+    folder = os.path.relpath(summary.folder)
+    if folder.startswith(".."):
+        folder = os.path.abspath(summary.folder)
+    rows = [f"{_INDENT}{painter.paint('bold', folder + os.sep)}"]
+    width = max((len(name) for name in summary.files), default=0)
+    for name in summary.files:
+        rows.append(f"{_INDENT * 2}{name:<{width}}  {painter.paint('dim', _meaning(name))}")
+    return rows
+
+
+def _meaning(name: str) -> str:
+    path = PurePath(name)
+    if "tfevents" in path.name:
+        return "for tensorboard --logdir"
+    return _FILES.get(path.name) or _FILES.get(path.parts[0], "")

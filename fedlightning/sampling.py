@@ -1,0 +1,91 @@
+"""Which clients make a round: a pure function of the seed and the round."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from fedlightning.errors import ConfigError
+from fedlightning.seeding import Key
+
+__all__ = ["ClientSampler", "FixedCohorts", "UniformSampler", "cohort_count"]
+
+
+class ClientSampler(ABC):
+    """Chooses the cohort of a round."""
+
+    @abstractmethod
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the cohort of round ``key.round``: client ids, in the order in which they train.
+
+        Args:
+            key: The round's random stream (purpose ``"cohort"``).
+            population: Number of clients; ids are 0..population-1.
+            size: Number of clients to choose.
+        """
+
+
+class UniformSampler(ClientSampler):
+    """Every client is equally likely, none twice; costs O(cohort) whatever the population.
+
+    Example:
+        >>> sampler = UniformSampler()
+        >>> first = sampler.cohort(Key(0, "cohort", round=3), population=100, size=10)
+        >>> len(set(first)), first == sampler.cohort(Key(0, "cohort", round=3), 100, 10)
+        (10, True)
+    """
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return ``size`` distinct clients drawn without replacement."""
+        return tuple(key.numpy().choice(population, size=size, replace=False).tolist())
+
+
+class FixedCohorts(ClientSampler):
+    """Cohorts written down beforehand, one per round: for replaying somebody else's run.
+
+    Args:
+        cohorts: Client ids of round 0, 1, ...
+    """
+
+    def __init__(self, cohorts: Sequence[Sequence[int]]) -> None:
+        self.cohorts = [tuple(cohort) for cohort in cohorts]
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the cohort that was given for this round.
+
+        Raises:
+            ConfigError: If no cohort was given for it, or it names a client that does not exist.
+        """
+        if key.round >= len(self.cohorts):
+            raise ConfigError(f"no cohort for round {key.round}: only {len(self.cohorts)} are given.")
+        chosen = self.cohorts[key.round]
+        if not chosen or not all(0 <= client < population for client in chosen):
+            raise ConfigError(f"cohort {list(chosen)} of round {key.round} is not within 0..{population - 1}.")
+        return chosen
+
+
+def cohort_count(cohort_size: int | float, population: int) -> int:
+    """Return the number of clients a round: an int is a count, a float in (0, 1] a share.
+
+    A share is rounded down, but to no less than one client, as FedAvg and FedBABU do.
+
+    Raises:
+        ConfigError: If the count is not within 1..population, or the share not within (0, 1].
+
+    Example:
+        >>> cohort_count(0.1, population=100), cohort_count(5, 100), cohort_count(0.01, 20)
+        (10, 5, 1)
+    """
+    if isinstance(cohort_size, bool) or not math.isfinite(cohort_size):
+        raise ConfigError(f"cohort_size must be a finite number, got {cohort_size}.")
+    if isinstance(cohort_size, int):
+        if not 1 <= cohort_size <= population:
+            raise ConfigError(
+                f"cohort_size as a count must be within 1..{population} (the number of clients), or a "
+                f"share in (0, 1]; got {cohort_size}."
+            )
+        return cohort_size
+    if not 0 < cohort_size <= 1:
+        raise ConfigError(f"cohort_size as a share must be in (0, 1], got {cohort_size}.")
+    return max(int(cohort_size * population), 1)

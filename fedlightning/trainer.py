@@ -1,0 +1,203 @@
+"""`FederatedTrainer`: Lightning's Trainer, with rounds for epochs and clients for batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ProgressBar,
+)
+from lightning_utilities.core.imports import RequirementCache
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.strategies import SingleDeviceStrategy
+
+from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
+from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.federation import Federation
+from fedlightning.loop import FederatedLoop
+from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.tensorboard import TensorBoardBeside
+
+__all__ = ["FederatedTrainer"]
+
+_MEANINGLESS = {
+    "overfit_batches": (0.0, "clients differ, so there is no batch to overfit; set federation.cohort_size"),
+    "val_check_interval": (None, "validation belongs to a round's end; set trainer.check_val_every_n_epoch"),
+    "reload_dataloaders_every_n_epochs": (0, "clients' data is indexed afresh every round anyway"),
+    "sync_batchnorm": (False, "clients do not share batches; choose a norm layer without statistics"),
+    "barebones": (False, "a federated run is nothing without logging; switch off single features"),
+}
+
+
+class FederatedTrainer(pl.Trainer):
+    """A Trainer whose epoch is a round and whose batch is a client.
+
+    All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client updates;
+    ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and ``limit_train_batches`` apply to
+    a client's local training; ``limit_val_batches`` counts clients; ``log_every_n_steps`` counts rounds.
+    The metrics always go to a CSV file, and to TensorBoard too where it is installed and no logger is
+    given. ``checkpoints/last.ckpt`` is written after every round.
+
+    Args:
+        federation: How clients learn together; FedBABU with a tenth of the clients by default.
+        **kwargs: Arguments of :class:`pytorch_lightning.Trainer`.
+
+    Raises:
+        ConfigError: If an argument has no federated meaning; the message says why.
+
+    Example:
+        >>> trainer = FederatedTrainer(max_epochs=80, logger=False, enable_checkpointing=False)
+        >>> trainer.federation.algorithm.name
+        'FedBABU'
+    """
+
+    def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
+        self._refuse_meaningless(kwargs)
+        self.federation = federation if federation is not None else Federation()
+        root = Path(kwargs.get("default_root_dir") or ".")
+        kwargs.setdefault("log_every_n_steps", 1)
+        if kwargs["log_every_n_steps"] is None:
+            kwargs["log_every_n_steps"] = 1
+        kwargs["logger"] = _loggers(kwargs.get("logger"), root)
+        kwargs["callbacks"] = _callbacks(kwargs)
+        kwargs.setdefault("use_distributed_sampler", False)
+        if kwargs.get("devices") in (None, "auto"):
+            kwargs["devices"] = 1
+        super().__init__(**kwargs)
+        self._refuse_unsupported()
+        loop = FederatedLoop(
+            self, self.federation, min_epochs=self.min_epochs, max_epochs=self.max_epochs
+        )
+        install_loops(
+            self,
+            loop,
+            evaluation=partial(
+                ClientEvaluationLoop, evaluate=loop.evaluate_client, summarise=loop.summarise_clients
+            ),
+            inference_mode=kwargs.get("inference_mode", True),
+        )
+        before_optimizers(self, loop.prepare)
+
+    # -- running -------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train for ``max_epochs`` rounds.
+
+        Args:
+            model: The client's module.
+            train_dataloaders: A FederatedDataModule may be given here, too, as with the stock Trainer.
+            val_dataloaders: A loader to validate the global model on, in place of the clients' data.
+            datamodule: The clients' data.
+            ckpt_path: Checkpoint to go on from; ``"last"`` is the newest run's under
+                ``default_root_dir``.
+            **kwargs: Further arguments of ``pytorch_lightning.Trainer.fit``.
+
+        Raises:
+            FedLightningError: If something a person can mend is wrong.
+        """
+        if ckpt_path == "last":
+            ckpt_path = latest_checkpoint(Path(self.default_root_dir))
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save the global model and the run's state; in the middle of a round, that of its start."""
+        with self.federated_loop.at_rest():
+            super().save_checkpoint(*args, **kwargs)
+
+    @property
+    def federated_loop(self) -> FederatedLoop:
+        """The loop that runs the rounds."""
+        assert isinstance(self.fit_loop, FederatedLoop)
+        return self.fit_loop
+
+    # -- what is refused -----------------------------------------------------------------------
+
+    @staticmethod
+    def _refuse_meaningless(kwargs: dict[str, Any]) -> None:
+        for name, (neutral, reason) in _MEANINGLESS.items():
+            value = kwargs.get(name)
+            if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
+                raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")
+        if "max_epochs" in kwargs and kwargs["max_epochs"] is not None and not _counts(kwargs["max_epochs"]):
+            raise ConfigError(
+                f"trainer.max_epochs counts rounds and must be an integer >= 1 (or -1 for no end), "
+                f"got {kwargs['max_epochs']!r}."
+            )
+
+    def _refuse_unsupported(self) -> None:
+        if not isinstance(self.strategy, SingleDeviceStrategy):
+            raise ConfigError(
+                f"trainer.strategy={type(self.strategy).__name__} with {self.num_devices} devices: "
+                "clients train on one device for now; set trainer.devices=1."
+            )
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
+                raise ConfigError(
+                    f"{type(callback).__name__} has no federated meaning: it trains outside of rounds."
+                )
+
+
+def latest_checkpoint(root: Path) -> Path:
+    """Return the newest ``last.ckpt`` of the runs under a folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = sorted(
+        root.glob("lightning_logs/version_*/checkpoints/last.ckpt"),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    if not found:
+        raise CheckpointError(
+            f"ckpt_path='last': no lightning_logs/version_*/checkpoints/last.ckpt under {root}; "
+            "give a path, or leave ckpt_path out to start anew."
+        )
+    return found[-1]
+
+
+def _counts(rounds: Any) -> bool:
+    return isinstance(rounds, int) and not isinstance(rounds, bool) and (rounds >= 1 or rounds == -1)
+
+
+def _loggers(given: Any, root: Path) -> list[Logger]:
+    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
+    if given is False:
+        return []
+    csv = RoundCSVLogger(root)
+    if given is None or given is True:
+        return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
+    loggers = list(given) if isinstance(given, Iterable) else [given]
+    return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
+
+
+def _callbacks(kwargs: dict[str, Any]) -> list[Callback]:
+    """Return the user's callbacks and those that every federated run has."""
+    given = kwargs.get("callbacks") or []
+    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+    if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
+        callbacks.append(RoundProgressBar())
+    if kwargs["logger"] and not _has(callbacks, RunRecord):
+        callbacks.append(RunRecord())
+    if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
+        callbacks.append(LastCheckpoint())
+    return callbacks
+
+
+def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
