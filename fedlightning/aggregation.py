@@ -1,15 +1,18 @@
-"""Merging what clients send: sums in float64, in cohort order, rounded once."""
+"""Merging what clients send: sums in cohort order, in float64 and rounded once unless asked otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedlightning.parts import State
 
-__all__ = ["WeightedMean"]
+__all__ = ["Sums", "WeightedMean"]
+
+Sums = Literal["float64", "float32"]
 
 
 class WeightedMean:
@@ -19,6 +22,10 @@ class WeightedMean:
     equal tensors is that tensor, bit for bit. Integer tensors (BatchNorm's ``num_batches_tracked``)
     have no mean: they are left out of the result, and the server keeps its own.
 
+    Args:
+        sums: ``float32`` adds in single precision, as most published code does: needed to replay
+            somebody else's run to the last bit, because training amplifies the difference.
+
     Example:
         >>> mean = WeightedMean()
         >>> mean.push({"w": torch.tensor([0.0, 4.0])}, weight=1)
@@ -27,7 +34,8 @@ class WeightedMean:
         {'w': tensor([2., 2.])}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sums: Sums = "float64") -> None:
+        self._sum_dtype = torch.float64 if sums == "float64" else torch.float32
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
@@ -49,7 +57,7 @@ class WeightedMean:
         if not self._dtypes:
             self._dtypes = {key: value.dtype for key, value in values.items()}
             self._sums = {
-                key: torch.zeros_like(value, dtype=torch.float64) for key, value in values.items()
+                key: torch.zeros_like(value, dtype=self._sum_dtype) for key, value in values.items()
             }
         if values.keys() != self._sums.keys():
             raise ValueError(f"keys differ: {sorted(values.keys() ^ self._sums.keys())}")
@@ -57,7 +65,7 @@ class WeightedMean:
         if values:
             torch._foreach_add_(
                 [self._sums[key] for key in values],
-                [value.double() for value in values.values()],
+                [value.to(self._sum_dtype) for value in values.values()],
                 alpha=weight,
             )
 

@@ -20,7 +20,7 @@ class LogFlags:
     """Where a logged value shall appear once the round is over."""
 
     prog_bar: bool = False
-    logger: bool = True
+    logger: bool | None = None
 
 
 class LocalLog:
@@ -70,7 +70,7 @@ class LocalLog:
     ) -> None:
         """Take one value; the arguments are those of ``LightningModule.log``."""
         if name not in self.flags:
-            self.flags[name] = LogFlags(prog_bar, logger is None or logger)
+            self.flags[name] = LogFlags(prog_bar, logger)
             self._reductions[name] = getattr(reduce_fx, "__name__", str(reduce_fx))
         if isinstance(value, Metric):
             self._metrics[name] = value

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from fedlightning.aggregation import WeightedMean
+from fedlightning.aggregation import Sums, WeightedMean
 from fedlightning.errors import ConfigError
 from fedlightning.parts import Part, Parts, State
 
@@ -49,13 +49,14 @@ class Algorithm:
         share: The part that is averaged.
         weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
         keep: Whether clients keep what they train and do not share.
+        sums: Precision in which the server adds (see :class:`fedlightning.aggregation.WeightedMean`).
 
     Raises:
         ConfigError: If a value is not one of the choices.
 
     Example:
         >>> Algorithm(train="body", share="body", weights="uniform")
-        Algorithm(train='body', share='body', weights='uniform', keep=True)
+        Algorithm(train='body', share='body', weights='uniform', keep=True, sums='float64')
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Algorithm:
         share: Part = "full",
         weights: Weights = "examples",
         keep: bool = True,
+        sums: Sums = "float64",
     ) -> None:
         for key, value, choices in (
             ("train", train, get_args(Part)),
             ("share", share, get_args(Part)),
             ("weights", weights, get_args(Weights)),
+            ("sums", sums, get_args(Sums)),
         ):
             if value not in choices:
                 raise ConfigError(f"algorithm.{key} must be one of {', '.join(choices)}, got {value!r}.")
@@ -76,6 +79,7 @@ class Algorithm:
         self.share = share
         self.weights = weights
         self.keep = keep
+        self.sums: Sums = sums
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
@@ -131,7 +135,7 @@ class Algorithm:
         Returns:
             The new values; keys that are left out keep their old ones.
         """
-        mean = WeightedMean()
+        mean = WeightedMean(self.sums)
         for update in updates:
             mean.push(update.state, self.weight(update))
         return mean.result()

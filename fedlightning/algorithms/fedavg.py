@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedlightning.aggregation import Sums
 from fedlightning.algorithms.base import Algorithm, Weights
 
 __all__ = ["FedAvg"]
@@ -15,6 +16,7 @@ class FedAvg(Algorithm):
 
     Args:
         weights: ``examples`` for the formula above, ``uniform`` for :math:`1/|S|`.
+        sums: Precision in which the server adds.
 
     Source:
         McMahan, Moore, Ramage, Hampson, Agüera y Arcas. Communication-Efficient Learning of Deep
@@ -25,5 +27,5 @@ class FedAvg(Algorithm):
         ('full', 'full')
     """
 
-    def __init__(self, weights: Weights = "examples") -> None:
-        super().__init__(train="full", share="full", weights=weights)
+    def __init__(self, weights: Weights = "examples", sums: Sums = "float64") -> None:
+        super().__init__(train="full", share="full", weights=weights, sums=sums)

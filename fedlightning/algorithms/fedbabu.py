@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedlightning.aggregation import Sums
 from fedlightning.algorithms.base import Algorithm, Weights
 
 __all__ = ["FedBABU"]
@@ -17,6 +18,7 @@ class FedBABU(Algorithm):
     Args:
         weights: ``uniform`` as in the authors' code, ``examples`` as in the paper's formula; the two
             are the same where all clients have equally many examples.
+        sums: Precision in which the server adds.
 
     Source:
         Oh, Kim, Yun. FedBABU: Toward Enhanced Representation for Federated Image Classification.
@@ -27,5 +29,5 @@ class FedBABU(Algorithm):
         ('body', 'body')
     """
 
-    def __init__(self, weights: Weights = "uniform") -> None:
-        super().__init__(train="body", share="body", weights=weights)
+    def __init__(self, weights: Weights = "uniform", sums: Sums = "float64") -> None:
+        super().__init__(train="body", share="body", weights=weights, sums=sums)

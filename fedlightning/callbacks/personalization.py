@@ -130,16 +130,22 @@ class PersonalizationCallback(pl.Callback):
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name == "personalized/acc", on_epoch=True, batch_size=1)
 
-    def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
+    def personalizer(self, trainer: pl.Trainer) -> Personalizer:
+        """Return what fine-tunes the trainer's module with this callback's settings.
+
+        Raises:
+            ConfigError: If the trainer is not a FederatedTrainer, or its module has no head to tell apart.
+        """
         loop = trainer.fit_loop
         if not isinstance(loop, FederatedLoop):
             raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
-        personalizer = Personalizer(
-            loop, self.part, self.epochs, self._make_optimizer, self.nearest_mean
-        )
+        return Personalizer(loop, self.part, self.epochs, self._make_optimizer, self.nearest_mean)
+
+    def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
+        loop: FederatedLoop = trainer.fit_loop
         clients = range(loop.data.num_clients)
         self.results = []
-        with personalizer.at_work():
+        with self.personalizer(trainer).at_work() as personalizer:
             for client in clients:
                 self.results.append(personalizer.client(client))
                 loop.fire("on_client_personalized", client + 1, len(clients))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -17,7 +16,7 @@ from fedlightning.datamodules.divided import Divided, prepare, sample_name
 from fedlightning.datamodules.division import count_classes
 from fedlightning.datamodules.examples import Examples, SampleError
 from fedlightning.datamodules.partition import IID, Partition
-from fedlightning.datamodules.report import save_partition, summarize, write_partition
+from fedlightning.datamodules.report import PartitionReports
 from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
 from fedlightning.errors import ConfigError, DataError, FederationError
 from fedlightning.seeding import Key, default_seed
@@ -25,7 +24,7 @@ from fedlightning.seeding import Key, default_seed
 __all__ = ["FederatedDataModule"]
 
 
-class FederatedDataModule(pl.LightningDataModule, ABC):
+class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
     """Owns the clients' data. A subclass says in :meth:`load` where they come from.
 
     Args:
@@ -103,8 +102,9 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         """
 
     def transform_batch(self, batch: Batch, training: bool) -> Batch:
-        """Turn a stored batch, already on its device, into what the module gets; as it is by
-        default.
+        """Turn a stored batch, already on its device, into what the module gets.
+
+        It stays as it is unless a subclass overrides this.
 
         Args:
             batch: ``(inputs, labels)``, or what the examples yield.
@@ -156,7 +156,7 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         self._divided = divided
 
     def sample_number(self, client: int, split: Split, index: int) -> int:
-        """Return the number by which messages call the example ``index`` of a pool: the same one."""
+        """Return the number that messages give the example ``index`` of a pool: the same one."""
         return index
 
     def num_examples(self, client: int, split: Split = "train") -> int:
@@ -172,8 +172,7 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         return self.divided.splits.of(split, client)
 
     def labels(self, client: int, split: Split = "train") -> np.ndarray:
-        """Return a client's labels, in its stored order, int64 where they are classes, shape (n,
-        ...).
+        """Return a client's labels, in its stored order, shape (n, ...); classes are int64.
 
         Raises:
             DataError: The data have no labels.
@@ -181,7 +180,8 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         labels = self.divided.pool(split).labels
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels")
-        return labels[self.indices(client, split)]
+        chosen: np.ndarray = labels[self.indices(client, split)]
+        return chosen
 
     def num_batches(self, client: int, split: Split = "train", training: bool = True) -> int:
         """Return how many batches :meth:`batches` yields."""
@@ -238,7 +238,7 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         return self._tasks("test")
 
     def predict_dataloader(self) -> PredictLoader:
-        """Return the test batches of client after client; :meth:`predict_index` says what is what."""
+        """Return the test batches of client after client, as :meth:`predict_index` lists them."""
         clients = range(self.num_clients)
         sizes = [self.num_batches(client, "test", training=False) for client in clients]
         return PredictLoader(lambda client: self.batches(client, "test"), sizes)
@@ -248,38 +248,6 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         splits = self.divided.splits
         clients = np.repeat(np.arange(self.num_clients), splits.sizes("test"))
         return np.stack([clients, np.concatenate(splits.test)], axis=1)
-
-    def partition_digest(self) -> str:
-        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
-        return self.divided.splits.digest()
-
-    def partition_table(self, split: Split = "train") -> np.ndarray:
-        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
-        return self.divided.table(split)
-
-    def partition_summary(self) -> str:
-        """Return a few readable lines: clients, samples, classes, digest."""
-        rule = f"{self.partition!r}, seed {self.divided.seed}"
-        return summarize(self.divided.splits, self.partition_table(), rule)
-
-    def save_partition(self, path: str | os.PathLike[str]) -> None:
-        """Write the partition to a JSON file that :class:`PartitionFile` reads.
-
-        Held-out examples are among the training examples there: the same seed and ``val_fraction``
-        hold the same ones out again.
-
-        Raises:
-            EnvironmentFailure: The file cannot be written.
-        """
-        save_partition(path, self.divided, type(self).__name__)
-
-    def write_partition(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``partition.csv``, a row a client, and ``partition.json`` into an existing folder.
-
-        Raises:
-            EnvironmentFailure: A file cannot be written.
-        """
-        write_partition(folder, self.divided, type(self).__name__)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}()" if self._divided is None else self.partition_summary()

@@ -19,13 +19,13 @@ class Fault(NamedTuple):
 
     Attributes:
         split: The split that holds it.
-        index: Its index in that split's pool.
+        row: Its index in that split's pool.
         text: What is wrong with it.
         error: What to raise.
     """
 
     split: Split
-    index: int
+    row: int
     text: str
     error: type[FedLightningError]
 
@@ -46,7 +46,8 @@ def find_fault(
     Example:
         >>> from fedlightning.datamodules.examples import TensorExamples
         >>> pool = TensorExamples(np.zeros((3, 1)), [0, 7, 1])
-        >>> splits = ClientSplits(train=[np.array([0, 1])], val=[np.array([2])], test=[np.array([0])])
+        >>> zero, one, two = np.array([0]), np.array([1]), np.array([2])
+        >>> splits = ClientSplits(train=[one], val=[two], test=[zero])
         >>> find_fault(pool, pool, splits, num_classes=3).text
         'label 7 not in [0, 3)'
     """
@@ -73,9 +74,9 @@ def check_batches(sizes: np.ndarray, batch_size: int) -> None:
         DataError: A client has fewer examples than a batch.
 
     Example:
-        >>> check_batches(np.array([64, 40]), batch_size=64)
+        >>> check_batches(np.array([64, 40]), batch_size=64)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        fedlightning.errors.DataError: client 1: 0 batches (40 < 64); lower batch_size or set drop_last=false
+        fedlightning.errors.DataError: client 1: 0 batches (40 < 64); lower ...
     """
     short = np.flatnonzero(sizes < batch_size)
     if short.size:
@@ -93,14 +94,14 @@ def empty_tests(sizes: np.ndarray) -> str:
 
     Example:
         >>> empty_tests(np.array([3, 0, 2, 0]))
-        '2 of 4 clients have no test examples and are left out of evaluation: 1, 3'
+        '2 of 4 clients have no test examples and are not evaluated: 1, 3'
     """
     empty = np.flatnonzero(sizes == 0)
     if not empty.size:
         return ""
     more = ", ..." if empty.size > 10 else ""
     return (
-        f"{empty.size} of {len(sizes)} clients have no test examples and are left out of evaluation: "
+        f"{empty.size} of {len(sizes)} clients have no test examples and are not evaluated: "
         f"{', '.join(map(str, empty[:10]))}{more}"
     )
 

@@ -64,7 +64,8 @@ class DatasetExamples(Examples):
     ) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise DataError(
-                f"{type(dataset).__name__} is no map-style dataset: it needs __len__ and __getitem__"
+                f"{type(dataset).__name__} is no map-style dataset: "
+                f"it needs __len__ and __getitem__"
             )
         self.dataset = dataset
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
@@ -76,7 +77,7 @@ class DatasetExamples(Examples):
             raise DataError(f"{len(self)} examples, but {len(self.labels)} labels")
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def batches(
         self,
@@ -116,9 +117,9 @@ class DatasetExamples(Examples):
         return None
 
     def _read_labels(self) -> np.ndarray | None:
-        """Return the second entries of all items; an item that fails counts as class 0 until told."""
+        """Return the second entries of all items; 0 for an item that fails, until it is told."""
         guarded = _Guarded(self.dataset)
-        labels = []
+        labels: list[Any] = []
         for index in range(len(self)):
             item = guarded[index]
             if isinstance(item, _Failure):
@@ -132,7 +133,7 @@ class DatasetExamples(Examples):
 
 
 class _Failure:
-    """An exception on its way out of a worker process, where raising would lose its type and text."""
+    """An exception on its way out of a worker process; raising would lose its type and text."""
 
     def __init__(self, index: int | None, error: Exception) -> None:
         self.index = index

@@ -38,8 +38,8 @@ class Dirichlet(Partition):
         >>> labels = np.repeat(np.arange(3), 100)
         >>> rng = np.random.default_rng(0)
         >>> parts = Dirichlet(alpha=0.5).assign(labels, labels[:0], 4, num_classes=3, rng=rng)
-        >>> [np.bincount(labels[part], minlength=3).tolist() for part in parts.train]
-        [[1, 4, 19], [49, 66, 35], [12, 11, 46], [38, 19, 0]]
+        >>> sum(len(part) for part in parts.train), min(len(part) for part in parts.train) >= 10
+        (300, True)
 
     Reference:
         Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated

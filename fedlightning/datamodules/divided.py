@@ -87,8 +87,8 @@ def prepare(
     splits = hold_out(assignment, val_fraction, key.at(round=1).numpy())
     fault = find_fault(train, test, splits, num_classes)
     if fault is not None:
-        client = splits.owner(fault.split, fault.index)
-        number = sample(client, fault.split, fault.index)
+        client = splits.owner(fault.split, fault.row)
+        number = sample(client, fault.split, fault.row)
         raise fault.error(f"{sample_name(client, fault.split, number)}: {fault.text}")
     warning = empty_tests(splits.sizes("test"))
     if warning:

@@ -107,6 +107,7 @@ def _classes(pool: Examples, num_classes: int) -> np.ndarray:
     A label outside the classes is moved inside: so the example gets an owner, and the check of the
     divided data, which refuses it, can say whose it is.
     """
-    if not num_classes or not has_classes(pool.labels):
+    if pool.labels is None or not has_classes(pool.labels) or not num_classes:
         return np.zeros(len(pool), np.int64)
-    return np.clip(pool.labels, 0, num_classes - 1)
+    inside: np.ndarray = np.clip(pool.labels, 0, num_classes - 1)
+    return inside

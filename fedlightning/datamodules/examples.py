@@ -70,13 +70,12 @@ class Examples(ABC):
         """
 
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
-        """Return index and description of an example in ``rows`` that cannot be trained on, if any."""
+        """Return index and description of an example in ``rows`` that is of no use, if any."""
         return None
 
 
 class TensorExamples(Examples):
-    """Examples that lie in memory as tensors. Batches are ``(inputs, labels)``, cut by
-    ``index_select``.
+    """Examples that lie in memory as tensors; batches are ``(inputs, labels)``.
 
     On another device than the CPU the whole pool is copied there once, at its first batch.
 
@@ -144,8 +143,7 @@ class TensorExamples(Examples):
     def _at(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         if device.type == "cpu":
             return self.inputs, self._targets
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", torch.cuda.current_device())
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", say
         if device not in self._on_device:
             # Copies that were made in inference mode could never be trained on.
             with torch.inference_mode(False):

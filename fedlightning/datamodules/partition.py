@@ -131,7 +131,8 @@ def check_assignment(
             a client has no training example.
 
     Example:
-        >>> twice = Assignment(train=[np.array([0, 1]), np.array([1])], test=[np.array([], int)] * 2)
+        >>> none = np.array([], int)
+        >>> twice = Assignment(train=[np.array([0, 1]), np.array([1])], test=[none, none])
         >>> check_assignment(twice, num_train=2, num_test=0, num_clients=2)
         Traceback (most recent call last):
         fedlightning.errors.DataError: the partition gives training sample 1 away 2 times

@@ -33,8 +33,8 @@ class PartitionFile(Partition):
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = f"{folder}/partition.json"
-        ...     parts = Assignment(train=[np.array([2, 0]), np.array([1])], test=[np.array([0]), []])
-        ...     write_partition_file(path, parts, num_train=3, num_test=1)
+        ...     train, test = [np.array([2, 0]), np.array([1])], [np.array([0]), np.array([], int)]
+        ...     write_partition_file(path, Assignment(train, test), num_train=3, num_test=1)
         ...     rng = np.random.default_rng(0)
         ...     same = PartitionFile(path).assign(np.zeros(3), np.zeros(1), 2, 0, rng)
         >>> [part.tolist() for part in same.train]
@@ -98,8 +98,8 @@ def write_partition_file(
         "num_train": num_train,
         "num_test": num_test,
         **(extra or {}),
-        "train": [np.asarray(part).tolist() for part in assignment.train],
-        "test": [np.asarray(part).tolist() for part in assignment.test],
+        "train": [part.tolist() for part in assignment.train],
+        "test": [part.tolist() for part in assignment.test],
     }
     write_text(path, json.dumps(content) + "\n")
 

@@ -12,38 +12,62 @@ import numpy as np
 from fedlightning.datamodules.divided import Divided
 from fedlightning.datamodules.partition_file import write_partition_file, write_text
 from fedlightning.datamodules.splits import ClientSplits
+from fedlightning.datamodules.tasks import Split
 
-__all__ = ["partition_csv", "save_partition", "summarize", "write_partition"]
-
-
-def save_partition(path: str | os.PathLike[str], data: Divided, dataset: str) -> None:
-    """Write a partition so that :class:`PartitionFile` reads it.
-
-    Args:
-        path: The file.
-        data: The divided data.
-        dataset: Its name, for people.
-
-    Raises:
-        EnvironmentFailure: The file cannot be written.
-    """
-    about = {
-        "dataset": dataset,
-        "partition": repr(data.partition),
-        "seed": data.seed,
-        "digest": data.splits.digest(),
-    }
-    write_partition_file(path, data.assignment, len(data.train), len(data.test), about)
+__all__ = ["PartitionReports", "partition_csv", "summarize"]
 
 
-def write_partition(folder: str | os.PathLike[str], data: Divided, dataset: str) -> None:
-    """Write ``partition.csv`` and ``partition.json`` into an existing folder.
+class PartitionReports:
+    """What a data module can say and write about its partition, once the data are divided."""
 
-    Raises:
-        EnvironmentFailure: A file cannot be written.
-    """
-    write_text(Path(folder) / "partition.csv", partition_csv(data.splits, data.table("train")))
-    save_partition(Path(folder) / "partition.json", data, dataset)
+    @property
+    def divided(self) -> Divided:
+        """The divided data."""
+        raise NotImplementedError
+
+    def partition_digest(self) -> str:
+        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
+        return self.divided.splits.digest()
+
+    def partition_table(self, split: Split = "train") -> np.ndarray:
+        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
+        return self.divided.table(split)
+
+    def partition_summary(self) -> str:
+        """Return a few readable lines: clients, samples, classes, digest."""
+        data = self.divided
+        rule = f"{data.partition!r}, seed {data.seed}"
+        return summarize(data.splits, self.partition_table(), rule)
+
+    def save_partition(self, path: str | os.PathLike[str]) -> None:
+        """Write the partition to a JSON file that :class:`PartitionFile` reads.
+
+        Held-out examples are among the training examples there: the same seed and ``val_fraction``
+        hold the same ones out again.
+
+        Raises:
+            EnvironmentFailure: The file cannot be written.
+        """
+        data = self.divided
+        about = {
+            "dataset": type(self).__name__,
+            "partition": repr(data.partition),
+            "seed": data.seed,
+            "digest": self.partition_digest(),
+        }
+        write_partition_file(path, data.assignment, len(data.train), len(data.test), about)
+
+    def write_partition(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``partition.csv``, a row a client, and ``partition.json`` into an existing folder.
+
+        Raises:
+            EnvironmentFailure: A file cannot be written.
+        """
+        write_text(
+            Path(folder) / "partition.csv",
+            partition_csv(self.divided.splits, self.partition_table()),
+        )
+        self.save_partition(Path(folder) / "partition.json")
 
 
 def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
@@ -56,12 +80,13 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
 
     Example:
         >>> parts = [np.array([0, 1, 2]), np.array([3])]
-        >>> print(summarize(ClientSplits(parts, [parts[0][:0]] * 2, parts), np.eye(2, dtype=int), "IID"))
-        2 clients, IID
+        >>> splits = ClientSplits(train=parts, val=[parts[0][:0]] * 2, test=parts)
+        >>> print(summarize(splits, np.array([[3, 0], [0, 1]]), "IID()"))
+        2 clients, IID()
         train: 4 samples, a client has min 1, median 2, max 3
         test: 4 samples, a client has min 1, median 2, max 3
         distinct classes a client: mean 1.0 of 2
-        digest: 411e2fa11a09
+        digest: 0b445f5bb415
     """
     lines = [f"{len(splits.train)} clients, {rule}"]
     for split in ("train", "val", "test"):

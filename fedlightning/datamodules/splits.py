@@ -23,11 +23,12 @@ class ClientSplits:
         test: Per client, indices into the pool of test examples.
 
     Example:
-        >>> splits = ClientSplits(train=[np.array([0, 2])], val=[np.array([1])], test=[np.array([0])])
+        >>> train, val, test = np.array([0, 2]), np.array([1]), np.array([0])
+        >>> splits = ClientSplits([train], [val], [test])
         >>> splits.of("val", 0).tolist(), splits.sizes("train").tolist()
         ([1], [2])
         >>> splits.digest()[:12]
-        'bc7a9ee3e6ba'
+        '0d64ba255b11'
     """
 
     train: list[np.ndarray]

@@ -118,9 +118,9 @@ def check_split(split: str) -> None:
         ConfigError: ``split`` is not "train", "val" or "test".
 
     Example:
-        >>> check_split("tset")
+        >>> check_split("tset")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: split must be train, val or test, got 'tset'. Did you mean 'test'?
+        fedlightning.errors.ConfigError: split must be ..., got 'tset'. Did you mean 'test'?
     """
     if split not in SPLITS:
         raise ConfigError(

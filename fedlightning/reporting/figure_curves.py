@@ -64,6 +64,7 @@ def curves_figure(
         headline(axes[0], title, counted(len(rounds), "round"))
         for ax, panel in zip(axes, panels, strict=True):
             _draw(ax, rounds, panel, colors)
+        figure.align_ylabels()
         axes[-1].set_xlabel("round")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure

@@ -72,6 +72,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
         else:
             _heat_map(figure, [above, ax], counts)
         _axes(ax, clients, classes)
+        figure.align_ylabels([above, ax])
     return figure
 
 

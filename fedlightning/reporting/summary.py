@@ -23,7 +23,9 @@ _FILES = {
     "clients.csv": "one row a client, before and after personalization",
     "clients.png": "clients.csv as a picture",
     "curves.png": "metrics over the rounds",
-    "partition.png": "who holds which classes",
+    "partition.csv": "examples of each class that each client holds",
+    "partition.json": "who has which example; PartitionFile reads it",
+    "partition.png": "partition.csv as a picture",
     "checkpoints": "last.ckpt goes on from here with --ckpt_path",
 }
 
@@ -147,7 +149,7 @@ def _accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     if not spreads and summary.nearest_mean_acc is None:
         return []
     label = max(len(name) for name in (after_name, "global model", "nearest mean"))
-    drawn = bool(summary.before_values or summary.after_values) and width >= label + 64
+    drawn = bool(summary.before_values or summary.after_values) and width >= label + 67
     title = "accuracy on the clients' own test data"
     if drawn:
         title = f"{title:<{label + 39}}{'0 %':<15}100 %"

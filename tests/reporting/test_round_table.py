@@ -13,12 +13,12 @@ from fedlightning.reporting import round_table
 from fedlightning.reporting.round_table import RoundTable
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path):
     return tmp_path / "metrics.csv"
 
 
-@pytest.fixture()
+@pytest.fixture
 def rewrites(monkeypatch):
     """Counts how often the whole file is written."""
     calls = []

@@ -1,0 +1,91 @@
+"""One's own arrays as a federation's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlightning.datamodules.arguments import check_integer
+from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.examples import TensorExamples
+from fedlightning.errors import ConfigError, DataError
+
+__all__ = ["FederatedArrays"]
+
+
+class FederatedArrays(FederatedDataModule):
+    """Arrays or tensors in memory, divided over clients. Their dtypes are kept, nothing is scaled.
+
+    Args:
+        train: Training data ``(inputs, labels)``, each an array, a tensor, or the path of a
+            ``.npy`` file; or the path of a ``.npz`` file that holds them as ``x`` and ``y``. Inputs
+            have shape (n, ...), labels (n,): integers are classes, anything else, or None, goes
+            with a partition that looks at no labels, such as ``IID()``.
+        test: Test data likewise.
+        num_classes: Number of classes; None counts them.
+        kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
+            :class:`FederatedDataModule`.
+
+    Raises:
+        ConfigError: ``train`` or ``test`` has another form, or ``num_classes`` is no integer >= 1.
+
+    Example:
+        >>> inputs, labels = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
+        >>> data = FederatedArrays((inputs, labels), (inputs, labels), num_clients=6, seed=0)
+        >>> data.setup()
+        >>> data.num_classes, data.num_examples(client=5)
+        (3, 10)
+    """
+
+    def __init__(
+        self, train: Any, test: Any, num_classes: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self._sources = _pair("train", train), _pair("test", test)
+        if num_classes is not None:
+            self.num_classes = check_integer("num_classes", num_classes, at_least=1)
+
+    def load(self) -> tuple[TensorExamples, TensorExamples]:
+        """Read what is given by path, and make tensors of all."""
+        train, test = (_examples(source) for source in self._sources)
+        return train, test
+
+
+def _pair(name: str, given: Any) -> Any:
+    if isinstance(given, (str, Path)) or (isinstance(given, (tuple, list)) and len(given) == 2):
+        return given
+    raise ConfigError(
+        f"{name} must be a pair (inputs, labels) or the path of a .npz file, "
+        f"got {type(given).__name__}"
+    )
+
+
+def _examples(source: Any) -> TensorExamples:
+    if isinstance(source, (str, Path)):
+        content = _read(source)
+        if not isinstance(content, dict) or "x" not in content:
+            raise DataError(f"{source} must be a .npz file with arrays named x and y")
+        return TensorExamples(content["x"], content.get("y"))
+    inputs, labels = (_read(part) if isinstance(part, (str, Path)) else part for part in source)
+    return TensorExamples(inputs, labels)
+
+
+def _read(path: str | Path) -> Any:
+    """Return the array of a ``.npy`` file, or a dictionary with those of a ``.npz`` file."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            return {name: content[name] for name in content.files}
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # zip, header and dtype errors are of many types
+        if "pickle" in str(error):
+            raise DataError(
+                f"{path} holds pickled objects, and pickle is refused: it can run any code. "
+                f"Save arrays of numbers"
+            ) from error
+        raise DataError(f"{path} is corrupt: {error}") from error
