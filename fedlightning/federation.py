@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.errors import ConfigError
 from fedlightning.sampling import ClientSampler, UniformSampler, cohort_count
+from fedlightning.seeding import Key
 
 __all__ = ["Federation"]
 
@@ -21,7 +22,7 @@ class Federation:
         local_epochs: Passes over its own data that a client makes each time it is chosen.
         head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
             attribute ``head``; overrides a FederatedModule's own.
-        sampler: How the cohort is chosen.
+        sampler: How the cohort is chosen; ``None`` means uniformly (:class:`UniformSampler`).
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -36,7 +37,7 @@ class Federation:
     cohort_size: int | float = 0.1
     local_epochs: int = 1
     head: str | list[str] | None = None
-    sampler: ClientSampler = field(default_factory=UniformSampler)
+    sampler: ClientSampler | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,3 +57,7 @@ class Federation:
             ConfigError: If there are not as many.
         """
         return cohort_count(self.cohort_size, population)
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the clients of round ``key.round``, in the order in which they train."""
+        return (self.sampler or UniformSampler()).cohort(key, population, size)

@@ -111,9 +111,7 @@ class FederatedLoop(RoundLoop):
     def cohort(self, round_index: int) -> tuple[int, ...]:
         """Return the clients of a round, in the order in which they train."""
         key = Key(self.seed, "cohort", round=round_index)
-        return self.federation.sampler.cohort(
-            key, self.data.num_clients, self.clients_per_round()
-        )
+        return self.federation.cohort(key, self.data.num_clients, self.clients_per_round())
 
     # -- before the first round ----------------------------------------------------------------
 

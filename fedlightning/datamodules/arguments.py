@@ -7,7 +7,7 @@ import numbers
 
 from fedlightning.errors import ConfigError
 
-__all__ = ["check_fraction", "check_integer", "check_positive"]
+__all__ = ["check_fraction", "check_instance", "check_integer", "check_positive"]
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> int:
@@ -72,6 +72,24 @@ def check_positive(name: str, value: object) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ConfigError(f"{name} must be a finite number > 0, got {_shown(value)}")
     return number
+
+
+def check_instance(name: str, value: object, kind: type) -> None:
+    """Refuse a value that is no instance of ``kind``.
+
+    Raises:
+        ConfigError: It is none; a class in the place of an instance of it is the usual slip.
+
+    Example:
+        >>> check_instance("partition", int, kind=int)
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: partition must be an instance of int, got the class int
+    """
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        if isinstance(value, type):
+            got = f"the class {value.__name__}"
+        raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}")
 
 
 def _real(value: object) -> float:

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning.datamodules.arguments import check_fraction, check_integer
+from fedlightning.datamodules.arguments import check_fraction, check_instance, check_integer
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.divided import Divided, prepare, sample_name
 from fedlightning.datamodules.division import count_classes
@@ -28,7 +28,7 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
     """Owns the clients' data. A subclass says in :meth:`load` where they come from.
 
     Args:
-        num_clients: Number of clients in the population.
+        num_clients: Number of clients in the population; known before ``setup``.
         batch_size: Examples a batch in training.
         partition: How the examples are divided over the clients; :class:`IID` if None.
         val_fraction: Share of each client's training examples that is held out for validation.
@@ -38,7 +38,6 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         seed: Seed of the partition and the held-out examples; None takes that of the run.
 
     Attributes:
-        num_clients: Number of clients; known before ``setup``.
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
             have no classes.
 
@@ -76,6 +75,7 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         self.num_clients = check_integer("num_clients", num_clients, at_least=1)
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.partition = partition if partition is not None else IID()
+        check_instance("partition", self.partition, Partition)
         self.val_fraction = check_fraction("val_fraction", val_fraction, zero=True)
         self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
         self.drop_last = drop_last
@@ -139,6 +139,8 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         if self._divided is not None:
             return
         train, test = self.load()
+        for pool in (train, test):
+            check_instance(f"what {type(self).__name__}.load() returns for a pool", pool, Examples)
         if not hasattr(self, "num_classes"):
             self.num_classes = count_classes(train, test)
         divided = prepare(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fedlightning.datamodules.partition import Assignment, Partition, check_assignment
-from fedlightning.errors import DataError, EnvironmentFailure
+from fedlightning.errors import DataError
+from fedlightning.reporting.files import write_atomically
 
-__all__ = ["PartitionFile", "write_partition_file", "write_text"]
+__all__ = ["PartitionFile", "write_partition_file"]
 
 _VERSION = 1
 
@@ -84,7 +85,7 @@ def write_partition_file(
     """Write an assignment so that :class:`PartitionFile` reads it.
 
     Args:
-        path: The file; an existing one is replaced, its folder must exist.
+        path: The file; an existing one is replaced, missing folders are made.
         assignment: The lists.
         num_train: Number of training examples of the dataset.
         num_test: Number of test examples of the dataset.
@@ -101,23 +102,7 @@ def write_partition_file(
         "train": [part.tolist() for part in assignment.train],
         "test": [part.tolist() for part in assignment.test],
     }
-    write_text(path, json.dumps(content) + "\n")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        EnvironmentFailure: The file cannot be written.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise EnvironmentFailure(f"cannot write {target}: {error.strerror}") from error
+    write_atomically(path, (json.dumps(content) + "\n").encode())
 
 
 def _read(path: str) -> dict[str, Any]:

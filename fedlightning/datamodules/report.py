@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning.datamodules.divided import Divided
-from fedlightning.datamodules.partition_file import write_partition_file, write_text
+from fedlightning.datamodules.partition_file import write_partition_file
 from fedlightning.datamodules.splits import ClientSplits
 from fedlightning.datamodules.tasks import Split
+from fedlightning.reporting.files import write_atomically
 
 __all__ = ["PartitionReports", "partition_csv", "summarize"]
 
@@ -58,15 +59,13 @@ class PartitionReports:
         write_partition_file(path, data.assignment, len(data.train), len(data.test), about)
 
     def write_partition(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``partition.csv``, a row a client, and ``partition.json`` into an existing folder.
+        """Write ``partition.csv``, a row a client, and ``partition.json`` into a folder.
 
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
-        write_text(
-            Path(folder) / "partition.csv",
-            partition_csv(self.divided.splits, self.partition_table()),
-        )
+        table = partition_csv(self.divided.splits, self.partition_table())
+        write_atomically(Path(folder) / "partition.csv", table.encode())
         self.save_partition(Path(folder) / "partition.json")
 
 
