@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -113,7 +115,23 @@ class FederatedTrainer(pl.Trainer):
         """
         if ckpt_path == "last":
             ckpt_path = latest_checkpoint(Path(self.default_root_dir))
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
+        with self._limited_threads():
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the global model on the clients' validation and test data, and personalise."""
+        with self._limited_threads():
+            return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the global model on the clients' test data, and personalise."""
+        with self._limited_threads():
+            return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the global model's predictions on the clients' test data."""
+        with self._limited_threads():
+            return super().predict(*args, **kwargs)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the global model and the run's state; in the middle of a round, that of its start."""
@@ -125,6 +143,15 @@ class FederatedTrainer(pl.Trainer):
         """The loop that runs the rounds."""
         assert isinstance(self.fit_loop, FederatedLoop)
         return self.fit_loop
+
+    @contextmanager
+    def _limited_threads(self) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.federation.num_threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     # -- what is refused -----------------------------------------------------------------------
 

@@ -81,9 +81,8 @@ class RunRecord(pl.Callback):
     def _summarise(self, trainer: pl.Trainer, loop: FederatedLoop) -> RunSummary:
         personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
         results = personal[-1].results if personal else []
-        tested = [result.record for result in results if result.record.tested]
-        before = tuple(record.acc_before for record in tested)
-        after = tuple(record.acc_after for record in tested)
+        before = tuple(result.record.acc_before for result in results)
+        after = tuple(result.record.acc_after for result in results)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
         scores = loop.last_accuracies
         folder = _folder(trainer)
@@ -94,8 +93,8 @@ class RunRecord(pl.Callback):
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
             global_acc=Spread.of(scores) if scores else None,
-            before=Spread.of(before) if tested else None,
-            after=Spread.of(after) if tested else None,
+            before=Spread.of(before) if results else None,
+            after=Spread.of(after) if results else None,
             nearest_mean_acc=nearest.mean if nearest.count else None,
             part=personal[-1].part if personal else None,
             stopped=_why_stopped(trainer),

@@ -75,13 +75,13 @@ def _examples(source: Any) -> TensorExamples:
 def _read(path: str | Path) -> Any:
     """Return the array of a ``.npy`` file, or a dictionary with those of a ``.npz`` file."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with Path(path).open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
             return {name: content[name] for name in content.files}
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # zip, header and dtype errors are of many types
         if "pickle" in str(error):
             raise DataError(

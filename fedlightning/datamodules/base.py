@@ -5,26 +5,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from fedlightning.datamodules.arguments import check_fraction, check_instance, check_integer
 from fedlightning.datamodules.checks import check_batches
-from fedlightning.datamodules.divided import Divided, prepare, sample_name
+from fedlightning.datamodules.divided import prepare, sample_name
 from fedlightning.datamodules.division import count_classes
 from fedlightning.datamodules.examples import Examples, SampleError
+from fedlightning.datamodules.holdings import Holdings
 from fedlightning.datamodules.partition import IID, Partition
-from fedlightning.datamodules.report import PartitionReports
 from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
-from fedlightning.errors import ConfigError, DataError, FederationError
+from fedlightning.errors import FederationError
 from fedlightning.seeding import Key, default_seed
 
 __all__ = ["FederatedDataModule"]
 
 
-class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
+class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
     """Owns the clients' data. A subclass says in :meth:`load` where they come from.
 
     Args:
@@ -80,18 +79,6 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
         self.drop_last = drop_last
         self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
-        self._divided: Divided | None = None
-
-    @property
-    def divided(self) -> Divided:
-        """The loaded and divided data.
-
-        Raises:
-            ConfigError: ``setup`` has not been called.
-        """
-        if self._divided is None:
-            raise ConfigError(f"{type(self).__name__} holds no data yet: call its setup() first")
-        return self._divided
 
     @abstractmethod
     def load(self) -> tuple[Examples, Examples]:
@@ -161,30 +148,6 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         """Return the number that messages give the example ``index`` of a pool: the same one."""
         return index
 
-    def num_examples(self, client: int, split: Split = "train") -> int:
-        """Return how many examples a client has in a split."""
-        return len(self.indices(client, split))
-
-    def indices(self, client: int, split: Split = "train") -> np.ndarray:
-        """Return a client's indices, in its stored order, int64, shape (n,).
-
-        They count the pooled examples of all clients: the training pool for "train" and "val", the
-        test pool for "test".
-        """
-        return self.divided.splits.of(split, client)
-
-    def labels(self, client: int, split: Split = "train") -> np.ndarray:
-        """Return a client's labels, in its stored order, shape (n, ...); classes are int64.
-
-        Raises:
-            DataError: The data have no labels.
-        """
-        labels = self.divided.pool(split).labels
-        if labels is None:
-            raise DataError(f"{type(self).__name__} has no labels")
-        chosen: np.ndarray = labels[self.indices(client, split)]
-        return chosen
-
     def num_batches(self, client: int, split: Split = "train", training: bool = True) -> int:
         """Return how many batches :meth:`batches` yields."""
         size = self.batch_size if training else self.eval_batch_size
@@ -244,15 +207,6 @@ class FederatedDataModule(PartitionReports, pl.LightningDataModule, ABC):
         clients = range(self.num_clients)
         sizes = [self.num_batches(client, "test", training=False) for client in clients]
         return PredictLoader(lambda client: self.batches(client, "test"), sizes)
-
-    def predict_index(self) -> np.ndarray:
-        """Return client id and test index of each prediction in order, int64, shape (n, 2)."""
-        splits = self.divided.splits
-        clients = np.repeat(np.arange(self.num_clients), splits.sizes("test"))
-        return np.stack([clients, np.concatenate(splits.test)], axis=1)
-
-    def __str__(self) -> str:
-        return f"{type(self).__name__}()" if self._divided is None else self.partition_summary()
 
     def _tasks(self, split: Split) -> ClientLoader:
         return ClientLoader(split, self.divided.splits.sizes(split).tolist())

@@ -48,8 +48,8 @@ class FederatedDataset(FederatedDataModule):
 
     def __init__(
         self,
-        train: Dataset[Any],
-        test: Dataset[Any],
+        train: Dataset,  # type: ignore[type-arg]  # jsonargparse takes no Dataset[Any]
+        test: Dataset,  # type: ignore[type-arg]
         train_labels: Sequence[int] | None = None,
         test_labels: Sequence[int] | None = None,
         num_classes: int | None = None,

@@ -57,7 +57,8 @@ def divide(
     """
     if num_clients > len(train):
         raise DataError(f"{num_clients} clients > {len(train)} samples; lower num_clients")
-    if partition.needs_labels and not num_classes:
+    labelled = all(has_classes(pool.labels) for pool in (train, test) if len(pool))
+    if partition.needs_labels and not (labelled and num_classes):
         raise ConfigError(
             f"partition={partition!r} needs one integer label an example, which the data have not; "
             f"use IID()"

@@ -183,11 +183,11 @@ def _label_tensor(labels: Any) -> Tensor:
 
 def _tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, Tensor):
-        tensor = values.detach().cpu()
+        tensor = values.detach().cpu().contiguous()
     else:
         try:
             # A copy, because memory-mapped and read-only arrays make tensors that warn or crash.
-            tensor = torch.from_numpy(np.array(values))
+            tensor = torch.from_numpy(np.array(values, order="C"))
         except (TypeError, ValueError) as error:
             raise DataError(f"{name} are no numbers: {error}") from None
     if tensor.ndim == 0:

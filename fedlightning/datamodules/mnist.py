@@ -197,5 +197,5 @@ class EMNIST(IdxDataModule):
 
     def _decode(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # The files hold each image with rows and columns exchanged, and letters counted from 1.
-        images = np.ascontiguousarray(images.swapaxes(1, 2))[:, None]
-        return images, labels.astype(np.int64) - 1 if self.split == "letters" else labels
+        labels = labels.astype(np.int64) - 1 if self.split == "letters" else labels
+        return images.swapaxes(1, 2)[:, None], labels

@@ -146,7 +146,7 @@ def check_assignment(
                 f"the partition divides the {kind} data over {len(parts)} clients, "
                 f"num_clients is {num_clients}"
             )
-        given = np.concatenate([np.empty(0, np.int64), *parts])
+        given = np.concatenate([np.empty(0, np.int64), *filter(len, parts)])
         if given.dtype.kind not in "iu":
             raise DataError(f"the partition's {kind} indices must be integers, got {given.dtype}")
         outside = given[(given < 0) | (given >= total)]

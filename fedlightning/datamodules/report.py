@@ -1,72 +1,15 @@
-"""What a partition looks like: a few lines for people, and files for programs."""
+"""What a partition looks like: a few lines for people, and a table for programs."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 
-from fedlightning.datamodules.divided import Divided
-from fedlightning.datamodules.partition_file import write_partition_file
 from fedlightning.datamodules.splits import ClientSplits
-from fedlightning.datamodules.tasks import Split
-from fedlightning.reporting.files import write_atomically
 
-__all__ = ["PartitionReports", "partition_csv", "summarize"]
-
-
-class PartitionReports:
-    """What a data module can say and write about its partition, once the data are divided."""
-
-    @property
-    def divided(self) -> Divided:
-        """The divided data."""
-        raise NotImplementedError
-
-    def partition_digest(self) -> str:
-        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
-        return self.divided.splits.digest()
-
-    def partition_table(self, split: Split = "train") -> np.ndarray:
-        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
-        return self.divided.table(split)
-
-    def partition_summary(self) -> str:
-        """Return a few readable lines: clients, samples, classes, digest."""
-        data = self.divided
-        rule = f"{data.partition!r}, seed {data.seed}"
-        return summarize(data.splits, self.partition_table(), rule)
-
-    def save_partition(self, path: str | os.PathLike[str]) -> None:
-        """Write the partition to a JSON file that :class:`PartitionFile` reads.
-
-        Held-out examples are among the training examples there: the same seed and ``val_fraction``
-        hold the same ones out again.
-
-        Raises:
-            EnvironmentFailure: The file cannot be written.
-        """
-        data = self.divided
-        about = {
-            "dataset": type(self).__name__,
-            "partition": repr(data.partition),
-            "seed": data.seed,
-            "digest": self.partition_digest(),
-        }
-        write_partition_file(path, data.assignment, len(data.train), len(data.test), about)
-
-    def write_partition(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``partition.csv``, a row a client, and ``partition.json`` into a folder.
-
-        Raises:
-            EnvironmentFailure: A file cannot be written.
-        """
-        table = partition_csv(self.divided.splits, self.partition_table())
-        write_atomically(Path(folder) / "partition.csv", table.encode())
-        self.save_partition(Path(folder) / "partition.json")
+__all__ = ["partition_csv", "summarize"]
 
 
 def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
