@@ -193,10 +193,12 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         """Return a task for each client with training examples."""
         return self._tasks("train")
 
-    def val_dataloader(self) -> list[ClientLoader]:
-        """Return the tasks on validation data, if some is held out, and those on test data."""
-        splits: list[Split] = ["val", "test"] if self.val_fraction else ["test"]
-        return [self._tasks(split) for split in splits]
+    def val_dataloader(self) -> ClientLoader:
+        """Return the tasks on validation data, if some is held out, and then those on test data.
+
+        They come from one loader: with two, Lightning would ask every module's hooks for a loader index.
+        """
+        return self._tasks("val", "test") if self.val_fraction else self._tasks("test")
 
     def test_dataloader(self) -> ClientLoader:
         """Return a task for each client with test examples."""
@@ -208,8 +210,8 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         sizes = [self.num_batches(client, "test", training=False) for client in clients]
         return PredictLoader(lambda client: self.batches(client, "test"), sizes)
 
-    def _tasks(self, split: Split) -> ClientLoader:
-        return ClientLoader(split, self.divided.splits.sizes(split).tolist())
+    def _tasks(self, *splits: Split) -> ClientLoader:
+        return ClientLoader({s: self.divided.splits.sizes(s).tolist() for s in splits})
 
     def _transformed(
         self, stream: Iterator[Batch], client: int, split: Split, training: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from fedlightning.errors import ConfigError, did_you_mean
@@ -58,30 +58,34 @@ class ClientTask:
 
 
 class ClientLoader:
-    """The tasks of one split in client order; clients without data in that split are left out.
+    """Tasks in client order, one split after the other; clients without data in a split are left out.
 
     Args:
-        split: Which part of the clients' data.
-        num_examples: Number of examples of every client in that part, by client id.
+        num_examples: Number of examples of every client, by client id, for each split to visit.
 
     Example:
-        >>> loader = ClientLoader("test", [5, 0, 7])
-        >>> len(loader), [task.client for task in loader]
-        (2, [0, 2])
+        >>> loader = ClientLoader({"val": [1, 1, 0], "test": [5, 0, 7]})
+        >>> len(loader), [(task.split, task.client) for task in loader]
+        (4, [('val', 0), ('val', 1), ('test', 0), ('test', 2)])
     """
 
-    def __init__(self, split: Split, num_examples: Sequence[int]) -> None:
-        self.split: Split = split
-        self._sizes = [(client, n) for client, n in enumerate(num_examples) if n > 0]
+    def __init__(self, num_examples: Mapping[Split, Sequence[int]]) -> None:
+        self.splits: tuple[Split, ...] = tuple(num_examples)
+        self._tasks = [
+            (client, split, n)
+            for split, sizes in num_examples.items()
+            for client, n in enumerate(sizes)
+            if n > 0
+        ]
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._tasks)
 
     def __iter__(self) -> Iterator[ClientTask]:
-        return (ClientTask(client, self.split, n) for client, n in self._sizes)
+        return (ClientTask(*task) for task in self._tasks)
 
     def __repr__(self) -> str:
-        return f"ClientLoader(split={self.split!r}, clients={len(self)})"
+        return f"ClientLoader(splits={self.splits!r}, tasks={len(self)})"
 
 
 class PredictLoader:
