@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -19,7 +19,16 @@ from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.local_log import LocalLog, batch_length
 from fedlightning.seeding import Key, forked_generators
 
-__all__ = ["LocalFit", "LocalResult", "Step", "evaluate", "overrides"]
+__all__ = [
+    "LocalFit",
+    "LocalResult",
+    "ShortStep",
+    "Step",
+    "evaluate",
+    "evaluation_steps",
+    "no_step",
+    "overrides",
+]
 
 Batch = Any
 
@@ -180,23 +189,48 @@ def evaluate(
     Args:
         module: The model to evaluate, in the mode (``eval()``) that it shall have.
         batches: The client's batches.
-        split: ``"val"`` runs ``validation_step``, ``"test"`` runs ``test_step``. A module without
-            ``test_step`` is evaluated as a classifier: ``global/loss`` and ``global/acc``.
+        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``, and
+            without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
         log: Takes what the module logs.
         precision: The trainer's precision plugin.
     """
-    name = "validation_step" if split == "val" else "test_step"
-    own = overrides(module, name, pl.LightningModule)
-    step = _with_optional_index(getattr(module, name)) if own else None
+    own = getattr(module, "validation_step" if split == "val" else "test_step")
+    if own is no_step or not overrides(module, own.__name__, pl.LightningModule):
+        if split == "val":
+            return {}
+        own = _classifier_step(module, log)
+    step = _with_optional_index(own)
     with log.capture():
         for index, batch in enumerate(batches):
             log.on_batch(batch)
             with precision.test_step_context():
-                if step is not None:
-                    step(batch, index)
-                else:
-                    _evaluate_as_classifier(module, batch, log)
+                step(batch, index)
         return log.collect()
+
+
+def no_step(batch: Batch, batch_idx: int) -> None:
+    """Evaluate nothing: a stand-in for the steps that a module does not have."""
+
+
+@contextmanager
+def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
+    """Give a module the evaluation steps that it lacks, inside the ``with`` block.
+
+    Lightning skips evaluation, or refuses it, for a module without the step; but whoever predicts
+    classes can be evaluated on the clients' test data without one.
+    """
+    missing = [
+        name
+        for name in ("validation_step", "test_step")
+        if module is not None and not overrides(module, name, pl.LightningModule)
+    ]
+    for name in missing:
+        vars(module)[name] = no_step
+    try:
+        yield
+    finally:
+        for name in missing:
+            del vars(module)[name]
 
 
 def overrides(instance: object, name: str, base: type) -> bool:
@@ -222,12 +256,19 @@ def _with_optional_index(step: Callable[..., Any]) -> Callable[[Batch, int], Any
     return lambda batch, batch_idx: step(batch)
 
 
-def _evaluate_as_classifier(module: pl.LightningModule, batch: Batch, log: LocalLog) -> None:
-    x, y = batch
-    logits = module(x)
-    size = batch_length(batch)
-    log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
-    log.record("global/acc", (logits.argmax(dim=-1) == y).double().mean(), batch_size=size)
+def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Batch], None]:
+    def step(batch: Batch) -> None:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            return
+        x, y = batch
+        logits = module(x)
+        if y.is_floating_point() or logits.ndim != 2:
+            return
+        size = batch_length(batch)
+        log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
+        log.record("global/acc", (logits.argmax(dim=-1) == y).double().mean(), batch_size=size)
+
+    return step
 
 
 def _limit(limit: int | float, available: int) -> int:

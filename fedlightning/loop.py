@@ -185,6 +185,7 @@ class FederatedLoop(RoundLoop):
                 if self.federation.algorithm.stateful:
                     kept[client] = self._kept_state()
                 received.append(update)
+                self.fire("on_client_end", update)
                 yield update
             finally:
                 self._broadcast()

@@ -137,7 +137,7 @@ def _refuse_unknown(module: nn.Module, state: State, prefix: str) -> None:
             f"head={prefix!r} of {name} has no parameters; name a layer that has a weight."
         )
     candidates = [
-        path for path, child in module.named_modules() if path and any(child.parameters(False))
+        path for path, child in module.named_modules() if path and any(True for _ in child.parameters(recurse=False))
     ]
     children = [path for path, child in module.named_children() if any(True for _ in child.parameters())]
     raise ConfigError(

@@ -22,6 +22,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.client import evaluation_steps
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.federation import Federation
 from fedlightning.loop import FederatedLoop
@@ -115,18 +116,22 @@ class FederatedTrainer(pl.Trainer):
         """
         if ckpt_path == "last":
             ckpt_path = latest_checkpoint(Path(self.default_root_dir))
-        with self._limited_threads():
+        with self._limited_threads(), evaluation_steps(model):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
 
-    def validate(self, *args: Any, **kwargs: Any) -> Any:
+    def validate(
+        self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
-        with self._limited_threads():
-            return super().validate(*args, **kwargs)
+        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+            return super().validate(model, *args, **kwargs)
 
-    def test(self, *args: Any, **kwargs: Any) -> Any:
+    def test(
+        self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
-        with self._limited_threads():
-            return super().test(*args, **kwargs)
+        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+            return super().test(model, *args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""

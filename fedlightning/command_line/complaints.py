@@ -1,0 +1,106 @@
+"""Reading jsonargparse's error messages: a tree of attempts, drawn with indentation.
+
+A value of a union type is tried as each member of it, and the message lists all the failures, the
+beside-the-point ones as well. What a user wants to know is the most specific of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Complaint", "read_complaints"]
+
+_KEY = re.compile(r'Parser key "([^"]+)"(?: element (\d+))?:\s*(.*)')
+_OWNER = re.compile(r"Problem with given class_path '([^']+)':")
+_VALUE = re.compile(r"Given value: (.*)")
+_NESTED = re.compile(r"NestedArg\(key='[^']*', val=(.*)\)")
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes: |Errors:$|Given value type: |Expected a path but |"
+    r"Subclass types expect one of|a class path \(str\)|a dict (with|without) |Unable to load config"
+)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One failure.
+
+    Args:
+        keys: The setting that it is about, from the outermost key to the innermost.
+        owner: Import path of the class whose setting ``keys[-1]`` is, or whose settings are wrong.
+        owner_key: How many of ``keys`` lead to the owner.
+        text: What jsonargparse says.
+        value: The value it says it of, as text.
+    """
+
+    keys: tuple[str, ...]
+    owner: str | None
+    owner_key: int
+    text: str
+    value: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The setting, as one writes it."""
+        return ".".join(self.keys)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    indent: int
+    key: str | None = None
+    owner: str | None = None
+
+
+def read_complaints(message: str) -> list[Complaint]:
+    """Return what an error message of jsonargparse complains about, in its order.
+
+    Example:
+        >>> read_complaints('Parser key "data":' + chr(10) + "  Expected a <class 'int'>. Got value: x")
+        [Complaint(keys=('data',), owner=None, owner_key=0, text="Expected a <class 'int'>", value='x')]
+    """
+    frames: list[_Frame] = []
+    complaints: list[tuple[int, Complaint]] = []
+    for line in message.splitlines():
+        content = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if content.startswith("- "):
+            content, indent = content[2:], indent + 2
+        while frames and frames[-1].indent >= indent and content:
+            frames.pop()
+        if found := _KEY.match(content):
+            element = f"[{int(found[2]) - 1}]" if found[2] else ""
+            frames.append(_Frame(indent, key=found[1] + element))
+            content = found[3]
+        elif found := _OWNER.match(content):
+            frames.append(_Frame(indent, owner=found[1]))
+            continue
+        elif found := _VALUE.match(content):
+            complaints = [
+                (depth, _with_value(complaint, found[1]) if depth > indent else complaint)
+                for depth, complaint in complaints
+            ]
+            continue
+        if content and not _NOISE.match(content):
+            complaints.append((indent, _complaint(frames, content)))
+    return [complaint for _, complaint in complaints]
+
+
+def _complaint(frames: list[_Frame], content: str) -> Complaint:
+    keys = tuple(frame.key for frame in frames if frame.key is not None)
+    owner, owner_key = None, 0
+    for number, frame in enumerate(frames):
+        if frame.owner is not None:
+            owner, owner_key = frame.owner, sum(f.key is not None for f in frames[:number])
+    text, got, value = content.partition(". Got value: ")
+    return Complaint(keys, owner, owner_key, text, value if got else None)
+
+
+def _with_value(complaint: Complaint, shown: str) -> Complaint:
+    if complaint.value is not None:
+        return complaint
+    nested = _NESTED.fullmatch(shown)
+    value = nested[1].strip("'\"") if nested else shown
+    return Complaint(
+        complaint.keys, complaint.owner, complaint.owner_key, complaint.text, value
+    )

@@ -1,0 +1,231 @@
+"""One line that teaches, for each error of the parser."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedlightning.command_line.complaints import Complaint, read_complaints
+from fedlightning.command_line.known_names import (
+    expected_classes,
+    find_class,
+    nearest_option,
+    setting_names,
+    subclass_names,
+)
+from fedlightning.errors import did_you_mean
+
+__all__ = ["explain"]
+
+_MOST_NAMES = 25
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    "list": "a list",
+    "Sequence": "a list",
+    "Iterable": "a list",
+    "dict": "a mapping",
+}
+_REQUIRED = (
+    "{missing} required; name a config, e.g. --config quickstart.yaml, or see configs/ and "
+    "`python -m fedlightning --help`."
+)
+
+
+def explain(message: str, options: Sequence[str]) -> str:
+    """Return what is wrong in one line: the full key, the value, what is expected, the nearest name.
+
+    Args:
+        message: What jsonargparse says.
+        options: The names of the options that there are.
+
+    Example:
+        >>> explain("unrecognized arguments: --trainer.max_epoch=3", ["trainer.max_epochs"])
+        "unknown option trainer.max_epoch. Did you mean 'trainer.max_epochs'?"
+    """
+    if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
+        return _unrecognized(found[1].split(), options)
+    if found := re.match(r"(?:Subcommand|Group) '(\S+)' does not accept option '(\S+)'", message):
+        group = "" if message.startswith("Subcommand") else f"{found[1]}."
+        return _unknown_option(group + found[2], options)
+    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
+        return _missing(found[1])
+    if found := re.match(r"argument (--[\w.+-]+).*: (expected .*)", message):
+        return f"{found[1]}: {found[2]}, e.g. {found[1]}=VALUE."
+    if found := re.match(r"Key must be a string, got: (.*?)\.?$", message):
+        return f"a setting's name must be a word, got {found[1]}."
+    complaints = read_complaints(message)
+    if not complaints:
+        return _one_line(message)
+    return _one_line(_teach(min(complaints, key=_rank), complaints))
+
+
+def _unrecognized(words: list[str], options: Sequence[str]) -> str:
+    first = next((word for word in words if word.startswith("--")), None)
+    if first is None:
+        return f"unexpected {words[0]!r}: options are written --key=value."
+    return _unknown_option(first[2:].partition("=")[0], options)
+
+
+def _unknown_option(key: str, options: Sequence[str]) -> str:
+    return f"unknown option {key}.{nearest_option(key, options)}"
+
+
+def _missing(keys: str) -> str:
+    names = [key.rpartition(".")[2] for key in keys.split(", ")]
+    return _REQUIRED.format(missing=f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}")
+
+
+# -- complaints about a value, the most telling first ------------------------------------------------
+
+
+def _unknown_setting(complaint: Complaint, found: re.Match[str]) -> str | None:
+    if (stray := _stray_setting(complaint)) is not None:
+        return stray
+    owner = find_class(complaint.owner) if complaint.owner else None
+    name = _short(complaint.owner)
+    first, dot, rest = found[1].partition(".")
+    names = setting_names(owner) if owner else []
+    hint = did_you_mean(first, names) or did_you_mean(first, ["class_path", "init_args"])
+    known = "" if hint or len(names) > _MOST_NAMES else f" (its settings: {', '.join(names)})"
+    return f"{complaint.key}.{first}{dot}{rest} is no setting of {name}.{hint}{known}"
+
+
+def _missing_setting(complaint: Complaint, found: re.Match[str]) -> str:
+    first, *others = found[1].split(", ")
+    more = f" (and {', '.join(others)})" if others else ""
+    return f"{complaint.key}.{first} is required by {_short(complaint.owner)}{more}."
+
+
+def _not_importable(complaint: Complaint, found: re.Match[str]) -> str:
+    path, missing = complaint.owner or complaint.value or "", found[1]
+    if path == missing or path.startswith(f"{missing}."):
+        hint = "is it in the current folder or installed?"
+        return f"{complaint.key}: cannot import {missing} for class_path={path!r}: {hint}"
+    return f"{complaint.key}: cannot import {path}: it needs {missing!r}, which is not installed."
+
+
+def _no_attribute(complaint: Complaint, found: re.Match[str]) -> str:
+    hint = ""
+    if complaint.owner and (bases := expected_classes(complaint.keys, None)):
+        hint = did_you_mean(found[2], subclass_names(bases))
+    return f"{complaint.key}: cannot import {found[2]} from {found[1]}: there is no such name.{hint}"
+
+
+def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
+    owner = complaint.owner if complaint.owner_key < len(complaint.keys) else None
+    bases = expected_classes(complaint.keys, owner)
+    if not bases:
+        return None
+    kind, names = " or ".join(base.__name__ for base in bases), subclass_names(bases)
+    hint = did_you_mean(found[1], names)
+    known = f" (known: {', '.join(names)})" if len(names) <= _MOST_NAMES else ""
+    path = "" if hint else " A class of your own goes by its import path, e.g. mymodule.MyClass."
+    return f"{complaint.key}={found[1]!r} is no known {kind}.{hint}{path}{known}"
+
+
+def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
+    if (stray := _stray_setting(complaint)) is not None:
+        return stray
+    return f"{complaint.key}={_shown(complaint.value)} is no {found[1]}."
+
+
+def _denied(complaint: Complaint, found: re.Match[str]) -> str:
+    return (
+        f"{complaint.key}: {found[1]} not allowed: with --strict a config may only name classes of "
+        "fedlightning, torch, torchvision, torchmetrics and Lightning."
+    )
+
+
+_TELLING: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ...] = (
+    (r"Import path '?([\w.]+)'? .*(?:denied|not allowed)", _denied),
+    (r"Option '([^']+)' is not accepted", _unknown_setting),
+    (r"the following arguments are required: (.*)", _missing_setting),
+    (r"No module named '([^']+)'", _not_importable),
+    (r"module '([^']+)' has no attribute '([^']+)'", _no_attribute),
+    (r"(?:Import path does not correspond to|Not a valid) (?:a )?subclass of (\w+)", _no_subclass),
+    (r"Expected a dot import path string: (.*)", _unknown_class),
+)
+
+
+def _rank(complaint: Complaint) -> tuple[float, int]:
+    for rank, (pattern, _) in enumerate(_TELLING):
+        if re.match(pattern, complaint.text):
+            return rank - 0.5 * ("Not a valid" in complaint.text), -len(complaint.keys)
+    if complaint.text.startswith("Expected a "):
+        return len(_TELLING) + 1, -len(complaint.keys)
+    return len(_TELLING) - 1.5, -len(complaint.keys)
+
+
+def _teach(complaint: Complaint, all_complaints: Sequence[Complaint]) -> str:
+    for pattern, teach in _TELLING:
+        found = re.match(pattern, complaint.text)
+        if found and (text := teach(complaint, found)):
+            return text
+    alike = [other.text for other in all_complaints if other.keys == complaint.keys]
+    expected = [text.removeprefix("Expected a ") for text in alike if text.startswith("Expected a ")]
+    if expected and complaint.text.startswith("Expected a "):
+        return f"{complaint.key} must be {_any_of(expected)}, got {_shown(complaint.value)}."
+    if complaint.value and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", complaint.value):
+        return f"{complaint.key}: cannot import {complaint.value}: {complaint.text}."
+    got = f" (got {_shown(complaint.value)})" if complaint.value else ""
+    return f"{complaint.key}: {complaint.text}{got}" if complaint.keys else complaint.text
+
+
+# -- words -------------------------------------------------------------------------------------------
+
+
+def _any_of(types: Sequence[str]) -> str:
+    words: list[str] = []
+    choices: list[str] = []
+    for name in types:
+        if literal := re.match(r"typing\.Literal\[(.*)\]", name):
+            choices += [repr(choice) for choice in _literal(f"[{literal[1]}]") or []]
+            continue
+        short = name.partition("'")[2].rpartition("'")[0].rpartition(".")[2] or name
+        words.append(_TYPES.get(short, "a class name" if "dot import" in name else short))
+    if choices:
+        names = dict.fromkeys(choice.strip("'") for choice in choices)
+        words = [f"one of {', '.join(names)}", *(word for word in words if word != "an integer")]
+    return " or ".join(dict.fromkeys(words))
+
+
+def _stray_setting(complaint: Complaint) -> str | None:
+    """Explain a setting that stands beside ``class_path`` in place of under ``init_args``."""
+    value = _literal(complaint.value or "")
+    if not isinstance(value, dict) or "class_path" not in value:
+        return None
+    stray = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
+    if not stray:
+        return None
+    hint = did_you_mean(stray[0], ["init_args"])
+    belongs = "" if hint else " belongs under init_args:"
+    example = f"{{class_path: {value['class_path']}, init_args: {{{stray[0]}: ...}}}}"
+    return f"{complaint.key}.{stray[0]}{belongs or ' is unknown.'}{hint or f' {example}'}"
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _short(path: str | None) -> str:
+    return (path or "it").rpartition(".")[2]
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "null"
+    text = value if len(value) <= 80 else f"{value[:77]}..."
+    return text if re.fullmatch(r"[-+.\deE]+|\{.*|\[.*|Namespace.*", text) else repr(text)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

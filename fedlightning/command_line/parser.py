@@ -1,0 +1,84 @@
+"""The argument parser: no abbreviations, strict YAML, references by short keys, errors of ours."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
+from pytorch_lightning.cli import LightningArgumentParser
+
+from fedlightning.command_line.explain import explain
+from fedlightning.command_line.references import install_resolver, mark_references
+from fedlightning.command_line.strict_yaml import check_text
+from fedlightning.errors import ConfigError
+
+__all__ = ["FederatedArgumentParser", "prepare_parsing"]
+
+_MODE = "omegaconf+"
+
+
+class FederatedArgumentParser(LightningArgumentParser):
+    """Lightning's argument parser, with references that are resolved after all overrides.
+
+    ``omegaconf+`` resolves when files and command line are merged; plain ``omegaconf`` while each
+    file is read, so that an override would not reach what refers to it.
+
+    Raises:
+        ConfigError: Wherever jsonargparse would print its usage and exit.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_mode", _MODE)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong, in one line."""
+        if not self.exit_on_error:  # an attempt at a class's settings; the outer parser reports
+            super().error(message, ex)
+        raise ConfigError(explain(message, self.option_names())) from ex
+
+    def option_names(self) -> list[str]:
+        """Return the names of the options, without dashes."""
+        return [
+            option[2:]
+            for action in self._actions
+            for option in action.option_strings
+            if option.startswith("--") and not option.endswith(".help")
+        ]
+
+
+def prepare_parsing() -> None:
+    """Set how jsonargparse reads values in this process: strictly, and from local files only."""
+    set_parsing_settings(config_read_mode_urls_enabled=False, config_read_mode_fsspec_enabled=False)
+    set_loader(_MODE, _load, (yaml.YAMLError,))
+    install_resolver()
+
+
+def allow_known_packages_only() -> None:
+    """Refuse classes of other packages, before they are imported."""
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[
+            "fedlightning",
+            "lightning_fabric",
+            "pytorch_lightning",
+            "torch.nn",
+            "torch.optim",
+            "torchmetrics",
+            "torchvision.models",
+            "torchvision.transforms",
+        ],
+    )
+
+
+def _load(text: str, path: str = "") -> Any:
+    """Read a config file, or one value of the command line."""
+    if path or "\n" in text or text.lstrip().startswith(("{", "[")):
+        try:
+            check_text(text, path or "value")
+        except ConfigError as error:
+            if path or not isinstance(error.__cause__, yaml.YAMLError):
+                raise
+    return mark_references(get_loader("yaml")(text))

@@ -1,0 +1,86 @@
+"""Finding config files: those a user names, and the recipes that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlightning.errors import ConfigError, did_you_mean
+
+__all__ = ["find_config", "recipe_title", "shipped_recipes"]
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name, in alphabetical order.
+
+    Example:
+        >>> "quickstart.yaml" in shipped_recipes()
+        True
+    """
+    folder = _folder()
+    if folder is None:
+        return {}
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def recipe_title(path: Path) -> str:
+    """Return the first clause of the comment at a recipe's top, or an empty string."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().strip()
+    if not first.startswith("#"):
+        return ""
+    return first.lstrip("# ").split(": ")[0].split(". ")[0].rstrip(".")
+
+
+def find_config(name: str) -> Path:
+    """Return the file that ``--config name`` means.
+
+    A file that exists wins; then the name with ``.yaml``; then a shipped recipe, with or without
+    ``.yaml`` and ``configs/``.
+
+    Raises:
+        ConfigError: There is no such file, or it is none that can be read.
+    """
+    if "://" in name:
+        raise ConfigError(
+            f"config {name}: remote configs are not read; download the file and give its path."
+        )
+    path = Path(name)
+    here = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES if path.name)]
+    for candidate in here:
+        if candidate.is_file():
+            return candidate
+    recipes = shipped_recipes()
+    short = name.removeprefix("./").removeprefix("configs/")
+    for candidate_name in (short, *(short + suffix for suffix in _SUFFIXES)):
+        if candidate_name in recipes:
+            return recipes[candidate_name]
+    if path.is_dir():
+        raise ConfigError(f"config {name} is a directory; give a YAML file.")
+    if path.exists():
+        raise ConfigError(f"config {name} is no regular file; give a YAML file.")
+    nearby = [str(path.with_name(file)) for file in _files_beside(path)]
+    raise ConfigError(
+        f"config {name} not found: no such file, and no such recipe."
+        f"{did_you_mean(name, [*recipes, *(Path(recipe).stem for recipe in recipes), *nearby])}"
+        " `python -m fedlightning --help` lists the shipped recipes."
+    )
+
+
+def _folder() -> Path | None:
+    """Return the recipes' folder: package data when installed, ``configs/`` in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    clone = package.parent
+    for folder, marker in ((package / "configs", package), (clone / "configs", clone / "pyproject.toml")):
+        if folder.is_dir() and marker.exists():
+            return folder
+    return None
+
+
+def _files_beside(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.parent.iterdir() if entry.suffix in _SUFFIXES]
+    except OSError:
+        return []

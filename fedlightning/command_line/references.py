@@ -1,0 +1,106 @@
+"""``${data.num_clients}``: references between settings, by the keys that users write.
+
+A class's settings stand under ``init_args`` in the parsed config, and the whole config under the
+command's name. Neither is a user's business, so a reference is looked up by a resolver that knows
+of both. It runs when files and command line are merged, and therefore sees the final values.
+"""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+
+from fedlightning.errors import ConfigError, did_you_mean
+
+__all__ = ["install_resolver", "mark_references"]
+
+_RESOLVER = "setting"
+_REFERENCE = re.compile(r"(?<!\\)\$\{\s*([A-Za-z_][\w.\[\]]*)\s*\}")
+_open: ContextVar[tuple[str, ...]] = ContextVar("open_references", default=())
+
+
+def mark_references(value: Any) -> Any:
+    """Return a value, list or mapping with its references handed to our resolver.
+
+    References that begin with a dot and other resolvers' (``${oc.env:HOME}``) stay as they are.
+
+    Example:
+        >>> mark_references({"lr": "${model.lr}", "home": "${oc.env:HOME}"})
+        {'lr': '${setting:model.lr}', 'home': '${oc.env:HOME}'}
+    """
+    if isinstance(value, dict):
+        return {key: mark_references(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mark_references(item) for item in value]
+    if isinstance(value, str):
+        return _REFERENCE.sub(lambda found: f"${{{_RESOLVER}:{_dotted(found[1])}}}", value)
+    return value
+
+
+def install_resolver() -> None:
+    """Make OmegaConf resolve the marked references."""
+    OmegaConf.register_new_resolver(_RESOLVER, _look_up, replace=True)
+
+
+def _look_up(reference: str, *, _root_: Container) -> Any:
+    trail = _open.get()
+    if reference in trail:
+        circle = " -> ".join(f"${{{name}}}" for name in (*trail, reference))
+        raise ConfigError(f"{circle} is a circle of references.")
+    token = _open.set((*trail, reference))
+    try:
+        return _walk(_root_, reference)
+    finally:
+        _open.reset(token)
+
+
+def _walk(root: Container, reference: str) -> Any:
+    node: Any = root
+    for number, name in enumerate(reference.split(".")):
+        inner = _step(node, name)
+        if inner is None and number == 0:
+            inner = next((step for sub in _commands(root) if (step := _step(sub, name))), None)
+        if inner is None:
+            raise ConfigError(_nothing(reference, number, name, node if number else _top(root)))
+        holder, key = inner
+        node = holder[key]
+    return node
+
+
+def _step(node: Any, name: str) -> tuple[Any, Any] | None:
+    """Return where a node holds ``name``: in itself, or in the ``init_args`` of the class it names."""
+    if isinstance(node, ListConfig):
+        return (node, int(name)) if name.isdigit() and int(name) < len(node) else None
+    if not isinstance(node, DictConfig):
+        return None
+    if name in node:
+        return node, name
+    arguments = node.get("init_args") if "class_path" in node else None
+    return (arguments, name) if isinstance(arguments, DictConfig) and name in arguments else None
+
+
+def _commands(root: Container) -> list[DictConfig]:
+    values = root.values() if isinstance(root, DictConfig) else ()
+    return [value for value in values if isinstance(value, DictConfig)]
+
+
+def _top(root: Container) -> Any:
+    return next((command for command in _commands(root) if "trainer" in command), root)
+
+
+def _nothing(reference: str, number: int, name: str, node: Any) -> str:
+    above = ".".join(reference.split(".")[:number])
+    names: list[str] = []
+    if isinstance(node, DictConfig):
+        arguments = node.get("init_args") if "class_path" in node else None
+        names = [str(key) for key in (arguments if isinstance(arguments, DictConfig) else node)]
+    hint = did_you_mean(name, names)
+    where = f"{above} has no setting {name!r}" if above else f"there is no setting {name!r}"
+    return f"${{{reference}}} refers to nothing: {where}.{hint}"
+
+
+def _dotted(reference: str) -> str:
+    return reference.replace("[", ".").replace("]", "")
