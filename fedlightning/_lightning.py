@@ -77,6 +77,7 @@ class RoundLoop(_FitLoop):
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.phase = Phase.FINISHED
         self.updates = 0
+        self._updates_before = 0
         self.accumulating = False
         self._round_metrics: dict[str, tuple[float, LogFlags]] = {}
         self._saved: dict[str, Any] | None = None
@@ -158,10 +159,12 @@ class RoundLoop(_FitLoop):
         with self.trainer.profiler.profile("run_training_epoch"):
             if self.phase is Phase.TRAINING:
                 self.epoch_loop.batch_progress.reset_on_run()
+                self._updates_before = self.updates
                 self._round_metrics = dict(self.run_round())
                 # the first moment at which a checkpoint may hold the round's result
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
                 self.phase = Phase.AGGREGATED
+                self.fire("on_aggregate_end")
             for name, (value, flags) in self._round_metrics.items():
                 self._log(name, value, "training_step", flags)
             if self.phase is Phase.AGGREGATED and self.epoch_loop._should_check_val_epoch():
@@ -231,7 +234,9 @@ class RoundLoop(_FitLoop):
         return {
             "phase": self.phase.value,
             "round": self.round,
-            "updates": self.updates,
+            "updates": (
+                self._updates_before if self.phase is Phase.TRAINING else self.updates
+            ),
             "metrics": {
                 name: (value, flags.prog_bar, flags.logger)
                 for name, (value, flags) in self._round_metrics.items()

@@ -1,29 +1,235 @@
-"""The command line: LightningCLI with a federation, shipped recipes and errors that teach."""
+"""The command line: LightningCLI with a federation."""
 
 from __future__ import annotations
 
+import inspect
+from argparse import SUPPRESS
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-
-import fedlightning.callbacks
-import fedlightning.models
-from fedlightning.datamodules import FederatedDataModule
-from fedlightning.federation import Federation
-from fedlightning.trainer import FederatedTrainer
 import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+# Classes go by their bare names once they are imported.
+import fedlightning.algorithms
+import fedlightning.callbacks
+import fedlightning.datamodules
+import fedlightning.models
+import fedlightning.sampling  # noqa: F401
+from fedlightning.callbacks.predictions import PredictionWriter
+from fedlightning.command_line.arguments import Command
+from fedlightning.command_line.blame import blame_constructor
+from fedlightning.command_line.checkpoint_paths import find_checkpoint
+from fedlightning.command_line.parser import (
+    FederatedArgumentParser,
+    allow_known_packages_only,
+    prepare_parsing,
+)
+from fedlightning.command_line.run_watch import RunWatch, SaveRunConfig
+from fedlightning.datamodules import FederatedDataModule
+from fedlightning.errors import ConfigError
+from fedlightning.federation import Federation
+from fedlightning.trainer import _MEANINGLESS, FederatedTrainer
+
+__all__ = ["FederatedCLI", "run_command"]
+
+_MOST_SEED = 2**32 - 1
+# Of no use to anybody here, or set by the trainer itself.
+_HIDDEN = {"federation", "use_distributed_sampler", "model_registry", *_MEANINGLESS}
+
 
 class FederatedCLI(LightningCLI):
-    def add_core_arguments_to_parser(self, parser):
-        super().add_core_arguments_to_parser(parser)
-        parser.add_class_arguments(Federation, "federation")
-        parser.set_defaults({"federation.algorithm": {"class_path": "fedlightning.algorithms.FedBABU"}})
-    def instantiate_trainer(self, **kwargs):
-        return super().instantiate_trainer(federation=self._get(self.config_init, "federation"), **kwargs)
+    """LightningCLI with the keys ``model``, ``data``, ``federation`` and ``trainer``.
 
-if __name__ == "__main__":
-    from jsonargparse import set_parsing_settings, set_loader
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    import sys
-    cli = FederatedCLI(pl.LightningModule, FederatedDataModule, subclass_mode_model=True, subclass_mode_data=True, trainer_class=FederatedTrainer,
-       save_config_kwargs={"overwrite": True}, parser_kwargs={"parser_mode":"omegaconf+", "allow_abbrev": False})
+    For a program of one's own it is used as LightningCLI is: ``FederatedCLI(MyModule, MyData)``.
+    ``python -m fedlightning`` is ``FederatedCLI()``, for any module and data module.
+
+    Args:
+        model_class: The module's class; any LightningModule by default.
+        datamodule_class: The data module's class; any FederatedDataModule by default.
+        watch: Follows the run for what is said when it fails.
+        **kwargs: Arguments of LightningCLI.
+
+    Raises:
+        FedLightningError: If something a person can mend is wrong.
+    """
+
+    def __init__(
+        self,
+        model_class: type[pl.LightningModule] | Callable[..., pl.LightningModule] | None = None,
+        datamodule_class: type[FederatedDataModule]
+        | Callable[..., FederatedDataModule]
+        | None = None,
+        watch: RunWatch | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.watch = watch if watch is not None else RunWatch()
+        settings: dict[str, Any] = {
+            "trainer_class": FederatedTrainer,
+            "trainer_defaults": {"callbacks": [self.watch]},
+            "seed_everything_default": 0,
+            "save_config_callback": SaveRunConfig,
+            "save_config_kwargs": {"overwrite": True},
+            "parser_class": FederatedArgumentParser,
+            "subclass_mode_model": model_class is None,
+            "subclass_mode_data": datamodule_class is None,
+        }
+        super().__init__(
+            model_class or pl.LightningModule,
+            datamodule_class or FederatedDataModule,
+            **{**settings, **kwargs},
+        )
+
+    # -- options -------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser with ``--config``."""
+        prepare_parsing()
+        kwargs.setdefault("prog", "python -m fedlightning")
+        parser = super().init_parser(**kwargs)
+        parser.usage = "%(prog)s --config FILE [--key=value ...]"
+        return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add model, data, federation, and what a Trainer has that means something here."""
+        for key, kind, any_subclass in (
+            ("model", self._model_class, self.subclass_mode_model),
+            ("data", self._datamodule_class, self.subclass_mode_data),
+        ):
+            parser.add_lightning_class_args(kind, key, subclass_mode=any_subclass)
+        parser.add_class_arguments(Federation, "federation")
+        parser.set_defaults({"federation.algorithm": {"class_path": "fedlightning.FedBABU"}})
+        for name in sorted(_HIDDEN):
+            parser.add_argument(
+                f"--trainer.{name}", type=_refuse(name), default=SUPPRESS, help=SUPPRESS
+            )
+        parser.add_class_arguments(
+            self.trainer_class,
+            "trainer",
+            skip=set(_HIDDEN),
+            instantiate=False,
+            fail_untyped=False,
+            sub_configs=True,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands, and the arguments of each that are no settings."""
+        skip = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
+        return {
+            "fit": {*skip, "train_dataloaders", "val_dataloaders"},
+            "validate": {*skip, "dataloaders"},
+            "test": {*skip, "dataloaders"},
+            "predict": {*skip, "dataloaders"},
+        }
+
+    # -- from options to objects ---------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; unlike LightningCLI's, arguments that are given count whatever the process has."""
+        if isinstance(args, (list, tuple)) or args is None:
+            self.config = parser.parse_args(args)
+        else:
+            self.config = parser.parse_object(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: a checkpoint's hyperparameters never override what one writes."""
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed <= _MOST_SEED:
+            raise ConfigError(f"seed_everything must be within 0..{_MOST_SEED}, got {seed}.")
+        super()._set_seed()
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint before anything is built."""
+        command = self.config[self.subcommand]
+        root = command["trainer"].get("default_root_dir") or "."
+        self.watch.remember_parents(root)
+        command["ckpt_path"] = find_checkpoint(command.get("ckpt_path"), self.subcommand, Path(root))
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what a constructor refuses is named by its key."""
+        with blame_constructor(self.config[self.subcommand]):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer."""
+        return super().instantiate_trainer(
+            federation=self._get(self.config_init, "federation"), **kwargs
+        )
+
+    # -- running -------------------------------------------------------------------------------
+
+    def before_fit(self) -> None:
+        """Read and check the data, while there is no run folder yet."""
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+
+    before_validate = before_test = before_fit
+
+    def before_predict(self) -> None:
+        """Read and check the data, and have the predictions written."""
+        self.before_fit()
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, PredictionWriter) for callback in callbacks):
+            callbacks.append(PredictionWriter())
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        self.trainer.fit(**kwargs, **_plain_values_only(pl.Trainer.fit))
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the clients' validation data."""
+        self.trainer.validate(**kwargs, **_plain_values_only(pl.Trainer.validate))
+        self._say_where()
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate on the clients' test data."""
+        self.trainer.test(**kwargs, **_plain_values_only(pl.Trainer.test))
+        self._say_where()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict the clients' test data."""
+        settings = _plain_values_only(pl.Trainer.predict)
+        self.trainer.predict(**kwargs, **settings, return_predictions=False)
+
+    def _say_where(self) -> None:
+        if self.trainer.loggers and self.trainer.log_dir and self.trainer.is_global_zero:
+            print(f"files: {self.trainer.log_dir}")
+
+
+def run_command(command: Command, watches: list[RunWatch]) -> None:
+    """Run a command of ``python -m fedlightning``.
+
+    Args:
+        command: What to run.
+        watches: Gets the run's watch, for whoever has to explain a failure.
+    """
+    if command.strict:
+        allow_known_packages_only()
+    watch = RunWatch()
+    watches.append(watch)
+    FederatedCLI(watch=watch, args=[command.name, *command.options])
+
+
+def _plain_values_only(method: Callable[..., Any]) -> dict[str, bool]:
+    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
+    return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}
+
+
+def _refuse(name: str) -> Callable[[Any], Any]:
+    """Return the type of a trainer flag that may be given, but not changed."""
+
+    def refuse(value: Any) -> Any:
+        if name == "federation":
+            raise ConfigError(
+                "trainer.federation is no setting: federation stands at the top, e.g. federation.algorithm."
+            )
+        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+        FederatedTrainer._refuse_meaningless({name: parsed})
+        return parsed
+
+    return refuse

@@ -170,7 +170,6 @@ class FederatedLoop(RoundLoop):
         copy_into(self._global, self.federation.algorithm.aggregate(updates))
         copy_into(live_state(self.module), self._global)
         self.personal.update(kept)
-        self.fire("on_aggregate_end")
         return self._mean_metrics(received)
 
     def _client_updates(

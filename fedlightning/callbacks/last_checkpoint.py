@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 __all__ = ["LastCheckpoint"]
@@ -25,3 +27,7 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep nothing: a resumed run has a folder, and so a last checkpoint, of its own."""
+        return {}

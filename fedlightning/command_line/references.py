@@ -7,6 +7,7 @@ of both. It runs when files and command line are merged, and therefore sees the 
 
 from __future__ import annotations
 
+import inspect
 import re
 from contextvars import ContextVar
 from typing import Any
@@ -42,7 +43,11 @@ def mark_references(value: Any) -> Any:
 
 def install_resolver() -> None:
     """Make OmegaConf resolve the marked references."""
-    OmegaConf.register_new_resolver(_RESOLVER, _look_up, replace=True)
+    # OmegaConf 2.4 gave it a new name, which an older release uses for something else
+    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+    if "replace" not in inspect.signature(register).parameters:
+        register = OmegaConf.register_new_resolver
+    register(_RESOLVER, _look_up, replace=True)
 
 
 def _look_up(reference: str, *, _root_: Container) -> Any:

@@ -1,0 +1,103 @@
+"""``python -m fedlightning``: one command, its exit code, and at most one line about what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from fedlightning.command_line.terminal import debugging, print_error, print_note, print_warning, quiet
+from fedlightning.command_line.usage import answer
+
+if TYPE_CHECKING:
+    from fedlightning.command_line.run_watch import RunWatch
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0: all done. 2: usage or config. 3: data. 4: checkpoint. 5: federation or training. 6: environment
+    or I/O. 130: interrupted. 143: terminated. 1: a bug of ours.
+
+    Args:
+        argv: The words after the program's name; by default those of this process.
+
+    Example:
+        >>> main(["--version"])  # doctest: +ELLIPSIS
+        fedlightning ...
+        0
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if (known := answer(arguments)) is not None:
+        print(known.text, file=sys.stderr if known.exit_code else sys.stdout)
+        return known.exit_code
+    watches: list[RunWatch] = []
+    with _signals(), quiet():
+        try:
+            _run(arguments, watches)
+        except BaseException as error:
+            return _report(error, watches)
+    return 0
+
+
+def _run(arguments: Sequence[str], watches: list[RunWatch]) -> None:
+    from fedlightning.command_line.arguments import read_command
+
+    command = read_command(arguments)
+    for warning in command.warnings:
+        print_warning(warning)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
+    from fedlightning.cli import run_command  # torch and Lightning: seconds
+
+    run_command(command, watches)
+
+
+def _report(error: BaseException, watches: list[RunWatch]) -> int:
+    from fedlightning.command_line.failures import diagnose
+
+    watch = watches[0] if watches else None
+    failure = diagnose(error, watch)
+    if watch is not None and failure.exit_code:
+        watch.remove_half_made()
+    if failure.exit_code and debugging():
+        traceback.print_exception(error)
+    if failure.text:
+        (print_error if failure.is_error else print_note)(failure.text)
+    return failure.exit_code
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Have SIGTERM end the process as an exception does; put the handlers back afterwards.
+
+    A running Trainer has a handler of its own, which calls this one, too: it stops after the client
+    that is at work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_term(signum: int, frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGTERM) is on_term:
+            raise SystemExit(128 + signum)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, on_term)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

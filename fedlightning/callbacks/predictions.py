@@ -1,0 +1,119 @@
+"""`PredictionWriter`: every test example with its client, label, predicted class and probability."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from fedlightning.datamodules import FederatedDataModule
+from fedlightning.errors import ConfigError, DataError
+from fedlightning.reporting.files import write_atomically
+
+__all__ = ["PredictionWriter"]
+
+_COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
+
+
+class PredictionWriter(pl.Callback):
+    """Writes ``predictions.csv`` in ``Trainer.predict``: one row an example of the clients' test data.
+
+    ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
+    prediction an example, of shape (batch,). ``sample`` counts the pooled test examples of all
+    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty where the data have
+    none, ``probability`` where the module gives none.
+
+    Args:
+        filename: The file's name in the run folder.
+
+    Raises:
+        ConfigError: ``predict_step`` returns something else.
+    """
+
+    def __init__(self, filename: str = "predictions.csv") -> None:
+        self.filename = filename
+        self._predictions: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+
+    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget earlier predictions."""
+        self._predictions, self._probabilities = [], []
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch's predictions: two numbers an example."""
+        if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ConfigError(
+                f"PredictionWriter needs a predict_step that returns a tensor of shape (batch, classes) or "
+                f"(batch,); {type(pl_module).__name__}'s returns {got}."
+            )
+        outputs = outputs.detach().float().cpu() if outputs.is_floating_point() else outputs.cpu()
+        if outputs.ndim == 1:
+            self._predictions.append(outputs)
+            self._probabilities.append(torch.full((len(outputs),), torch.nan))
+            return
+        top, classes = _probabilities(outputs).max(dim=1)
+        self._predictions.append(classes)
+        self._probabilities.append(top)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file, and say where it is and how many predictions are right."""
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, FederatedDataModule) or not self._predictions:
+            return
+        predictions = torch.cat(self._predictions).numpy()
+        probabilities = torch.cat(self._probabilities).numpy()
+        index = data.predict_index()[: len(predictions)]
+        labels = _labels(data, len(predictions))
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            path = Path(trainer.log_dir) / self.filename
+            write_atomically(path, _table(index, labels, predictions, probabilities).encode())
+            print(f"{len(predictions):,} predictions: {path}")
+        if labels is not None and predictions.dtype.kind in "iu":
+            right = float((labels == predictions).mean())
+            print(f"accuracy of the global model: {100 * right:.1f} %")
+
+
+def _probabilities(outputs: Tensor) -> Tensor:
+    """Return outputs of shape (batch, classes) as they are if they sum to one, else their softmax."""
+    sums = outputs.sum(dim=1)
+    if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        return outputs
+    return outputs.softmax(dim=1)
+
+
+def _labels(data: FederatedDataModule, count: int) -> np.ndarray | None:
+    try:
+        by_client = [data.labels(client, "test") for client in range(data.num_clients)]
+    except DataError:
+        return None
+    labels = np.concatenate(by_client)[:count]
+    return labels if labels.ndim == 1 else None
+
+
+def _table(
+    index: np.ndarray, labels: np.ndarray | None, predictions: np.ndarray, probabilities: np.ndarray
+) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    shown = [""] * len(predictions) if labels is None else labels.tolist()
+    rows = zip(index.tolist(), shown, predictions.tolist(), probabilities.tolist(), strict=True)
+    for (client, sample), label, prediction, probability in rows:
+        certainty = "" if probability != probability else f"{probability:.6g}"
+        writer.writerow([client, sample, label, prediction, certainty])
+    return text.getvalue()

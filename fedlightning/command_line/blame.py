@@ -1,0 +1,99 @@
+"""Naming the setting that a constructor refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from fedlightning.command_line.known_names import setting_names
+from fedlightning.errors import ConfigError, FedLightningError
+
+__all__ = ["blame_constructor"]
+
+_GROUPS = {"Federation": "federation", "FederatedTrainer": "trainer"}
+
+
+@contextmanager
+def blame_constructor(config: Any) -> Iterator[None]:
+    """Turn what goes wrong while objects are built into an error that begins with a key of the config.
+
+    A constructor says ``lr must be > 0``; the user wants to know that it was ``model.lr``. Whose
+    constructor it was is in the traceback; where the config names that class gives the key.
+
+    Args:
+        config: The parsed config of the command.
+
+    Raises:
+        ConfigError: In place of any other exception that a constructor raises.
+        FedLightningError: One of ours, with the key put before its text.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _first_cause(error)
+        if (found := _constructor(cause, config)) is None:
+            if cause is error:
+                raise
+            raise cause from error
+        key, owner = found
+        raise _named(cause, key, owner) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error of ours behind an error, else the one that started it all."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    return next((link for link in chain if isinstance(link, FedLightningError)), chain[-1])
+
+
+def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
+    text = str(cause)
+    if not isinstance(cause, FedLightningError):
+        described = text if type(cause).__name__ == "MisconfigurationException" else ""
+        described = described or f"{owner.__name__} cannot be built: {type(cause).__name__}: {text}"
+        return ConfigError(f"{key}: {described}")
+    if text.startswith(f"{key}.") or text.startswith(f"{key.partition('.')[0]}."):
+        return cause
+    first = re.match(r"\w+", text)
+    about_a_setting = first is not None and first[0] in setting_names(owner)
+    return type(cause)(f"{key}.{text}" if about_a_setting else f"{key}: {text}")
+
+
+def _constructor(error: BaseException, config: Any) -> tuple[str, type] | None:
+    """Return key and class of the innermost constructor under way that the config asked for."""
+    keys = {**_GROUPS, **dict(_class_keys(config))}
+    found = None
+    for instance in _under_construction(error.__traceback__):
+        for cls in type(instance).__mro__:
+            if cls.__name__ in keys:
+                found = keys[cls.__name__], cls
+                break
+    return found
+
+
+def _under_construction(trace: TracebackType | None) -> Iterator[Any]:
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name in ("__init__", "__post_init__") and "self" in frame.f_locals:
+            yield frame.f_locals["self"]
+        trace = trace.tb_next
+
+
+def _class_keys(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield class name and key of each class that a config names, as one writes the key."""
+    if isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _class_keys(item, f"{key}[{number}]" if len(node) > 1 else key)
+        return
+    values = vars(node) if hasattr(node, "__dict__") else node
+    if not isinstance(values, Mapping):
+        return
+    if isinstance(values.get("class_path"), str):
+        yield values["class_path"].rpartition(".")[2], key
+    for name, value in values.items():
+        inner = key if name == "init_args" else f"{key}.{name}".removeprefix(".")
+        yield from _class_keys(value, inner)

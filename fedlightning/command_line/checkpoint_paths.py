@@ -1,0 +1,57 @@
+"""Which file ``--ckpt_path`` means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.trainer import latest_checkpoint
+
+__all__ = ["find_checkpoint"]
+
+
+def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Path) -> str | None:
+    """Return the checkpoint to load, ``None`` to train from the start.
+
+    Args:
+        given: A file, a run folder, ``last`` (the newest run's) or ``hpc`` (Lightning's own for a
+            requeued job).
+        command: What is to be done with it.
+        root: The folder that holds ``lightning_logs``.
+
+    Raises:
+        ConfigError: A command that needs a trained model gets none.
+        CheckpointError: There is no such file.
+    """
+    if given in (None, ""):
+        if command == "fit":
+            return None
+        raise ConfigError(
+            f"{command} needs a trained model: give --ckpt_path FILE, or --ckpt_path last for the "
+            "newest run's."
+        )
+    if given == "hpc":
+        return "hpc"
+    if given == "last":
+        return str(latest_checkpoint(root))
+    path = Path(os.fspath(given))  # type: ignore[arg-type]
+    if given == "best" and not path.exists():
+        raise ConfigError(
+            "ckpt_path='best' is known only while a run lasts: give the file's path, or 'last'."
+        )
+    if path.is_dir():
+        for inner in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+            if inner.is_file():
+                return str(inner)
+        raise CheckpointError(
+            f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither checkpoints/last.ckpt "
+            "nor last.ckpt."
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"ckpt_path={str(path)!r}: there is no such file; --ckpt_path last finds the newest run's."
+        )
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"ckpt_path={str(path)!r} is empty: its writing was cut short.")
+    return str(path)

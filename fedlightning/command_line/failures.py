@@ -1,0 +1,162 @@
+"""Every way in which a command can end, as an exit code and one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlightning.errors import FedLightningError
+
+__all__ = ["Failure", "diagnose"]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_MOST = 800
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a command ended.
+
+    Args:
+        exit_code: What the process returns.
+        text: What to print, on one line; empty for nothing.
+        is_error: Whether ``error: `` goes before it.
+    """
+
+    exit_code: int
+    text: str = ""
+    is_error: bool = True
+
+
+def diagnose(error: BaseException, watch: Any = None) -> Failure:
+    """Return how a command ended that raised ``error``.
+
+    Args:
+        error: What came out of it.
+        watch: The :class:`~fedlightning.command_line.run_watch.RunWatch` of the run, if it came so far.
+
+    Example:
+        >>> diagnose(PermissionError(13, "Permission denied", "runs"))
+        Failure(exit_code=6, text='Permission denied: runs', is_error=True)
+    """
+    chain = list(_chain(error))
+    interrupted = watch.interruption() if watch is not None else "interrupted."
+    # Lightning makes an exit of Ctrl+C: `sys.exit(1)`, with the interrupt as its context
+    if any(isinstance(link, KeyboardInterrupt) for link in chain):
+        return Failure(128 + signal.SIGINT, interrupted, is_error=False)
+    if isinstance(error, SystemExit):
+        if type(error).__name__ == "SIGTERMException" or error.code == 128 + signal.SIGTERM:
+            return Failure(128 + signal.SIGTERM, interrupted, is_error=False)
+        return _exit(error)
+    ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
+    if ours is not None:
+        return _failure(ours.exit_code, _in_place(ours, chain))
+    where = watch.where if watch is not None else ""
+    at_work = watch is not None and watch.client is not None
+    for link in chain:
+        if found := _of_the_machine(link, at_work):
+            return found
+    if found := _of_a_library(error):
+        return found
+    described = f"{type(error).__name__}: {error}".rstrip(": ")
+    if at_work or (watch is not None and watch.trainer is not None and _raised_by_user(error)):
+        return _failure(5, f"{where}: {described}{_place(error)}".removeprefix(": "))
+    if _raised_by_user(error):
+        return _failure(2, f"{described}{_place(error)}")
+    return _failure(1, f"internal: {described}{_place(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback.")
+
+
+def _exit(error: SystemExit) -> Failure:
+    if error.code is None or isinstance(error.code, int):
+        return Failure(error.code or 0)
+    return _failure(1, str(error.code))
+
+
+def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
+    """Memory, disk, files, packages; while a client works, files are its own business."""
+    name, module = type(error).__name__, type(error).__module__
+    text = str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return _failure(6, f"out of memory: {text or 'the machine has no more'}; lower data.batch_size.")
+    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", text):
+        return _failure(6, f"cannot write a checkpoint, no space left on the device? {text}")
+    if isinstance(error, OSError) and (not at_work or error.errno in _DISK):
+        where = f": {error.filename}" if error.filename else ""
+        return _failure(6, f"{error.strerror or text or name}{where}")
+    if isinstance(error, ModuleNotFoundError) and not at_work and not _raised_by_user(error):
+        return _failure(6, text)
+    if module.partition(".")[0] == "wandb":
+        return _failure(6, f"wandb: {text}; WANDB_MODE=offline logs without key and network.")
+    return None
+
+
+def _of_a_library(error: BaseException) -> Failure | None:
+    """What Lightning and OmegaConf say of settings."""
+    name, module = type(error).__name__, type(error).__module__.partition(".")[0]
+    text = str(error)
+    if module == "omegaconf":
+        key = _short_key(getattr(error, "full_key", "") or "")
+        return _failure(2, f"{key}: {text.splitlines()[0] if text else name}".removeprefix(": "))
+    if name == "MisconfigurationException":
+        return _failure(2, text)
+    if module in ("pickle", "_pickle"):
+        return _failure(4, f"the checkpoint holds more than tensors and plain values: {text}")
+    if found := re.search(r"conditioned on metric `(.*?)` which is not available.*?: `(.*?)`", text):
+        return _failure(2, f"{found[1]} is never logged, so nothing can monitor it; logged are {found[2]}.")
+    return None
+
+
+def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:
+    """Return the text of an error of ours, with the setting whose reference it is about."""
+    text = str(error)
+    key = next((str(link.full_key) for link in chain if getattr(link, "full_key", None)), "")
+    return f"{_short_key(key)}: {text}" if key else text
+
+
+def _short_key(full_key: str) -> str:
+    """Return a config's key as one writes it: without the command's name and ``init_args``."""
+    return re.sub(r"\.init_args\b", "", full_key.partition(".")[2] or full_key)
+
+
+def _failure(exit_code: int, text: str) -> Failure:
+    line = " ".join(text.split())
+    return Failure(exit_code, line if len(line) <= _MOST else f"{line[:_MOST]} ...")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _raised_by_user(error: BaseException) -> bool:
+    """Whether the last line that is no library's is neither ours: code of the user's own."""
+    return _last_own_frame(error) is not None
+
+
+def _place(error: BaseException) -> str:
+    frame = _last_own_frame(error)
+    if frame is None:
+        return ""
+    return f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
+
+
+def _last_own_frame(error: BaseException) -> traceback.FrameSummary | None:
+    package = str(Path(__file__).resolve().parents[1])
+    libraries = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "<frozen")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith(package):
+            return None
+        if not frame.filename.startswith(libraries) and os.path.isfile(frame.filename):
+            return frame
+    return None

@@ -1,0 +1,84 @@
+"""What a run shows: warnings as one line each, and none of Lightning's small talk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["debugging", "print_error", "print_note", "print_warning", "quiet"]
+
+# Which devices there are, which seed was set, advice on other products: nobody asked.
+_CHATTY = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
+_ADVICE = re.compile(
+    r".*does not have many workers"
+    r"|.*\.configure_optimizers` will be overridden by"  # that is what `optimizer:` is for
+    r"|Checkpoint directory .* exists and is not empty"  # a run that goes on in its own folder
+    r"|The `srun` command is available"
+    r"|.*isinstance\(treespec, LeafSpec\)"
+)
+
+
+def debugging() -> bool:
+    """Whether ``FEDLIGHTNING_DEBUG`` asks for tracebacks and everything Lightning has to say."""
+    return os.environ.get("FEDLIGHTNING_DEBUG", "") not in ("", "0")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out, inside the ``with`` block, what is of no use to whoever runs a federation."""
+    if debugging():
+        yield
+        return
+    levels = {name: logging.getLogger(name).level for name in _CHATTY}
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("default")
+            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+        warnings.showwarning = _show
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def print_warning(text: str) -> None:
+    """Print a warning, on one line of stderr."""
+    _print("warning: " + text)
+
+
+def print_error(text: str) -> None:
+    """Print an error, on one line of stderr."""
+    _print("error: " + text)
+
+
+def print_note(text: str) -> None:
+    """Print what is neither result nor error, on one line of stderr."""
+    _print(text)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    text = str(message)
+    if not _ADVICE.match(text) and category.__name__ != "PossibleUserWarning":
+        print_warning(text)
+
+
+def _print(text: str) -> None:
+    if sys.stdout is not None and sys.stdout.isatty():
+        print(flush=True)  # a progress bar may have left the cursor within its line
+    print(" ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,0 +1,187 @@
+"""A resumed run is the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
+from tests.toys import Net, data, fit, loop_of, net, same, state, trainer
+
+# a ModelCheckpoint of the user's own finds itself in another run's folder, and says so
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
+
+FEDPER_LIKE = Algorithm(train="full", share="body")
+
+
+class Stop(RuntimeError):
+    pass
+
+
+class StopAt(pl.Callback):
+    """Raises at one event of one round."""
+
+    def __init__(self, hook: str, round_: int, client: int = 0) -> None:
+        self.round, self.client, self.seen = round_, client, 0
+        setattr(self, hook, self.strike)
+
+    def strike(self, trainer, *_):
+        if trainer.current_epoch == self.round:
+            self.seen += 1
+            if self.seen == self.client + 1:
+                raise Stop
+
+
+def uninterrupted(algorithm, folder, **kwargs):
+    module = net(dropout=0.3)
+    built = fit(module, algorithm, rounds=4, cohort=3, folder=folder, **kwargs)
+    return module, built
+
+
+def save_on_exception():
+    return ModelCheckpoint(filename="stopped", save_on_exception=True, every_n_epochs=100)
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    return next(folder.rglob(name))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBABU(), FEDPER_LIKE], ids=lambda a: a.train + a.share)
+def test_resume_after_a_round_equals_the_uninterrupted_run(algorithm, tmp_path):
+    whole, built = uninterrupted(algorithm, tmp_path / "whole")
+    resumed, half = net(seed=9, dropout=0.3), tmp_path / "half"
+    with pytest.raises(Stop):
+        fit(
+            net(dropout=0.3), algorithm, rounds=4, cohort=3, folder=half,
+            callbacks=[StopAt("on_train_epoch_start", 2)],
+        )  # fmt: skip
+    other = fit(resumed, algorithm, rounds=4, cohort=3, folder=half, ckpt=checkpoint(half, "last.ckpt"))
+    assert same(state(whole), state(resumed))
+    assert other.current_epoch == built.current_epoch == 4
+    assert other.global_step == built.global_step == 12
+    for client in loop_of(built).personal:
+        assert same(loop_of(built).personal.get(client), loop_of(other).personal.get(client))
+
+
+@pytest.mark.parametrize(
+    ("hook", "client"),
+    [
+        ("on_train_epoch_start", 0),
+        ("on_train_batch_start", 0),
+        ("on_train_batch_start", 2),
+        ("on_client_end", 1),
+        ("on_train_batch_end", 2),
+        ("on_aggregate_end", 0),
+        ("on_validation_start", 0),
+        ("on_validation_batch_start", 1),
+        ("on_validation_end", 0),
+        ("on_train_epoch_end", 0),
+    ],
+)
+@pytest.mark.parametrize("algorithm", [FedBABU(), FEDPER_LIKE], ids=["FedBABU", "kept"])
+def test_a_run_stopped_anywhere_in_a_round_goes_on_as_if_nothing_had_been(
+    hook, client, algorithm, tmp_path
+):
+    whole, built = uninterrupted(algorithm, tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(
+            net(dropout=0.3), algorithm, rounds=4, cohort=3, folder=tmp_path / "stopped",
+            callbacks=[StopAt(hook, 1, client), save_on_exception()],
+        )  # fmt: skip
+    saved = checkpoint(tmp_path, "stopped*.ckpt")
+    resumed = net(seed=9, dropout=0.3)
+    other = fit(
+        resumed, algorithm, rounds=4, cohort=3, folder=tmp_path / "resumed", ckpt=saved,
+        callbacks=[save_on_exception()],
+    )  # fmt: skip
+    assert same(state(whole), state(resumed))
+    assert other.global_step == built.global_step
+    for client_id in loop_of(built).personal:
+        assert same(loop_of(built).personal.get(client_id), loop_of(other).personal.get(client_id))
+
+
+def test_a_checkpoint_saved_in_the_middle_of_a_client_holds_the_rounds_start(tmp_path):
+    path = tmp_path / "middle.ckpt"
+
+    class Saving(Net):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if self.trainer.current_epoch == 1 and not path.exists():
+                self.trainer.save_checkpoint(path)
+
+    module = net(module=Saving, dropout=0.3)
+    whole, _ = uninterrupted(FedAvg(), tmp_path / "whole")
+    fit(module, FedAvg(), rounds=4, cohort=3)
+    assert same(state(module), state(whole)), "saving changed the run"
+    saved = torch.load(path, weights_only=True)
+    assert saved["optimizer_states"][0]["state"] == {}
+
+    resumed = net(seed=9, dropout=0.3)
+    fit(resumed, FedAvg(), rounds=4, cohort=3, ckpt=path)
+    assert same(state(resumed), state(whole))
+
+
+def test_extending_a_finished_run_works(tmp_path):
+    kwargs = {"cohort": 3, "folder": tmp_path}
+    short = net(lr_milestones=())
+    fit(short, FedAvg(), rounds=2, **kwargs)
+    fit(short, FedAvg(), rounds=4, ckpt=checkpoint(tmp_path, "last.ckpt"), **kwargs)
+    whole = net(lr_milestones=())
+    fit(whole, FedAvg(), rounds=4, cohort=3)
+    assert same(state(short), state(whole))
+
+
+def test_last_means_the_newest_run(tmp_path):
+    fit(net(), FedAvg(), rounds=2, folder=tmp_path)
+    built = trainer(FedAvg(), rounds=3, folder=tmp_path)
+    built.fit(net(), datamodule=data(), ckpt_path="last")
+    assert built.current_epoch == 3
+    assert built.global_step == 12
+
+
+def test_a_callbacks_memory_is_resumed(tmp_path):
+    def callbacks():
+        return [EarlyStopping("global/loss", patience=50), PersonalizationCallback(every_n_rounds=2)]
+
+    first = fit(net(), FedAvg(), rounds=2, folder=tmp_path, callbacks=callbacks())
+    again = trainer(FedAvg(), rounds=3, folder=tmp_path / "b", callbacks=callbacks())
+    again.fit(net(), datamodule=data(), ckpt_path=checkpoint(tmp_path, "last.ckpt"))
+    stopping = again.callbacks[0]
+    assert float(stopping.best_score) <= float(first.callbacks[0].best_score)
+
+
+def test_the_checkpoint_is_a_plain_one_of_the_users_class(tmp_path):
+    module = net(dropout=0.25)
+    fit(module, FedBABU(), folder=tmp_path)
+    path = checkpoint(tmp_path, "last.ckpt")
+    loaded = torch.load(path, weights_only=True)
+    assert same(loaded["state_dict"], state(module))
+    again = Net.load_from_checkpoint(path)
+    assert same(state(again), state(module))
+    assert again.hparams["dropout"] == 0.25
+
+
+def test_metrics_of_a_resumed_run_are_those_of_the_whole_run(tmp_path):
+    def rows(folder):
+        with checkpoint(folder, "metrics.csv").open() as file:
+            return {row["round"]: row for row in csv.DictReader(file)}
+
+    uninterrupted(FedAvg(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(
+            net(dropout=0.3), FedAvg(), rounds=4, cohort=3, folder=tmp_path / "stopped",
+            callbacks=[StopAt("on_validation_start", 2), save_on_exception()],
+        )  # fmt: skip
+    saved = checkpoint(tmp_path, "stopped*.ckpt")
+    fit(
+        net(dropout=0.3), FedAvg(), rounds=4, cohort=3, folder=tmp_path / "resumed", ckpt=saved,
+        callbacks=[save_on_exception()],
+    )  # fmt: skip
+    whole, resumed = rows(tmp_path / "whole"), rows(tmp_path / "resumed")
+    assert resumed.keys() == {"2", "3"}
+    for round_ in resumed:
+        assert resumed[round_] == whole[round_]
