@@ -1,4 +1,4 @@
-"""``python -m fedlightning``: one command, its exit code, and at most one line about what went wrong."""
+"""``python -m fedlightning``: a command, its exit code, and a line about what went wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fedlightning.command_line.terminal import debugging, print_error, print_note, print_warning, quiet
+from fedlightning.command_line.terminal import (
+    debugging,
+    print_error,
+    print_note,
+    print_warning,
+    quiet,
+)
 from fedlightning.command_line.usage import answer
 
 if TYPE_CHECKING:
@@ -24,8 +30,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: all done. 2: usage or config. 3: data. 4: checkpoint. 5: federation or training. 6: environment
-    or I/O. 130: interrupted. 143: terminated. 1: a bug of ours.
+    0: all done. 2: usage or config. 3: data. 4: checkpoint. 5: federation or training.
+    6: environment or I/O. 130: interrupted. 143: terminated. 1: a bug of ours.
 
     Args:
         argv: The words after the program's name; by default those of this process.

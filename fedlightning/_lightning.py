@@ -151,6 +151,7 @@ class RoundLoop(_FitLoop):
         self.epoch_progress.increment_ready()
         if self.phase in (Phase.FINISHED, Phase.TRAINING):
             self.phase = Phase.TRAINING
+            self._updates_before = self.updates
             call._call_callback_hooks(self.trainer, "on_train_epoch_start")
         self.epoch_progress.increment_started()
 
@@ -159,7 +160,6 @@ class RoundLoop(_FitLoop):
         with self.trainer.profiler.profile("run_training_epoch"):
             if self.phase is Phase.TRAINING:
                 self.epoch_loop.batch_progress.reset_on_run()
-                self._updates_before = self.updates
                 self._round_metrics = dict(self.run_round())
                 # the first moment at which a checkpoint may hold the round's result
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # Classes go by their bare names once they are imported.
@@ -135,7 +137,7 @@ class FederatedCLI(LightningCLI):
             self.config = parser.parse_object(args)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the config as it is: a checkpoint's hyperparameters never override what one writes."""
+        """Leave the config as it is: a checkpoint's hyperparameters override nothing."""
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -148,7 +150,8 @@ class FederatedCLI(LightningCLI):
         command = self.config[self.subcommand]
         root = command["trainer"].get("default_root_dir") or "."
         self.watch.remember_parents(root)
-        command["ckpt_path"] = find_checkpoint(command.get("ckpt_path"), self.subcommand, Path(root))
+        given = command.get("ckpt_path")
+        command["ckpt_path"] = find_checkpoint(given, str(self.subcommand), Path(root))
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a constructor refuses is named by its key."""
@@ -157,9 +160,17 @@ class FederatedCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer."""
-        return super().instantiate_trainer(
-            federation=self._get(self.config_init, "federation"), **kwargs
-        )
+        federation = self._get(self.config_init, "federation")
+        try:
+            return super().instantiate_trainer(federation=federation, **kwargs)
+        except MisconfigurationException as error:
+            if not re.search("accelerator is not available|No supported gpu backend", str(error)):
+                raise
+            accelerator = self.config[self.subcommand]["trainer"]["accelerator"]
+            raise ConfigError(
+                f"trainer.accelerator={accelerator}: no GPU or other accelerator of that kind is "
+                "available here; set trainer.accelerator to auto or cpu."
+            ) from error
 
     # -- running -------------------------------------------------------------------------------
 
@@ -215,7 +226,7 @@ def run_command(command: Command, watches: list[RunWatch]) -> None:
     FederatedCLI(watch=watch, args=[command.name, *command.options])
 
 
-def _plain_values_only(method: Callable[..., Any]) -> dict[str, bool]:
+def _plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
     """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
     return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}
 
@@ -226,7 +237,8 @@ def _refuse(name: str) -> Callable[[Any], Any]:
     def refuse(value: Any) -> Any:
         if name == "federation":
             raise ConfigError(
-                "trainer.federation is no setting: federation stands at the top, e.g. federation.algorithm."
+                "trainer.federation is no setting: federation stands at the top, as in "
+                "federation.algorithm."
             )
         parsed = yaml.safe_load(value) if isinstance(value, str) else value
         FederatedTrainer._refuse_meaningless({name: parsed})

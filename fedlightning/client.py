@@ -145,7 +145,7 @@ class ShortStep:
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._module = module
         self._training_step = training_step_of(module)
-        self._accumulate = trainer.accumulate_grad_batches
+        self._trainer = trainer  # a callback may change its accumulation from round to round
         self._clip_val = trainer.gradient_clip_val
         self._clip_algorithm = trainer.gradient_clip_algorithm
         self._optimizer = trainer.optimizers[0]
@@ -164,7 +164,8 @@ class ShortStep:
         loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
         if loss is None:
             return None
-        (loss / self._accumulate if self._accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        accumulate = self._trainer.accumulate_grad_batches
+        (loss / accumulate if accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
         if due:
             if self._clip_val:
                 self._module.clip_gradients(

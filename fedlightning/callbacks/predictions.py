@@ -1,4 +1,4 @@
-"""`PredictionWriter`: every test example with its client, label, predicted class and probability."""
+"""`PredictionWriter`: every test example with its client, label, prediction and probability."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
 class PredictionWriter(pl.Callback):
-    """Writes ``predictions.csv`` in ``Trainer.predict``: one row an example of the clients' test data.
+    """Writes ``predictions.csv`` in ``Trainer.predict``: a row for each of the clients' test examples.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
     prediction an example, of shape (batch,). ``sample`` counts the pooled test examples of all
-    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty where the data have
-    none, ``probability`` where the module gives none.
+    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty where the data
+    have none, ``probability`` where the module gives none.
 
     Args:
         filename: The file's name in the run folder.
@@ -56,10 +56,10 @@ class PredictionWriter(pl.Callback):
     ) -> None:
         """Keep a batch's predictions: two numbers an example."""
         if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(
-                f"PredictionWriter needs a predict_step that returns a tensor of shape (batch, classes) or "
-                f"(batch,); {type(pl_module).__name__}'s returns {got}."
+                f"{type(pl_module).__name__}.predict_step must return a tensor of shape (batch, classes) "
+                f"or (batch,) for predictions.csv, got {shape}."
             )
         outputs = outputs.detach().float().cpu() if outputs.is_floating_point() else outputs.cpu()
         if outputs.ndim == 1:
@@ -89,7 +89,7 @@ class PredictionWriter(pl.Callback):
 
 
 def _probabilities(outputs: Tensor) -> Tensor:
-    """Return outputs of shape (batch, classes) as they are if they sum to one, else their softmax."""
+    """Return outputs of shape (batch, classes) if they sum to one, else their softmax."""
     sums = outputs.sum(dim=1)
     if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         return outputs

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from pytorch_lightning.trainer.states import TrainerFn
 
 __all__ = ["RoundProgressBar"]
 
@@ -14,7 +16,8 @@ __all__ = ["RoundProgressBar"]
 class RoundProgressBar(TQDMProgressBar):
     """One bar for the whole run: it counts client updates, so that it moves within a round, too.
 
-    The stock TQDM and Rich bars work as well; they show one bar a round.
+    Where the output is no terminal, a line is printed after every tenth of the run instead. The stock
+    TQDM and Rich bars work as well; they show one bar a round.
 
     Args:
         refresh_rate: Clients between two redraws.
@@ -25,15 +28,29 @@ class RoundProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
-        super().on_train_start(trainer, pl_module)
-        per_round = trainer.num_training_batches
-        bar = self.train_progress_bar
+    def init_train_tqdm(self) -> Tqdm:
+        """Return the bar of the run, drawn only on a terminal."""
+        if not sys.stdout.isatty():
+            return Tqdm(disable=True)
+        bar = super().init_train_tqdm()
         bar.bar_format = "{desc} |{bar}| {elapsed}<{remaining}{postfix}"
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            bar.reset(total=trainer.max_epochs * int(per_round))
-        bar.initial = trainer.current_epoch * int(per_round)
+        return bar
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Return a silent bar while training: validation is a part of the round."""
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return Tqdm(disable=True) if fitting else super().init_validation_tqdm()
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        """Return a silent bar."""
+        return Tqdm(disable=True)
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Open the bar."""
+        super().on_train_start(trainer)
+        bar, per_round = self.train_progress_bar, int(trainer.num_training_batches)
+        bar.total = _rounds(trainer) * per_round if _rounds(trainer) else None
+        bar.initial = bar.n = trainer.current_epoch * per_round
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Name the round."""
@@ -53,21 +70,19 @@ class RoundProgressBar(TQDMProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the round's metrics."""
-        self._show(trainer, clients=int(trainer.num_training_batches))
-        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
-
-    def init_validation_tqdm(self) -> Tqdm:
-        """Return a silent bar while training: validation is a part of the round."""
-        bar = super().init_validation_tqdm()
-        if self.trainer.training or self.trainer.state.fn == "fit":
-            bar.disable = True
-        return bar
+        metrics = self.get_metrics(trainer, pl_module)
+        if not self.train_progress_bar.disable:
+            self._show(trainer, clients=int(trainer.num_training_batches))
+            self.train_progress_bar.set_postfix(metrics)
+        elif self.is_enabled and _is_milestone(trainer):
+            shown = ", ".join(f"{name}={value}" for name, value in metrics.items())
+            print(f"{_round(trainer)}: {shown}", flush=True)
 
     def on_client_personalized(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int, clients: int
     ) -> None:
         """Count a personalised client."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == TrainerFn.FITTING and self.is_enabled:
             text = f"Personalizing {done}/{clients}" if done < clients else "Personalized"
             self.train_progress_bar.set_description_str(text)
 
@@ -84,9 +99,19 @@ class RoundProgressBar(TQDMProgressBar):
 
     def _show(self, trainer: pl.Trainer, clients: int) -> None:
         bar, per_round = self.train_progress_bar, int(trainer.num_training_batches)
-        rounds = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
-        bar.set_description_str(
-            f"Round {trainer.current_epoch + 1}/{rounds}, client {clients}/{per_round}"
-        )
         bar.n = trainer.current_epoch * per_round + clients
-        bar.refresh()
+        bar.set_description_str(f"{_round(trainer)}, client {clients}/{per_round}")
+
+
+def _rounds(trainer: pl.Trainer) -> int:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 0
+
+
+def _round(trainer: pl.Trainer) -> str:
+    return f"Round {trainer.current_epoch + 1}/{_rounds(trainer) or '?'}"
+
+
+def _is_milestone(trainer: pl.Trainer) -> bool:
+    """Whether a round ends a tenth of the run, or ten rounds of one without an end."""
+    done, rounds = trainer.current_epoch + 1, _rounds(trainer)
+    return (10 * done) // rounds > (10 * (done - 1)) // rounds if rounds else done % 10 == 0

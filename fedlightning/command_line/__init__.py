@@ -1,8 +1,11 @@
 """The parts of ``python -m fedlightning`` that surround :class:`fedlightning.cli.FederatedCLI`.
 
-Read in the order in which a command passes through them: ``usage`` (answers that need nothing),
-``arguments`` and ``recipes`` (which command, which files), ``strict_yaml`` and ``references`` (what
-the files say), ``parser`` and ``explain`` (what jsonargparse makes of it), ``run_watch`` (what the
-run was doing when it ended), ``failures`` (exit codes) and ``terminal`` (what is shown). None of the
-first five imports torch, so that a misspelt file name is answered at once.
+In the order in which a command passes through them:
+
+- ``usage``, ``arguments``, ``recipes``, ``strict_yaml``: help, the command, its config files. They
+  do not need torch, so that a misspelt file name is answered at once.
+- ``parser``, ``references``: what jsonargparse and OmegaConf make of files and options.
+- ``complaints``, ``known_names``, ``explain``, ``blame``: what is wrong with an option, in a line.
+- ``checkpoint_paths``, ``run_watch``: which checkpoint, and what a run was doing when it ended.
+- ``failures``, ``terminal``: exit codes, and what is shown.
 """

@@ -1,4 +1,4 @@
-"""A command's words before the parser sees them: config files found and checked, repetitions seen."""
+"""A command's words before the parser sees them: config files are found, repetitions noticed."""
 
 from __future__ import annotations
 

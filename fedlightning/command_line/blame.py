@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from fedlightning.command_line.failures import causes
 from fedlightning.command_line.known_names import setting_names
 from fedlightning.errors import ConfigError, FedLightningError
 
@@ -18,7 +19,7 @@ _GROUPS = {"Federation": "federation", "FederatedTrainer": "trainer"}
 
 @contextmanager
 def blame_constructor(config: Any) -> Iterator[None]:
-    """Turn what goes wrong while objects are built into an error that begins with a key of the config.
+    """Turn what goes wrong while objects are built into an error that begins with a config key.
 
     A constructor says ``lr must be > 0``; the user wants to know that it was ``model.lr``. Whose
     constructor it was is in the traceback; where the config names that class gives the key.
@@ -44,18 +45,16 @@ def blame_constructor(config: Any) -> Iterator[None]:
 
 def _first_cause(error: BaseException) -> BaseException:
     """Return the error of ours behind an error, else the one that started it all."""
-    chain = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
-        chain.append(before)
+    chain = list(causes(error))
     return next((link for link in chain if isinstance(link, FedLightningError)), chain[-1])
 
 
 def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
     text = str(cause)
     if not isinstance(cause, FedLightningError):
-        described = text if type(cause).__name__ == "MisconfigurationException" else ""
-        described = described or f"{owner.__name__} cannot be built: {type(cause).__name__}: {text}"
-        return ConfigError(f"{key}: {described}")
+        lightnings = key == "trainer" or type(cause).__name__ == "MisconfigurationException"
+        described = f"{owner.__name__} cannot be built: {type(cause).__name__}: {text}"
+        return ConfigError(f"{key}: {text if lightnings else described}")
     if text.startswith(f"{key}.") or text.startswith(f"{key.partition('.')[0]}."):
         return cause
     first = re.match(r"\w+", text)

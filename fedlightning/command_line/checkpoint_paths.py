@@ -45,12 +45,12 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
             if inner.is_file():
                 return str(inner)
         raise CheckpointError(
-            f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither checkpoints/last.ckpt "
-            "nor last.ckpt."
+            f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither "
+            "checkpoints/last.ckpt nor last.ckpt."
         )
     if not path.is_file():
         raise CheckpointError(
-            f"ckpt_path={str(path)!r}: there is no such file; --ckpt_path last finds the newest run's."
+            f"ckpt_path={str(path)!r}: there is no such file; `last` finds the newest run's."
         )
     if path.stat().st_size == 0:
         raise CheckpointError(f"ckpt_path={str(path)!r} is empty: its writing was cut short.")

@@ -17,7 +17,7 @@ _VALUE = re.compile(r"Given value: (.*)")
 _NESTED = re.compile(r"NestedArg\(key='[^']*', val=(.*)\)")
 _NOISE = re.compile(
     r"Does not validate against|Subtypes: |Errors:$|Given value type: |Expected a path but |"
-    r"Subclass types expect one of|a class path \(str\)|a dict (with|without) |Unable to load config"
+    r"Subclass types expect one of|a class path \(str\)|a dict (with|without) "
 )
 
 
@@ -56,8 +56,8 @@ def read_complaints(message: str) -> list[Complaint]:
     """Return what an error message of jsonargparse complains about, in its order.
 
     Example:
-        >>> read_complaints('Parser key "data":' + chr(10) + "  Expected a <class 'int'>. Got value: x")
-        [Complaint(keys=('data',), owner=None, owner_key=0, text="Expected a <class 'int'>", value='x')]
+        >>> read_complaints('Parser key "seed": Expected an int. Got value: x')
+        [Complaint(keys=('seed',), owner=None, owner_key=0, text='Expected an int', value='x')]
     """
     frames: list[_Frame] = []
     complaints: list[tuple[int, Complaint]] = []
@@ -101,6 +101,4 @@ def _with_value(complaint: Complaint, shown: str) -> Complaint:
         return complaint
     nested = _NESTED.fullmatch(shown)
     value = nested[1].strip("'\"") if nested else shown
-    return Complaint(
-        complaint.keys, complaint.owner, complaint.owner_key, complaint.text, value
-    )
+    return Complaint(complaint.keys, complaint.owner, complaint.owner_key, complaint.text, value)

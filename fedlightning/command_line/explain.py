@@ -20,6 +20,8 @@ from fedlightning.errors import did_you_mean
 __all__ = ["explain"]
 
 _MOST_NAMES = 25
+_EXPECTED = "Expected a "
+_CLASS_NAME = "Expected a dot import path string: (.*)"
 _TYPES = {
     "int": "an integer",
     "float": "a number",
@@ -31,6 +33,7 @@ _TYPES = {
     "Iterable": "a list",
     "dict": "a mapping",
 }
+_NO_MAPPING = r"""Parser key "([^"]+)":.*Unable to load config ['"](.*?)['"]"""
 _REQUIRED = (
     "{missing} required; name a config, e.g. --config quickstart.yaml, or see configs/ and "
     "`python -m fedlightning --help`."
@@ -38,7 +41,7 @@ _REQUIRED = (
 
 
 def explain(message: str, options: Sequence[str]) -> str:
-    """Return what is wrong in one line: the full key, the value, what is expected, the nearest name.
+    """Return what is wrong in one line: the full key, the value, what is expected, a near name.
 
     Args:
         message: What jsonargparse says.
@@ -57,12 +60,19 @@ def explain(message: str, options: Sequence[str]) -> str:
         return _missing(found[1])
     if found := re.match(r"argument (--[\w.+-]+).*: (expected .*)", message):
         return f"{found[1]}: {found[2]}, e.g. {found[1]}=VALUE."
+    if found := re.match(rf"--([\w.]+)\.help: ({_CLASS_NAME})", message):
+        message = f'Parser key "{found[1]}": {found[2]}'
+    if found := re.match(_NO_MAPPING, message, re.DOTALL):
+        return f"{found[1]} must be a mapping of settings, or a file with one, got {found[2]!r}."
     if found := re.match(r"Key must be a string, got: (.*?)\.?$", message):
         return f"a setting's name must be a word, got {found[1]}."
     complaints = read_complaints(message)
-    if not complaints:
+    telling = [
+        complaint for complaint in complaints if not _mistaken_for_class(complaint, complaints)
+    ]
+    if not telling:
         return _one_line(message)
-    return _one_line(_teach(min(complaints, key=_rank), complaints))
+    return _one_line(_teach(min(telling, key=_rank), telling))
 
 
 def _unrecognized(words: list[str], options: Sequence[str]) -> str:
@@ -81,7 +91,7 @@ def _missing(keys: str) -> str:
     return _REQUIRED.format(missing=f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}")
 
 
-# -- complaints about a value, the most telling first ------------------------------------------------
+# -- complaints about a value, the most telling first ----------------------------------------
 
 
 def _unknown_setting(complaint: Complaint, found: re.Match[str]) -> str | None:
@@ -114,7 +124,7 @@ def _no_attribute(complaint: Complaint, found: re.Match[str]) -> str:
     hint = ""
     if complaint.owner and (bases := expected_classes(complaint.keys, None)):
         hint = did_you_mean(found[2], subclass_names(bases))
-    return f"{complaint.key}: cannot import {found[2]} from {found[1]}: there is no such name.{hint}"
+    return f"{complaint.key}: cannot import {found[2]} from {found[1]}: no such name.{hint}"
 
 
 def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
@@ -130,8 +140,6 @@ def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
 
 
 def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
-    if (stray := _stray_setting(complaint)) is not None:
-        return stray
     return f"{complaint.key}={_shown(complaint.value)} is no {found[1]}."
 
 
@@ -148,51 +156,69 @@ _TELLING: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ..
     (r"the following arguments are required: (.*)", _missing_setting),
     (r"No module named '([^']+)'", _not_importable),
     (r"module '([^']+)' has no attribute '([^']+)'", _no_attribute),
-    (r"(?:Import path does not correspond to|Not a valid) (?:a )?subclass of (\w+)", _no_subclass),
-    (r"Expected a dot import path string: (.*)", _unknown_class),
+    (r"Import path does not correspond to a subclass of (\w+)", _no_subclass),
+    (_CLASS_NAME, _unknown_class),
 )
 
 
-def _rank(complaint: Complaint) -> tuple[float, int]:
+def _rank(complaint: Complaint) -> tuple[int, int]:
+    """Return how telling a complaint is (less is more), the innermost setting first."""
+    depth = -len(complaint.keys)
+    if _stray_setting(complaint) is not None:
+        return 0, depth
     for rank, (pattern, _) in enumerate(_TELLING):
         if re.match(pattern, complaint.text):
-            return rank - 0.5 * ("Not a valid" in complaint.text), -len(complaint.keys)
-    if complaint.text.startswith("Expected a "):
-        return len(_TELLING) + 1, -len(complaint.keys)
-    return len(_TELLING) - 1.5, -len(complaint.keys)
+            return rank, depth
+    if complaint.text.startswith(_EXPECTED):
+        return len(_TELLING) + 1, depth
+    return len(_TELLING) + (2 if complaint.text.startswith("Not a valid subclass") else 0), depth
+
+
+def _mistaken_for_class(complaint: Complaint, complaints: Sequence[Complaint]) -> bool:
+    """Whether a value was tried as a class that may be something plain, and has no class's name."""
+    found = re.match(_CLASS_NAME, complaint.text)
+    if found is None or re.fullmatch(r"[A-Z]\w*|[A-Za-z_]\w*(\.\w+)+", found[1]):
+        return False
+    plain = re.compile("Expected a <class '(int|float|bool|str)'>")
+    return any(plain.match(other.text) for other in complaints if other.keys == complaint.keys)
 
 
 def _teach(complaint: Complaint, all_complaints: Sequence[Complaint]) -> str:
+    if (stray := _stray_setting(complaint)) is not None:
+        return stray
     for pattern, teach in _TELLING:
         found = re.match(pattern, complaint.text)
         if found and (text := teach(complaint, found)):
             return text
-    alike = [other.text for other in all_complaints if other.keys == complaint.keys]
-    expected = [text.removeprefix("Expected a ") for text in alike if text.startswith("Expected a ")]
-    if expected and complaint.text.startswith("Expected a "):
-        return f"{complaint.key} must be {_any_of(expected)}, got {_shown(complaint.value)}."
+    if complaint.text.startswith(_EXPECTED):
+        alike = [other.text for other in all_complaints if other.keys == complaint.keys]
+        types = [text.removeprefix(_EXPECTED) for text in alike if text.startswith(_EXPECTED)]
+        return f"{complaint.key} must be {_any_of(types)}, got {_shown(complaint.value)}."
     if complaint.value and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", complaint.value):
         return f"{complaint.key}: cannot import {complaint.value}: {complaint.text}."
     got = f" (got {_shown(complaint.value)})" if complaint.value else ""
     return f"{complaint.key}: {complaint.text}{got}" if complaint.keys else complaint.text
 
 
-# -- words -------------------------------------------------------------------------------------------
+# -- words -------------------------------------------------------------------------------------
 
 
 def _any_of(types: Sequence[str]) -> str:
     words: list[str] = []
     choices: list[str] = []
-    for name in types:
+    for name in dict.fromkeys(types):
         if literal := re.match(r"typing\.Literal\[(.*)\]", name):
             choices += [repr(choice) for choice in _literal(f"[{literal[1]}]") or []]
             continue
         short = name.partition("'")[2].rpartition("'")[0].rpartition(".")[2] or name
-        words.append(_TYPES.get(short, "a class name" if "dot import" in name else short))
+        words.append("a class" if "dot import" in name else _TYPES.get(short, short))
     if choices:
         names = dict.fromkeys(choice.strip("'") for choice in choices)
         words = [f"one of {', '.join(names)}", *(word for word in words if word != "an integer")]
-    return " or ".join(dict.fromkeys(words))
+    if "a number" in words:
+        words = [word for word in words if word != "an integer"]
+    rare = ("true or false", "null")
+    return " or ".join(sorted(dict.fromkeys(words), key=lambda word: word in rare))
 
 
 def _stray_setting(complaint: Complaint) -> str | None:

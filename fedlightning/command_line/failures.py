@@ -15,10 +15,11 @@ from typing import Any
 
 from fedlightning.errors import FedLightningError
 
-__all__ = ["Failure", "diagnose"]
+__all__ = ["Failure", "causes", "diagnose"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _MOST = 800
+_UNKNOWN_METRIC = r"conditioned on metric `(.*?)` which is not available.*?: `(.*?)`"
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
 
     Args:
         error: What came out of it.
-        watch: The :class:`~fedlightning.command_line.run_watch.RunWatch` of the run, if it came so far.
+        watch: The run's :class:`~fedlightning.command_line.run_watch.RunWatch`, if it came so far.
 
     Example:
         >>> diagnose(PermissionError(13, "Permission denied", "runs"))
         Failure(exit_code=6, text='Permission denied: runs', is_error=True)
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     interrupted = watch.interruption() if watch is not None else "interrupted."
     # Lightning makes an exit of Ctrl+C: `sys.exit(1)`, with the interrupt as its context
     if any(isinstance(link, KeyboardInterrupt) for link in chain):
@@ -71,7 +72,9 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
         return _failure(5, f"{where}: {described}{_place(error)}".removeprefix(": "))
     if _raised_by_user(error):
         return _failure(2, f"{described}{_place(error)}")
-    return _failure(1, f"internal: {described}{_place(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback.")
+    return _failure(
+        1, f"internal: {described}{_place(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback."
+    )
 
 
 def _exit(error: SystemExit) -> Failure:
@@ -85,7 +88,9 @@ def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
     name, module = type(error).__name__, type(error).__module__
     text = str(error)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return _failure(6, f"out of memory: {text or 'the machine has no more'}; lower data.batch_size.")
+        return _failure(
+            6, f"out of memory: {text or 'the machine has no more'}; lower data.batch_size."
+        )
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", text):
         return _failure(6, f"cannot write a checkpoint, no space left on the device? {text}")
     if isinstance(error, OSError) and (not at_work or error.errno in _DISK):
@@ -109,8 +114,10 @@ def _of_a_library(error: BaseException) -> Failure | None:
         return _failure(2, text)
     if module in ("pickle", "_pickle"):
         return _failure(4, f"the checkpoint holds more than tensors and plain values: {text}")
-    if found := re.search(r"conditioned on metric `(.*?)` which is not available.*?: `(.*?)`", text):
-        return _failure(2, f"{found[1]} is never logged, so nothing can monitor it; logged are {found[2]}.")
+    if found := re.search(_UNKNOWN_METRIC, text):
+        return _failure(
+            2, f"{found[1]} is never logged, so nothing can monitor it; there are {found[2]}."
+        )
     return None
 
 
@@ -131,7 +138,8 @@ def _failure(exit_code: int, text: str) -> Failure:
     return Failure(exit_code, line if len(line) <= _MOST else f"{line[:_MOST]} ...")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ _CLASSES: dict[str, type] = {
     "lr_scheduler": LRScheduler,
 }
 _GROUPS: dict[str, type] = {"federation": Federation, "trainer": pl.Trainer}
-_EXAMPLES = ("pytorch_lightning.demos", "tests.")
+_LIBRARIES = {"fedlightning", "lightning_fabric", "pytorch_lightning", "torch", "torchmetrics"}
 
 
 def find_class(path: str) -> type | None:
@@ -58,18 +59,13 @@ def setting_names(owner: type) -> list[str]:
 def subclass_names(bases: Sequence[type]) -> list[str]:
     """Return the names that may be given where one of ``bases`` is expected.
 
-    Where this package or its user has classes of the kind, Lightning's and torch's own bases are left out.
+    Example:
+        >>> from fedlightning.datamodules import Partition
+        >>> {"Shards", "Dirichlet"} <= set(subclass_names([Partition]))
+        True
     """
-    found = {cls for base in bases for cls in (base, *_subclasses(base))}
-    public = {
-        cls
-        for cls in found
-        if not cls.__name__.startswith("_")
-        and not inspect.isabstract(cls)
-        and not cls.__module__.startswith(_EXAMPLES)
-        and cls not in {*_CLASSES.values(), *bases, FederatedModule}
-    }
-    return sorted({cls.__name__ for cls in public})
+    found = {cls for base in bases for cls in _subclasses(base)} - {FederatedModule}
+    return sorted({cls.__name__ for cls in found if _is_public(cls)})
 
 
 def expected_classes(keys: Sequence[str], owner: str | None) -> list[type]:
@@ -83,7 +79,7 @@ def expected_classes(keys: Sequence[str], owner: str | None) -> list[type]:
     if owner is None and path[0] in _CLASSES:
         return [_CLASSES[path[0]]]
     holder = _GROUPS.get(path[0]) if owner is None else find_class(owner)
-    return list(_classes(_annotation(holder, path[-1]))) if holder else []
+    return list(dict.fromkeys(_classes(_annotation(holder, path[-1])))) if holder else []
 
 
 def nearest_option(given: str, options: Iterable[str]) -> str:
@@ -106,6 +102,17 @@ def _subclasses(base: type) -> Iterator[type]:
     for child in base.__subclasses__():
         yield child
         yield from _subclasses(child)
+
+
+def _is_public(cls: type) -> bool:
+    """Whether a package above a library's class offers it; one's own classes are all meant to be used."""
+    if cls.__name__.startswith("_") or inspect.isabstract(cls):
+        return False
+    parts = cls.__module__.split(".")
+    if parts[0] not in _LIBRARIES:
+        return True
+    above = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return any(getattr(sys.modules.get(name), cls.__name__, None) is cls for name in above)
 
 
 def _annotation(holder: type, name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -37,7 +39,12 @@ class FederatedArgumentParser(LightningArgumentParser):
         """Raise what is wrong, in one line."""
         if not self.exit_on_error:  # an attempt at a class's settings; the outer parser reports
             super().error(message, ex)
-        raise ConfigError(explain(message, self.option_names())) from ex
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if found := re.match(r"argument (--\S+): expected", message):
+            message = message.replace(
+                found[1], _without_value(found[1], getattr(self, "args", [])), 1
+            )
+        raise ConfigError(explain(message, parser.option_names())) from ex
 
     def option_names(self) -> list[str]:
         """Return the names of the options, without dashes."""
@@ -47,6 +54,14 @@ class FederatedArgumentParser(LightningArgumentParser):
             for option in action.option_strings
             if option.startswith("--") and not option.endswith(".help")
         ]
+
+
+def _without_value(option: str, words: Sequence[str]) -> str:
+    """Return the option as it was written that has no value; an option's settings go by longer names."""
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith(option) and "=" not in word and after.startswith("--"):
+            return word
+    return option
 
 
 def prepare_parsing() -> None:

@@ -61,11 +61,10 @@ def find_config(name: str) -> Path:
         raise ConfigError(f"config {name} is a directory; give a YAML file.")
     if path.exists():
         raise ConfigError(f"config {name} is no regular file; give a YAML file.")
-    nearby = [str(path.with_name(file)) for file in _files_beside(path)]
+    names = [*_files_beside(path), *recipes, *(Path(recipe).stem for recipe in recipes)]
     raise ConfigError(
-        f"config {name} not found: no such file, and no such recipe."
-        f"{did_you_mean(name, [*recipes, *(Path(recipe).stem for recipe in recipes), *nearby])}"
-        " `python -m fedlightning --help` lists the shipped recipes."
+        f"config {name} not found: no such file, and no such recipe.{did_you_mean(path.name, names)} "
+        "`python -m fedlightning --help` lists the shipped recipes."
     )
 
 
@@ -73,7 +72,10 @@ def _folder() -> Path | None:
     """Return the recipes' folder: package data when installed, ``configs/`` in a clone."""
     package = Path(__file__).resolve().parents[1]
     clone = package.parent
-    for folder, marker in ((package / "configs", package), (clone / "configs", clone / "pyproject.toml")):
+    for folder, marker in (
+        (package / "configs", package),
+        (clone / "configs", clone / "pyproject.toml"),
+    ):
         if folder.is_dir() and marker.exists():
             return folder
     return None

@@ -17,8 +17,8 @@ _STANDARD = "tag:yaml.org,2002:"
 _PLAIN = {"str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp", "value"}
 
 _HINTS = {
-    "cannot start any token": " (a tab cannot indent: use spaces; quote a value that begins with % or @)",
-    "mapping values are not allowed": " (quote a value that has a colon in it; check the indentation)",
+    "cannot start any token": " (indent with spaces; quote a value that begins with % or @)",
+    "mapping values are not allowed": " (check the indentation; quote a value with a colon in it)",
     "undefined alias": " (quote a value that begins with *)",
 }
 
@@ -34,9 +34,9 @@ def check_config(text: str, name: str) -> None:
         ConfigError: The text is no config.
 
     Example:
-        >>> check_config("- 1", "list.yaml")
+        >>> check_config("- 1", "list.yaml")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: list.yaml: top level must be a mapping, such as 'model: ...', got a list.
+        fedlightning.errors.ConfigError: list.yaml: top level must be a mapping, ..., got a list.
     """
     root = check_text(text, name)
     if not isinstance(root, yaml.MappingNode):
@@ -81,7 +81,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _check_depth(text: str, name: str) -> None:
-    """Refuse deep nesting before the tree is built: libyaml's own builder is recursive, and crashes."""
+    """Refuse deep nesting before the tree is built: libyaml's builder is recursive, and crashes."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -125,7 +125,9 @@ def _check_nodes(root: yaml.Node, name: str) -> None:
         seen.add(id(node))
         if node.tag.removeprefix(_STANDARD) not in _PLAIN:
             tag = node.tag.replace(_STANDARD, "!!")
-            raise ConfigError(f"{name}:{_at(node)}: the tag {tag} is not allowed: plain values only.")
+            raise ConfigError(
+                f"{name}:{_at(node)}: the tag {tag} is not allowed; write plain values."
+            )
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, name)
         stack.extend(_children(node))
@@ -135,7 +137,7 @@ def _check_keys(node: yaml.MappingNode, name: str) -> None:
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{name}:{_at(key)}: a key must be a single word, not a list or a mapping.")
+            raise ConfigError(f"{name}:{_at(key)}: a key must be a word, not a list or a mapping.")
         if key.value in lines and key.value != "<<":
             raise ConfigError(
                 f"{name}: duplicate key {key.value} (lines {lines[key.value]}, {_at(key)})."
