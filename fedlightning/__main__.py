@@ -78,6 +78,8 @@ def _report(error: BaseException, watches: list[RunWatch]) -> int:
         traceback.print_exception(error)
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)
+    if watch is not None and failure.leaves_work and (saved := watch.saved()):
+        print_note(saved)
     return failure.exit_code
 
 

@@ -53,11 +53,15 @@ _MODULE_STEP_HOOKS = (
     "optimizer_zero_grad",
     "configure_gradient_clipping",
 )
-_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_TRANSFER_HOOKS = (
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
 
 
 class Phase(str, Enum):
-    """How far a round has come; what a checkpoint says of it decides where a resumed run goes on."""
+    """How far a round has come, and so where a run resumed from a checkpoint goes on."""
 
     TRAINING = "training"  # nothing merged yet: the round is run again
     AGGREGATED = "aggregated"  # the global model is the round's; validation is still to come
@@ -68,7 +72,8 @@ class Phase(str, Enum):
 class RoundLoop(_FitLoop):
     """Lightning's fit loop with an epoch that is a round and a batch that is a client.
 
-    A round is a transaction: a checkpoint holds its start or its result, never something in between.
+    A round is a transaction: a checkpoint holds its start or its result, never something in
+    between.
     """
 
     def __init__(
@@ -157,7 +162,7 @@ class RoundLoop(_FitLoop):
 
     def advance(self) -> None:
         """Run one round: clients, aggregation, validation."""
-        with self.trainer.profiler.profile("run_training_epoch"):
+        with self.trainer.profiler.profile("run_training_epoch"):  # type: ignore[attr-defined]
             if self.phase is Phase.TRAINING:
                 self.epoch_loop.batch_progress.reset_on_run()
                 self._round_metrics = dict(self.run_round())
@@ -217,7 +222,7 @@ class RoundLoop(_FitLoop):
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook that only federated callbacks have (``on_client_end``, ...)."""
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             own = getattr(callback, hook, None)
             if own is not None:
                 own(self.trainer, self.trainer.lightning_module, *args)
@@ -229,14 +234,12 @@ class RoundLoop(_FitLoop):
         callback_metrics = {
             name: float(value)
             for name, value in self.trainer._logger_connector._callback_metrics.items()
-            if not isinstance(value, Mapping)
+            if isinstance(value, torch.Tensor)
         }
         return {
             "phase": self.phase.value,
             "round": self.round,
-            "updates": (
-                self._updates_before if self.phase is Phase.TRAINING else self.updates
-            ),
+            "updates": (self._updates_before if self.phase is Phase.TRAINING else self.updates),
             "metrics": {
                 name: (value, flags.prog_bar, flags.logger)
                 for name, (value, flags) in self._round_metrics.items()
@@ -269,7 +272,8 @@ class RoundLoop(_FitLoop):
 
     def _go_to_round(self, index: int) -> None:
         for counts in (self.epoch_progress.total, self.epoch_progress.current):
-            counts.ready = counts.started = counts.processed = counts.completed = index
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, index)
         self.epoch_loop._batches_that_stepped = index
 
     def _count_updates(self, updates: int) -> None:
@@ -295,7 +299,9 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self,
         *args: Any,
         evaluate: Callable[[ClientTask], Mapping[str, float]],
-        summarise: Callable[[Mapping[ClientTask, Mapping[str, float]]], Mapping[str, tuple[float, LogFlags]]],
+        summarise: Callable[
+            [Mapping[ClientTask, Mapping[str, float]]], Mapping[str, tuple[float, LogFlags]]
+        ],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -339,7 +345,9 @@ class ClientEvaluationLoop(_EvaluationLoop):
     def _on_evaluation_end(self, *args: Any, **kwargs: Any) -> None:
         fit_loop = self.trainer.fit_loop
         if isinstance(fit_loop, RoundLoop) and fit_loop.phase is Phase.AGGREGATED:
-            fit_loop.phase = Phase.VALIDATED  # a checkpoint made by the hooks below holds the metrics
+            fit_loop.phase = (
+                Phase.VALIDATED
+            )  # a checkpoint made by the hooks below holds the metrics
         super()._on_evaluation_end(*args, **kwargs)
 
 
@@ -352,7 +360,8 @@ class StockStep:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer = trainer
-        self._loop: RoundLoop = trainer.fit_loop
+        assert isinstance(trainer.fit_loop, RoundLoop)
+        self._loop = trainer.fit_loop
 
     def __call__(self, batch: Any, batch_idx: int, due: bool) -> Tensor | None:
         """Train on one batch."""
@@ -362,12 +371,14 @@ class StockStep:
             kwargs = epoch_loop._build_kwargs({}, batch, batch_idx)  # type: ignore[arg-type]
             if trainer.lightning_module.automatic_optimization:
                 output = epoch_loop.automatic_optimization.run(
-                    trainer.optimizers[0], batch_idx, kwargs  # type: ignore[arg-type]
+                    trainer.optimizers[0],
+                    batch_idx,
+                    kwargs,
                 )
                 if due:
                     self._step_schedulers(batch_idx)
             else:
-                output = epoch_loop.manual_optimization.run(kwargs)  # type: ignore[arg-type]
+                output = epoch_loop.manual_optimization.run(kwargs)
         finally:
             self._loop.accumulating = False
             self._loop._count_updates(updates)
@@ -378,7 +389,9 @@ class StockStep:
         trainer = self._trainer
         for config in trainer.lr_scheduler_configs:
             if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
-                call._call_lightning_module_hook(trainer, "lr_scheduler_step", config.scheduler, None)
+                call._call_lightning_module_hook(
+                    trainer, "lr_scheduler_step", config.scheduler, None
+                )
 
 
 def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
@@ -388,13 +401,13 @@ def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | N
     for hook in _MODULE_STEP_HOOKS:
         if overrides(module, hook, pl.LightningModule):
             return f"{type(module).__name__}.{hook}"
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for hook in _STEP_HOOKS:
             if overrides(callback, hook, pl.Callback):
                 return f"{type(callback).__name__}.{hook}"
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return "gradient scaling"
-    if not isinstance(trainer.profiler, PassThroughProfiler):
+    if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
         return "a profiler"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         return "an optimizer that evaluates the loss itself"
@@ -414,7 +427,7 @@ def transfers_batches(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
 
 
 def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
-    """Send a batch through the precision plugin and the user's transfer hooks, as Lightning does."""
+    """Send a batch through precision plugin and transfer hooks, as Lightning does."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
@@ -455,9 +468,7 @@ def _prepare_then(
     setup_optimizers(trainer)
 
 
-def _log_as(
-    module: pl.LightningModule, fx: str, name: str, value: float, flags: LogFlags
-) -> None:
+def _log_as(module: pl.LightningModule, fx: str, name: str, value: float, flags: LogFlags) -> None:
     """Log one number for the whole round, as if from the hook ``fx``."""
     before, module._current_fx_name = module._current_fx_name, fx
     try:

@@ -1,4 +1,4 @@
-"""Merging what clients send: sums in cohort order, in float64 and rounded once unless asked otherwise."""
+"""Merging what clients send: float64 sums in cohort order, rounded once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class WeightedMean:
             weight: Its weight, > 0.
 
         Raises:
-            ValueError: If the weight is not a finite number > 0, or the keys differ from the first's.
+            ValueError: If the weight is not a finite number > 0, or the keys differ from the
+                first's.
         """
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight must be a finite number > 0, got {weight}")

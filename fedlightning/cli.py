@@ -31,13 +31,19 @@ from fedlightning.command_line.parser import (
 )
 from fedlightning.command_line.run_watch import RunWatch, SaveRunConfig
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.errors import ConfigError
+from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation import Federation
 from fedlightning.trainer import _MEANINGLESS, FederatedTrainer
 
 __all__ = ["FederatedCLI", "run_command"]
 
 _MOST_SEED = 2**32 - 1
+_TITLES = {
+    "model": "model: the clients' module",
+    "data": "data: the clients' data",
+    "federation": "federation: how they learn together",
+    "trainer": "trainer: Lightning's Trainer, with rounds for epochs and clients for batches",
+}
 # Of no use to anybody here, or set by the trainer itself.
 _HIDDEN = {"federation", "use_distributed_sampler", "model_registry", *_MEANINGLESS}
 
@@ -89,10 +95,7 @@ class FederatedCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser with ``--config``."""
         prepare_parsing()
-        kwargs.setdefault("prog", "python -m fedlightning")
-        parser = super().init_parser(**kwargs)
-        parser.usage = "%(prog)s --config FILE [--key=value ...]"
-        return parser
+        return super().init_parser(**kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add model, data, federation, and what a Trainer has that means something here."""
@@ -115,6 +118,9 @@ class FederatedCLI(LightningCLI):
             fail_untyped=False,
             sub_configs=True,
         )
+        for key, title in _TITLES.items():
+            if parser.groups and key in parser.groups:
+                parser.groups[key].title = title
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -149,9 +155,9 @@ class FederatedCLI(LightningCLI):
         """Find the checkpoint before anything is built."""
         command = self.config[self.subcommand]
         root = command["trainer"].get("default_root_dir") or "."
-        self.watch.remember_parents(root)
         given = command.get("ckpt_path")
         command["ckpt_path"] = find_checkpoint(given, str(self.subcommand), Path(root))
+        self.watch.checkpoint = command["ckpt_path"]
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a constructor refuses is named by its key."""
@@ -176,8 +182,15 @@ class FederatedCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Read and check the data, while there is no run folder yet."""
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
+        self.watch.before_run(self.trainer)
+        try:
+            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
+        except (FedLightningError, MemoryError):
+            raise
+        except Exception as error:
+            name = type(self.datamodule).__name__
+            raise DataError(f"data: {name}: {type(error).__name__}: {error}") from error
 
     before_validate = before_test = before_fit
 
@@ -191,6 +204,11 @@ class FederatedCLI(LightningCLI):
     def fit(self, **kwargs: Any) -> None:
         """Train."""
         self.trainer.fit(**kwargs, **_plain_values_only(pl.Trainer.fit))
+        done, wanted = self.trainer.current_epoch, self.trainer.max_epochs
+        if not self.watch.rounds_run and wanted is not None and 0 < wanted <= done:
+            print(
+                f"nothing to do: {done}/{wanted} rounds are done; raise trainer.max_epochs to go on"
+            )
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate on the clients' validation data."""
@@ -206,6 +224,12 @@ class FederatedCLI(LightningCLI):
         """Predict the clients' test data."""
         settings = _plain_values_only(pl.Trainer.predict)
         self.trainer.predict(**kwargs, **settings, return_predictions=False)
+        algorithm = self._get(self.config_init, "federation").algorithm
+        if algorithm.train == "body":
+            print(
+                f"{algorithm.name} leaves the global head untrained; `test` with a "
+                "PersonalizationCallback evaluates personalised models"
+            )
 
     def _say_where(self) -> None:
         if self.trainer.loggers and self.trainer.log_dir and self.trainer.is_global_zero:

@@ -134,8 +134,8 @@ class LocalFit:
 class ShortStep:
     """A training step with nothing between the module and the optimizer.
 
-    Valid where no hook, callback or precision plugin wants to stand in between; gives the same bits as
-    Lightning's own optimization loop, at a tenth of its overhead.
+    Valid where no hook, callback or precision plugin wants to stand in between; gives the same bits
+    as Lightning's own optimization loop, at a tenth of its overhead.
 
     Args:
         trainer: For precision, clipping and accumulation.
@@ -183,15 +183,19 @@ class ShortStep:
 
 @torch.no_grad()
 def evaluate(
-    module: pl.LightningModule, batches: Iterable[Batch], split: Split, log: LocalLog, precision: Precision
+    module: pl.LightningModule,
+    batches: Iterable[Batch],
+    split: Split,
+    log: LocalLog,
+    precision: Precision,
 ) -> dict[str, float]:
     """Return what the module logs about one client's data, averaged over its examples.
 
     Args:
         module: The model to evaluate, in the mode (``eval()``) that it shall have.
         batches: The client's batches.
-        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``, and
-            without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
+        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``,
+            and without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
         log: Takes what the module logs.
         precision: The trainer's precision plugin.
     """
@@ -241,7 +245,7 @@ def overrides(instance: object, name: str, base: type) -> bool:
 
 
 def training_step_of(module: pl.LightningModule) -> Callable[[Batch, int], Any]:
-    """Return the module's ``training_step``, called with a batch index whether it wants one or not."""
+    """Return ``training_step`` as a function of batch and index, whether it wants one or not."""
     return _with_optional_index(module.training_step)
 
 

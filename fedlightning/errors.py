@@ -1,4 +1,4 @@
-"""The one family of errors that users' mistakes and a run's failures raise, with their exit codes."""
+"""The one family of errors for users' mistakes and failing runs, with their exit codes."""
 
 from __future__ import annotations
 

@@ -18,14 +18,15 @@ class Federation:
 
     Args:
         algorithm: What is trained, what is shared, how it is merged.
-        cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of all.
+        cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
+            all.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
         head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
             attribute ``head``; overrides a FederatedModule's own.
         sampler: How the cohort is chosen; ``None`` means uniformly (:class:`UniformSampler`).
-        num_threads: CPU threads that torch uses in this process; ``None`` leaves torch's own choice. One
-            is the fastest for small models and on a busy machine, and results do not depend on the
-            number of cores.
+        num_threads: CPU threads that torch uses in this process; ``None`` leaves torch's own
+            choice. One is the fastest for small models and on a busy machine, and results do not
+            depend on the number of cores.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -47,7 +48,8 @@ class Federation:
     def __post_init__(self) -> None:
         if not isinstance(self.algorithm, Algorithm):
             raise ConfigError(
-                f"federation.algorithm must be an Algorithm such as FedBABU(), got {self.algorithm!r}."
+                "federation.algorithm must be an Algorithm such as FedBABU(), "
+                f"got {self.algorithm!r}."
             )
         if isinstance(self.local_epochs, bool) or self.local_epochs < 1:
             raise ConfigError(f"federation.local_epochs must be >= 1, got {self.local_epochs}.")

@@ -37,7 +37,7 @@ Metrics = Mapping[str, tuple[float, LogFlags]]
 
 
 class FederatedLoop(RoundLoop):
-    """Trains the clients of a cohort one after another on one resident module, and merges what they send.
+    """Trains a cohort's clients on one resident module and merges what they send.
 
     Args:
         trainer: The trainer that runs it.
@@ -81,8 +81,9 @@ class FederatedLoop(RoundLoop):
         if not isinstance(data, FederatedDataModule):
             got = type(data).__name__ if data is not None else "dataloaders"
             raise ConfigError(
-                f"FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, got {got}. "
-                "For arrays or Datasets see fedlightning.datamodules.FederatedArrays and ClientDatasets."
+                f"FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
+                f"got {got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
+                "fedlightning.datamodules."
             )
         return data
 
@@ -127,7 +128,8 @@ class FederatedLoop(RoundLoop):
         self._freeze()
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
-                f"{type(self.module).__name__} has no trainable parameters left for {algorithm.name}."
+                f"{type(self.module).__name__} has no trainable parameters left for "
+                f"{algorithm.name}."
             )
 
     def begin(self) -> None:
@@ -142,14 +144,12 @@ class FederatedLoop(RoundLoop):
             for config in self.trainer.lr_scheduler_configs
             if config.interval == "step"
         ]
-        self._fresh = FreshOptimizers(self.trainer.optimizers, schedulers)  # type: ignore[arg-type]
+        self._fresh = FreshOptimizers(self.trainer.optimizers, schedulers)
 
     def choose_step(self) -> Step:
         """Return the shortest training step that honours everything that wants to take part."""
         stock = needs_stock_step(self.trainer, self.module) is not None
-        step: Step = (
-            StockStep(self.trainer) if stock else ShortStep(self.trainer, self.module)
-        )
+        step: Step = StockStep(self.trainer) if stock else ShortStep(self.trainer, self.module)
         if not transfers_batches(self.trainer, self.module):
             return step
         return lambda batch, index, due: step(transfer_batch(self.trainer, batch), index, due)
@@ -162,7 +162,7 @@ class FederatedLoop(RoundLoop):
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
-        """Broadcast, client updates, aggregation; the new global model is in the module afterwards."""
+        """Broadcast, client updates, aggregation: the module is the new global model afterwards."""
         self._fresh.mark()
         received: list[ClientUpdate] = []
         kept: dict[int, State] = {}
@@ -214,9 +214,7 @@ class FederatedLoop(RoundLoop):
 
     def _kept_state(self) -> State:
         state = live_state(self.module)
-        return {
-            key: state[key].clone() for key in self.federation.algorithm.kept_keys(self.parts)
-        }
+        return {key: state[key].clone() for key in self.federation.algorithm.kept_keys(self.parts)}
 
     def _broadcast(self) -> None:
         """Make the resident module the global model again."""

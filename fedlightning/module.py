@@ -1,4 +1,4 @@
-"""`FederatedModule`: a LightningModule with a body that clients share and a head that can be frozen."""
+"""`FederatedModule`: a LightningModule with a body to share and a head to freeze."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class FederatedModule(pl.LightningModule):
     """One client's model: a body, a head, and default steps for classification.
 
     A subclass sets ``self.body`` and ``self.head`` and needs nothing else. A network that is built
-    otherwise names its head by key prefix instead (``head="net.fc"``) and defines ``forward``. Every
-    default below can be overridden as in any LightningModule.
+    otherwise names its head by key prefix instead (``head="net.fc"``) and defines ``forward``.
+    Every default below can be overridden as in any LightningModule.
 
     Args:
         lr: Learning rate of the clients' SGD.
@@ -115,7 +115,7 @@ class FederatedModule(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of shape (batch, classes)."""
-        logits: Tensor = self.head(self.body(x))
+        logits: Tensor = self.head(self.body(x))  # type: ignore[operator]
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -136,7 +136,8 @@ class FederatedModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return class probabilities of shape (batch, classes)."""
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        return self(x).softmax(dim=-1)
+        probabilities: Tensor = self(x).softmax(dim=-1)
+        return probabilities
 
     def _evaluate_batch(self, batch: Any, prefix: str) -> None:
         from torchmetrics.functional.classification import multiclass_accuracy
@@ -158,11 +159,16 @@ class FederatedModule(pl.LightningModule):
             trainable, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         rounds = self._trainer.max_epochs if self._trainer is not None else None
-        drops = sorted({int(rounds * share) for share in self.lr_milestones} - {0} if rounds else ())
+        drops = sorted(
+            {int(rounds * share) for share in self.lr_milestones} - {0} if rounds else ()
+        )
         if not drops or drops[0] < 0:
             return optimizer
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops, gamma=self.lr_gamma)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
+        }
 
 
 def resolve_parts(module: pl.LightningModule, head: str | Sequence[str] | None = None) -> Parts:

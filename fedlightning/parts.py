@@ -1,4 +1,4 @@
-"""A model's two parts, body and head, as two sets of state-dict keys that together are all of it."""
+"""A model's body and head: two sets of state-dict keys that together are all of it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def live_state(module: nn.Module) -> State:
 
 @torch.no_grad()
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copy ``source`` into ``target`` in place, key by key; keys only in ``target`` stay as they are.
+    """Copy ``source`` into ``target`` in place; keys only in ``target`` stay as they are.
 
     Args:
         target: Tensors to overwrite, e.g. :func:`live_state` of a module.
@@ -109,7 +109,9 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
         >>> first_non_finite({"a": torch.ones(2), "b": torch.tensor([0.0, float("nan")])})
         'b'
     """
-    floats = {key: value for key, value in state.items() if value.is_floating_point() and value.numel()}
+    floats = {
+        key: value for key, value in state.items() if value.is_floating_point() and value.numel()
+    }
     if not floats:
         return None
     largest = torch._foreach_norm(list(floats.values()), ord=float("inf"))
@@ -137,9 +139,13 @@ def _refuse_unknown(module: nn.Module, state: State, prefix: str) -> None:
             f"head={prefix!r} of {name} has no parameters; name a layer that has a weight."
         )
     candidates = [
-        path for path, child in module.named_modules() if path and any(True for _ in child.parameters(recurse=False))
+        path
+        for path, child in module.named_modules()
+        if path and any(True for _ in child.parameters(recurse=False))
     ]
-    children = [path for path, child in module.named_children() if any(True for _ in child.parameters())]
+    children = [
+        path for path, child in module.named_children() if any(True for _ in child.parameters())
+    ]
     raise ConfigError(
         f"head={prefix!r} matches no parameter of {name} (modules: {', '.join(children)})."
         + did_you_mean(prefix, [*children, *candidates])
@@ -160,6 +166,6 @@ def _refuse_tied(state: State, body: Sequence[str], head: Sequence[str], name: s
     for key in head:
         if (twin := owners.get(state[key].data_ptr())) is not None:
             raise ConfigError(
-                f"{twin} (body) and {key} (head) of {name} are one tied tensor: the head cannot stay "
-                "still while the body moves. Untie them, or put both in one part."
+                f"{twin} (body) and {key} (head) of {name} are one tied tensor: the head cannot "
+                "stay still while the body moves. Untie them, or put both in one part."
             )

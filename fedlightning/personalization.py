@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -47,8 +48,8 @@ class PersonalResult:
 class Personalizer:
     """Fine-tunes the resident module for one client at a time, from the global model.
 
-    Inside ``with personalizer.at_work():`` the module may be anything; afterwards it is the global model
-    again, with the modes, gradient flags and optimizers that it had.
+    Inside ``with personalizer.at_work():`` the module may be anything; afterwards it is the global
+    model again, with the modes, gradient flags and optimizers that it had.
 
     Args:
         loop: The loop whose module, data and kept personal states are used.
@@ -173,7 +174,9 @@ class Personalizer:
         assert self._head is not None
         seen: list[Tensor] = []
         labels: list[Tensor] = []
-        handle = self._head.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))
+        handle = self._head.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].flatten(1))
+        )
         try:
             for batch in self._loop.client_batches(client, split):  # type: ignore[arg-type]
                 with self._loop.trainer.precision_plugin.test_step_context():
@@ -203,7 +206,7 @@ def nearest_mean_accuracy(
         ...                       torch.tensor([[1.5], [9.0], [4.0]]), torch.tensor([0, 1, 1]))
         0.6666666666666666
     """
-    classes = train_labels.unique()
+    classes: Tensor = train_labels.unique()  # type: ignore[no-untyped-call]
     means = torch.stack([train[train_labels == label].mean(dim=0) for label in classes])
     nearest = classes[torch.cdist(test, means).argmin(dim=1)]
     return float((nearest == test_labels).double().mean())
@@ -214,7 +217,7 @@ def head_module(module: pl.LightningModule, parts: Parts) -> nn.Module | None:
     head = set(parts.head)
     for path, child in module.named_modules():
         if path and {f"{path}.{key}" for key in child.state_dict()} == head:
-            return child
+            return cast(nn.Module, child)
     return None
 
 

@@ -58,10 +58,14 @@ class FixedCohorts(ClientSampler):
             ConfigError: If no cohort was given for it, or it names a client that does not exist.
         """
         if key.round >= len(self.cohorts):
-            raise ConfigError(f"no cohort for round {key.round}: only {len(self.cohorts)} are given.")
+            raise ConfigError(
+                f"no cohort for round {key.round}: only {len(self.cohorts)} are given."
+            )
         chosen = self.cohorts[key.round]
         if not chosen or not all(0 <= client < population for client in chosen):
-            raise ConfigError(f"cohort {list(chosen)} of round {key.round} is not within 0..{population - 1}.")
+            raise ConfigError(
+                f"cohort {list(chosen)} of round {key.round} is not within 0..{population - 1}."
+            )
         return chosen
 
 
@@ -82,8 +86,8 @@ def cohort_count(cohort_size: int | float, population: int) -> int:
     if isinstance(cohort_size, int):
         if not 1 <= cohort_size <= population:
             raise ConfigError(
-                f"cohort_size as a count must be within 1..{population} (the number of clients), or a "
-                f"share in (0, 1]; got {cohort_size}."
+                f"cohort_size as a count must be within 1..{population} (the number of clients), "
+                f"or a share in (0, 1]; got {cohort_size}."
             )
         return cohort_size
     if not 0 < cohort_size <= 1:

@@ -1,4 +1,4 @@
-"""Every random number comes from a named stream: a pure function of (seed, purpose, round, client, epoch).
+"""Every random number comes from a stream named by seed, purpose, round, client and epoch.
 
 No component shares a generator with another one, so the order in which clients run, or the worker
 that runs them, cannot change a result.
@@ -26,8 +26,8 @@ _PURPOSES: tuple[str, ...] = get_args(Purpose)
 class Key:
     """The name of one random stream.
 
-    Streams of different keys are independent (``numpy.random.SeedSequence`` with a spawn key; sums such
-    as ``seed + round + client`` collide).
+    Streams of different keys are independent (``numpy.random.SeedSequence`` with a spawn key; sums
+    such as ``seed + round + client`` collide).
 
     Args:
         seed: The run's seed.
@@ -83,9 +83,9 @@ def default_seed(seed: int | None = None) -> int:
 def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch with ``key``; restore them afterwards.
 
-    Dropout, augmentation and whatever else a user's module draws then depends on the key alone. Only
-    the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed`` visits every
-    backend and costs sixty times as much.
+    Dropout, augmentation and whatever else a user's module draws then depends on the key alone.
+    Only the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed`` visits
+    every backend and costs sixty times as much.
     """
     seed = key.integer()
     on_device = _device_generator(device)

@@ -40,7 +40,7 @@ class PersonalStates:
         self._states.update(states)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all states, stacked: one tensor per key saves and loads far faster than one each."""
+        """Return all states, stacked: one tensor per key saves and loads far faster."""
         clients = sorted(self._states)
         keys = list(self._states[clients[0]]) if clients else []
         return {

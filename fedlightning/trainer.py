@@ -10,13 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     Callback,
     LearningRateFinder,
     ProgressBar,
 )
-from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
@@ -32,10 +32,19 @@ from fedlightning.tensorboard import TensorBoardBeside
 __all__ = ["FederatedTrainer"]
 
 _MEANINGLESS = {
-    "overfit_batches": (0.0, "clients differ, so there is no batch to overfit; set federation.cohort_size"),
-    "val_check_interval": (None, "validation belongs to a round's end; set trainer.check_val_every_n_epoch"),
+    "overfit_batches": (
+        0.0,
+        "clients differ, so there is no batch to overfit; set federation.cohort_size",
+    ),
+    "val_check_interval": (
+        None,
+        "validation belongs to a round's end; set trainer.check_val_every_n_epoch",
+    ),
     "reload_dataloaders_every_n_epochs": (0, "clients' data is indexed afresh every round anyway"),
-    "sync_batchnorm": (False, "clients do not share batches; choose a norm layer without statistics"),
+    "sync_batchnorm": (
+        False,
+        "clients do not share batches; choose a norm layer without statistics",
+    ),
     "barebones": (False, "a federated run is nothing without logging; switch off single features"),
 }
 
@@ -43,11 +52,12 @@ _MEANINGLESS = {
 class FederatedTrainer(pl.Trainer):
     """A Trainer whose epoch is a round and whose batch is a client.
 
-    All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client updates;
-    ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and ``limit_train_batches`` apply to
-    a client's local training; ``limit_val_batches`` counts clients; ``log_every_n_steps`` counts rounds.
-    The metrics always go to a CSV file, and to TensorBoard too where it is installed and no logger is
-    given. ``checkpoints/last.ckpt`` is written after every round.
+    All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
+    updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
+    ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
+    clients; ``log_every_n_steps`` counts rounds. The metrics always go to a CSV file, and to
+    TensorBoard too where it is installed and no logger is given. ``checkpoints/last.ckpt`` is
+    written after every round.
 
     Args:
         federation: How clients learn together; FedBABU with a tenth of the clients by default.
@@ -83,7 +93,9 @@ class FederatedTrainer(pl.Trainer):
             self,
             loop,
             evaluation=partial(
-                ClientEvaluationLoop, evaluate=loop.evaluate_client, summarise=loop.summarise_clients
+                ClientEvaluationLoop,
+                evaluate=loop.evaluate_client,
+                summarise=loop.summarise_clients,
             ),
             inference_mode=kwargs.get("inference_mode", True),
         )
@@ -91,7 +103,7 @@ class FederatedTrainer(pl.Trainer):
 
     # -- running -------------------------------------------------------------------------------
 
-    def fit(
+    def fit(  # type: ignore[override]  # kwargs: weights_only came with Lightning 2.6
         self,
         model: pl.LightningModule,
         train_dataloaders: Any = None,
@@ -104,8 +116,10 @@ class FederatedTrainer(pl.Trainer):
 
         Args:
             model: The client's module.
-            train_dataloaders: A FederatedDataModule may be given here, too, as with the stock Trainer.
-            val_dataloaders: A loader to validate the global model on, in place of the clients' data.
+            train_dataloaders: A FederatedDataModule may be given here, too, as with the stock
+                Trainer.
+            val_dataloaders: A loader to validate the global model on, in place of the clients'
+                data.
             datamodule: The clients' data.
             ckpt_path: Checkpoint to go on from; ``"last"`` is the newest run's under
                 ``default_root_dir``.
@@ -119,16 +133,12 @@ class FederatedTrainer(pl.Trainer):
         with self._limited_threads(), evaluation_steps(model):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
 
-    def validate(
-        self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
         with self._limited_threads(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
-    def test(
-        self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
+    def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
         with self._limited_threads(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
@@ -139,7 +149,7 @@ class FederatedTrainer(pl.Trainer):
             return super().predict(*args, **kwargs)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save the global model and the run's state; in the middle of a round, that of its start."""
+        """Save the global model and the run's state; amid a round, those of its start."""
         with self.federated_loop.at_rest():
             super().save_checkpoint(*args, **kwargs)
 
@@ -166,7 +176,11 @@ class FederatedTrainer(pl.Trainer):
             value = kwargs.get(name)
             if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
                 raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")
-        if "max_epochs" in kwargs and kwargs["max_epochs"] is not None and not _counts(kwargs["max_epochs"]):
+        if (
+            "max_epochs" in kwargs
+            and kwargs["max_epochs"] is not None
+            and not _counts(kwargs["max_epochs"])
+        ):
             raise ConfigError(
                 f"trainer.max_epochs counts rounds and must be an integer >= 1 (or -1 for no end), "
                 f"got {kwargs['max_epochs']!r}."
@@ -181,7 +195,8 @@ class FederatedTrainer(pl.Trainer):
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
                 raise ConfigError(
-                    f"{type(callback).__name__} has no federated meaning: it trains outside of rounds."
+                    f"{type(callback).__name__} has no federated meaning: it trains outside of "
+                    "rounds."
                 )
 
 
@@ -204,7 +219,9 @@ def latest_checkpoint(root: Path) -> Path:
 
 
 def _counts(rounds: Any) -> bool:
-    return isinstance(rounds, int) and not isinstance(rounds, bool) and (rounds >= 1 or rounds == -1)
+    return (
+        isinstance(rounds, int) and not isinstance(rounds, bool) and (rounds >= 1 or rounds == -1)
+    )
 
 
 def _loggers(given: Any, root: Path) -> list[Logger]:

@@ -80,9 +80,7 @@ def test_one_client_and_one_round_of_fedavg_equals_trainer_fit_on_that_client():
 
     clients = data((8,))
     clients.setup()
-    epochs = iter(
-        [list(clients.batches(0, "train", key=Key(0, "fit", 0, 0, e))) for e in range(2)]
-    )
+    epochs = iter([list(clients.batches(0, "train", key=Key(0, "fit", 0, 0, e))) for e in range(2)])
 
     class Epochs(torch.utils.data.IterableDataset):
         def __iter__(self):

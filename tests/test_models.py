@@ -43,7 +43,10 @@ def test_batch_norm_of_the_papers_networks_has_no_running_statistics(model):
 
 def test_pooling_before_relu_gives_the_same_bits_forward_and_backward():
     torch.manual_seed(0)
-    before, after = nn.Sequential(nn.MaxPool2d(2), nn.ReLU()), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    before, after = (
+        nn.Sequential(nn.MaxPool2d(2), nn.ReLU()),
+        nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)),
+    )
     x = torch.randn(2, 3, 8, 8).requires_grad_()
     one, other = before(x), after(x)
     assert torch.equal(one, other)
@@ -79,7 +82,13 @@ def test_a_misspelt_torchvision_network_is_told_the_near_name():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("lr", -1), ("lr", float("inf")), ("momentum", 1.5), ("weight_decay", -0.1), ("lr_milestones", [2])],
+    [
+        ("lr", -1),
+        ("lr", float("inf")),
+        ("momentum", 1.5),
+        ("weight_decay", -0.1),
+        ("lr_milestones", [2]),
+    ],
 )
 def test_numbers_out_of_range_are_refused(argument, value):
     with pytest.raises(ConfigError, match=argument):

@@ -42,7 +42,9 @@ def test_several_prefixes_make_one_head():
 
 
 def test_a_misspelt_head_is_told_the_near_name():
-    with pytest.raises(ConfigError, match=r"'net\.cf' matches no parameter .* Did you mean 'net\.fc'\?"):
+    with pytest.raises(
+        ConfigError, match=r"'net\.cf' matches no parameter .* Did you mean 'net\.fc'\?"
+    ):
         split_parts(Wrapped(), "net.cf")
 
 

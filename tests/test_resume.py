@@ -51,7 +51,9 @@ def checkpoint(folder: Path, name: str) -> Path:
     return next(folder.rglob(name))
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg(), FedBABU(), FEDPER_LIKE], ids=lambda a: a.train + a.share)
+@pytest.mark.parametrize(
+    "algorithm", [FedAvg(), FedBABU(), FEDPER_LIKE], ids=lambda a: a.train + a.share
+)
 def test_resume_after_a_round_equals_the_uninterrupted_run(algorithm, tmp_path):
     whole, built = uninterrupted(algorithm, tmp_path / "whole")
     resumed, half = net(seed=9, dropout=0.3), tmp_path / "half"
@@ -60,7 +62,9 @@ def test_resume_after_a_round_equals_the_uninterrupted_run(algorithm, tmp_path):
             net(dropout=0.3), algorithm, rounds=4, cohort=3, folder=half,
             callbacks=[StopAt("on_train_epoch_start", 2)],
         )  # fmt: skip
-    other = fit(resumed, algorithm, rounds=4, cohort=3, folder=half, ckpt=checkpoint(half, "last.ckpt"))
+    other = fit(
+        resumed, algorithm, rounds=4, cohort=3, folder=half, ckpt=checkpoint(half, "last.ckpt")
+    )
     assert same(state(whole), state(resumed))
     assert other.current_epoch == built.current_epoch == 4
     assert other.global_step == built.global_step == 12
@@ -145,7 +149,10 @@ def test_last_means_the_newest_run(tmp_path):
 
 def test_a_callbacks_memory_is_resumed(tmp_path):
     def callbacks():
-        return [EarlyStopping("global/loss", patience=50), PersonalizationCallback(every_n_rounds=2)]
+        return [
+            EarlyStopping("global/loss", patience=50),
+            PersonalizationCallback(every_n_rounds=2),
+        ]
 
     first = fit(net(), FedAvg(), rounds=2, folder=tmp_path, callbacks=callbacks())
     again = trainer(FedAvg(), rounds=3, folder=tmp_path / "b", callbacks=callbacks())

@@ -1,4 +1,4 @@
-"""Stock callbacks, loggers and flags work unmodified; what has no meaning is refused with its reason."""
+"""Stock callbacks, loggers and flags work; what has no meaning is refused with its reason."""
 
 from __future__ import annotations
 
@@ -99,7 +99,13 @@ def test_last_checkpoint_exists_after_every_round(tmp_path):
     def look(trainer, *_):
         seen.append(sorted(path.name for path in tmp_path.rglob("*.ckpt")))
 
-    fit(net(), FedAvg(), rounds=2, folder=tmp_path, callbacks=[LambdaCallback(on_train_epoch_start=look)])
+    fit(
+        net(),
+        FedAvg(),
+        rounds=2,
+        folder=tmp_path,
+        callbacks=[LambdaCallback(on_train_epoch_start=look)],
+    )
     assert seen == [[], ["last.ckpt"]]
     assert torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["epoch"] == 1
 
@@ -204,7 +210,9 @@ def test_the_trainer_gives_the_number_of_threads_back():
     ],
 )
 def test_a_flag_without_a_federated_meaning_is_refused_with_its_reason(flag, value):
-    with pytest.raises(ConfigError, match=rf"trainer\.{flag}={value} has no federated meaning: \w+"):
+    with pytest.raises(
+        ConfigError, match=rf"trainer\.{flag}={value} has no federated meaning: \w+"
+    ):
         trainer(**{flag: value})
 
 
@@ -225,7 +233,9 @@ def test_several_devices_are_refused_for_now():
 
 
 def test_last_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no lightning_logs/version_\*/checkpoints/last\.ckpt"):
+    with pytest.raises(
+        CheckpointError, match=r"no lightning_logs/version_\*/checkpoints/last\.ckpt"
+    ):
         fit(net(), folder=tmp_path, ckpt="last")
 
 

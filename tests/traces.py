@@ -109,7 +109,9 @@ class TraceData(FederatedDataModule):
             visited = s["finetune"]["index_order"][key.client][key.epoch]
         else:
             updates = s["per_round"][key.round]["updates"]
-            visited = next(u for u in updates if u["client"] == key.client)["index_order"][key.epoch]
+            visited = next(u for u in updates if u["client"] == key.client)["index_order"][
+                key.epoch
+            ]
         place = {index: row for row, index in enumerate(self.indices(key.client).tolist())}
         return torch.tensor([place[index] for index in visited])
 

@@ -40,16 +40,17 @@ class ClientUpdate:
 class Algorithm:
     """Federated learning as a choice of two parts and a mean.
 
-    Each round the cohort's clients start from the global model, train the part ``train`` and send back
-    the part ``share``; the server averages what it gets. What a client trains and does not share it
-    keeps for the next time it is chosen, unless ``keep`` is false.
+    Each round the cohort's clients start from the global model, train the part ``train`` and send
+    back the part ``share``; the server averages what it gets. What a client trains and does not
+    share it keeps for the next time it is chosen, unless ``keep`` is false.
 
     Args:
         train: The part that moves during local training; the rest is frozen.
         share: The part that is averaged.
         weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
         keep: Whether clients keep what they train and do not share.
-        sums: Precision in which the server adds (see :class:`fedlightning.aggregation.WeightedMean`).
+        sums: Precision in which the server adds (see
+            :class:`fedlightning.aggregation.WeightedMean`).
 
     Raises:
         ConfigError: If a value is not one of the choices.
@@ -74,7 +75,9 @@ class Algorithm:
             ("sums", sums, get_args(Sums)),
         ):
             if value not in choices:
-                raise ConfigError(f"algorithm.{key} must be one of {', '.join(choices)}, got {value!r}.")
+                raise ConfigError(
+                    f"algorithm.{key} must be one of {', '.join(choices)}, got {value!r}."
+                )
         self.train = train
         self.share = share
         self.weights = weights

@@ -12,12 +12,13 @@ class FedBABU(Algorithm):
     r"""Federated averaging with body aggregation and body update.
 
     All clients share one random head that nobody trains. Clients train the body; the server takes
-    :math:`\theta_\text{body} \leftarrow \frac{1}{|S|} \sum_{i \in S} \theta_{i,\text{body}}`. The head
-    is fine-tuned per client afterwards (:class:`fedlightning.callbacks.PersonalizationCallback`).
+    :math:`\theta_\text{body} \leftarrow \frac{1}{|S|} \sum_{i \in S} \theta_{i,\text{body}}`. The
+    head is fine-tuned per client afterwards
+    (:class:`fedlightning.callbacks.PersonalizationCallback`).
 
     Args:
-        weights: ``uniform`` as in the authors' code, ``examples`` as in the paper's formula; the two
-            are the same where all clients have equally many examples.
+        weights: ``uniform`` as in the authors' code, ``examples`` as in the paper's formula; the
+            two are the same where all clients have equally many examples.
         sums: Precision in which the server adds.
 
     Source:

@@ -17,26 +17,32 @@ from fedlightning.errors import ConfigError
 from fedlightning.loop import FederatedLoop
 from fedlightning.parts import Part
 from fedlightning.personalization import Personalizer, PersonalResult
-from fedlightning.reporting import ClientRecord, Spread, clients_figure, save_figure, write_clients_csv
+from fedlightning.reporting import (
+    ClientRecord,
+    Spread,
+    clients_figure,
+    save_figure,
+    write_clients_csv,
+)
 
 __all__ = ["PersonalizationCallback"]
 
 
 class PersonalizationCallback(pl.Callback):
-    """Fine-tunes the global model for every client, measures before and after, and discards the result.
+    """Fine-tunes the global model for every client and measures what that gains.
 
-    Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate`` and ``test``.
-    Every client takes part, chosen in a cohort or not, and starts from the global model of that moment
-    (with an algorithm that lets clients keep a part: with the part it kept). The global model is not
-    touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and ``_p10``,
-    ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
+    Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate`` and
+    ``test``. Every client takes part, chosen in a cohort or not, and starts from the global model
+    of that moment (with an algorithm that lets clients keep a part: with the part it kept). The
+    global model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min``
+    and ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
     ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
     ``clients.csv`` and ``clients.png``.
 
     Args:
         epochs: Passes over each client's training data.
-        part: What is fine-tuned: ``head`` (the body stays in eval mode), ``body`` or ``full``, which is
-            the default of the FedBABU paper.
+        part: What is fine-tuned: ``head`` (the body stays in eval mode), ``body`` or ``full``,
+            which is the default of the FedBABU paper.
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
@@ -104,7 +110,7 @@ class PersonalizationCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run for the final model if training stopped before its last round."""
         rounds = trainer.current_epoch
-        if rounds and self._last_round != rounds - 1 and not trainer.fast_dev_run:
+        if rounds and self._last_round != rounds - 1:
             metrics = self._personalize(trainer)
             self._last_round = rounds - 1
             for logger in trainer.loggers:
@@ -127,29 +133,32 @@ class PersonalizationCallback(pl.Callback):
         metrics = self._personalize(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_round = trainer.current_epoch
+        pl_module = trainer.lightning_module
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name == "personalized/acc", on_epoch=True, batch_size=1)
+            pl_module.log(
+                name, value, prog_bar=name == "personalized/acc", on_epoch=True, batch_size=1
+            )
 
     def personalizer(self, trainer: pl.Trainer) -> Personalizer:
         """Return what fine-tunes the trainer's module with this callback's settings.
 
         Raises:
-            ConfigError: If the trainer is not a FederatedTrainer, or its module has no head to tell apart.
+            ConfigError: If the trainer is not a FederatedTrainer, or its module has no head to tell
+                apart.
         """
-        loop = trainer.fit_loop
-        if not isinstance(loop, FederatedLoop):
-            raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
-        return Personalizer(loop, self.part, self.epochs, self._make_optimizer, self.nearest_mean)
+        return Personalizer(
+            _loop_of(trainer), self.part, self.epochs, self._make_optimizer, self.nearest_mean
+        )
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
-        loop: FederatedLoop = trainer.fit_loop
+        loop = _loop_of(trainer)
         clients = range(loop.data.num_clients)
         self.results = []
         with self.personalizer(trainer).at_work() as personalizer:
             for client in clients:
                 self.results.append(personalizer.client(client))
                 loop.fire("on_client_personalized", client + 1, len(clients))
-        if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
+        if trainer.is_global_zero and _has_folder(trainer):
             self._write(trainer)
         return self._metrics()
 
@@ -191,3 +200,13 @@ class PersonalizationCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
         self._last_round = state_dict["last_round"]
+
+
+def _loop_of(trainer: pl.Trainer) -> FederatedLoop:
+    if not isinstance(trainer.fit_loop, FederatedLoop):
+        raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
+    return trainer.fit_loop
+
+
+def _has_folder(trainer: pl.Trainer) -> bool:
+    return bool(trainer.loggers) and not trainer.fast_dev_run  # type: ignore[attr-defined]

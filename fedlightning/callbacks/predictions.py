@@ -22,7 +22,7 @@ _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
 class PredictionWriter(pl.Callback):
-    """Writes ``predictions.csv`` in ``Trainer.predict``: a row for each of the clients' test examples.
+    """Writes ``predictions.csv`` in ``Trainer.predict``: a row for each test example of a client.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
     prediction an example, of shape (batch,). ``sample`` counts the pooled test examples of all
@@ -58,8 +58,8 @@ class PredictionWriter(pl.Callback):
         if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(
-                f"{type(pl_module).__name__}.predict_step must return a tensor of shape (batch, classes) "
-                f"or (batch,) for predictions.csv, got {shape}."
+                f"{type(pl_module).__name__}.predict_step must return a tensor of shape "
+                f"(batch, classes) or (batch,) for {self.filename}, got {shape}."
             )
         outputs = outputs.detach().float().cpu() if outputs.is_floating_point() else outputs.cpu()
         if outputs.ndim == 1:

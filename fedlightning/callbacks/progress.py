@@ -1,4 +1,4 @@
-"""`RoundProgressBar`: rounds done, clients of the round, time left, current metrics, on one line."""
+"""`RoundProgressBar`: rounds, clients of the round, time left and metrics, on one line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["RoundProgressBar"]
 class RoundProgressBar(TQDMProgressBar):
     """One bar for the whole run: it counts client updates, so that it moves within a round, too.
 
-    Where the output is no terminal, a line is printed after every tenth of the run instead. The stock
-    TQDM and Rich bars work as well; they show one bar a round.
+    Where the output is no terminal, a line is printed after every tenth of the run instead. The
+    stock TQDM and Rich bars work as well; they show one bar a round.
 
     Args:
         refresh_rate: Clients between two redraws.
@@ -25,7 +25,9 @@ class RoundProgressBar(TQDMProgressBar):
         leave: Accepted for the stock bar's sake; the bar of a fit always stays.
     """
 
-    def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
+    def __init__(
+        self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
+    ) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
 
     def init_train_tqdm(self) -> Tqdm:

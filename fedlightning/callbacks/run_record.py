@@ -1,4 +1,4 @@
-"""`RunRecord`: what a run leaves for people: who had which data, how it went, and a closing summary."""
+"""`RunRecord`: what a run leaves for people: who had which data, and how it went."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILES = (
 
 
 class RunRecord(pl.Callback):
-    """Writes the partition and the learning curves into the run folder, and prints a summary at the end.
+    """Writes partition and learning curves into the run folder and prints a closing summary.
 
     Args:
         summary: Whether to print the closing summary.
@@ -66,10 +66,17 @@ class RunRecord(pl.Callback):
             return
         rounds = list(tables[0].rounds)
         rows = [tables[0].row(index) for index in rounds]
-        names = ("train/loss", "val/loss", "global/loss", "val/acc", "global/acc", "personalized/acc")
+        names = (
+            "train/loss",
+            "val/loss",
+            "global/loss",
+            "val/acc",
+            "global/acc",
+            "personalized/acc",
+        )
         nan = float("nan")
         series = {name: [row.get(name, nan) for row in rows] for name in names}
-        known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}  # noqa: PLR0124
+        known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
             save_figure(curves_figure(rounds, known), folder / "curves.png")
 

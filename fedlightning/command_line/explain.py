@@ -15,6 +15,7 @@ from fedlightning.command_line.known_names import (
     setting_names,
     subclass_names,
 )
+from fedlightning.command_line.references import unmark_references
 from fedlightning.errors import did_you_mean
 
 __all__ = ["explain"]
@@ -254,4 +255,4 @@ def _shown(value: str | None) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return unmark_references(" ".join(text.split()))

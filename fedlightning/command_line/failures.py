@@ -19,7 +19,10 @@ __all__ = ["Failure", "causes", "diagnose"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _MOST = 800
-_UNKNOWN_METRIC = r"conditioned on metric `(.*?)` which is not available.*?: `(.*?)`"
+_UNKNOWN_METRIC = (
+    r"conditioned on metric `(.*?)` which is not available.*(any of the following: .*)",
+    r"ModelCheckpoint\(monitor='(.*?)'\)` could not find .*?(the returned metrics: \[.*?\])",
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Failure:
     exit_code: int
     text: str = ""
     is_error: bool = True
+
+    @property
+    def leaves_work(self) -> bool:
+        """Whether a run that ended so may have rounds worth going on from."""
+        return self.is_error and self.exit_code in (1, 5, 6)
 
 
 def diagnose(error: BaseException, watch: Any = None) -> Failure:
@@ -60,6 +68,8 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
     ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
     if ours is not None:
         return _failure(ours.exit_code, _in_place(ours, chain))
+    if watch is not None and watch.checkpoint and _while_restoring(error):
+        return _failure(4, f"ckpt_path={watch.checkpoint!r}: {_of_a_checkpoint(error)}")
     where = watch.where if watch is not None else ""
     at_work = watch is not None and watch.client is not None
     for link in chain:
@@ -109,16 +119,41 @@ def _of_a_library(error: BaseException) -> Failure | None:
     text = str(error)
     if module == "omegaconf":
         key = _short_key(getattr(error, "full_key", "") or "")
-        return _failure(2, f"{key}: {text.splitlines()[0] if text else name}".removeprefix(": "))
+        first = re.sub(r"\w+ raised while resolving interpolation: ", "", text).partition("\n")[0]
+        return _failure(2, f"{key}: bad reference: {first}".removeprefix(": "))
+    for pattern in _UNKNOWN_METRIC:
+        if found := re.search(pattern, text):
+            return _failure(
+                2, f"{found[1]} is never logged, so it cannot be monitored: {found[2]}."
+            )
     if name == "MisconfigurationException":
         return _failure(2, text)
-    if module in ("pickle", "_pickle"):
-        return _failure(4, f"the checkpoint holds more than tensors and plain values: {text}")
-    if found := re.search(_UNKNOWN_METRIC, text):
-        return _failure(
-            2, f"{found[1]} is never logged, so nothing can monitor it; there are {found[2]}."
-        )
     return None
+
+
+def _while_restoring(error: BaseException) -> bool:
+    """Whether Lightning was reading a checkpoint, or putting one into model and callbacks."""
+    return any(
+        frame.filename.endswith("checkpoint_connector.py")
+        and "rest" in frame.name.replace("resume", "rest")
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
+
+
+def _of_a_checkpoint(error: BaseException) -> str:
+    text = str(error)
+    if found := re.search(
+        r"size mismatch for (\S+): copying a param with shape torch.Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]",
+        text,
+    ):
+        return f"{found[1]} is ({found[2]}) in the checkpoint, vs ({found[3]}) in the model."
+    if found := re.search(r"(?:Missing|Unexpected) key\(s\) in state_dict: (.*)", text):
+        return f"of another network: the keys differ in {found[1]}"
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return f"holds an object of {found[1]}; only tensors and plain values are loaded."
+    if isinstance(error, KeyError) and "pytorch-lightning_version" in text:
+        return "not a fedlightning checkpoint: no run wrote it."
+    return f"cannot be read as a checkpoint ({type(error).__name__}: {text.partition('. ')[0]})."
 
 
 def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:

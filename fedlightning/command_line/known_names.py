@@ -105,7 +105,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def _is_public(cls: type) -> bool:
-    """Whether a package above a library's class offers it; one's own classes are all meant to be used."""
+    """Whether a package above a library's class offers it; one's own classes all count."""
     if cls.__name__.startswith("_") or inspect.isabstract(cls):
         return False
     parts = cls.__module__.split(".")

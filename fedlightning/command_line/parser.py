@@ -33,6 +33,8 @@ class FederatedArgumentParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("parser_mode", _MODE)
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("prog", "python -m fedlightning")
+        kwargs.setdefault("usage", "python -m fedlightning COMMAND --config FILE [--key=value ...]")
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -57,7 +59,7 @@ class FederatedArgumentParser(LightningArgumentParser):
 
 
 def _without_value(option: str, words: Sequence[str]) -> str:
-    """Return the option as it was written that has no value; an option's settings go by longer names."""
+    """Return the option without a value as it was written: a class's settings have longer names."""
     for word, after in zip(words, [*words[1:], "--"], strict=True):
         if word.startswith(option) and "=" not in word and after.startswith("--"):
             return word

@@ -31,7 +31,7 @@ def recipe_title(path: Path) -> str:
         first = file.readline().strip()
     if not first.startswith("#"):
         return ""
-    return first.lstrip("# ").split(": ")[0].split(". ")[0].rstrip(".")
+    return first.lstrip("# ").split(": ")[0].split(". ")[0].rstrip(".:")
 
 
 def find_config(name: str) -> Path:
@@ -63,8 +63,8 @@ def find_config(name: str) -> Path:
         raise ConfigError(f"config {name} is no regular file; give a YAML file.")
     names = [*_files_beside(path), *recipes, *(Path(recipe).stem for recipe in recipes)]
     raise ConfigError(
-        f"config {name} not found: no such file, and no such recipe.{did_you_mean(path.name, names)} "
-        "`python -m fedlightning --help` lists the shipped recipes."
+        f"config {name} not found: no such file, and no such recipe."
+        f"{did_you_mean(path.name, names)} `python -m fedlightning --help` lists the recipes."
     )
 
 

@@ -16,9 +16,10 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["install_resolver", "mark_references"]
+__all__ = ["install_resolver", "mark_references", "unmark_references"]
 
 _RESOLVER = "setting"
+_IDENTITY = "same"
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*([A-Za-z_][\w.\[\]]*)\s*\}")
 _open: ContextVar[tuple[str, ...]] = ContextVar("open_references", default=())
 
@@ -26,16 +27,25 @@ _open: ContextVar[tuple[str, ...]] = ContextVar("open_references", default=())
 def mark_references(value: Any) -> Any:
     """Return a value, list or mapping with its references handed to our resolver.
 
-    References that begin with a dot and other resolvers' (``${oc.env:HOME}``) stay as they are.
+    References that begin with a dot and other resolvers' (``${oc.env:HOME}``) stay as they are. A
+    list with references among its values becomes a reference as a whole: jsonargparse waits with a
+    value's type for text only.
 
     Example:
         >>> mark_references({"lr": "${model.lr}", "home": "${oc.env:HOME}"})
         {'lr': '${setting:model.lr}', 'home': '${oc.env:HOME}'}
+        >>> mark_references(["${data.num_clients}", 3])
+        '${same:[${setting:data.num_clients},3]}'
     """
     if isinstance(value, dict):
         return {key: mark_references(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [mark_references(item) for item in value]
+        items = [mark_references(item) for item in value]
+        if any(isinstance(item, str) and item.startswith("${") for item in items) and not any(
+            isinstance(item, (dict, list)) for item in items
+        ):
+            return f"${{{_IDENTITY}:[{','.join(map(_literal, items))}]}}"
+        return items
     if isinstance(value, str):
         return _REFERENCE.sub(lambda found: f"${{{_RESOLVER}:{_dotted(found[1])}}}", value)
     return value
@@ -48,6 +58,12 @@ def install_resolver() -> None:
     if "replace" not in inspect.signature(register).parameters:
         register = OmegaConf.register_new_resolver
     register(_RESOLVER, _look_up, replace=True)
+    register(_IDENTITY, lambda value: value, replace=True)
+
+
+def unmark_references(text: str) -> str:
+    """Return a text with references as users write them."""
+    return text.replace(f"${{{_RESOLVER}:", "${").replace(f"${{{_IDENTITY}:[", "[")
 
 
 def _look_up(reference: str, *, _root_: Container) -> Any:
@@ -76,7 +92,7 @@ def _walk(root: Container, reference: str) -> Any:
 
 
 def _step(node: Any, name: str) -> tuple[Any, Any] | None:
-    """Return where a node holds ``name``: in itself, or in the ``init_args`` of the class it names."""
+    """Return where a node holds ``name``: in itself, or in the ``init_args`` of its class."""
     if isinstance(node, ListConfig):
         return (node, int(name)) if name.isdigit() and int(name) < len(node) else None
     if not isinstance(node, DictConfig):
@@ -105,6 +121,14 @@ def _nothing(reference: str, number: int, name: str, node: Any) -> str:
     hint = did_you_mean(name, names)
     where = f"{above} has no setting {name!r}" if above else f"there is no setting {name!r}"
     return f"${{{reference}}} refers to nothing: {where}.{hint}"
+
+
+def _literal(item: Any) -> str:
+    """Return a value as OmegaConf's grammar spells it."""
+    if isinstance(item, str) and not item.startswith("${"):
+        escaped = item.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return {None: "null", True: "true", False: "false"}.get(item, str(item))
 
 
 def _dotted(reference: str) -> str:

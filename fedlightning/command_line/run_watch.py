@@ -8,13 +8,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.datamodules import ClientTask
+from fedlightning.errors import FedLightningError, did_you_mean
 
 __all__ = ["RunWatch", "SaveRunConfig"]
-
-_OF_A_RUN = ("config.yaml", "metrics.csv", "hparams.yaml", "checkpoints")
-
 
 class RunWatch(pl.Callback):
     """Follows a run for the sake of what is said at its end, should it not end well.
@@ -22,23 +21,20 @@ class RunWatch(pl.Callback):
     Attributes:
         trainer: The trainer, once there is one that runs.
         client: The client at work, ``None`` between clients.
+        checkpoint: The checkpoint that the run is to start from.
+        rounds_run: How many rounds this process has run.
     """
 
     def __init__(self) -> None:
         self.trainer: pl.Trainer | None = None
         self.client: int | None = None
-        self._folder: Path | None = None
-        self._parents: list[Path] = []
+        self.checkpoint: str | None = None
+        self.rounds_run = 0
+        self._root: Path | None = None
+        self._before: set[str] = set()
+        self._missing: list[Path] = []
 
     # -- the client at work --------------------------------------------------------------------
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remember the trainer, and the run folder if it is a new one."""
-        self.trainer = trainer
-        if trainer.loggers and trainer.log_dir is not None and trainer.is_global_zero:
-            folder = Path(trainer.log_dir)
-            if not any((folder / name).exists() for name in _OF_A_RUN):
-                self._folder = folder
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
@@ -49,6 +45,10 @@ class RunWatch(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         """A client is done."""
         self.client = None
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """A round is done."""
+        self.rounds_run += 1
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
@@ -69,6 +69,15 @@ class RunWatch(pl.Callback):
     def on_test_batch_end(self, *_: Any) -> None:
         """A client is done."""
         self.client = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of what was to be monitored and never came."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            metric = getattr(callback, "monitor", None)
+            if isinstance(metric, str) and metric not in trainer.callback_metrics:
+                hint = did_you_mean(metric, trainer.callback_metrics)
+                name = type(callback).__name__
+                rank_zero_warn(f"{name} did nothing: {metric!r} was never logged.{hint}")
 
     def _client_starts(self, batch: Any) -> None:
         self.client = batch.client if isinstance(batch, ClientTask) else None
@@ -92,39 +101,54 @@ class RunWatch(pl.Callback):
         """Return what an interrupted run has saved, and how to go on."""
         if self.trainer is None or self.trainer.state.fn != "fit":
             return "interrupted."
-        began = f"interrupted in round {self.rounds_done}: "
+        return f"interrupted in round {self.rounds_done}: {self.saved() or 'no round is saved.'}"
+
+    def saved(self) -> str:
+        """Return which checkpoint holds which rounds; nothing if there is none."""
         checkpoint = self._last_checkpoint()
         if checkpoint is None:
-            return began + "no round is saved."
+            return ""
         rounds = "round 0" if self.rounds_done <= 1 else f"rounds 0..{self.rounds_done - 1}"
-        return f"{began}{_shown(checkpoint)} holds {rounds}; go on with --ckpt_path last."
+        return f"{_shown(checkpoint)} holds {rounds}; go on with --ckpt_path last."
 
     def _last_checkpoint(self) -> Path | None:
-        if self.trainer is None or self.trainer.log_dir is None or not self.trainer.loggers:
-            return None
-        path = Path(self.trainer.log_dir) / "checkpoints" / "last.ckpt"
-        return path if path.exists() else None
+        folder = self._run_folder()
+        path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
+        return path if path is not None and path.exists() else None
 
     # -- the folder ----------------------------------------------------------------------------
 
-    def remember_parents(self, root: str) -> None:
-        """Remember which folders above a run folder are not there yet."""
-        logs = Path(root).resolve() / "lightning_logs"
-        self._parents = [path for path in (logs, *logs.parents) if not path.exists()]
+    def before_run(self, trainer: pl.Trainer) -> None:
+        """Remember the trainer, and what is there before it runs."""
+        self.trainer = trainer
+        if trainer.loggers and isinstance(root := getattr(trainer.loggers[0], "root_dir", None), str):
+            self._root = Path(root).resolve()
+            self._before = _entries(self._root)
+            self._missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
 
     def remove_half_made(self) -> None:
         """Remove the folder of a run that ended before its first round did."""
-        if self._folder is None or self._holds_results(self._folder):
+        folder = self._run_folder()
+        if folder is None or folder.parent != self._root or folder.name in self._before:
             return
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for parent in self._parents:
+        if self.rounds_done > 0 or any(folder.glob("checkpoints/*.ckpt")):
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in self._missing:
             try:
                 parent.rmdir()
-            except OSError:  # not empty: of use to somebody else
+            except OSError:  # not empty: somebody else's by now
                 break
 
-    def _holds_results(self, folder: Path) -> bool:
-        return self.rounds_done > 0 or any(folder.glob("checkpoints/*.ckpt"))
+    def _run_folder(self) -> Path | None:
+        """Return the first logger's folder; there is none, or none can be made, without a logger."""
+        if self.trainer is None or not self.trainer.is_global_zero or not self.trainer.loggers:
+            return None
+        try:
+            folder = getattr(self.trainer.loggers[0], "log_dir", None)
+        except FedLightningError:
+            return None
+        return Path(folder).resolve() if isinstance(folder, str) else None
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -137,6 +161,10 @@ class SaveRunConfig(SaveConfigCallback):
         """Save the config."""
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def _shown(path: Path) -> str:

@@ -98,4 +98,4 @@ def _terminal_width() -> int:
     try:
         return max(os.get_terminal_size().columns, 60)
     except OSError:
-        return 200
+        return 100

@@ -196,7 +196,8 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
     def val_dataloader(self) -> ClientLoader:
         """Return the tasks on validation data, if some is held out, and then those on test data.
 
-        They come from one loader: with two, Lightning would ask every module's hooks for a loader index.
+        They come from one loader: with two, Lightning would ask every module's hooks for a loader
+        index.
         """
         return self._tasks("val", "test") if self.val_fraction else self._tasks("test")
 

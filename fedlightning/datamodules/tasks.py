@@ -58,7 +58,7 @@ class ClientTask:
 
 
 class ClientLoader:
-    """Tasks in client order, one split after the other; clients without data in a split are left out.
+    """Tasks in client order, one split after the other; clients without data are left out.
 
     Args:
         num_examples: Number of examples of every client, by client id, for each split to visit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -15,15 +16,16 @@ __all__ = ["Conv4"]
 class Conv4(FederatedModule):
     """4 x [3x3 convolution, BatchNorm without running statistics, ReLU, 2x2 max-pool], then linear.
 
-    Without running statistics, evaluation normalises with the test batch's own: accuracies depend on how
-    test data is cut into batches (128 in the paper).
+    Without running statistics, evaluation normalises with the test batch's own: accuracies depend
+    on how test data is cut into batches (128 in the paper).
 
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the images.
         image_size: Height and width of the images, at least 16.
         width: Channels of every block.
-        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``, ``head``, ...
+        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
+            ``head``, ...
 
     Source:
         Oh, Kim, Yun. FedBABU. ICLR 2022. https://arxiv.org/abs/2106.06042, appendix A.
@@ -45,7 +47,7 @@ class Conv4(FederatedModule):
         super().__init__(**kwargs)
         self.save_hyperparameters()
         channels = [in_channels, width, width, width, width]
-        blocks = [_block(*pair) for pair in zip(channels, channels[1:], strict=False)]
+        blocks = [_block(*pair) for pair in pairwise(channels)]
         self.body = nn.Sequential(
             OrderedDict(features=nn.Sequential(*blocks), flatten=nn.Flatten())
         )

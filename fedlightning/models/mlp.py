@@ -20,7 +20,8 @@ class MLP(FederatedModule):
         in_features: Numbers per example; 64 for the 8x8 digits.
         hidden: Widths of the hidden layers, at least one.
         num_classes: Number of classes.
-        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``, ``head``, ...
+        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
+            ``head``, ...
 
     Example:
         >>> MLP(in_features=64, hidden=[32], num_classes=10).part_keys("body")

@@ -25,7 +25,8 @@ class MobileNet(FederatedModule):
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the images.
-        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``, ``head``, ...
+        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
+            ``head``, ...
 
     Source:
         Howard et al. MobileNets. 2017. https://arxiv.org/abs/1704.04861; sizes as in

@@ -14,12 +14,13 @@ __all__ = ["ResNet18"]
 
 
 class ResNet18(FederatedModule):
-    """ResNet18 with a 3x3 stem, no max-pool, and BatchNorm with running statistics, which are averaged.
+    """ResNet18 with a 3x3 stem, no max-pool, and BatchNorm whose statistics are averaged.
 
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the images.
-        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``, ``head``, ...
+        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
+            ``head``, ...
 
     Source:
         He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016.

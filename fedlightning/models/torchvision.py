@@ -15,13 +15,14 @@ __all__ = ["TorchvisionClassifier"]
 class TorchvisionClassifier(FederatedModule):
     """A torchvision classification network by name, randomly initialised.
 
-    The head is the last layer that has parameters: ``net.fc`` of a ResNet, ``net.classifier.1`` of a
-    MobileNetV2 or SqueezeNet, ``net.heads.head`` of a ViT.
+    The head is the last layer that has parameters: ``net.fc`` of a ResNet, ``net.classifier.1`` of
+    a MobileNetV2 or SqueezeNet, ``net.heads.head`` of a ViT.
 
     Args:
         name: Name of the network in torchvision, such as ``"resnet18"``.
         num_classes: Number of classes.
-        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``, ``head``, ...
+        **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
+            ``head``, ...
 
     Raises:
         ConfigError: If torchvision has no such classifier, or it does not end in one layer.
@@ -40,7 +41,9 @@ class TorchvisionClassifier(FederatedModule):
                 f"model.name={name!r} is no torchvision classifier.{did_you_mean(name, known)}"
             )
         net = torchvision.models.get_model(name, weights=None, **_without_auxiliary_outputs(name))
-        path, last = [(p, m) for p, m in net.named_modules() if any(True for _ in m.parameters(False))][-1]
+        path, last = [
+            (p, m) for p, m in net.named_modules() if any(True for _ in m.parameters(False))
+        ][-1]
         net.set_submodule(path, _resized(name, last, num_classes))
         kwargs["head"] = kwargs.get("head") or f"net.{path}"
         super().__init__(**kwargs)
@@ -62,4 +65,6 @@ def _resized(name: str, last: nn.Module, num_classes: int) -> nn.Module:
         return nn.Linear(last.in_features, num_classes, bias=last.bias is not None)
     if isinstance(last, nn.Conv2d):
         return nn.Conv2d(last.in_channels, num_classes, kernel_size=1)
-    raise ConfigError(f"{name} ends in a {type(last).__name__}: build the module yourself and name its head.")
+    raise ConfigError(
+        f"{name} ends in a {type(last).__name__}: build the module yourself and name its head."
+    )

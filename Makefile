@@ -1,0 +1,32 @@
+# Two commands do it all on a fresh machine: `make demo` and `make test`.
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
+	$(BIN)/python -m fedlightning fit --config quickstart.yaml
+
+test: $(VENV)/.installed  ## All tests but the slow ones; the docs' examples are among them.
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.installed  ## The longer checks.
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.installed  ## What pre-commit checks: style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## Mend what can be mended.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .[dev]
+	touch $@
