@@ -17,14 +17,11 @@ import torch
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from pytorch_lightning.plugins.precision import Precision
-from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from fedlightning.client import overrides
 from fedlightning.datamodules import ClientTask
 from fedlightning.local_log import LogFlags
 
@@ -35,29 +32,8 @@ __all__ = [
     "StockStep",
     "before_optimizers",
     "install_loops",
-    "needs_stock_step",
     "transfer_batch",
-    "transfers_batches",
 ]
-
-_STEP_HOOKS = (
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_zero_grad",
-    "on_before_optimizer_step",
-)
-_MODULE_STEP_HOOKS = (
-    *_STEP_HOOKS,
-    "backward",
-    "optimizer_step",
-    "optimizer_zero_grad",
-    "configure_gradient_clipping",
-)
-_TRANSFER_HOOKS = (
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
 
 
 class Phase(str, Enum):
@@ -171,7 +147,7 @@ class RoundLoop(_FitLoop):
                 self.phase = Phase.AGGREGATED
                 self.fire("on_aggregate_end")
             for name, (value, flags) in self._round_metrics.items():
-                self._log(name, value, "training_step", flags)
+                _log_as(self.trainer.lightning_module, "training_step", name, value, flags)
             if self.phase is Phase.AGGREGATED and self.epoch_loop._should_check_val_epoch():
                 self._validate()
             self.phase = Phase.VALIDATED
@@ -266,9 +242,6 @@ class RoundLoop(_FitLoop):
         val_loop.run()
         trainer.training = True
         trainer._logger_connector._first_loop_iter = first_iteration
-
-    def _log(self, name: str, value: float, fx: str, flags: LogFlags) -> None:
-        _log_as(self.trainer.lightning_module, fx, name, value, flags)
 
     def _go_to_round(self, index: int) -> None:
         for counts in (self.epoch_progress.total, self.epoch_progress.current):
@@ -392,38 +365,6 @@ class StockStep:
                 call._call_lightning_module_hook(
                     trainer, "lr_scheduler_step", config.scheduler, None
                 )
-
-
-def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
-    """Return the reason for which local steps must take Lightning's own path, or ``None``."""
-    if not module.automatic_optimization:
-        return "manual optimization"
-    for hook in _MODULE_STEP_HOOKS:
-        if overrides(module, hook, pl.LightningModule):
-            return f"{type(module).__name__}.{hook}"
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for hook in _STEP_HOOKS:
-            if overrides(callback, hook, pl.Callback):
-                return f"{type(callback).__name__}.{hook}"
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        return "gradient scaling"
-    if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
-        return "a profiler"
-    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
-        return "an optimizer that evaluates the loss itself"
-    if len(trainer.optimizers) != 1:
-        return "several optimizers"
-    return None
-
-
-def transfers_batches(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-    """Whether the user's hooks or the precision plugin want to see batches before the step does."""
-    owners: list[tuple[object, type]] = [(module, pl.LightningModule)]
-    if (datamodule := getattr(trainer, "datamodule", None)) is not None:
-        owners.append((datamodule, pl.LightningDataModule))
-    return overrides(trainer.precision_plugin, "convert_input", Precision) or any(
-        overrides(owner, hook, base) for owner, base in owners for hook in _TRANSFER_HOOKS
-    )
 
 
 def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:

@@ -26,9 +26,9 @@ from fedlightning.command_line.blame import blame_constructor
 from fedlightning.command_line.checkpoint_paths import find_checkpoint
 from fedlightning.command_line.parser import (
     FederatedArgumentParser,
-    allow_known_packages_only,
     prepare_parsing,
 )
+from fedlightning.command_line.run_names import refuse_paths_in_names
 from fedlightning.command_line.run_watch import RunWatch, SaveRunConfig
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError, FedLightningError
@@ -154,6 +154,7 @@ class FederatedCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint before anything is built."""
         command = self.config[self.subcommand]
+        refuse_paths_in_names(command["trainer"].get("logger"))
         root = command["trainer"].get("default_root_dir") or "."
         given = command.get("ckpt_path")
         command["ckpt_path"] = find_checkpoint(given, str(self.subcommand), Path(root))
@@ -244,7 +245,7 @@ def run_command(command: Command, watches: list[RunWatch]) -> None:
         watches: Gets the run's watch, for whoever has to explain a failure.
     """
     if command.strict:
-        allow_known_packages_only()
+        prepare_parsing(strict=True)
     watch = RunWatch()
     watches.append(watch)
     FederatedCLI(watch=watch, args=[command.name, *command.options])

@@ -6,34 +6,29 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 
-from fedlightning._lightning import (
-    RoundLoop,
-    StockStep,
-    needs_stock_step,
-    transfer_batch,
-    transfers_batches,
-)
+from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
-from fedlightning.client import LocalFit, LocalResult, ShortStep, Step, evaluate
-from fedlightning.datamodules import ClientTask, FederatedDataModule, Split
+from fedlightning.client import LocalFit, LocalResult
+from fedlightning.datamodules import ClientTask, FederatedDataModule
 from fedlightning.errors import ConfigError, FederationError
+from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.federation import Federation
 from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.module import freeze, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
-from fedlightning.parts import Parts, State, copy_into, first_non_finite, live_state
+from fedlightning.parts import Parts, State, first_non_finite
+from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
+from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
 from fedlightning.store import PersonalStates
 
 __all__ = ["FederatedLoop"]
-
-Metrics = Mapping[str, tuple[float, LogFlags]]
 
 
 class FederatedLoop(RoundLoop):
@@ -56,12 +51,10 @@ class FederatedLoop(RoundLoop):
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.federation = federation
         self.personal = PersonalStates()
+        self.evaluator = ClientEvaluator(trainer)
         self._parts: Parts | None = None
         self._trainable: dict[str, bool] = {}
-        self._global: State = {}
-        self._client_at_work: int | None = None
-        self._evaluation_flags: dict[str, LogFlags] = {}
-        self.last_accuracies: list[float] = []
+        self._resident: Resident | None = None
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -77,15 +70,7 @@ class FederatedLoop(RoundLoop):
         Raises:
             ConfigError: If the trainer was given something else.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, FederatedDataModule):
-            got = type(data).__name__ if data is not None else "dataloaders"
-            raise ConfigError(
-                f"FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
-                f"got {got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
-                "fedlightning.datamodules."
-            )
-        return data
+        return federated_data(self.trainer)
 
     @property
     def parts(self) -> Parts:
@@ -134,17 +119,17 @@ class FederatedLoop(RoundLoop):
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
-        self._global = {key: value.clone() for key, value in live_state(self.module).items()}
-        self._log_local = self.new_log()
+        self._client_log = LocalLog(self.module)
         self._fit = LocalFit(
-            self.trainer, self.module, self.data, self.choose_step(), self._log_local
+            self.trainer, self.module, self.data, self.choose_step(), self._client_log
         )
         schedulers = [
             config.scheduler
             for config in self.trainer.lr_scheduler_configs
             if config.interval == "step"
         ]
-        self._fresh = FreshOptimizers(self.trainer.optimizers, schedulers)
+        fresh = FreshOptimizers(self.trainer.optimizers, schedulers)
+        self._resident = Resident(self.module, fresh)
 
     def choose_step(self) -> Step:
         """Return the shortest training step that honours everything that wants to take part."""
@@ -163,12 +148,12 @@ class FederatedLoop(RoundLoop):
 
     def run_round(self) -> Metrics:
         """Broadcast, client updates, aggregation: the module is the new global model afterwards."""
-        self._fresh.mark()
+        resident = self._begun()
+        resident.fresh.mark()
         received: list[ClientUpdate] = []
         kept: dict[int, State] = {}
         updates = self._client_updates(self.cohort(self.round), received, kept)
-        copy_into(self._global, self.federation.algorithm.aggregate(updates))
-        copy_into(live_state(self.module), self._global)
+        resident.commit(self.federation.algorithm.aggregate(updates))
         self.personal.update(kept)
         return self._mean_metrics(received)
 
@@ -176,29 +161,30 @@ class FederatedLoop(RoundLoop):
         self, cohort: tuple[int, ...], received: list[ClientUpdate], kept: dict[int, State]
     ) -> Iterator[ClientUpdate]:
         """Train one client after another, as fast as the aggregation asks for them."""
+        algorithm, resident = self.federation.algorithm, self._begun()
         for position, client in enumerate(cohort):
             task = ClientTask(client, "train", self.data.num_examples(client))
             self.client_starts(task, position)
             try:
                 result, update = self._client_update(client)
-                if self.federation.algorithm.stateful:
-                    kept[client] = self._kept_state()
+                if algorithm.stateful:
+                    kept[client] = resident.copy(algorithm.kept_keys(self.parts))
                 received.append(update)
                 self.fire("on_client_end", update)
                 yield update
             finally:
-                self._broadcast()
+                resident.end_turn()
             outputs = {"loss": result.loss, "client": client, "metrics": dict(update.metrics)}
             self.client_ends(outputs, task, position)
 
     def _client_update(self, client: int) -> tuple[LocalResult, ClientUpdate]:
-        round_index = self.round
-        self._client_at_work = client
-        copy_into(live_state(self.module), self.personal.get(client) or {})
+        algorithm, resident, round_index = self.federation.algorithm, self._begun(), self.round
+        resident.take_turn(self.personal.get(client) or {})
         self._freeze()
         key = Key(self.seed, "fit", round=round_index, client=client)
         result = self._fit.run(client, key, self.federation.local_epochs)
-        shared = self._shared_state()
+        full = algorithm.share == "full"
+        shared = resident.view(None if full else self.parts.keys(algorithm.share))
         if (bad := first_non_finite(shared)) is not None:
             raise FederationError(
                 f"client {client}, round {round_index}: {bad} of its update is non-finite after "
@@ -208,24 +194,10 @@ class FederatedLoop(RoundLoop):
             client, shared, self.data.num_examples(client), result.steps, result.metrics
         )
 
-    def _shared_state(self) -> State:
-        state, share = live_state(self.module), self.federation.algorithm.share
-        return state if share == "full" else {key: state[key] for key in self.parts.keys(share)}
-
-    def _kept_state(self) -> State:
-        state = live_state(self.module)
-        return {key: state[key].clone() for key in self.federation.algorithm.kept_keys(self.parts)}
-
-    def _broadcast(self) -> None:
-        """Make the resident module the global model again."""
-        copy_into(live_state(self.module), self._global)
-        self._fresh.restore()
-        self._client_at_work = None
-
     def _mean_metrics(self, received: list[ClientUpdate]) -> Metrics:
         """Average the clients' metrics over the cohort's examples."""
         metrics: dict[str, tuple[float, LogFlags]] = {}
-        for name, flags in self._log_local.flags.items():
+        for name, flags in self._client_log.flags.items():
             logged = [update for update in received if name in update.metrics]
             weight = sum(update.num_examples for update in logged)
             if weight:
@@ -233,59 +205,17 @@ class FederatedLoop(RoundLoop):
                 metrics[name] = (total / weight, flags)
         return metrics
 
-    # -- evaluation ----------------------------------------------------------------------------
-
-    def evaluate_client(self, task: ClientTask) -> dict[str, float]:
-        """Return what the module logs on one client's validation or test data."""
-        log = self.new_log()
-        scores = evaluate(
-            self.module,
-            self.client_batches(task.client, task.split),
-            task.split,
-            log,
-            self.trainer.precision_plugin,
-        )
-        self._evaluation_flags.update(log.flags)
-        return scores
-
-    def client_batches(self, client: int, split: Split) -> Iterator[Any]:
-        """Return a client's data in evaluation batches, ready for the module."""
-        batches = self.data.batches(client, split, device=self.trainer.strategy.root_device)
-        if transfers_batches(self.trainer, self.module):
-            return (transfer_batch(self.trainer, batch) for batch in batches)
-        return batches
-
-    def new_log(self) -> LocalLog:
-        """Return a stand-in for the module's ``log``."""
-        return LocalLog(self.module)
-
-    def summarise_clients(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
-        """Return the mean over clients of what each of them logged."""
-        self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
-        by_name: dict[str, list[float]] = {}
-        for values in scores.values():
-            for name, value in values.items():
-                by_name.setdefault(name, []).append(value)
-        return {
-            name: (sum(values) / len(values), self._evaluation_flags[name])
-            for name, values in by_name.items()
-        }
-
     # -- checkpoints ---------------------------------------------------------------------------
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Show the global model and clean optimizers, even in the middle of a client's turn."""
-        if self._client_at_work is None:
+        with self._resident.at_rest() if self._resident is not None else nullcontext():
             yield
-            return
-        local = {key: value.clone() for key, value in live_state(self.module).items()}
-        copy_into(live_state(self.module), self._global)
-        try:
-            with self._fresh.at_start():
-                yield
-        finally:
-            copy_into(live_state(self.module), local)
+
+    def _begun(self) -> Resident:
+        assert self._resident is not None, "begin() comes first"
+        return self._resident
 
     def extra_state(self) -> dict[str, Any]:
         """Return what clients keep."""
@@ -301,4 +231,4 @@ class FederatedLoop(RoundLoop):
         module: pl.LightningModule | None = self.trainer.lightning_module
         for key, parameter in module.named_parameters() if module is not None else ():
             parameter.requires_grad_(self._trainable.get(key, parameter.requires_grad))
-        self._global = {}
+        self._resident = None

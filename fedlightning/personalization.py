@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fedlightning.client import LocalFit
 from fedlightning.datamodules import ClientTask
+from fedlightning.local_log import LocalLog
 from fedlightning.loop import FederatedLoop
 from fedlightning.module import freeze
 from fedlightning.optimizers import FreshOptimizers
@@ -88,7 +89,7 @@ class Personalizer:
                 strategy.lr_scheduler_configs = []
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
                 self._fit = LocalFit(
-                    loop.trainer, module, loop.data, loop.choose_step(), loop.new_log()
+                    loop.trainer, module, loop.data, loop.choose_step(), LocalLog(module)
                 )
                 yield self
             finally:
@@ -156,7 +157,7 @@ class Personalizer:
 
     def _evaluate(self, client: int, num_test: int) -> dict[str, float]:
         self._loop.module.eval()
-        scores = self._loop.evaluate_client(ClientTask(client, "test", num_test))
+        scores = self._loop.evaluator.evaluate(ClientTask(client, "test", num_test))
         return {_short_name(name): value for name, value in scores.items()}
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class Personalizer:
             lambda _, args: seen.append(args[0].flatten(1))
         )
         try:
-            for batch in self._loop.client_batches(client, split):  # type: ignore[arg-type]
+            for batch in self._loop.evaluator.batches(client, split):  # type: ignore[arg-type]
                 with self._loop.trainer.precision_plugin.test_step_context():
                     self._loop.module(batch[0])
                 labels.append(batch[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,24 +10,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
-    Callback,
     LearningRateFinder,
-    ProgressBar,
 )
-from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
-from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
-from fedlightning.client import evaluation_steps
+from fedlightning.defaults import callbacks_of, loggers_of
 from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.loop import FederatedLoop
-from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.tensorboard import TensorBoardBeside
 
 __all__ = ["FederatedTrainer"]
 
@@ -79,8 +73,8 @@ class FederatedTrainer(pl.Trainer):
         kwargs.setdefault("log_every_n_steps", 1)
         if kwargs["log_every_n_steps"] is None:
             kwargs["log_every_n_steps"] = 1
-        kwargs["logger"] = _loggers(kwargs.get("logger"), root)
-        kwargs["callbacks"] = _callbacks(kwargs)
+        kwargs["logger"] = loggers_of(kwargs.get("logger"), root)
+        kwargs["callbacks"] = callbacks_of(kwargs)
         kwargs.setdefault("use_distributed_sampler", False)
         if kwargs.get("devices") in (None, "auto"):
             kwargs["devices"] = 1
@@ -94,8 +88,8 @@ class FederatedTrainer(pl.Trainer):
             loop,
             evaluation=partial(
                 ClientEvaluationLoop,
-                evaluate=loop.evaluate_client,
-                summarise=loop.summarise_clients,
+                evaluate=loop.evaluator.evaluate,
+                summarise=loop.evaluator.summarise,
             ),
             inference_mode=kwargs.get("inference_mode", True),
         )
@@ -222,31 +216,3 @@ def _counts(rounds: Any) -> bool:
     return (
         isinstance(rounds, int) and not isinstance(rounds, bool) and (rounds >= 1 or rounds == -1)
     )
-
-
-def _loggers(given: Any, root: Path) -> list[Logger]:
-    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
-    if given is False:
-        return []
-    csv = RoundCSVLogger(root)
-    if given is None or given is True:
-        return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
-    loggers = list(given) if isinstance(given, Iterable) else [given]
-    return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
-
-
-def _callbacks(kwargs: dict[str, Any]) -> list[Callback]:
-    """Return the user's callbacks and those that every federated run has."""
-    given = kwargs.get("callbacks") or []
-    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
-    if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
-        callbacks.append(RoundProgressBar())
-    if kwargs["logger"] and not _has(callbacks, RunRecord):
-        callbacks.append(RunRecord())
-    if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
-        callbacks.append(LastCheckpoint())
-    return callbacks
-
-
-def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)

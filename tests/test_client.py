@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import FedAvg, FedBABU
-from fedlightning._lightning import StockStep, needs_stock_step
-from fedlightning.client import ShortStep
+from fedlightning._lightning import StockStep
+from fedlightning.steps import ShortStep, needs_stock_step
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
 

@@ -91,7 +91,7 @@ class RunRecord(pl.Callback):
         before = tuple(result.record.acc_before for result in results)
         after = tuple(result.record.acc_after for result in results)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
-        scores = loop.last_accuracies
+        scores = loop.evaluator.last_accuracies
         folder = _folder(trainer)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,

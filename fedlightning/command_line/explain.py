@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,7 +126,9 @@ def _no_attribute(complaint: Complaint, found: re.Match[str]) -> str:
     hint = ""
     if complaint.owner and (bases := expected_classes(complaint.keys, None)):
         hint = did_you_mean(found[2], subclass_names(bases))
-    return f"{complaint.key}: cannot import {found[2]} from {found[1]}: no such name.{hint}"
+    file = getattr(sys.modules.get(found[1]), "__file__", None)
+    where = f"{found[1]} ({file})" if file else found[1]
+    return f"{complaint.key}: cannot import {found[2]} from {where}: no such name.{hint}"
 
 
 def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
@@ -145,14 +148,14 @@ def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
 
 
 def _denied(complaint: Complaint, found: re.Match[str]) -> str:
-    return (
-        f"{complaint.key}: {found[1]} not allowed: with --strict a config may only name classes of "
-        "fedlightning, torch, torchvision, torchmetrics and Lightning."
-    )
+    why = "configs must not name it"
+    if found[2] == "*":
+        why = "with --strict, configs name classes of fedlightning, Lightning and torch only"
+    return f"{complaint.key}: {found[1]} not allowed: {why}."
 
 
 _TELLING: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ...] = (
-    (r"Import path '?([\w.]+)'? .*(?:denied|not allowed)", _denied),
+    (r"Importing '([\w.]+)' is not allowed(?:, denied by the '(.+?)' entry)?", _denied),
     (r"Option '([^']+)' is not accepted", _unknown_setting),
     (r"the following arguments are required: (.*)", _missing_setting),
     (r"No module named '([^']+)'", _not_importable),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,6 +19,16 @@ from fedlightning.errors import ConfigError
 __all__ = ["FederatedArgumentParser", "prepare_parsing"]
 
 _MODE = "omegaconf+"
+_TRUSTED = (
+    "fedlightning",
+    "lightning_fabric",
+    "pytorch_lightning",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "torchvision.models",
+    "torchvision.transforms",
+)
 
 
 class FederatedArgumentParser(LightningArgumentParser):
@@ -66,28 +77,28 @@ def _without_value(option: str, words: Sequence[str]) -> str:
     return option
 
 
-def prepare_parsing() -> None:
-    """Set how jsonargparse reads values in this process: strictly, and from local files only."""
-    set_parsing_settings(config_read_mode_urls_enabled=False, config_read_mode_fsspec_enabled=False)
+def prepare_parsing(strict: bool = False) -> None:
+    """Set how jsonargparse reads values in this process: local files only, and no shell by class name.
+
+    Args:
+        strict: Refuse classes of other packages than this one, torch and Lightning, before they are
+            imported. What is refused once stays refused.
+
+    Raises:
+        ConfigError: This jsonargparse cannot be strict.
+    """
+    wanted: dict[str, Any] = {
+        "config_read_mode_urls_enabled": False,
+        "config_read_mode_fsspec_enabled": False,
+        "import_path_denylist": ["*"] if strict else [],
+        "import_path_allowlist": list(_TRUSTED),
+    }
+    known = inspect.signature(set_parsing_settings).parameters
+    if strict and "import_path_denylist" not in known:
+        raise ConfigError("--strict needs a newer jsonargparse; upgrade it.")
+    set_parsing_settings(**{name: value for name, value in wanted.items() if name in known})
     set_loader(_MODE, _load, (yaml.YAMLError,))
     install_resolver()
-
-
-def allow_known_packages_only() -> None:
-    """Refuse classes of other packages, before they are imported."""
-    set_parsing_settings(
-        import_path_denylist=["*"],
-        import_path_allowlist=[
-            "fedlightning",
-            "lightning_fabric",
-            "pytorch_lightning",
-            "torch.nn",
-            "torch.optim",
-            "torchmetrics",
-            "torchvision.models",
-            "torchvision.transforms",
-        ],
-    )
 
 
 def _load(text: str, path: str = "") -> Any:

@@ -15,6 +15,7 @@ from fedlightning.errors import FedLightningError, did_you_mean
 
 __all__ = ["RunWatch", "SaveRunConfig"]
 
+
 class RunWatch(pl.Callback):
     """Follows a run for the sake of what is said at its end, should it not end well.
 
@@ -121,10 +122,14 @@ class RunWatch(pl.Callback):
     def before_run(self, trainer: pl.Trainer) -> None:
         """Remember the trainer, and what is there before it runs."""
         self.trainer = trainer
-        if trainer.loggers and isinstance(root := getattr(trainer.loggers[0], "root_dir", None), str):
+        if trainer.loggers and isinstance(
+            root := getattr(trainer.loggers[0], "root_dir", None), str
+        ):
             self._root = Path(root).resolve()
             self._before = _entries(self._root)
-            self._missing = [path for path in (self._root, *self._root.parents) if not path.exists()]
+            self._missing = [
+                path for path in (self._root, *self._root.parents) if not path.exists()
+            ]
 
     def remove_half_made(self) -> None:
         """Remove the folder of a run that ended before its first round did."""

@@ -1,0 +1,45 @@
+"""What every federated run has unless the user says otherwise: loggers and callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.imports import RequirementCache
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.tensorboard import TensorBoardBeside
+
+__all__ = ["callbacks_of", "loggers_of"]
+
+
+def loggers_of(given: Any, root: Path) -> list[Logger]:
+    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
+    if given is False:
+        return []
+    csv = RoundCSVLogger(root)
+    if given is None or given is True:
+        return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
+    loggers = list(given) if isinstance(given, Iterable) else [given]
+    return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
+
+
+def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
+    """Return the user's callbacks and those that every federated run has."""
+    given = kwargs.get("callbacks") or []
+    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+    if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
+        callbacks.append(RoundProgressBar())
+    if kwargs["logger"] and not _has(callbacks, RunRecord):
+        callbacks.append(RunRecord())
+    if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
+        callbacks.append(LastCheckpoint())
+    return callbacks
+
+
+def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

@@ -1,0 +1,161 @@
+"""Evaluating a model on one client's data after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.precision import Precision
+from torch.nn import functional as F
+
+from fedlightning._lightning import transfer_batch
+from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
+from fedlightning.errors import ConfigError
+from fedlightning.local_log import LocalLog, LogFlags, batch_length
+from fedlightning.steps import overrides, transfers_batches, with_index
+
+__all__ = ["ClientEvaluator", "Metrics", "evaluate", "evaluation_steps", "federated_data"]
+
+Metrics = Mapping[str, tuple[float, LogFlags]]
+
+
+class ClientEvaluator:
+    """Runs a module's evaluation steps on clients and averages over them.
+
+    Args:
+        trainer: The trainer whose module, data and precision are used.
+
+    Attributes:
+        last_accuracies: ``global/acc`` of every client at the last evaluation.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.last_accuracies: list[float] = []
+        self._trainer = trainer
+        self._flags: dict[str, LogFlags] = {}
+
+    def evaluate(self, task: ClientTask) -> dict[str, float]:
+        """Return what the module logs on one client's validation or test data."""
+        trainer = self._trainer
+        log = LocalLog(trainer.lightning_module)
+        scores = evaluate(
+            trainer.lightning_module,
+            self.batches(task.client, task.split),
+            task.split,
+            log,
+            trainer.precision_plugin,
+        )
+        self._flags.update(log.flags)
+        return scores
+
+    def batches(self, client: int, split: Split) -> Iterator[Batch]:
+        """Return a client's data in evaluation batches, ready for the module."""
+        trainer = self._trainer
+        batches = federated_data(trainer).batches(
+            client, split, device=trainer.strategy.root_device
+        )
+        if transfers_batches(trainer, trainer.lightning_module):
+            return (transfer_batch(trainer, batch) for batch in batches)
+        return batches
+
+    def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
+        """Return the mean over clients of what each of them logged."""
+        self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
+        by_name: dict[str, list[float]] = {}
+        for values in scores.values():
+            for name, value in values.items():
+                by_name.setdefault(name, []).append(value)
+        return {
+            name: (sum(values) / len(values), self._flags[name]) for name, values in by_name.items()
+        }
+
+
+def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
+    """Return a trainer's data module.
+
+    Raises:
+        ConfigError: If the trainer was given something else.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, FederatedDataModule):
+        got = type(data).__name__ if data is not None else "dataloaders"
+        raise ConfigError(
+            "FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
+            f"got {got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
+            "fedlightning.datamodules."
+        )
+    return data
+
+
+@torch.no_grad()
+def evaluate(
+    module: pl.LightningModule,
+    batches: Iterable[Batch],
+    split: Split,
+    log: LocalLog,
+    precision: Precision,
+) -> dict[str, float]:
+    """Return what the module logs about one client's data, averaged over its examples.
+
+    Args:
+        module: The model to evaluate, in the mode (``eval()``) that it shall have.
+        batches: The client's batches.
+        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``,
+            and without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
+        log: Takes what the module logs.
+        precision: The trainer's precision plugin.
+    """
+    own = getattr(module, "validation_step" if split == "val" else "test_step")
+    if own is no_step or not overrides(module, own.__name__, pl.LightningModule):
+        if split == "val":
+            return {}
+        own = _classifier_step(module, log)
+    step = with_index(own)
+    with log.capture():
+        for index, batch in enumerate(batches):
+            log.on_batch(batch)
+            with precision.test_step_context():
+                step(batch, index)
+        return log.collect()
+
+
+def no_step(batch: Batch, batch_idx: int) -> None:
+    """Evaluate nothing: a stand-in for the steps that a module does not have."""
+
+
+@contextmanager
+def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
+    """Give a module the evaluation steps that it lacks, inside the ``with`` block.
+
+    Lightning skips evaluation, or refuses it, for a module without the step; but whoever predicts
+    classes can be evaluated on the clients' test data without one.
+    """
+    missing = [
+        name
+        for name in ("validation_step", "test_step")
+        if module is not None and not overrides(module, name, pl.LightningModule)
+    ]
+    for name in missing:
+        vars(module)[name] = no_step
+    try:
+        yield
+    finally:
+        for name in missing:
+            del vars(module)[name]
+
+
+def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Batch], None]:
+    def step(batch: Batch) -> None:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            return
+        x, y = batch
+        logits = module(x)
+        if y.is_floating_point() or logits.ndim != 2:
+            return
+        size = batch_length(batch)
+        log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
+        log.record("global/acc", (logits.argmax(dim=-1) == y).double().mean(), batch_size=size)
+
+    return step
