@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
@@ -24,16 +23,15 @@ from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.command_line.arguments import Command
 from fedlightning.command_line.blame import blame_constructor
 from fedlightning.command_line.checkpoint_paths import find_checkpoint
-from fedlightning.command_line.parser import (
-    FederatedArgumentParser,
-    prepare_parsing,
-)
+from fedlightning.command_line.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.command_line.run_names import refuse_paths_in_names
 from fedlightning.command_line.run_watch import RunWatch, SaveRunConfig
+from fedlightning.command_line.trainer_flags import HIDDEN_FLAGS, hidden_flag
+from fedlightning.command_line.usage import usage
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation import Federation
-from fedlightning.trainer import _MEANINGLESS, FederatedTrainer
+from fedlightning.trainer import FederatedTrainer
 
 __all__ = ["FederatedCLI", "run_command"]
 
@@ -44,8 +42,6 @@ _TITLES = {
     "federation": "federation: how they learn together",
     "trainer": "trainer: Lightning's Trainer, with rounds for epochs and clients for batches",
 }
-# Of no use to anybody here, or set by the trainer itself.
-_HIDDEN = {"federation", "use_distributed_sampler", "model_registry", *_MEANINGLESS}
 
 
 class FederatedCLI(LightningCLI):
@@ -81,6 +77,7 @@ class FederatedCLI(LightningCLI):
             "save_config_callback": SaveRunConfig,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": FederatedArgumentParser,
+            "parser_kwargs": {name: {"usage": usage(name)} for name in self.subcommands()},
             "subclass_mode_model": model_class is None,
             "subclass_mode_data": datamodule_class is None,
         }
@@ -106,14 +103,14 @@ class FederatedCLI(LightningCLI):
             parser.add_lightning_class_args(kind, key, subclass_mode=any_subclass)
         parser.add_class_arguments(Federation, "federation")
         parser.set_defaults({"federation.algorithm": {"class_path": "fedlightning.FedBABU"}})
-        for name in sorted(_HIDDEN):
+        for name in HIDDEN_FLAGS:
             parser.add_argument(
-                f"--trainer.{name}", type=_refuse(name), default=SUPPRESS, help=SUPPRESS
+                f"--trainer.{name}", type=hidden_flag(name), default=SUPPRESS, help=SUPPRESS
             )
         parser.add_class_arguments(
             self.trainer_class,
             "trainer",
-            skip=set(_HIDDEN),
+            skip=set(HIDDEN_FLAGS),
             instantiate=False,
             fail_untyped=False,
             sub_configs=True,
@@ -254,19 +251,3 @@ def run_command(command: Command, watches: list[RunWatch]) -> None:
 def _plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
     """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
     return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}
-
-
-def _refuse(name: str) -> Callable[[Any], Any]:
-    """Return the type of a trainer flag that may be given, but not changed."""
-
-    def refuse(value: Any) -> Any:
-        if name == "federation":
-            raise ConfigError(
-                "trainer.federation is no setting: federation stands at the top, as in "
-                "federation.algorithm."
-            )
-        parsed = yaml.safe_load(value) if isinstance(value, str) else value
-        FederatedTrainer._refuse_meaningless({name: parsed})
-        return parsed
-
-    return refuse

@@ -22,7 +22,7 @@ NAMES = {
     _FitLoop: [
         "run", "setup_data", "reset", "on_run_start", "on_advance_start", "advance",
         "on_advance_end", "on_run_end", "on_save_checkpoint", "on_load_checkpoint",
-        "_should_accumulate", "teardown", "done", "skip", "on_iteration_done",
+        "_should_accumulate", "teardown", "done", "skip",
     ],
     _TrainingEpochLoop: [
         "_should_check_val_epoch", "update_lr_schedulers", "_build_kwargs", "global_step",
@@ -57,7 +57,7 @@ def test_the_name_is_still_there(owner, name):
         "fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed",
         "fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed",
         "fit_loop.epoch_loop.val_loop._has_run", "_logger_connector._callback_metrics",
-        "_logger_connector._first_loop_iter", "val_check_batch", "received_sigterm",
+        "_logger_connector._first_loop_iter", "received_sigterm",
         "validate_loop", "test_loop", "strategy.setup_optimizers",
     ],
 )  # fmt: skip

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 
 from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
 from tests.toys import Net, data, fit, loop_of, net, same, state, trainer
-
-# a ModelCheckpoint of the user's own finds itself in another run's folder, and says so
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
 
 FEDPER_LIKE = Algorithm(train="full", share="body")
 
@@ -43,8 +40,11 @@ def uninterrupted(algorithm, folder, **kwargs):
     return module, built
 
 
-def save_on_exception():
-    return ModelCheckpoint(filename="stopped", save_on_exception=True, every_n_epochs=100)
+class SaveOnException(pl.Callback):
+    """Saves ``stopped.ckpt`` when the run breaks, as a preempted job would."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        trainer.save_checkpoint(Path(trainer.log_dir) / "stopped.ckpt")
 
 
 def checkpoint(folder: Path, name: str) -> Path:
@@ -95,13 +95,12 @@ def test_a_run_stopped_anywhere_in_a_round_goes_on_as_if_nothing_had_been(
     with pytest.raises(Stop):
         fit(
             net(dropout=0.3), algorithm, rounds=4, cohort=3, folder=tmp_path / "stopped",
-            callbacks=[StopAt(hook, 1, client), save_on_exception()],
+            callbacks=[StopAt(hook, 1, client), SaveOnException()],
         )  # fmt: skip
-    saved = checkpoint(tmp_path, "stopped*.ckpt")
+    saved = checkpoint(tmp_path, "stopped.ckpt")
     resumed = net(seed=9, dropout=0.3)
     other = fit(
         resumed, algorithm, rounds=4, cohort=3, folder=tmp_path / "resumed", ckpt=saved,
-        callbacks=[save_on_exception()],
     )  # fmt: skip
     assert same(state(whole), state(resumed))
     assert other.global_step == built.global_step
@@ -181,12 +180,11 @@ def test_metrics_of_a_resumed_run_are_those_of_the_whole_run(tmp_path):
     with pytest.raises(Stop):
         fit(
             net(dropout=0.3), FedAvg(), rounds=4, cohort=3, folder=tmp_path / "stopped",
-            callbacks=[StopAt("on_validation_start", 2), save_on_exception()],
+            callbacks=[StopAt("on_validation_start", 2), SaveOnException()],
         )  # fmt: skip
-    saved = checkpoint(tmp_path, "stopped*.ckpt")
+    saved = checkpoint(tmp_path, "stopped.ckpt")
     fit(
         net(dropout=0.3), FedAvg(), rounds=4, cohort=3, folder=tmp_path / "resumed", ckpt=saved,
-        callbacks=[save_on_exception()],
     )  # fmt: skip
     whole, resumed = rows(tmp_path / "whole"), rows(tmp_path / "resumed")
     assert resumed.keys() == {"2", "3"}

@@ -35,7 +35,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
         return "hpc"
     if given == "last":
         return str(latest_checkpoint(root))
-    path = Path(os.fspath(given))  # type: ignore[arg-type]
+    path = Path(os.fspath(given))
     if given == "best" and not path.exists():
         raise ConfigError(
             "ckpt_path='best' is known only while a run lasts: give the file's path, or 'last'."

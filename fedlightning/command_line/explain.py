@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fedlightning.command_line.complaints import Complaint, read_complaints
 from fedlightning.command_line.known_names import (
@@ -17,6 +15,7 @@ from fedlightning.command_line.known_names import (
     subclass_names,
 )
 from fedlightning.command_line.references import unmark_references
+from fedlightning.command_line.wording import any_of, literal, shown
 from fedlightning.errors import did_you_mean
 
 __all__ = ["explain"]
@@ -24,17 +23,6 @@ __all__ = ["explain"]
 _MOST_NAMES = 25
 _EXPECTED = "Expected a "
 _CLASS_NAME = "Expected a dot import path string: (.*)"
-_TYPES = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "NoneType": "null",
-    "list": "a list",
-    "Sequence": "a list",
-    "Iterable": "a list",
-    "dict": "a mapping",
-}
 _NO_MAPPING = r"""Parser key "([^"]+)":.*Unable to load config ['"](.*?)['"]"""
 _REQUIRED = (
     "{missing} required; name a config, e.g. --config quickstart.yaml, or see configs/ and "
@@ -97,8 +85,6 @@ def _missing(keys: str) -> str:
 
 
 def _unknown_setting(complaint: Complaint, found: re.Match[str]) -> str | None:
-    if (stray := _stray_setting(complaint)) is not None:
-        return stray
     owner = find_class(complaint.owner) if complaint.owner else None
     name = _short(complaint.owner)
     first, dot, rest = found[1].partition(".")
@@ -144,7 +130,7 @@ def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
 
 
 def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
-    return f"{complaint.key}={_shown(complaint.value)} is no {found[1]}."
+    return f"{complaint.key}={shown(complaint.value)} is no {found[1]}."
 
 
 def _denied(complaint: Complaint, found: re.Match[str]) -> str:
@@ -197,37 +183,16 @@ def _teach(complaint: Complaint, all_complaints: Sequence[Complaint]) -> str:
     if complaint.text.startswith(_EXPECTED):
         alike = [other.text for other in all_complaints if other.keys == complaint.keys]
         types = [text.removeprefix(_EXPECTED) for text in alike if text.startswith(_EXPECTED)]
-        return f"{complaint.key} must be {_any_of(types)}, got {_shown(complaint.value)}."
+        return f"{complaint.key} must be {any_of(types)}, got {shown(complaint.value)}."
     if complaint.value and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", complaint.value):
         return f"{complaint.key}: cannot import {complaint.value}: {complaint.text}."
-    got = f" (got {_shown(complaint.value)})" if complaint.value else ""
+    got = f" (got {shown(complaint.value)})" if complaint.value else ""
     return f"{complaint.key}: {complaint.text}{got}" if complaint.keys else complaint.text
-
-
-# -- words -------------------------------------------------------------------------------------
-
-
-def _any_of(types: Sequence[str]) -> str:
-    words: list[str] = []
-    choices: list[str] = []
-    for name in dict.fromkeys(types):
-        if literal := re.match(r"typing\.Literal\[(.*)\]", name):
-            choices += [repr(choice) for choice in _literal(f"[{literal[1]}]") or []]
-            continue
-        short = name.partition("'")[2].rpartition("'")[0].rpartition(".")[2] or name
-        words.append("a class" if "dot import" in name else _TYPES.get(short, short))
-    if choices:
-        names = dict.fromkeys(choice.strip("'") for choice in choices)
-        words = [f"one of {', '.join(names)}", *(word for word in words if word != "an integer")]
-    if "a number" in words:
-        words = [word for word in words if word != "an integer"]
-    rare = ("true or false", "null")
-    return " or ".join(sorted(dict.fromkeys(words), key=lambda word: word in rare))
 
 
 def _stray_setting(complaint: Complaint) -> str | None:
     """Explain a setting that stands beside ``class_path`` in place of under ``init_args``."""
-    value = _literal(complaint.value or "")
+    value = literal(complaint.value or "")
     if not isinstance(value, dict) or "class_path" not in value:
         return None
     stray = [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")]
@@ -239,22 +204,8 @@ def _stray_setting(complaint: Complaint) -> str | None:
     return f"{complaint.key}.{stray[0]}{belongs or ' is unknown.'}{hint or f' {example}'}"
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None
-
-
 def _short(path: str | None) -> str:
     return (path or "it").rpartition(".")[2]
-
-
-def _shown(value: str | None) -> str:
-    if value is None:
-        return "null"
-    text = value if len(value) <= 80 else f"{value[:77]}..."
-    return text if re.fullmatch(r"[-+.\deE]+|\{.*|\[.*|Namespace.*", text) else repr(text)
 
 
 def _one_line(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlightning.command_line.checkpoint_faults import what_is_wrong, while_restoring
 from fedlightning.errors import FedLightningError
 
 __all__ = ["Failure", "causes", "diagnose"]
@@ -68,8 +69,8 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
     ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
     if ours is not None:
         return _failure(ours.exit_code, _in_place(ours, chain))
-    if watch is not None and watch.checkpoint and _while_restoring(error):
-        return _failure(4, f"ckpt_path={watch.checkpoint!r}: {_of_a_checkpoint(error)}")
+    if watch is not None and watch.checkpoint and while_restoring(error):
+        return _failure(4, f"ckpt_path={watch.checkpoint!r}: {what_is_wrong(error)}")
     where = watch.where if watch is not None else ""
     at_work = watch is not None and watch.client is not None
     for link in chain:
@@ -131,35 +132,11 @@ def _of_a_library(error: BaseException) -> Failure | None:
     return None
 
 
-def _while_restoring(error: BaseException) -> bool:
-    """Whether Lightning was reading a checkpoint, or putting one into model and callbacks."""
-    return any(
-        frame.filename.endswith("checkpoint_connector.py")
-        and "rest" in frame.name.replace("resume", "rest")
-        for frame in traceback.extract_tb(error.__traceback__)
-    )
-
-
-def _of_a_checkpoint(error: BaseException) -> str:
-    text = str(error)
-    if found := re.search(
-        r"size mismatch for (\S+): copying a param with shape torch.Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]",
-        text,
-    ):
-        return f"{found[1]} is ({found[2]}) in the checkpoint, vs ({found[3]}) in the model."
-    if found := re.search(r"(?:Missing|Unexpected) key\(s\) in state_dict: (.*)", text):
-        return f"of another network: the keys differ in {found[1]}"
-    if found := re.search(r"Unsupported global: GLOBAL (\S+)", text):
-        return f"holds an object of {found[1]}; only tensors and plain values are loaded."
-    if isinstance(error, KeyError) and "pytorch-lightning_version" in text:
-        return "not a fedlightning checkpoint: no run wrote it."
-    return f"cannot be read as a checkpoint ({type(error).__name__}: {text.partition('. ')[0]})."
-
-
 def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:
     """Return the text of an error of ours, with the setting whose reference it is about."""
     text = str(error)
-    key = next((str(link.full_key) for link in chain if getattr(link, "full_key", None)), "")
+    keys = (str(getattr(link, "full_key", None) or "") for link in chain)
+    key = next(filter(None, keys), "")
     return f"{_short_key(key)}: {text}" if key else text
 
 

@@ -99,7 +99,8 @@ def nearest_option(given: str, options: Iterable[str]) -> str:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for child in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for child in children:
         yield child
         yield from _subclasses(child)
 

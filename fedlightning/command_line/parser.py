@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from fedlightning.command_line.explain import explain
 from fedlightning.command_line.references import install_resolver, mark_references
 from fedlightning.command_line.strict_yaml import check_text
+from fedlightning.command_line.usage import usage
 from fedlightning.errors import ConfigError
 
 __all__ = ["FederatedArgumentParser", "prepare_parsing"]
@@ -45,7 +46,7 @@ class FederatedArgumentParser(LightningArgumentParser):
         kwargs.setdefault("parser_mode", _MODE)
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("prog", "python -m fedlightning")
-        kwargs.setdefault("usage", "python -m fedlightning COMMAND --config FILE [--key=value ...]")
+        kwargs.setdefault("usage", usage())
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -78,7 +79,7 @@ def _without_value(option: str, words: Sequence[str]) -> str:
 
 
 def prepare_parsing(strict: bool = False) -> None:
-    """Set how jsonargparse reads values in this process: local files only, and no shell by class name.
+    """Set how jsonargparse reads values in this process: local files, and no dangerous classes.
 
     Args:
         strict: Refuse classes of other packages than this one, torch and Lightning, before they are

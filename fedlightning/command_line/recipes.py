@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["find_config", "recipe_title", "shipped_recipes"]
+__all__ = ["find_config", "recipe_title", "recipes_folder", "shipped_recipes"]
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -18,11 +18,25 @@ def shipped_recipes() -> dict[str, Path]:
         >>> "quickstart.yaml" in shipped_recipes()
         True
     """
-    folder = _folder()
+    folder = recipes_folder(Path(__file__).resolve().parents[1])
     if folder is None:
         return {}
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def recipes_folder(package: Path) -> Path | None:
+    """Return the recipes' folder: package data when installed, ``configs/`` in a clone.
+
+    Args:
+        package: The folder of the package.
+    """
+    clone = package.parent
+    if (package / "configs").is_dir():
+        return package / "configs"
+    if (clone / "pyproject.toml").exists() and (clone / "configs").is_dir():
+        return clone / "configs"
+    return None
 
 
 def recipe_title(path: Path) -> str:
@@ -66,19 +80,6 @@ def find_config(name: str) -> Path:
         f"config {name} not found: no such file, and no such recipe."
         f"{did_you_mean(path.name, names)} `python -m fedlightning --help` lists the recipes."
     )
-
-
-def _folder() -> Path | None:
-    """Return the recipes' folder: package data when installed, ``configs/`` in a clone."""
-    package = Path(__file__).resolve().parents[1]
-    clone = package.parent
-    for folder, marker in (
-        (package / "configs", package),
-        (clone / "configs", clone / "pyproject.toml"),
-    ):
-        if folder.is_dir() and marker.exists():
-            return folder
-    return None
 
 
 def _files_beside(path: Path) -> list[str]:

@@ -33,6 +33,6 @@ def refuse_paths_in_names(loggers: Any) -> None:
             value = (spec.get("init_args") or {}).get(key)
             if isinstance(value, str) and (value == ".." or {"/", "\\"} & set(value)):
                 raise ConfigError(
-                    f"trainer.logger.{key}={value!r}: path separators are not allowed in a run's name; "
-                    "trainer.default_root_dir says where runs are."
+                    f"trainer.logger.{key}={value!r}: path separators are not allowed in a run's "
+                    "name; trainer.default_root_dir says where runs are."
                 )

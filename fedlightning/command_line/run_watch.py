@@ -146,7 +146,7 @@ class RunWatch(pl.Callback):
                 break
 
     def _run_folder(self) -> Path | None:
-        """Return the first logger's folder; there is none, or none can be made, without a logger."""
+        """Return the first logger's folder, if there is a logger, and its folder can be made."""
         if self.trainer is None or not self.trainer.is_global_zero or not self.trainer.loggers:
             return None
         try:

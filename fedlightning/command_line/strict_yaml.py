@@ -89,8 +89,7 @@ def _check_depth(text: str, name: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _DEEPEST:
-            line = event.start_mark.line + 1
-            raise ConfigError(f"{name}:{line}: nested deeper than {_DEEPEST} levels.")
+            raise ConfigError(f"{name}:{_at(event)}: nested deeper than {_DEEPEST} levels.")
 
 
 def _check_size(root: yaml.Node, name: str) -> None:
@@ -153,8 +152,9 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _at(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
+def _at(place: yaml.Node | yaml.Event) -> int:
+    """Return the line of a node or an event."""
+    return place.start_mark.line + 1 if place.start_mark is not None else 1
 
 
 def _line(error: yaml.MarkedYAMLError) -> int:

@@ -10,7 +10,7 @@ from fedlightning._version import __version__
 from fedlightning.command_line.recipes import recipe_title, shipped_recipes
 from fedlightning.errors import did_you_mean
 
-__all__ = ["COMMANDS", "Answer", "answer"]
+__all__ = ["COMMANDS", "Answer", "answer", "usage"]
 
 COMMANDS = {
     "fit": "train: rounds of local training and aggregation, then personalization",
@@ -18,7 +18,6 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
 }
-_USAGE = "usage: python -m fedlightning COMMAND --config FILE [--key=value ...]"
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"
 _EXPECTED = f"expected one of {', '.join(COMMANDS)}"
 
@@ -29,6 +28,11 @@ class Answer:
 
     text: str
     exit_code: int
+
+
+def usage(command: str = "COMMAND") -> str:
+    """Return how to write a command."""
+    return f"python -m fedlightning {command} --config FILE [--key=value ...]"
 
 
 def answer(arguments: Sequence[str]) -> Answer | None:
@@ -44,7 +48,9 @@ def answer(arguments: Sequence[str]) -> Answer | None:
         True
     """
     if not arguments:
-        return Answer(f"{_USAGE}\ntry:   {_QUICKSTART}\nmore:  --help\nerror: {_EXPECTED}", 2)
+        return Answer(
+            f"usage: {usage()}\ntry:   {_QUICKSTART}\nmore:  --help\nerror: {_EXPECTED}", 2
+        )
     first = arguments[0]
     if first in ("-h", "--help", "help"):
         return Answer(_help(), 0)
@@ -63,7 +69,7 @@ def _help() -> str:
         [
             f"fedlightning {__version__}: federated learning as a PyTorch Lightning plugin",
             "",
-            _USAGE,
+            f"usage: {usage()}",
             "",
             "commands",
             *_columns(COMMANDS),
