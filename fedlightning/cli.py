@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedlightning.command_line.arguments import Command
 from fedlightning.command_line.blame import blame_constructor
 from fedlightning.command_line.checkpoint_paths import find_checkpoint
 from fedlightning.command_line.parser import FederatedArgumentParser, prepare_parsing
+from fedlightning.command_line.references import mark_references
 from fedlightning.command_line.run_names import refuse_paths_in_names
 from fedlightning.command_line.run_watch import RunWatch, SaveRunConfig
 from fedlightning.command_line.trainer_flags import HIDDEN_FLAGS, hidden_flag
@@ -134,10 +136,11 @@ class FederatedCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; unlike LightningCLI's, arguments that are given count whatever the process has."""
-        if isinstance(args, (list, tuple)) or args is None:
-            self.config = parser.parse_args(args)
-        else:
+        if args is not None and not isinstance(args, (list, tuple)):
             self.config = parser.parse_object(args)
+            return
+        words = sys.argv[1:] if args is None else args
+        self.config = parser.parse_args([mark_references(word) for word in words])
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: a checkpoint's hyperparameters override nothing."""

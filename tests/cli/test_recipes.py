@@ -2,7 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.command_line.recipes import find_config, recipe_title, recipes_folder, shipped_recipes
+from fedlightning.command_line.recipes import (
+    find_config,
+    recipe_title,
+    recipes_folder,
+    shipped_recipes,
+)
 from fedlightning.errors import ConfigError
 
 

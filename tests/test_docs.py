@@ -1,0 +1,54 @@
+"""The documentation runs: Python blocks as they are, commands as far as their options go."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedlightning.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    return [
+        shlex.split(line, comments=True)[3:]
+        for line in lines
+        if line.startswith("python -m fedlightning")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_examples_run_in_order(page):
+    source = "\n".join(blocks(page, "python"))
+    exec(compile(source, str(page), "exec"), {"__name__": "__docs__"})
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_have_options_that_exist(command, capsys):
+    if "--print_config" not in command:
+        command = [*command, "--print_config"]
+    assert main(command) == 0
+    assert "federation:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_config_snippets_are_yaml(page):
+    for block in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
