@@ -58,18 +58,7 @@ def test_references_work_on_the_command_line_and_to_whole_groups(run, write):
     assert config["data"]["init_args"]["seed"] == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: {init_args: {lr: '${data.foo}'}}", "model.lr: ${data.foo} refers to nothing: data has no setting 'foo'."),
-        ("model: {init_args: {lr: '${data.batchsize}'}}", "model.lr: ${data.batchsize} refers to nothing: data has no setting 'batchsize'. Did you mean 'batch_size'?"),
-        ("model: {init_args: {lr: '${dta.x}'}}", "model.lr: ${dta.x} refers to nothing: there is no setting 'dta'. Did you mean 'data'?"),
-        ("data: {init_args: {batch_size: '${data.eval_batch_size}', eval_batch_size: '${data.batch_size}'}}", "data.batch_size: bad reference: ${data.eval_batch_size} -> ${data.batch_size} -> ${data.eval_batch_size} is a circle"),
-        ("trainer: {default_root_dir: '${oc.env:NO_SUCH_VARIABLE}'}", "trainer.default_root_dir: bad reference: \"Environment variable 'NO_SUCH_VARIABLE' not found\""),
-        ("trainer: {default_root_dir: '${foo bar'}", "trainer.default_root_dir: bad reference:"),
-        ("trainer: {max_epochs: '${model.lr}'}", "trainer.max_epochs must be an integer or null, got 0.1."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "message"), table("bad_references.txt"))
 def test_a_bad_reference_is_named_with_the_setting_that_has_it(run, write, text, message):
     write("bad.yaml", text)
     ended = run("B", "--config=bad.yaml")
