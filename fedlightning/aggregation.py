@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlightning.parts import State
 
-__all__ = ["Sums", "WeightedMean"]
+__all__ = ["Sums", "WeightedMean", "widest_float"]
 
 Sums = Literal["float64", "float32"]
 
@@ -35,7 +35,7 @@ class WeightedMean:
     """
 
     def __init__(self, sums: Sums = "float64") -> None:
-        self._sum_dtype = torch.float64 if sums == "float64" else torch.float32
+        self._sums_in: Sums = sums
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
@@ -58,7 +58,8 @@ class WeightedMean:
         if not self._dtypes:
             self._dtypes = {key: value.dtype for key, value in values.items()}
             self._sums = {
-                key: torch.zeros_like(value, dtype=self._sum_dtype) for key, value in values.items()
+                key: torch.zeros_like(value, dtype=self._dtype(value))
+                for key, value in values.items()
             }
         if values.keys() != self._sums.keys():
             raise ValueError(f"keys differ: {sorted(values.keys() ^ self._sums.keys())}")
@@ -66,7 +67,7 @@ class WeightedMean:
         if values:
             torch._foreach_add_(
                 [self._sums[key] for key in values],
-                [value.to(self._sum_dtype) for value in values.values()],
+                [value.to(self._dtype(value)) for value in values.values()],
                 alpha=weight,
             )
 
@@ -81,3 +82,11 @@ class WeightedMean:
         return {
             key: (total / self._weight).to(self._dtypes[key]) for key, total in self._sums.items()
         }
+
+    def _dtype(self, value: Tensor) -> torch.dtype:
+        return torch.float32 if self._sums_in == "float32" else widest_float(value.device)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64

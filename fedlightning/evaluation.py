@@ -156,6 +156,6 @@ def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Bat
             return
         size = batch_length(batch)
         log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
-        log.record("global/acc", (logits.argmax(dim=-1) == y).double().mean(), batch_size=size)
+        log.record("global/acc", (logits.argmax(dim=-1) == y).float().mean(), batch_size=size)
 
     return step

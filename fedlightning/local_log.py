@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from fedlightning.aggregation import widest_float
+
 __all__ = ["LocalLog", "LogFlags", "batch_length"]
 
 
@@ -84,7 +86,7 @@ class LocalLog:
         """Return the means since the last call, and start anew."""
         names = list(self._scalars)
         tensors = [
-            value.reshape(()).double()
+            value.reshape(()).to(widest_float(value.device))
             for name in names
             for value, _ in self._scalars[name]
             if isinstance(value, Tensor)

@@ -115,7 +115,7 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
     if not floats:
         return None
     largest = torch._foreach_norm(list(floats.values()), ord=float("inf"))
-    finite = torch.isfinite(torch.stack([norm.double() for norm in largest])).tolist()
+    finite = torch.isfinite(torch.stack([norm.float() for norm in largest])).tolist()
     return next((key for key, good in zip(floats, finite, strict=True) if not good), None)
 
 

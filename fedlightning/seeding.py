@@ -88,30 +88,24 @@ def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[
     every backend and costs sixty times as much.
     """
     seed = key.integer()
-    on_device = _device_generator(device)
+    # torch.cuda, torch.mps, ...: these have the same three functions
+    backend = getattr(torch, device.type) if device is not None and device.type != "cpu" else None
     before: tuple[Any, ...] = (
         random.getstate(),
         np.random.get_state(),
         torch.get_rng_state(),
-        on_device.get_state() if on_device is not None else None,
+        backend.get_rng_state() if backend is not None else None,
     )
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
-    if on_device is not None:
-        on_device.manual_seed(seed)
+    if backend is not None:
+        backend.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
-        if on_device is not None:
-            on_device.set_state(before[3])
-
-
-def _device_generator(device: torch.device | None) -> torch.Generator | None:
-    if device is None or device.type != "cuda":
-        return None
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return torch.cuda.default_generators[index]
+        if backend is not None:
+            backend.set_rng_state(before[3])

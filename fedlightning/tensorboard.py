@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 __all__ = ["TensorBoardBeside"]
@@ -27,3 +30,7 @@ class TensorBoardBeside(TensorBoardLogger):
     def log_dir(self) -> str:
         """The CSV logger's folder."""
         return self._csv.log_dir
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a round's metrics; Lightning's ``epoch`` would only draw the x-axis again."""
+        super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)

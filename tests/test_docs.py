@@ -20,7 +20,9 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+    lines = [
+        line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()
+    ]
     return [
         shlex.split(line, comments=True)[3:]
         for line in lines

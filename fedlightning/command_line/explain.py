@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fedlightning.command_line.complaints import Complaint, read_complaints
 from fedlightning.command_line.known_names import (
@@ -15,8 +16,9 @@ from fedlightning.command_line.known_names import (
     subclass_names,
 )
 from fedlightning.command_line.references import unmark_references
+from fedlightning.command_line.strict_yaml import check_config
 from fedlightning.command_line.wording import any_of, literal, shown
-from fedlightning.errors import did_you_mean
+from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["explain"]
 
@@ -52,6 +54,8 @@ def explain(message: str, options: Sequence[str]) -> str:
         return f"{found[1]}: {found[2]}, e.g. {found[1]}=VALUE."
     if found := re.match(rf"--([\w.]+)\.help: ({_CLASS_NAME})", message):
         message = f'Parser key "{found[1]}": {found[2]}'
+    if found := re.search(r"Invalid content in sub-config file (\S+?): ", message):
+        return _bad_file(Path(found[1])) or _one_line(message)
     if found := re.match(_NO_MAPPING, message, re.DOTALL):
         return f"{found[1]} must be a mapping of settings, or a file with one, got {found[2]!r}."
     if found := re.match(r"Key must be a string, got: (.*?)\.?$", message):
@@ -74,6 +78,17 @@ def _unrecognized(words: list[str], options: Sequence[str]) -> str:
 
 def _unknown_option(key: str, options: Sequence[str]) -> str:
     return f"unknown option {key}.{nearest_option(key, options)}"
+
+
+def _bad_file(path: Path) -> str | None:
+    """Return what is wrong with a file that a config names, if it can be found from here."""
+    try:
+        check_config(path.read_text(encoding="utf-8"), str(path))
+    except ConfigError as error:
+        return str(error)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None
 
 
 def _missing(keys: str) -> str:

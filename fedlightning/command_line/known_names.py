@@ -65,7 +65,10 @@ def subclass_names(bases: Sequence[type]) -> list[str]:
         True
     """
     found = {cls for base in bases for cls in _subclasses(base)} - {FederatedModule}
-    return sorted({cls.__name__ for cls in found if _is_public(cls)})
+    usable = {
+        cls for cls in found if not cls.__name__.startswith("_") and not inspect.isabstract(cls)
+    }
+    return sorted({cls.__name__ for cls in set(filter(_is_offered, usable)) or usable})
 
 
 def expected_classes(keys: Sequence[str], owner: str | None) -> list[type]:
@@ -105,10 +108,8 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(child)
 
 
-def _is_public(cls: type) -> bool:
+def _is_offered(cls: type) -> bool:
     """Whether a package above a library's class offers it; one's own classes all count."""
-    if cls.__name__.startswith("_") or inspect.isabstract(cls):
-        return False
     parts = cls.__module__.split(".")
     if parts[0] not in _LIBRARIES:
         return True

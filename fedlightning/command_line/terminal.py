@@ -13,7 +13,11 @@ from contextlib import contextmanager
 __all__ = ["debugging", "print_error", "print_note", "print_warning", "quiet"]
 
 # Which devices there are, which seed was set, advice on other products: nobody asked.
-_CHATTY = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
+_CHATTY = (
+    "lightning_fabric.utilities.seed",
+    "pytorch_lightning.trainer.connectors.signal_connector",
+    "pytorch_lightning.utilities.rank_zero",
+)
 _ADVICE = re.compile(
     r".*does not have many workers"
     r"|.*\.configure_optimizers` will be overridden by"  # that is what `optimizer:` is for

@@ -15,7 +15,10 @@ BASE = """
 model: {class_path: MLP, init_args: {hidden: [4]}}
 data:
   class_path: Digits
-  init_args: {num_clients: 5, batch_size: 100, partition: {class_path: Shards, init_args: {per_client: 2}}}
+  init_args:
+    num_clients: 5
+    batch_size: 100
+    partition: {class_path: Shards, init_args: {per_client: 2}}
 federation: {algorithm: FedBABU, cohort_size: 2}
 trainer: {max_epochs: 1, enable_progress_bar: false, enable_model_summary: false}
 """

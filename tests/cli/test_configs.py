@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fedlightning.command_line.recipes import shipped_recipes
+from tests.cli.error_tables import table
 
 REFERENCES = """
 model:
@@ -51,7 +52,8 @@ def test_references_work_on_the_command_line_and_to_whole_groups(run, write):
     assert config["model"]["init_args"]["lr"] == 5.0
     write(
         "two.yaml",
-        "model: {init_args: {num_classes: '${data.batch_size}'}}\ndata: {init_args: {seed: '${seed_everything}'}}",
+        "model: {init_args: {num_classes: '${data.batch_size}'}}\n"
+        "data: {init_args: {seed: '${seed_everything}'}}",
     )
     config = printed(run, "--config=two.yaml")
     assert config["model"]["init_args"]["num_classes"] == 100

@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ class NoTensor(MLP):
 
 @pytest.fixture
 def plugin(write, monkeypatch):
-    monkeypatch.delitem(__import__("sys").modules, "plugin", raising=False)
+    monkeypatch.delitem(sys.modules, "plugin", raising=False)
     write("plugin.py", PLUGIN)
 
 
@@ -93,9 +94,8 @@ def test_bare_names_of_lightnings_callbacks_and_loggers(run):
 
 
 def test_an_optimizer_and_a_schedule_from_the_config(run):
-    ended = run(
-        "B", "--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1",
-    )  # fmt: skip
+    optimizer = ["--optimizer=SGD", "--optimizer.lr=0.1"]
+    ended = run("B", *optimizer, "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1")
     assert (ended.code, ended.err) == (0, "")
 
 
@@ -125,7 +125,7 @@ def test_without_a_logger_a_config_of_ones_own_is_not_overwritten(run, write):
     assert mine.read_text() == "trainer: {max_epochs: 1}"
 
 
-# -- checkpoints -----------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------
 
 
 def test_fit_goes_on_from_the_newest_run_and_says_when_there_is_nothing_to_do(run, version):
@@ -140,12 +140,13 @@ def test_fit_goes_on_from_the_newest_run_and_says_when_there_is_nothing_to_do(ru
 
 def test_validate_test_and_predict_take_the_newest_checkpoint_or_a_run_folder(run, version):
     run("B", "--trainer.callbacks=PersonalizationCallback")
+    config = f"--config={version / 'config.yaml'}"
     for command in ("validate", "test"):
-        ended = run(command, "--config=ok.yaml", "--ckpt_path=last")
+        ended = run(command, config, "--ckpt_path=last")
         assert (ended.code, ended.err) == (0, "")
         assert "global/acc" in ended.out
         assert "files: " in ended.out
-    ended = run("test", "--config", str(version / "config.yaml"), f"--ckpt_path={version}")
+    ended = run("test", config, f"--ckpt_path={version}")
     assert "personalized/acc" in ended.out
 
 
@@ -193,7 +194,7 @@ def test_a_checkpoint_of_another_network(run):
     assert "body.1.weight is (4, 64) in the checkpoint, vs (5, 64) in the model" in ended.error
 
 
-# -- predictions -----------------------------------------------------------------------------------
+# -- predictions -----------------------------------------------------------------------------
 
 
 def test_predictions_are_written_for_every_test_example(run, version):
@@ -244,27 +245,35 @@ def test_a_predict_step_that_returns_no_tensor(run, plugin):
     assert "NoTensor.predict_step must return a tensor" in ended.error
 
 
-# -- how runs fail -----------------------------------------------------------------------------------
+# -- how runs fail ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--data.num_clients=2000"], 3, "2000 clients > "),
-        (["--model.head=fc"], 2, "head='fc' matches no parameter of MLP"),
-        (["--federation.cohort_size=6"], 2, ""),
-        (["--trainer.callbacks=plugin.Breaks"], 5, "round 0: KeyError: 'my own mistake' (plugin.py:14)"),
-        (["--trainer.default_root_dir=/proc/nope"], 6, "cannot create /proc/nope"),
-        (["--trainer.default_root_dir=ok.yaml/x"], 6, "cannot create ok.yaml/x"),
-        (["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val_acc"], 2, "val_acc is never logged"),
-        (["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val_acc"], 2, "val_acc is never logged"),
+        ("--data.num_clients=2000", 3, "2000 clients > "),
+        ("--model.head=fc", 2, "head='fc' matches no parameter of MLP"),
+        ("--federation.cohort_size=6", 2, ""),
+        (
+            "--trainer.callbacks=plugin.Breaks",
+            5,
+            "round 0: KeyError: 'my own mistake' (plugin",
+        ),
+        ("--trainer.default_root_dir=/proc/nope", 6, "cannot create /proc/nope"),
+        ("--trainer.default_root_dir=ok.yaml/x", 6, "cannot create ok.yaml/x"),
+        ("--trainer.callbacks=EarlyStopping --trainer.callbacks.monitor=a", 2, "a is never"),
+        (
+            "--trainer.callbacks=ModelCheckpoint --trainer.callbacks.monitor=a",
+            2,
+            "a is never logged",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_fails_before_its_first_round_is_done_leaves_nothing(
     run, plugin, tmp_path, options, code, message
 ):
     before = sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__")
-    ended = run("B", "--trainer.default_root_dir=runs", *options)
+    ended = run("B", "--trainer.default_root_dir=runs", *options.split())
     assert ended.code == code
     assert ended.error.startswith(f"error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
@@ -311,8 +320,10 @@ def test_a_metric_that_never_came_is_warned_of(run):
         "--trainer.callbacks.monitor=train_loss",
     )  # fmt: skip
     assert ended.code == 0
-    warning = "warning: EarlyStopping did nothing: 'train_loss' was never logged. Did you mean 'train/loss'?\n"
-    assert ended.err == warning
+    assert ended.err == (
+        "warning: EarlyStopping did nothing: 'train_loss' was never logged. "
+        "Did you mean 'train/loss'?\n"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_the_datas_fault(run, write):
