@@ -162,7 +162,10 @@ class FederatedCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a constructor refuses is named by its key."""
-        with blame_constructor(self.config[self.subcommand]):
+        groups = {Federation: "federation", self.trainer_class: "trainer"}
+        groups |= {self._model_class: "model", self._datamodule_class: "data"}
+        names = {getattr(group, "__name__", ""): key for group, key in groups.items()}
+        with blame_constructor(self.config[self.subcommand], names):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -20,7 +20,7 @@ from fedlightning.errors import ConfigError, FederationError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.federation import Federation
 from fedlightning.local_log import LocalLog, LogFlags
-from fedlightning.module import freeze, resolve_parts
+from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Parts, State, first_non_finite
 from fedlightning.resident import Resident
@@ -105,8 +105,8 @@ class FederatedLoop(RoundLoop):
         """Freeze what the algorithm does not train; called before the optimizers are built."""
         self._parts = None
         algorithm = self.federation.algorithm
-        if algorithm.needs_parts or self.federation.head is not None:
-            _ = self.parts
+        if algorithm.needs_parts or self.federation.head is not None or names_its_head(self.module):
+            _ = self.parts  # checked before anything is trained, needed or not
         self._trainable = {
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedlightning.errors import ConfigError
 from fedlightning.parts import Part, Parts, State, copy_into, live_state, split_parts
 
-__all__ = ["FederatedModule", "freeze", "resolve_parts"]
+__all__ = ["FederatedModule", "freeze", "names_its_head", "resolve_parts"]
 
 
 class FederatedModule(pl.LightningModule):
@@ -192,6 +192,13 @@ def resolve_parts(module: pl.LightningModule, head: str | Sequence[str] | None =
     raise ConfigError(
         f"{type(module).__name__} does not say which part is its head: "
         f"set federation.head to a key prefix{hint}."
+    )
+
+
+def names_its_head(module: pl.LightningModule) -> bool:
+    """Whether a module says which part is its head, rightly or wrongly."""
+    return isinstance(module, FederatedModule) and (
+        module.head_prefix != "head" or hasattr(module, "head")
     )
 
 

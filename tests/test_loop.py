@@ -50,6 +50,21 @@ def test_head_is_bit_identical_after_three_rounds_whatever_the_optimizer(make):
     assert not same(module.part_state_dict("body"), before[1])
 
 
+def test_integer_buffers_keep_dtype_and_value_and_running_statistics_are_averaged():
+    module = net(norm=True)
+    before = state(module)
+    fit(module, FedAvg(), datamodule=data((8, 6, 7)))
+    after = state(module)
+    assert after["body.1.num_batches_tracked"].dtype is torch.int64
+    assert torch.equal(after["body.1.num_batches_tracked"], before["body.1.num_batches_tracked"])
+    assert not torch.equal(after["body.1.running_mean"], before["body.1.running_mean"])
+
+
+def test_a_wrong_head_is_refused_even_where_the_algorithm_needs_none():
+    with pytest.raises(ConfigError, match=r"head='fc' matches no parameter"):
+        fit(net(head="fc"), FedAvg())
+
+
 def test_gradient_flags_are_as_before_once_the_fit_is_over():
     module = net()
     fit(module, FedBABU())

@@ -14,11 +14,9 @@ from fedlightning.errors import ConfigError, FedLightningError
 
 __all__ = ["blame_constructor"]
 
-_GROUPS = {"Federation": "federation", "FederatedTrainer": "trainer"}
-
 
 @contextmanager
-def blame_constructor(config: Any) -> Iterator[None]:
+def blame_constructor(config: Any, groups: Mapping[str, str]) -> Iterator[None]:
     """Turn what goes wrong while objects are built into an error that begins with a config key.
 
     A constructor says ``lr must be > 0``; the user wants to know that it was ``model.lr``. Whose
@@ -26,6 +24,7 @@ def blame_constructor(config: Any) -> Iterator[None]:
 
     Args:
         config: The parsed config of the command.
+        groups: The keys of classes that the config does not name, by the class's name.
 
     Raises:
         ConfigError: In place of any other exception that a constructor raises.
@@ -35,7 +34,7 @@ def blame_constructor(config: Any) -> Iterator[None]:
         yield
     except Exception as error:
         cause = _first_cause(error)
-        if (found := _constructor(cause, config)) is None:
+        if (found := _constructor(cause, {**groups, **dict(_class_keys(config))})) is None:
             if cause is error:
                 raise
             raise cause from error
@@ -62,9 +61,8 @@ def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
     return type(cause)(f"{key}.{text}" if about_a_setting else f"{key}: {text}")
 
 
-def _constructor(error: BaseException, config: Any) -> tuple[str, type] | None:
+def _constructor(error: BaseException, keys: Mapping[str, str]) -> tuple[str, type] | None:
     """Return key and class of the innermost constructor under way that the config asked for."""
-    keys = {**_GROUPS, **dict(_class_keys(config))}
     found = None
     for instance in _under_construction(error.__traceback__):
         for cls in type(instance).__mro__:

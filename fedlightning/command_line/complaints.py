@@ -77,7 +77,7 @@ def read_complaints(message: str) -> list[Complaint]:
             continue
         elif found := _VALUE.match(content):
             complaints = [
-                (depth, _with_value(complaint, found[1]) if depth > indent else complaint)
+                (depth, _with_value(complaint, found[1]) if depth >= indent else complaint)
                 for depth, complaint in complaints
             ]
             continue

@@ -64,7 +64,7 @@ def explain(message: str, options: Sequence[str]) -> str:
     telling = [
         complaint for complaint in complaints if not _mistaken_for_class(complaint, complaints)
     ]
-    if not telling:
+    if not any(complaint.keys for complaint in telling):
         return _one_line(message)
     return _one_line(_teach(min(telling, key=_rank), telling))
 
