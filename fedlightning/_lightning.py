@@ -6,6 +6,8 @@ meaning since 2.1. ``tests/test_lightning_private.py`` fails with the name of on
 
 from __future__ import annotations
 
+import signal
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from fedlightning.datamodules import ClientTask
 from fedlightning.local_log import LogFlags
+from fedlightning.workers import Workers
 
 __all__ = [
     "ClientEvaluationLoop",
@@ -64,6 +67,11 @@ class RoundLoop(_FitLoop):
         self._saved: dict[str, Any] | None = None
 
     # -- what a subclass says ------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def workers(self) -> Workers:
+        """The processes that share the work."""
 
     @abstractmethod
     def clients_per_round(self) -> int:
@@ -123,6 +131,8 @@ class RoundLoop(_FitLoop):
             trainer.validating = True
             self.epoch_loop.val_loop.setup_data()
             trainer.training = True
+        if self.workers.size > 1:
+            _only_note_sigterm(trainer)
         self.begin()
         call._call_callback_hooks(trainer, "on_train_start")
         call._call_strategy_hook(trainer, "on_train_start")
@@ -166,7 +176,11 @@ class RoundLoop(_FitLoop):
         call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
         self.epoch_progress.increment_completed()
         self.epoch_loop._batches_that_stepped = self.round
-        if trainer.received_sigterm:
+        self.stop_if_told_to()
+
+    def stop_if_told_to(self) -> None:
+        """Stop the run after a SIGTERM to any of the workers; all of them must call this."""
+        if any(self.workers.gather(self.trainer.received_sigterm)):
             raise SIGTERMException
 
     def on_run_end(self) -> None:
@@ -193,8 +207,8 @@ class RoundLoop(_FitLoop):
         self.trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         self.trainer._logger_connector.update_train_step_metrics()
-        if self.trainer.received_sigterm:
-            raise SIGTERMException
+        if self.workers.size == 1:
+            self.stop_if_told_to()
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook that only federated callbacks have (``on_client_end``, ...)."""
@@ -282,6 +296,10 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._summarise = summarise
         self._scores: dict[ClientTask, Mapping[str, float]] = {}
 
+    @property
+    def _workers(self) -> Workers:
+        return Workers(self.trainer.global_rank, self.trainer.world_size)
+
     def reset(self) -> None:
         """Forget the last evaluation's scores."""
         super().reset()
@@ -299,7 +317,9 @@ class ClientEvaluationLoop(_EvaluationLoop):
         trainer._logger_connector.on_batch_start(batch)
         call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
-        scores = self._scores[batch] = self._evaluate(batch)
+        scores = self._evaluate(batch) if self._workers.owns(batch_idx) else {}
+        if scores:
+            self._scores[batch] = scores
         self.batch_progress.increment_processed()
         call._call_callback_hooks(trainer, f"on_{stage}_batch_end", scores, batch, batch_idx)
         trainer._logger_connector.on_batch_end()
@@ -407,6 +427,20 @@ def _prepare_then(
 ) -> None:
     prepare()
     setup_optimizers(trainer)
+
+
+def _only_note_sigterm(trainer: pl.Trainer) -> None:
+    """Have SIGTERM only noted: Lightning's handler waits for ranks that may be busy."""
+    connector = trainer._signal_connector
+
+    def note(signum: int, _: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, note)
 
 
 def _log_as(module: pl.LightningModule, fx: str, name: str, value: float, flags: LogFlags) -> None:

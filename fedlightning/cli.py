@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
 from argparse import SUPPRESS
@@ -13,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities import rank_zero_only
 
 # Classes go by their bare names once they are imported.
 import fedlightning.algorithms
@@ -23,7 +23,7 @@ import fedlightning.sampling  # noqa: F401
 from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.command_line.arguments import Command
 from fedlightning.command_line.blame import blame_constructor
-from fedlightning.command_line.checkpoint_paths import find_checkpoint
+from fedlightning.command_line.checkpoint_paths import find_checkpoint, plain_values_only
 from fedlightning.command_line.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.command_line.references import mark_references
 from fedlightning.command_line.run_names import refuse_paths_in_names
@@ -151,21 +151,22 @@ class FederatedCLI(LightningCLI):
             raise ConfigError(f"seed_everything must be within 0..{_MOST_SEED}, got {seed}.")
         super()._set_seed()
 
-    def before_instantiate_classes(self) -> None:
-        """Find the checkpoint before anything is built."""
-        command = self.config[self.subcommand]
-        refuse_paths_in_names(command["trainer"].get("logger"))
-        root = command["trainer"].get("default_root_dir") or "."
-        given = command.get("ckpt_path")
-        command["ckpt_path"] = find_checkpoint(given, str(self.subcommand), Path(root))
-        self.watch.checkpoint = command["ckpt_path"]
-
     def instantiate_classes(self) -> None:
         """Build data, model and trainer; what a constructor refuses is named by its key."""
-        groups = {Federation: "federation", self.trainer_class: "trainer"}
-        groups |= {self._model_class: "model", self._datamodule_class: "data"}
+        settings = self.config.get(str(self.subcommand), self.config)
+        refuse_paths_in_names(settings["trainer"].get("logger"))
+        if self.subcommand is not None:
+            root = Path(settings["trainer"].get("default_root_dir") or ".")
+            found = find_checkpoint(settings.get("ckpt_path"), self.subcommand, root)
+            settings["ckpt_path"] = self.watch.checkpoint = found
+        groups: dict[Any, str] = {
+            self._model_class: "model",
+            self._datamodule_class: "data",
+            self.trainer_class: "trainer",
+            Federation: "federation",
+        }
         names = {getattr(group, "__name__", ""): key for group, key in groups.items()}
-        with blame_constructor(self.config[self.subcommand], names):
+        with blame_constructor(settings, names):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -176,7 +177,7 @@ class FederatedCLI(LightningCLI):
         except MisconfigurationException as error:
             if not re.search("accelerator is not available|No supported gpu backend", str(error)):
                 raise
-            accelerator = self.config[self.subcommand]["trainer"]["accelerator"]
+            accelerator = self._get(self.config, "trainer")["accelerator"]
             raise ConfigError(
                 f"trainer.accelerator={accelerator}: no GPU or other accelerator of that kind is "
                 "available here; set trainer.accelerator to auto or cpu."
@@ -184,56 +185,52 @@ class FederatedCLI(LightningCLI):
 
     # -- running -------------------------------------------------------------------------------
 
-    def before_fit(self) -> None:
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        self._make_ready()
+        self.trainer.fit(**kwargs, **plain_values_only(pl.Trainer.fit))
+        done, wanted = self.trainer.current_epoch, self.trainer.max_epochs or 0
+        if not self.watch.rounds_run and 0 < wanted <= done:
+            print(f"nothing to do: {done}/{wanted} rounds are done; raise trainer.max_epochs")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate on the clients' validation data."""
+        self._make_ready()
+        self.trainer.validate(**kwargs, **plain_values_only(pl.Trainer.validate))
+        self._say_where()
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate on the clients' test data."""
+        self._make_ready()
+        self.trainer.test(**kwargs, **plain_values_only(pl.Trainer.test))
+        self._say_where()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write predictions on the clients' test data."""
+        self._make_ready()
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, PredictionWriter) for callback in callbacks):
+            callbacks.append(PredictionWriter())
+        settings = plain_values_only(pl.Trainer.predict)
+        self.trainer.predict(**kwargs, **settings, return_predictions=False)
+        algorithm = self._get(self.config_init, "federation").algorithm
+        if getattr(algorithm, "train", None) == "body":
+            print(
+                f"{algorithm.name} leaves the global head untrained; `test` with a "
+                "PersonalizationCallback evaluates personalised models"
+            )
+
+    def _make_ready(self) -> None:
         """Read and check the data, while there is no run folder yet."""
         self.watch.before_run(self.trainer)
         try:
-            self.datamodule.prepare_data()
+            rank_zero_only(self.datamodule.prepare_data)()
             self.datamodule.setup("fit")
         except (FedLightningError, MemoryError):
             raise
         except Exception as error:
             name = type(self.datamodule).__name__
             raise DataError(f"data: {name}: {type(error).__name__}: {error}") from error
-
-    before_validate = before_test = before_fit
-
-    def before_predict(self) -> None:
-        """Read and check the data, and have the predictions written."""
-        self.before_fit()
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, PredictionWriter) for callback in callbacks):
-            callbacks.append(PredictionWriter())
-
-    def fit(self, **kwargs: Any) -> None:
-        """Train."""
-        self.trainer.fit(**kwargs, **_plain_values_only(pl.Trainer.fit))
-        done, wanted = self.trainer.current_epoch, self.trainer.max_epochs
-        if not self.watch.rounds_run and wanted is not None and 0 < wanted <= done:
-            print(
-                f"nothing to do: {done}/{wanted} rounds are done; raise trainer.max_epochs to go on"
-            )
-
-    def validate(self, **kwargs: Any) -> None:
-        """Evaluate on the clients' validation data."""
-        self.trainer.validate(**kwargs, **_plain_values_only(pl.Trainer.validate))
-        self._say_where()
-
-    def test(self, **kwargs: Any) -> None:
-        """Evaluate on the clients' test data."""
-        self.trainer.test(**kwargs, **_plain_values_only(pl.Trainer.test))
-        self._say_where()
-
-    def predict(self, **kwargs: Any) -> None:
-        """Predict the clients' test data."""
-        settings = _plain_values_only(pl.Trainer.predict)
-        self.trainer.predict(**kwargs, **settings, return_predictions=False)
-        algorithm = self._get(self.config_init, "federation").algorithm
-        if algorithm.train == "body":
-            print(
-                f"{algorithm.name} leaves the global head untrained; `test` with a "
-                "PersonalizationCallback evaluates personalised models"
-            )
 
     def _say_where(self) -> None:
         if self.trainer.loggers and self.trainer.log_dir and self.trainer.is_global_zero:
@@ -252,8 +249,3 @@ def run_command(command: Command, watches: list[RunWatch]) -> None:
     watch = RunWatch()
     watches.append(watch)
     FederatedCLI(watch=watch, args=[command.name, *command.options])
-
-
-def _plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
-    return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}

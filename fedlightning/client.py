@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
 from fedlightning.datamodules import Batch, FederatedDataModule
 from fedlightning.local_log import LocalLog
@@ -24,12 +23,10 @@ class LocalResult:
 
     Args:
         steps: Optimizer steps taken.
-        loss: The last batch's loss, shape ().
         metrics: Example-weighted means of what the module logged.
     """
 
     steps: int
-    loss: Tensor | None
     metrics: Mapping[str, float]
 
 
@@ -81,7 +78,7 @@ class LocalFit:
             key: The client's random stream: data order, dropout and augmentation follow from it.
             epochs: Passes over the data.
         """
-        steps, loss = 0, None
+        steps = 0
         device = self._trainer.strategy.root_device
         limit = _limit(self._trainer.limit_train_batches, self._data.num_batches(client))
         accumulate = self._trainer.accumulate_grad_batches
@@ -102,7 +99,7 @@ class LocalFit:
                     self._hook("on_train_batch_end", {"loss": loss}, batch, index)
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
-            return LocalResult(steps, loss, self._log.collect())
+            return LocalResult(steps, self._log.collect())
 
     def _hook(self, name: str, *args: Any) -> Any:
         hook = self._hooks.get(name)

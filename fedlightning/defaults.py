@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import Callback, ProgressBar
@@ -13,8 +14,35 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.tensorboard import TensorBoardBeside
+from fedlightning.workers import FederatedDDPStrategy
 
-__all__ = ["callbacks_of", "loggers_of"]
+__all__ = ["callbacks_of", "loggers_of", "strategy_of"]
+
+_START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
+    "auto": "popen",
+    "ddp": "popen",
+    "ddp_spawn": "spawn",
+    "ddp_fork": "fork",
+    "ddp_notebook": "fork",
+}
+
+
+def strategy_of(kwargs: dict[str, Any]) -> Any:
+    """Return the strategy: for several workers, ``ddp`` without its wrapper."""
+    given = kwargs.get("strategy") or "auto"
+    devices = kwargs["devices"]
+    several = kwargs.get("num_nodes", 1) > 1 or (
+        len(devices) > 1 if isinstance(devices, list) else devices not in (1, "1", "0,")
+    )
+    if not several or given not in _START_METHODS:
+        return given
+    start = "fork" if given == "auto" and is_interactive() else _START_METHODS[given]
+    return FederatedDDPStrategy(start_method=start)
+
+
+def is_interactive() -> bool:
+    """Whether Python runs in a notebook or an interactive shell, which cannot be started again."""
+    return hasattr(sys, "ps1")
 
 
 def loggers_of(given: Any, root: Path) -> list[Logger]:

@@ -15,6 +15,7 @@ from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Spl
 from fedlightning.errors import ConfigError
 from fedlightning.local_log import LocalLog, LogFlags, batch_length
 from fedlightning.steps import overrides, transfers_batches, with_index
+from fedlightning.workers import Workers
 
 __all__ = ["ClientEvaluator", "Metrics", "evaluate", "evaluation_steps", "federated_data"]
 
@@ -61,7 +62,19 @@ class ClientEvaluator:
         return batches
 
     def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
-        """Return the mean over clients of what each of them logged."""
+        """Return the mean over clients of what each of them logged, on whatever worker.
+
+        Args:
+            scores: What this worker has measured.
+        """
+        workers = Workers(self._trainer.global_rank, self._trainer.world_size)
+        everyones: dict[ClientTask, Mapping[str, float]] = {}
+        for part, flags in workers.gather((dict(scores), self._flags)):
+            everyones |= part
+            self._flags |= flags
+        scores = dict(
+            sorted(everyones.items(), key=lambda entry: (entry[0].split, entry[0].client))
+        )
         self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
         by_name: dict[str, list[float]] = {}
         for values in scores.values():

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 
 from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
-from fedlightning.client import LocalFit, LocalResult
+from fedlightning.client import LocalFit
 from fedlightning.datamodules import ClientTask, FederatedDataModule
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
+from fedlightning.exchange import Trained, train_in_parallel
 from fedlightning.federation import Federation
 from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.module import freeze, names_its_head, resolve_parts
@@ -27,6 +29,7 @@ from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
 from fedlightning.store import PersonalStates
+from fedlightning.workers import Workers
 
 __all__ = ["FederatedLoop"]
 
@@ -87,6 +90,11 @@ class FederatedLoop(RoundLoop):
     def seed(self) -> int:
         """The seed of everything in the run that is random."""
         return default_seed(self.federation.seed)
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that share the work."""
+        return Workers(self.trainer.global_rank, self.trainer.world_size)
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
@@ -150,60 +158,82 @@ class FederatedLoop(RoundLoop):
         """Broadcast, client updates, aggregation: the module is the new global model afterwards."""
         resident = self._begun()
         resident.fresh.mark()
-        received: list[ClientUpdate] = []
-        kept: dict[int, State] = {}
-        updates = self._client_updates(self.cohort(self.round), received, kept)
-        resident.commit(self.federation.algorithm.aggregate(updates))
-        self.personal.update(kept)
-        return self._mean_metrics(received)
+        received: list[Trained] = []
+        cohort = self.cohort(self.round)
+        train = self._one_by_one if self.workers.size == 1 else self._in_parallel
+        resident.commit(self.federation.algorithm.aggregate(train(cohort, received)))
+        self.personal.update({t.update.client: t.kept for t in received if t.kept})
+        return _mean_metrics(received)
 
-    def _client_updates(
-        self, cohort: tuple[int, ...], received: list[ClientUpdate], kept: dict[int, State]
+    def _one_by_one(
+        self, cohort: tuple[int, ...], received: list[Trained]
     ) -> Iterator[ClientUpdate]:
         """Train one client after another, as fast as the aggregation asks for them."""
-        algorithm, resident = self.federation.algorithm, self._begun()
         for position, client in enumerate(cohort):
-            task = ClientTask(client, "train", self.data.num_examples(client))
+            task = self._task(client)
             self.client_starts(task, position)
             try:
-                result, update = self._client_update(client)
-                if algorithm.stateful:
-                    kept[client] = resident.copy(algorithm.kept_keys(self.parts))
-                received.append(update)
-                self.fire("on_client_end", update)
-                yield update
+                trained = self._train(client)
+                received.append(trained)
+                yield trained.update
+            finally:
+                self._begun().end_turn()
+            self.client_ends(trained.update.outputs, task, position)
+
+    def _in_parallel(
+        self, cohort: tuple[int, ...], received: list[Trained]
+    ) -> Iterator[ClientUpdate]:
+        """Train with all workers; then events and updates come in cohort order on every one."""
+        resident, algorithm = self._begun(), self.federation.algorithm
+        kept_keys = algorithm.kept_keys(self.parts) if algorithm.stateful else ()
+
+        def train(client: int) -> Trained:
+            try:
+                trained = self._train(client)
+                state = {key: value.clone() for key, value in trained.update.state.items()}
+                return replace(trained, update=replace(trained.update, state=state))
             finally:
                 resident.end_turn()
-            outputs = {"loss": result.loss, "client": client, "metrics": dict(update.metrics)}
-            self.client_ends(outputs, task, position)
+                self.fire("on_client_trained")
 
-    def _client_update(self, client: int) -> tuple[LocalResult, ClientUpdate]:
-        algorithm, resident, round_index = self.federation.algorithm, self._begun(), self.round
+        sizes = [self.data.num_examples(client) for client in cohort]
+        trainings = train_in_parallel(
+            self.workers, cohort, sizes, train, self._shared(), resident.view(kept_keys)
+        )
+        self.stop_if_told_to()
+        for position, trained in enumerate(trainings):
+            task = self._task(trained.update.client)
+            self.client_starts(task, position)
+            received.append(replace(trained, update=replace(trained.update, state={})))
+            yield trained.update
+            self.client_ends(trained.update.outputs, task, position)
+
+    def _train(self, client: int) -> Trained:
+        """Give a client its turn; its state is a view of the resident model."""
+        algorithm, resident = self.federation.algorithm, self._begun()
         resident.take_turn(self.personal.get(client) or {})
         self._freeze()
-        key = Key(self.seed, "fit", round=round_index, client=client)
+        key = Key(self.seed, "fit", round=self.round, client=client)
         result = self._fit.run(client, key, self.federation.local_epochs)
-        full = algorithm.share == "full"
-        shared = resident.view(None if full else self.parts.keys(algorithm.share))
+        shared = self._shared()
         if (bad := first_non_finite(shared)) is not None:
             raise FederationError(
-                f"client {client}, round {round_index}: {bad} of its update is non-finite after "
+                f"client {client}, round {self.round}: {bad} of its update is non-finite after "
                 f"{result.steps} steps; lower the learning rate or set trainer.gradient_clip_val."
             )
-        return result, ClientUpdate(
+        update = ClientUpdate(
             client, shared, self.data.num_examples(client), result.steps, result.metrics
         )
+        self.fire("on_client_end", update)
+        kept = resident.copy(algorithm.kept_keys(self.parts)) if algorithm.stateful else {}
+        return Trained(update, kept, dict(self._client_log.flags))
 
-    def _mean_metrics(self, received: list[ClientUpdate]) -> Metrics:
-        """Average the clients' metrics over the cohort's examples."""
-        metrics: dict[str, tuple[float, LogFlags]] = {}
-        for name, flags in self._client_log.flags.items():
-            logged = [update for update in received if name in update.metrics]
-            weight = sum(update.num_examples for update in logged)
-            if weight:
-                total = sum(update.metrics[name] * update.num_examples for update in logged)
-                metrics[name] = (total / weight, flags)
-        return metrics
+    def _task(self, client: int) -> ClientTask:
+        return ClientTask(client, "train", self.data.num_examples(client))
+
+    def _shared(self) -> State:
+        share = self.federation.algorithm.share
+        return self._begun().view(None if share == "full" else self.parts.keys(share))
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -232,3 +262,15 @@ class FederatedLoop(RoundLoop):
         for key, parameter in module.named_parameters() if module is not None else ():
             parameter.requires_grad_(self._trainable.get(key, parameter.requires_grad))
         self._resident = None
+
+
+def _mean_metrics(received: list[Trained]) -> Metrics:
+    """Average the clients' metrics over the cohort's examples."""
+    metrics: dict[str, tuple[float, LogFlags]] = {}
+    for name, flags in {n: f for trained in received for n, f in trained.flags.items()}.items():
+        logged = [trained.update for trained in received if name in trained.update.metrics]
+        weight = sum(update.num_examples for update in logged)
+        if weight:
+            total = sum(update.metrics[name] * update.num_examples for update in logged)
+            metrics[name] = (total / weight, flags)
+    return metrics

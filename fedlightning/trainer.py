@@ -17,11 +17,12 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
-from fedlightning.defaults import callbacks_of, loggers_of
+from fedlightning.defaults import callbacks_of, loggers_of, strategy_of
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.loop import FederatedLoop
+from fedlightning.workers import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer"]
 
@@ -78,6 +79,7 @@ class FederatedTrainer(pl.Trainer):
         kwargs.setdefault("use_distributed_sampler", False)
         if kwargs.get("devices") in (None, "auto"):
             kwargs["devices"] = 1
+        kwargs["strategy"] = strategy_of(kwargs)
         super().__init__(**kwargs)
         self._refuse_unsupported()
         loop = FederatedLoop(
@@ -181,10 +183,10 @@ class FederatedTrainer(pl.Trainer):
             )
 
     def _refuse_unsupported(self) -> None:
-        if not isinstance(self.strategy, SingleDeviceStrategy):
+        if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
             raise ConfigError(
-                f"trainer.strategy={type(self.strategy).__name__} with {self.num_devices} devices: "
-                "clients train on one device for now; set trainer.devices=1."
+                f"trainer.strategy={type(self.strategy).__name__} has no federated meaning: "
+                "workers train different clients; leave trainer.strategy at auto."
             )
         for callback in self.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):

@@ -227,11 +227,6 @@ def test_rounds_that_cannot_be_counted_are_refused(rounds):
         trainer(rounds=rounds)
 
 
-def test_several_devices_are_refused_for_now():
-    with pytest.raises(ConfigError, match=r"set trainer\.devices=1"):
-        trainer(accelerator="cpu", devices=2)
-
-
 def test_last_without_a_run_is_an_error(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no lightning_logs/version_\*/checkpoints/last\.ckpt"

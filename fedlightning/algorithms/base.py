@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from fedlightning.aggregation import Sums, WeightedMean
@@ -35,6 +37,16 @@ class ClientUpdate:
     num_examples: int
     steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """What ``on_train_batch_end`` gets: ``loss``, ``client`` and ``metrics``."""
+        losses = [value for name, value in self.metrics.items() if "loss" in name]
+        return {
+            "loss": torch.tensor(losses[0] if losses else math.nan),
+            "client": self.client,
+            "metrics": dict(self.metrics),
+        }
 
 
 class Algorithm:

@@ -153,12 +153,14 @@ class PersonalizationCallback(pl.Callback):
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
         loop = _loop_of(trainer)
         clients = range(loop.data.num_clients)
-        self.results = []
+        mine: list[PersonalResult] = []
         with self.personalizer(trainer).at_work() as personalizer:
-            for client in clients:
-                self.results.append(personalizer.client(client))
+            for client in filter(loop.workers.owns, clients):
+                mine.append(personalizer.client(client))
                 loop.fire("on_client_personalized", client + 1, len(clients))
-        if trainer.is_global_zero and _has_folder(trainer):
+        everyones = [result for part in loop.workers.gather(mine) for result in part]
+        self.results = sorted(everyones, key=lambda result: result.record.client_id)
+        if _has_folder(trainer):
             self._write(trainer)
         return self._metrics()
 
@@ -183,15 +185,15 @@ class PersonalizationCallback(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         from fedlightning.reporting.loggers import log_clients
 
+        folder = trainer.log_dir  # asks rank 0
         step = max(trainer.current_epoch - (trainer.state.fn != TrainerFn.FITTING), 0)
         log_clients(trainer.loggers, self.records, step)
-        if trainer.log_dir is None:
+        if folder is None or not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_clients_csv(folder / "clients.csv", self.records)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_clients_csv(Path(folder) / "clients.csv", self.records)
         if any(record.tested for record in self.records):
-            save_figure(clients_figure(self.records), folder / "clients.png")
+            save_figure(clients_figure(self.records), Path(folder) / "clients.png")
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

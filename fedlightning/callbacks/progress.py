@@ -80,6 +80,13 @@ class RoundProgressBar(TQDMProgressBar):
             shown = ", ".join(f"{name}={value}" for name, value in metrics.items())
             print(f"{_round(trainer)}: {shown}", flush=True)
 
+    def on_client_trained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move on where several workers train: as many clients as there are workers are done."""
+        bar = self.train_progress_bar
+        end = (trainer.current_epoch + 1) * int(trainer.num_training_batches)
+        bar.n = min(bar.n + trainer.world_size, end)
+        bar.refresh()
+
     def on_client_personalized(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int, clients: int
     ) -> None:

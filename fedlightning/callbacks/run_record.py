@@ -82,17 +82,19 @@ class RunRecord(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the closing summary."""
-        if self.summary and trainer.is_global_zero and isinstance(trainer.fit_loop, FederatedLoop):
-            print("\n" + render(self._summarise(trainer, trainer.fit_loop)))
+        folder, loop = _folder(trainer), trainer.fit_loop
+        if self.summary and trainer.is_global_zero and isinstance(loop, FederatedLoop):
+            print("\n" + render(self._summarise(trainer, loop, folder)))
 
-    def _summarise(self, trainer: pl.Trainer, loop: FederatedLoop) -> RunSummary:
+    def _summarise(
+        self, trainer: pl.Trainer, loop: FederatedLoop, folder: Path | None
+    ) -> RunSummary:
         personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
         results = personal[-1].results if personal else []
         before = tuple(result.record.acc_before for result in results)
         after = tuple(result.record.acc_after for result in results)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
         scores = loop.evaluator.last_accuracies
-        folder = _folder(trainer)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
@@ -117,9 +119,11 @@ class RunRecord(pl.Callback):
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:
-    if not trainer.loggers or trainer.fast_dev_run or trainer.log_dir is None:  # type: ignore[attr-defined]
+    """Return the run folder on rank 0, ``None`` elsewhere; every rank must ask."""
+    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    return Path(trainer.log_dir) if trainer.is_global_zero else None
+    folder = trainer.log_dir
+    return Path(folder) if folder is not None and trainer.is_global_zero else None
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

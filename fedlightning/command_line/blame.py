@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from fedlightning.command_line.failures import causes
+from fedlightning.command_line.failures import causes, raised_by_user
 from fedlightning.command_line.known_names import setting_names
-from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.errors import ConfigError, EnvironmentFailure, FedLightningError
 
 __all__ = ["blame_constructor"]
+
+_BUGS = (NameError, AttributeError, AssertionError)
 
 
 @contextmanager
@@ -28,16 +30,16 @@ def blame_constructor(config: Any, groups: Mapping[str, str]) -> Iterator[None]:
 
     Raises:
         ConfigError: In place of any other exception that a constructor raises.
+        EnvironmentFailure: A package is missing.
         FedLightningError: One of ours, with the key put before its text.
     """
     try:
         yield
     except Exception as error:
         cause = _first_cause(error)
-        if (found := _constructor(cause, {**groups, **dict(_class_keys(config))})) is None:
-            if cause is error:
-                raise
-            raise cause from error
+        found = _constructor(cause, {**groups, **dict(_class_keys(config))})
+        if found is None or (isinstance(cause, _BUGS) and not raised_by_user(cause)):
+            raise cause from (error if error is not cause else error.__cause__)
         key, owner = found
         raise _named(cause, key, owner) from error
 
@@ -50,6 +52,8 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
     text = str(cause)
+    if isinstance(cause, ModuleNotFoundError):
+        return EnvironmentFailure(f"{key}: {text}")
     if not isinstance(cause, FedLightningError):
         lightnings = key == "trainer" or type(cause).__name__ == "MisconfigurationException"
         described = f"{owner.__name__} cannot be built: {type(cause).__name__}: {text}"

@@ -1,14 +1,17 @@
-"""Which file ``--ckpt_path`` means."""
+"""Which file ``--ckpt_path`` means, and how it is loaded."""
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.trainer import latest_checkpoint
 
-__all__ = ["find_checkpoint"]
+__all__ = ["find_checkpoint", "plain_values_only"]
 
 
 def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Path) -> str | None:
@@ -55,3 +58,12 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
     if path.stat().st_size == 0:
         raise CheckpointError(f"ckpt_path={str(path)!r} is empty: its writing was cut short.")
     return str(path)
+
+
+def plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
+    """Return the argument that keeps a checkpoint from running code, where Lightning has it.
+
+    Args:
+        method: ``fit``, ``validate``, ``test`` or ``predict`` of Lightning's Trainer.
+    """
+    return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}

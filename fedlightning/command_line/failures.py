@@ -16,7 +16,7 @@ from typing import Any
 from fedlightning.command_line.checkpoint_faults import what_is_wrong, while_restoring
 from fedlightning.errors import FedLightningError
 
-__all__ = ["Failure", "causes", "diagnose"]
+__all__ = ["Failure", "causes", "diagnose", "raised_by_user"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _MOST = 800
@@ -79,9 +79,9 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
     if found := _of_a_library(error):
         return found
     described = f"{type(error).__name__}: {error}".rstrip(": ")
-    if at_work or (watch is not None and watch.trainer is not None and _raised_by_user(error)):
+    if at_work or (watch is not None and watch.trainer is not None and raised_by_user(error)):
         return _failure(5, f"{where}: {described}{_place(error)}".removeprefix(": "))
-    if _raised_by_user(error):
+    if raised_by_user(error):
         return _failure(2, f"{described}{_place(error)}")
     return _failure(
         1, f"internal: {described}{_place(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback."
@@ -107,7 +107,7 @@ def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
     if isinstance(error, OSError) and (not at_work or error.errno in _DISK):
         where = f": {error.filename}" if error.filename else ""
         return _failure(6, f"{error.strerror or text or name}{where}")
-    if isinstance(error, ModuleNotFoundError) and not at_work and not _raised_by_user(error):
+    if isinstance(error, ModuleNotFoundError) and not at_work and not raised_by_user(error):
         return _failure(6, text)
     if module.partition(".")[0] == "wandb":
         return _failure(6, f"wandb: {text}; WANDB_MODE=offline logs without key and network.")
@@ -159,7 +159,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _raised_by_user(error: BaseException) -> bool:
+def raised_by_user(error: BaseException) -> bool:
     """Whether the last line that is no library's is neither ours: code of the user's own."""
     return _last_own_frame(error) is not None
 

@@ -31,6 +31,12 @@ def test_a_program_with_its_own_model_and_data(tmp_path):
     assert config["data"]["num_clients"] == 5
 
 
+def test_without_a_command_everything_is_built_and_nothing_run(tmp_path):
+    cli = FederatedCLI(MLP, Digits, args=OPTIONS, run=False)
+    assert (cli.datamodule.num_clients, cli.trainer.max_epochs) == (5, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_program_raises_what_the_command_line_prints():
     with pytest.raises(ConfigError, match=r"model\.lr must be a finite number > 0, got -1"):
         FederatedCLI(MLP, Digits, args=["fit", "--model.lr=-1", *OPTIONS])
@@ -86,6 +92,7 @@ def test_the_settings_of_the_innermost_class_are_meant():
     assert explain(message, []) == "data.partition.per_client must be an integer, got 'x'."
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_an_earlier_runs_folder_is_never_removed(tmp_path):
     keep = ["--trainer.logger=RoundCSVLogger", "--trainer.logger.save_dir=logs"]
     keep += ["--trainer.logger.name=mine", "--trainer.logger.version=7"]

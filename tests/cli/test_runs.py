@@ -336,3 +336,12 @@ def test_a_file_that_cannot_be_read_is_the_datas_fault(run, write):
     ended = run("B", "--data=mydata.Mine")
     assert ended.code == 3
     assert ended.error.startswith("error: data: Mine: FileNotFoundError: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_debugging_shows_the_traceback(run, monkeypatch):
+    monkeypatch.setenv("FEDLIGHTNING_DEBUG", "1")
+    ended = run("B", "--model.lr=-1")
+    assert ended.code == 2
+    assert "Traceback (most recent call last)" in ended.err
+    assert ended.err.splitlines()[-1] == "error: model.lr must be a finite number > 0, got -1.0."

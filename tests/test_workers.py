@@ -1,0 +1,126 @@
+"""Any number of workers gives the same bits, and none waits for another in vain."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedlightning import Algorithm, FedBABU, PersonalizationCallback
+from fedlightning.defaults import strategy_of
+from fedlightning.errors import ConfigError, FederationError
+from fedlightning.workers import FederatedDDPStrategy, Workers, longest_first
+from tests.toys import Net, fit, net, same, trainer
+
+KEPT = Algorithm(train="full", share="body")
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 6))
+def test_every_task_is_dealt_once_and_no_worker_has_more_than_a_task_too_many(sizes, workers):
+    shares = longest_first(sizes, workers)
+    assert sorted(task for share in shares for task in share) == list(range(len(sizes)))
+    loads = [sum(sizes[task] for task in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+def test_one_process_sends_nothing():
+    alone = Workers()
+    assert alone.gather({"a": 1}) == [{"a": 1}]
+    assert all(alone.owns(index) for index in range(5))
+
+
+def run(folder: Path, devices: int, algorithm=None, module=Net, **kwargs):
+    """Fit in forked workers; what they did is read from the run's folder."""
+    settings = {"callbacks": [PersonalizationCallback(part="full", every_n_rounds=2)], **kwargs}
+    if devices > 1:
+        settings |= {"accelerator": "cpu", "devices": devices, "strategy": "ddp_fork"}
+    fit(
+        net(module=module, dropout=0.3), algorithm or FedBABU(), rounds=3, cohort=3, folder=folder,
+        **settings,
+    )  # fmt: skip
+    return folder / "lightning_logs" / "version_0"
+
+
+def saved(run_folder: Path):
+    return torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = saved(one), saved(other)
+    assert same(first["state_dict"], second["state_dict"])
+    assert first["global_step"] == second["global_step"]
+    kept = [c["loops"]["fit_loop"]["state_dict"]["extra"]["personal"] for c in (first, second)]
+    assert kept[0]["clients"] == kept[1]["clients"]
+    assert same(kept[0]["tensors"], kept[1]["tensors"])
+    for name in ("metrics.csv", "clients.csv", "partition.csv"):
+        assert (one / name).read_text() == (other / name).read_text(), name
+
+
+@pytest.mark.parametrize("algorithm", [FedBABU(), KEPT], ids=["FedBABU", "kept"])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_workers_give_the_bits_of_one_process(devices, algorithm, tmp_path):
+    assert_same_run(
+        run(tmp_path / "one", 1, algorithm), run(tmp_path / "several", devices, algorithm)
+    )
+
+
+def test_the_number_of_workers_may_change_at_resume(tmp_path):
+    whole = run(tmp_path / "whole", 1, KEPT)
+    first = tmp_path / "first"
+    fit(
+        net(dropout=0.3), KEPT, rounds=3, cohort=3, folder=first,
+        callbacks=[PersonalizationCallback(part="full", every_n_rounds=2), _StopAfter(1)],
+    )  # fmt: skip
+    checkpoint = next(first.rglob("last.ckpt"))
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    resumed = run(tmp_path / "resumed", 2, KEPT, ckpt=checkpoint)
+    assert same(saved(whole)["state_dict"], saved(resumed)["state_dict"])
+    with (whole / "metrics.csv").open() as a, (resumed / "metrics.csv").open() as b:
+        assert list(csv.DictReader(a))[1:] == list(csv.DictReader(b))
+
+
+class _StopAfter(pl.Callback):
+    """Stops a run after so many rounds, without finishing it."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch + 1 >= self.rounds
+
+
+class FailsOnClientTwo(Net):
+    """Fails in one client's training, wherever that runs."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if len(batch[1]) == 3:  # only client 2 has seven examples: batches of 4 and 3
+            raise ValueError("bad luck")
+
+
+def test_a_failing_client_ends_the_run_on_every_worker(tmp_path):
+    with pytest.raises(Exception, match="bad luck") as failure:
+        run(tmp_path, 2, module=FailsOnClientTwo, callbacks=[])
+    assert failure.type in (FederationError, ValueError) or "ProcessRaised" in failure.typename
+
+
+@pytest.mark.parametrize(
+    ("strategy", "start"), [("auto", "popen"), ("ddp_spawn", "spawn"), ("ddp_notebook", "fork")]
+)
+def test_lightnings_names_for_starting_workers_are_understood(strategy, start):
+    built = strategy_of({"devices": 2, "strategy": strategy})
+    assert isinstance(built, FederatedDDPStrategy)
+    assert built._start_method == start
+
+
+def test_one_device_needs_no_workers():
+    assert strategy_of({"devices": 1, "strategy": None}) == "auto"
+
+
+def test_strategies_that_split_a_model_are_refused():
+    with pytest.raises(ConfigError, match="has no federated meaning"):
+        trainer(strategy="ddp_find_unused_parameters_true", devices=2, accelerator="cpu")
