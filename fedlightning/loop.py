@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
@@ -119,6 +120,8 @@ class FederatedLoop(RoundLoop):
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self._freeze()
+        if self.federation.channels_last:  # outputs of a convolution take its weight's layout
+            self.module.to(memory_format=torch.channels_last)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "

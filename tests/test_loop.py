@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
+from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
+from fedlightning.models import Conv4
 from fedlightning.sampling import FixedCohorts
 from fedlightning.seeding import Key
 from tests.toys import Net, data, fit, loop_of, net, same, sgd_by_hand, state, trainer
@@ -218,6 +220,21 @@ def test_an_update_that_is_not_finite_ends_the_run_and_names_client_and_round():
 
     with pytest.raises(FederationError, match=r"client 0, round 0: body\.0\.weight .* non-finite"):
         fit(net(module=Diverging), FedAvg(), federation={"sampler": FixedCohorts([[0]])})
+
+
+def test_channels_last_changes_the_layout_and_nothing_that_matters(tmp_path):
+    images = ClientDatasets(
+        train=[(torch.rand(8, 3, 16, 16), torch.arange(8) % 3) for _ in range(2)],
+        test=[(torch.rand(4, 3, 16, 16), torch.arange(4) % 3) for _ in range(2)],
+        num_classes=3,
+    )
+    plain, last = (net(module=Conv4, num_classes=3, image_size=16, width=8) for _ in range(2))
+    fit(plain, FedBABU(), datamodule=images)
+    fit(last, FedBABU(), datamodule=images, federation={"channels_last": True})
+    weight = last.body.features[1][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    for key, value in state(plain).items():
+        torch.testing.assert_close(value, state(last)[key], atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_trainable_is_refused():
