@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedlightning.command_line.terminal import (
     debugging,
+    is_first_process,
     print_error,
     print_note,
     print_warning,
@@ -58,7 +59,7 @@ def _run(arguments: Sequence[str], watches: list[RunWatch]) -> None:
     from fedlightning.command_line.arguments import read_command
 
     command = read_command(arguments)
-    for warning in command.warnings:
+    for warning in command.warnings if is_first_process() else ():
         print_warning(warning)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
@@ -76,6 +77,8 @@ def _report(error: BaseException, watches: list[RunWatch]) -> int:
         watch.remove_half_made()
     if failure.exit_code and debugging():
         traceback.print_exception(error)
+    if not (is_first_process() or failure.leaves_work):
+        return failure.exit_code  # the same on all ranks, and the first one says it
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)
     if watch is not None and failure.leaves_work and (saved := watch.saved()):

@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["debugging", "print_error", "print_note", "print_warning", "quiet"]
+__all__ = ["debugging", "is_first_process", "print_error", "print_note", "print_warning", "quiet"]
 
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 # Which devices there are, which seed was set, advice on other products: nobody asked.
 _CHATTY = (
+    "lightning_fabric.utilities.distributed",
     "lightning_fabric.utilities.seed",
     "pytorch_lightning.trainer.connectors.signal_connector",
     "pytorch_lightning.utilities.rank_zero",
@@ -30,6 +32,11 @@ _ADVICE = re.compile(
 def debugging() -> bool:
     """Whether ``FEDLIGHTNING_DEBUG`` asks for tracebacks and everything Lightning has to say."""
     return os.environ.get("FEDLIGHTNING_DEBUG", "") not in ("", "0")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a distributed run that speaks for all."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 @contextmanager

@@ -24,6 +24,45 @@ trainer: {max_epochs: 1, enable_progress_bar: false, enable_model_summary: false
 """
 
 
+PLUGIN = """
+import os, signal
+import pytorch_lightning as pl
+from fedlightning.models import MLP
+
+class Hello(pl.Callback):
+    def __init__(self, word: str = "hi"):
+        self.word = word
+    def on_train_epoch_end(self, trainer, module):
+        print("hello", self.word)
+
+class Breaks(pl.Callback):
+    def on_train_epoch_end(self, trainer, module):
+        raise KeyError("my own mistake")
+
+class Full(pl.Callback):
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 1:
+            raise OSError(28, "No space left on device", "last.ckpt")
+
+class Signals(pl.Callback):
+    def __init__(self, round: int = 1, name: str = "SIGINT"):
+        self.round, self.name = round, name
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.current_epoch == self.round:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+class Raises(MLP):
+    def training_step(self, batch, batch_idx):
+        if self.trainer.current_epoch == 1:
+            raise ValueError("a bug of mine")
+        return super().training_step(batch, batch_idx)
+
+class NoTensor(MLP):
+    def predict_step(self, batch, batch_idx):
+        return {"a": 1}
+"""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a command ended."""
@@ -76,6 +115,19 @@ def write(tmp_path) -> Callable[[str, str], Path]:
         return path
 
     return write_
+
+
+@pytest.fixture
+def plugin(write, monkeypatch) -> None:
+    """Classes of one's own, in a module of the current folder."""
+    monkeypatch.delitem(sys.modules, "plugin", raising=False)
+    write("plugin.py", PLUGIN)
+
+
+@pytest.fixture
+def version(tmp_path) -> Path:
+    """The folder of the first run."""
+    return tmp_path / "lightning_logs" / "version_0"
 
 
 def _expand(word: str) -> list[str]:
