@@ -214,7 +214,7 @@ class FederatedCLI(LightningCLI):
         settings = plain_values_only(pl.Trainer.predict)
         self.trainer.predict(**kwargs, **settings, return_predictions=False)
         algorithm = self._get(self.config_init, "federation").algorithm
-        if getattr(algorithm, "train", None) == "body":
+        if getattr(algorithm, "train", None) == "body" and self.trainer.is_global_zero:
             print(
                 f"{algorithm.name} leaves the global head untrained; `test` with a "
                 "PersonalizationCallback evaluates personalised models"
@@ -233,8 +233,8 @@ class FederatedCLI(LightningCLI):
             raise DataError(f"data: {name}: {type(error).__name__}: {error}") from error
 
     def _say_where(self) -> None:
-        if self.trainer.loggers and self.trainer.log_dir and self.trainer.is_global_zero:
-            print(f"files: {self.trainer.log_dir}")
+        if (folder := self.watch.run_folder()) is not None:
+            print(f"files: {folder}")
 
 
 def run_command(command: Command, watches: list[RunWatch]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.errors import ConfigError
-from fedlightning.sampling import ClientSampler, UniformSampler, cohort_count
+from fedlightning.sampling import ClientSampler, UniformSampler, check_cohort_size, cohort_count
 from fedlightning.seeding import Key
 
 __all__ = ["Federation"]
@@ -56,10 +56,11 @@ class Federation:
             )
         if isinstance(self.local_epochs, bool) or self.local_epochs < 1:
             raise ConfigError(f"federation.local_epochs must be >= 1, got {self.local_epochs}.")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"federation.num_threads must be >= 1, got {self.num_threads}.")
-        if isinstance(self.cohort_size, float) or self.cohort_size < 1:
-            cohort_count(self.cohort_size, population=1)
+        check_cohort_size(self.cohort_size)
 
     def cohort_count(self, population: int) -> int:
         """Return the number of clients a round in a population.

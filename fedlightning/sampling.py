@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fedlightning.errors import ConfigError
 from fedlightning.seeding import Key
 
-__all__ = ["ClientSampler", "FixedCohorts", "UniformSampler", "cohort_count"]
+__all__ = ["ClientSampler", "FixedCohorts", "UniformSampler", "check_cohort_size", "cohort_count"]
 
 
 class ClientSampler(ABC):
@@ -81,15 +81,27 @@ def cohort_count(cohort_size: int | float, population: int) -> int:
         >>> cohort_count(0.1, population=100), cohort_count(5, 100), cohort_count(0.01, 20)
         (10, 5, 1)
     """
+    check_cohort_size(cohort_size)
+    if isinstance(cohort_size, float):
+        return max(int(cohort_size * population), 1)
+    if cohort_size > population:
+        raise ConfigError(
+            f"federation.cohort_size={cohort_size} is more than there are clients: {population}."
+        )
+    return cohort_size
+
+
+def check_cohort_size(cohort_size: int | float) -> None:
+    """Refuse a cohort size that no population could have.
+
+    Raises:
+        ConfigError: If it is neither a count >= 1 nor a share in (0, 1].
+    """
     if isinstance(cohort_size, bool) or not math.isfinite(cohort_size):
-        raise ConfigError(f"cohort_size must be a finite number, got {cohort_size}.")
-    if isinstance(cohort_size, int):
-        if not 1 <= cohort_size <= population:
-            raise ConfigError(
-                f"cohort_size as a count must be within 1..{population} (the number of clients), "
-                f"or a share in (0, 1]; got {cohort_size}."
-            )
-        return cohort_size
-    if not 0 < cohort_size <= 1:
-        raise ConfigError(f"cohort_size as a share must be in (0, 1], got {cohort_size}.")
-    return max(int(cohort_size * population), 1)
+        raise ConfigError(f"federation.cohort_size must be a finite number, got {cohort_size}.")
+    share = isinstance(cohort_size, float)
+    if cohort_size <= 0 or (share and cohort_size > 1):
+        raise ConfigError(
+            "federation.cohort_size must be a number of clients >= 1 or a share in (0, 1], "
+            f"got {cohort_size}."
+        )

@@ -21,27 +21,11 @@ from fedlightning.defaults import callbacks_of, loggers_of, strategy_of
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
+from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
 from fedlightning.workers import FederatedDDPStrategy
 
-__all__ = ["FederatedTrainer"]
-
-_MEANINGLESS = {
-    "overfit_batches": (
-        0.0,
-        "clients differ, so there is no batch to overfit; set federation.cohort_size",
-    ),
-    "val_check_interval": (
-        None,
-        "validation belongs to a round's end; set trainer.check_val_every_n_epoch",
-    ),
-    "reload_dataloaders_every_n_epochs": (0, "clients' data is indexed afresh every round anyway"),
-    "sync_batchnorm": (
-        False,
-        "clients do not share batches; choose a norm layer without statistics",
-    ),
-    "barebones": (False, "a federated run is nothing without logging; switch off single features"),
-}
+__all__ = ["FederatedTrainer", "latest_checkpoint"]
 
 
 class FederatedTrainer(pl.Trainer):
@@ -68,7 +52,7 @@ class FederatedTrainer(pl.Trainer):
     """
 
     def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
-        self._refuse_meaningless(kwargs)
+        refuse_meaningless(kwargs)
         self.federation = federation if federation is not None else Federation()
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)
@@ -166,22 +150,6 @@ class FederatedTrainer(pl.Trainer):
 
     # -- what is refused -----------------------------------------------------------------------
 
-    @staticmethod
-    def _refuse_meaningless(kwargs: dict[str, Any]) -> None:
-        for name, (neutral, reason) in _MEANINGLESS.items():
-            value = kwargs.get(name)
-            if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
-                raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")
-        if (
-            "max_epochs" in kwargs
-            and kwargs["max_epochs"] is not None
-            and not _counts(kwargs["max_epochs"])
-        ):
-            raise ConfigError(
-                f"trainer.max_epochs counts rounds and must be an integer >= 1 (or -1 for no end), "
-                f"got {kwargs['max_epochs']!r}."
-            )
-
     def _refuse_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
             raise ConfigError(
@@ -212,9 +180,3 @@ def latest_checkpoint(root: Path) -> Path:
             "give a path, or leave ckpt_path out to start anew."
         )
     return found[-1]
-
-
-def _counts(rounds: Any) -> bool:
-    return (
-        isinstance(rounds, int) and not isinstance(rounds, bool) and (rounds >= 1 or rounds == -1)
-    )

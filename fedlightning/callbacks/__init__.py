@@ -2,7 +2,14 @@
 
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.callbacks.progress import RoundProgressBar
 from fedlightning.callbacks.run_record import RunRecord
 
-__all__ = ["LastCheckpoint", "PersonalizationCallback", "RoundProgressBar", "RunRecord"]
+__all__ = [
+    "LastCheckpoint",
+    "PersonalizationCallback",
+    "PredictionWriter",
+    "RoundProgressBar",
+    "RunRecord",
+]

@@ -73,16 +73,18 @@ class PredictionWriter(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the file, and say where it is and how many predictions are right."""
         data = getattr(trainer, "datamodule", None)
+        folder = trainer.log_dir  # asks rank 0: a question that all ranks must join in
         if not isinstance(data, FederatedDataModule) or not self._predictions:
+            return
+        if not trainer.is_global_zero or folder is None:
             return
         predictions = torch.cat(self._predictions).numpy()
         probabilities = torch.cat(self._probabilities).numpy()
         index = data.predict_index()[: len(predictions)]
         labels = _labels(data, len(predictions))
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / self.filename
-            write_atomically(path, _table(index, labels, predictions, probabilities).encode())
-            print(f"{len(predictions):,} predictions: {path}")
+        path = Path(folder) / self.filename
+        write_atomically(path, _table(index, labels, predictions, probabilities).encode())
+        print(f"{len(predictions):,} predictions: {path}")
         if labels is not None and predictions.dtype.kind in "iu":
             right = float((labels == predictions).mean())
             print(f"accuracy of the global model: {100 * right:.1f} %")

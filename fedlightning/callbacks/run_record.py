@@ -127,6 +127,8 @@ def _folder(trainer: pl.Trainer) -> Path | None:
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:
+    if trainer.current_epoch == 0:
+        return "nothing trained"
     if trainer.current_epoch == trainer.max_epochs:
         return "all rounds done"
     if trainer.state.fn == TrainerFn.FITTING and trainer.should_stop:

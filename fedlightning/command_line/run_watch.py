@@ -23,19 +23,22 @@ class RunWatch(pl.Callback):
         trainer: The trainer, once there is one that runs.
         client: The client at work, ``None`` between clients.
         checkpoint: The checkpoint that the run is to start from.
-        rounds_run: How many rounds this process has run.
     """
 
     def __init__(self) -> None:
         self.trainer: pl.Trainer | None = None
         self.client: int | None = None
         self.checkpoint: str | None = None
-        self.rounds_run = 0
+        self._first_round: int | None = None
         self._root: Path | None = None
         self._before: set[str] = set()
         self._missing: list[Path] = []
 
     # -- the client at work --------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The first round comes next, or the one that a checkpoint left off at."""
+        self._first_round = trainer.current_epoch
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
@@ -46,10 +49,6 @@ class RunWatch(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         """A client is done."""
         self.client = None
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """A round is done."""
-        self.rounds_run += 1
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
@@ -91,6 +90,11 @@ class RunWatch(pl.Callback):
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     @property
+    def rounds_run(self) -> int:
+        """How many of these this process has run."""
+        return 0 if self._first_round is None else self.rounds_done - self._first_round
+
+    @property
     def where(self) -> str:
         """Client and round at work, as messages name them."""
         where = f"client {self.client}" if self.client is not None else ""
@@ -102,7 +106,8 @@ class RunWatch(pl.Callback):
         """Return what an interrupted run has saved, and how to go on."""
         if self.trainer is None or self.trainer.state.fn != "fit":
             return "interrupted."
-        return f"interrupted in round {self.rounds_done}: {self.saved() or 'no round is saved.'}"
+        nothing = "no further round is saved." if self.checkpoint else "no round is saved."
+        return f"interrupted in round {self.rounds_done}: {self.saved() or nothing}"
 
     def saved(self) -> str:
         """Return which checkpoint holds which rounds; nothing if there is none."""
@@ -113,11 +118,21 @@ class RunWatch(pl.Callback):
         return f"{_shown(checkpoint)} holds {rounds}; go on with --ckpt_path last."
 
     def _last_checkpoint(self) -> Path | None:
-        folder = self._run_folder()
+        folder = self.run_folder()
         path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
         return path if path is not None and path.exists() else None
 
     # -- the folder ----------------------------------------------------------------------------
+
+    def run_folder(self) -> Path | None:
+        """Return the first logger's folder, if there is a logger, and its folder can be made."""
+        if self.trainer is None or not self.trainer.is_global_zero or not self.trainer.loggers:
+            return None
+        try:
+            folder = getattr(self.trainer.loggers[0], "log_dir", None)
+        except FedLightningError:
+            return None
+        return Path(folder) if isinstance(folder, str) else None
 
     def before_run(self, trainer: pl.Trainer) -> None:
         """Remember the trainer, and what is there before it runs."""
@@ -132,11 +147,11 @@ class RunWatch(pl.Callback):
             ]
 
     def remove_half_made(self) -> None:
-        """Remove the folder of a run that ended before its first round did."""
-        folder = self._run_folder()
-        if folder is None or folder.parent != self._root or folder.name in self._before:
+        """Remove the folder of a run that ended before the first round that it ran."""
+        folder = self.run_folder()
+        if folder is None or folder.resolve().parent != self._root or folder.name in self._before:
             return
-        if self.rounds_done > 0 or any(folder.glob("checkpoints/*.ckpt")):
+        if self.rounds_run > 0 or any(folder.glob("checkpoints/*.ckpt")):
             return
         shutil.rmtree(folder, ignore_errors=True)
         for parent in self._missing:
@@ -144,16 +159,6 @@ class RunWatch(pl.Callback):
                 parent.rmdir()
             except OSError:  # not empty: somebody else's by now
                 break
-
-    def _run_folder(self) -> Path | None:
-        """Return the first logger's folder, if there is a logger, and its folder can be made."""
-        if self.trainer is None or not self.trainer.is_global_zero or not self.trainer.loggers:
-            return None
-        try:
-            folder = getattr(self.trainer.loggers[0], "log_dir", None)
-        except FedLightningError:
-            return None
-        return Path(folder).resolve() if isinstance(folder, str) else None
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from fedlightning.errors import ConfigError
-from fedlightning.trainer import _MEANINGLESS, FederatedTrainer
+from fedlightning.flags import MEANINGLESS, refuse_meaningless
 
 __all__ = ["HIDDEN_FLAGS", "hidden_flag"]
 
-HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *_MEANINGLESS)
+HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *MEANINGLESS)
 """Without federated meaning, of no use here, or set by the trainer itself."""
 
 
@@ -26,7 +26,7 @@ def hidden_flag(name: str) -> Callable[[Any], Any]:
                 "federation.algorithm."
             )
         parsed = yaml.safe_load(value) if isinstance(value, str) else value
-        FederatedTrainer._refuse_meaningless({name: parsed})
+        refuse_meaningless({name: parsed})
         return parsed
 
     return check

@@ -54,6 +54,13 @@ def test_what_all_processes_of_a_run_find_wrong_is_said_once(run, monkeypatch):
     assert (ended.code, ended.err) == (2, "")
 
 
+def test_a_run_that_goes_on_and_fails_at_once_leaves_nothing_either(run, plugin, version):
+    run("B")
+    ended = run("B", "--ckpt_path=last", "--trainer.max_epochs=2", "--model=plugin.Raises")
+    assert (ended.code, len(ended.err.splitlines())) == (5, 1)
+    assert [path.name for path in version.parent.iterdir()] == ["version_0"]
+
+
 def test_a_full_disk(run, plugin):
     ended = run("B", "--trainer.callbacks=plugin.Full", "--trainer.max_epochs=3")
     assert ended.code == 6
