@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from tests.plain_loop import PlainRun, State
 from tests.traces import Trace, TraceData, trace_files
 
 FILES = trace_files()
@@ -20,7 +20,21 @@ def trace(request: pytest.FixtureRequest) -> Trace:
     return Trace.read(request.param)
 
 
-def _largest_difference(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+@pytest.fixture(scope="module")
+def plain(trace: Trace) -> PlainRun:
+    return PlainRun(trace)
+
+
+def _reproduced(got: State, recorded: State, plain: State, within: float) -> bool:
+    """Whether a state is the plain loop's, and as near to the recorded one as that loop comes."""
+    noise = _largest_difference(plain, recorded)  # 0 on the kind of processor that recorded it
+    return (
+        _largest_difference(got, plain) <= within
+        and _largest_difference(got, recorded) <= within + noise
+    )
+
+
+def _largest_difference(got: State, expected: State) -> float:
     assert expected.keys() <= got.keys()
     return max(float((got[key].double() - expected[key].double()).abs().max()) for key in expected)
 
@@ -42,17 +56,17 @@ def _fit(trace: Trace, rounds: int, folder: Path, **kwargs):
     return model, trainer
 
 
-def test_first_round_lands_within_1e_6(trace, tmp_path):
+def test_first_round_lands_within_1e_6(trace, plain, tmp_path):
     model, _ = _fit(trace, 1, tmp_path, logger=False, enable_checkpointing=False)
-    assert _largest_difference(model.state_dict(), trace.state("round1")) <= 1e-6
+    assert _reproduced(model.state_dict(), trace.state("round1"), plain.rounds[0], within=1e-6)
 
 
-def test_last_round_head_and_personalization_are_the_authors(trace, tmp_path):
+def test_last_round_head_and_personalization_are_the_authors(trace, plain, tmp_path):
     settings = trace.settings
     model, trainer = _fit(trace, settings["rounds"], tmp_path)
 
     final = trace.state(f"round{settings['rounds']}")
-    assert _largest_difference(model.state_dict(), final) <= 1e-5
+    assert _reproduced(model.state_dict(), final, plain.rounds[-1], within=1e-5)
 
     if settings["update_part"] == "body":
         init = trace.state("init")
@@ -66,10 +80,10 @@ def test_last_round_head_and_personalization_are_the_authors(trace, tmp_path):
     assert after == pytest.approx(settings["finetune"]["accuracy_after_percent"], abs=1e-4)
 
 
-def test_fine_tuned_client_lands_within_1e_5(trace, tmp_path):
+def test_fine_tuned_client_lands_within_1e_5(trace, plain, tmp_path):
     model, trainer = _fit(trace, trace.settings["rounds"], tmp_path, logger=False)
     callback = trainer.callbacks[0]
     with callback.personalizer(trainer).at_work() as personalizer:
         personalizer.client(0)
         tuned = {key: value.clone() for key, value in model.state_dict().items()}
-    assert _largest_difference(tuned, trace.state("finetuned_client0")) <= 1e-5
+    assert _reproduced(tuned, trace.state("finetuned_client0"), plain.tuned, within=1e-5)
