@@ -89,6 +89,9 @@ class RoundLoop(_FitLoop):
         """Return what a checkpoint shall hold besides: primitives and tensors."""
         return {}
 
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse what :meth:`extra_state` gave, if this run cannot go on from it."""
+
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""
 
@@ -98,6 +101,11 @@ class RoundLoop(_FitLoop):
     def round(self) -> int:
         """The round under way, from 0."""
         return int(self.epoch_progress.current.completed)
+
+    @property
+    def next_round(self) -> int:
+        """The round that a run resumed now would go on with."""
+        return int(self.epoch_progress.state_dict()["current"]["processed"])
 
     def setup_data(self) -> None:
         """Count the clients of a round; they take the place of Lightning's train batches."""
@@ -113,7 +121,7 @@ class RoundLoop(_FitLoop):
         if saved is None:
             return
         self.phase = Phase(saved["phase"])
-        self._go_to_round(saved["round"] + (self.phase is Phase.FINISHED))
+        self._go_to_round(saved["round"])
         self._count_updates(saved["updates"])
         self._round_metrics = {
             name: (value, LogFlags(prog_bar, logger))
@@ -167,11 +175,11 @@ class RoundLoop(_FitLoop):
         trainer = self.trainer
         connector = trainer._logger_connector
         connector.epoch_end_reached()
-        self.epoch_progress.increment_processed()
         call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
         connector.on_epoch_end()
         self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         connector.update_train_epoch_metrics()
+        self.epoch_progress.increment_processed()
         self.phase = Phase.FINISHED
         call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
         self.epoch_progress.increment_completed()
@@ -194,6 +202,7 @@ class RoundLoop(_FitLoop):
         """A client of the cohort starts: to callbacks, a train batch."""
         self.epoch_loop.batch_progress.increment_ready()
         self.trainer._logger_connector.on_batch_start(task)
+        self.epoch_loop._results.batch_size = task.num_examples
         call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
         self.epoch_loop.batch_progress.increment_started()
 
@@ -228,7 +237,7 @@ class RoundLoop(_FitLoop):
         }
         return {
             "phase": self.phase.value,
-            "round": self.round,
+            "round": self.next_round,
             "updates": (self._updates_before if self.phase is Phase.TRAINING else self.updates),
             "metrics": {
                 name: (value, flags.prog_bar, flags.logger)
@@ -240,6 +249,7 @@ class RoundLoop(_FitLoop):
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the run starts."""
+        self.check_extra_state(state_dict["extra"])
         self._saved = state_dict
 
     # -- small print ---------------------------------------------------------------------------
@@ -295,6 +305,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._evaluate = evaluate
         self._summarise = summarise
         self._scores: dict[ClientTask, Mapping[str, float]] = {}
+        self._failure: Exception | None = None
 
     @property
     def _workers(self) -> Workers:
@@ -303,7 +314,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
     def reset(self) -> None:
         """Forget the last evaluation's scores."""
         super().reset()
-        self._scores = {}
+        self._scores, self._failure = {}, None
 
     def _evaluation_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any
@@ -315,21 +326,29 @@ class ClientEvaluationLoop(_EvaluationLoop):
         stage = "test" if trainer.testing else "validation"
         self.batch_progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
+        self._results.batch_size = batch.num_examples
         call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
-        scores = self._evaluate(batch) if self._workers.owns(batch_idx) else {}
-        if scores:
-            self._scores[batch] = scores
+        scores: Mapping[str, float] = {}
+        if self._workers.owns(batch_idx) and self._failure is None:
+            try:
+                scores = self._scores[batch] = self._evaluate(batch)
+            except Exception as error:
+                self._failure = error
+                if self._workers.size == 1:
+                    raise
         self.batch_progress.increment_processed()
         call._call_callback_hooks(trainer, f"on_{stage}_batch_end", scores, batch, batch_idx)
         trainer._logger_connector.on_batch_end()
         self.batch_progress.increment_completed()
         if not trainer.sanity_checking:
             self._has_run = True
-        if not self.batch_progress.is_last_batch and trainer.received_sigterm:
+        alone = self._workers.size == 1  # several workers agree at the round's end
+        if alone and not self.batch_progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 
     def _on_evaluation_epoch_end(self) -> None:
+        self._workers.agree(self._failure)
         fx = "test_step" if self.trainer.testing else "validation_step"
         for name, (value, flags) in self._summarise(self._scores).items():
             _log_as(self.trainer.lightning_module, fx, name, value, flags)

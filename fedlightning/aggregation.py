@@ -18,9 +18,10 @@ Sums = Literal["float64", "float32"]
 class WeightedMean:
     """The weighted mean of states, taken in one at a time.
 
-    Floating-point tensors are summed in float64 and rounded once to their own dtype, so the mean of
-    equal tensors is that tensor, bit for bit. Integer tensors (BatchNorm's ``num_batches_tracked``)
-    have no mean: they are left out of the result, and the server keeps its own.
+    Floating-point tensors are summed in float64 and rounded once to their own dtype, so the mean
+    of equal tensors of float32 or less is that tensor, bit for bit. Integer tensors (BatchNorm's
+    ``num_batches_tracked``) have no mean: they are left out of the result, and the server keeps its
+    own.
 
     Args:
         sums: ``float32`` adds in single precision, as most published code does: needed to replay

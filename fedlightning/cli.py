@@ -155,6 +155,8 @@ class FederatedCLI(LightningCLI):
         """Build data, model and trainer; what a constructor refuses is named by its key."""
         settings = self.config.get(str(self.subcommand), self.config)
         refuse_paths_in_names(settings["trainer"].get("logger"))
+        if settings.get("lr_scheduler") and not settings.get("optimizer"):
+            raise ConfigError("lr_scheduler does nothing without optimizer: give both, or neither.")
         if self.subcommand is not None:
             root = Path(settings["trainer"].get("default_root_dir") or ".")
             found = find_checkpoint(settings.get("ckpt_path"), self.subcommand, root)

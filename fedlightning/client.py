@@ -107,7 +107,9 @@ class LocalFit:
 
 
 def _limit(limit: int | float, available: int) -> int:
-    return int(available * limit) if isinstance(limit, float) else min(limit, available)
+    if isinstance(limit, float):
+        return max(int(available * limit), 1)  # a share, but no client is left out
+    return min(limit, available)
 
 
 def _mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

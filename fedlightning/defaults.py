@@ -27,7 +27,7 @@ _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
 }
 
 
-def strategy_of(kwargs: dict[str, Any]) -> Any:
+def strategy_of(kwargs: dict[str, Any], num_threads: int | None = 1) -> Any:
     """Return the strategy: for several workers, ``ddp`` without its wrapper."""
     given = kwargs.get("strategy") or "auto"
     devices = kwargs["devices"]
@@ -37,7 +37,7 @@ def strategy_of(kwargs: dict[str, Any]) -> Any:
     if not several or given not in _START_METHODS:
         return given
     start = "fork" if given == "auto" and is_interactive() else _START_METHODS[given]
-    return FederatedDDPStrategy(start_method=start)
+    return FederatedDDPStrategy(num_threads=num_threads, start_method=start)
 
 
 def is_interactive() -> bool:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning._lightning import transfer_batch
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.errors import ConfigError
 from fedlightning.local_log import LocalLog, LogFlags, batch_length
+from fedlightning.seeding import Key, default_seed, forked_generators
 from fedlightning.steps import overrides, transfers_batches, with_index
 from fedlightning.workers import Workers
 
@@ -27,29 +32,39 @@ class ClientEvaluator:
 
     Args:
         trainer: The trainer whose module, data and precision are used.
+        seed: Seed of what an evaluation step draws; ``None`` means the run's.
 
     Attributes:
         last_accuracies: ``global/acc`` of every client at the last evaluation.
+        last_round: The round of that evaluation; ``None`` before the first one.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
         self.last_accuracies: list[float] = []
+        self.last_round: int | None = None
         self._trainer = trainer
+        self._given_seed = seed
         self._flags: dict[str, LogFlags] = {}
 
     def evaluate(self, task: ClientTask) -> dict[str, float]:
         """Return what the module logs on one client's validation or test data."""
         trainer = self._trainer
         log = LocalLog(trainer.lightning_module)
-        scores = evaluate(
-            trainer.lightning_module,
-            self.batches(task.client, task.split),
-            task.split,
-            log,
-            trainer.precision_plugin,
-        )
+        key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=task.client)
+        with forked_generators(key, trainer.strategy.root_device):
+            scores = evaluate(
+                trainer.lightning_module,
+                self.batches(task.client, task.split),
+                task.split,
+                log,
+                trainer.precision_plugin,
+            )
         self._flags.update(log.flags)
         return scores
+
+    @property
+    def _seed(self) -> int:
+        return default_seed(self._given_seed)
 
     def batches(self, client: int, split: Split) -> Iterator[Batch]:
         """Return a client's data in evaluation batches, ready for the module."""
@@ -75,7 +90,9 @@ class ClientEvaluator:
         scores = dict(
             sorted(everyones.items(), key=lambda entry: (entry[0].split, entry[0].client))
         )
-        self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
+        if not self._trainer.sanity_checking:
+            self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
+            self.last_round = self._trainer.current_epoch
         by_name: dict[str, list[float]] = {}
         for values in scores.values():
             for name, value in values.items():
@@ -93,10 +110,10 @@ def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, FederatedDataModule):
-        got = type(data).__name__ if data is not None else "dataloaders"
+        got = f"got {type(data).__name__}" if data is not None else "which was not given"
         raise ConfigError(
             "FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
-            f"got {got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
+            f"{got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
             "fedlightning.datamodules."
         )
     return data
@@ -138,6 +155,13 @@ def no_step(batch: Batch, batch_idx: int) -> None:
     """Evaluate nothing: a stand-in for the steps that a module does not have."""
 
 
+def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -> Any:
+    """Return class probabilities where the module gives logits, else what it gives."""
+    outputs = module(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point()
+    return outputs.softmax(dim=-1) if logits else outputs
+
+
 @contextmanager
 def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
     """Give a module the evaluation steps that it lacks, inside the ``with`` block.
@@ -145,13 +169,16 @@ def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
     Lightning skips evaluation, or refuses it, for a module without the step; but whoever predicts
     classes can be evaluated on the clients' test data without one.
     """
+    stand_ins = {"validation_step": no_step, "test_step": no_step}
+    if module is not None:
+        stand_ins["predict_step"] = partial(_predict_classes, module)
     missing = [
         name
-        for name in ("validation_step", "test_step")
+        for name in stand_ins
         if module is not None and not overrides(module, name, pl.LightningModule)
     ]
     for name in missing:
-        vars(module)[name] = no_step
+        vars(module)[name] = stand_ins[name]
     try:
         yield
     finally:
@@ -164,8 +191,16 @@ def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Bat
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             return
         x, y = batch
-        logits = module(x)
-        if y.is_floating_point() or logits.ndim != 2:
+        try:
+            logits = module(x)
+        except Exception as error:
+            rank_zero_warn(
+                f"global/loss and global/acc are not measured: {type(module).__name__} has no "
+                f"test_step, and forward(inputs) fails: {error}."
+            )
+            return
+        classes = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
+        if not classes or not isinstance(logits, Tensor) or logits.ndim != 2:
             return
         size = batch_length(batch)
         log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)

@@ -54,8 +54,11 @@ class Federation:
                 "federation.algorithm must be an Algorithm such as FedBABU(), "
                 f"got {self.algorithm!r}."
             )
-        if isinstance(self.local_epochs, bool) or self.local_epochs < 1:
-            raise ConfigError(f"federation.local_epochs must be >= 1, got {self.local_epochs}.")
+        epochs = self.local_epochs
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ConfigError(f"federation.local_epochs must be an integer >= 1, got {epochs}.")
+        if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
+            raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None and self.num_threads < 1:

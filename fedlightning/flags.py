@@ -50,6 +50,8 @@ def refuse_meaningless(flags: Mapping[str, Any]) -> None:
         value = flags.get(name)
         if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
             raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")
+    if flags.get("check_val_every_n_epoch") == 0:
+        raise ConfigError("trainer.check_val_every_n_epoch must be >= 1, got 0.")
     rounds = flags.get("max_epochs")
     counts = isinstance(rounds, int) and not isinstance(rounds, bool)
     if rounds is not None and not (counts and (rounds >= 1 or rounds == -1)):

@@ -100,7 +100,7 @@ class LocalLog:
             ]
             means[name] = _reduce(entries, self._reductions[name])
         for name, metric in self._metrics.items():
-            means[name] = float(metric.compute())
+            means[name] = _compute_alone(metric)
         for metric in self._metrics.values():
             metric.reset()
         self._scalars.clear()
@@ -125,6 +125,15 @@ def batch_length(batch: Any) -> int:
             if isinstance(child, (Tensor, dict, list, tuple)):
                 return batch_length(child)
     return 1
+
+
+def _compute_alone(metric: Metric) -> float:
+    """Return a metric's value on this process: other workers have other clients."""
+    reach, metric.distributed_available_fn = metric.distributed_available_fn, lambda: False
+    try:
+        return float(metric.compute())
+    finally:
+        metric.distributed_available_fn = reach
 
 
 def _reduce(entries: list[tuple[float, float]], reduction: str) -> float:

@@ -7,9 +7,9 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,7 @@ from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
 from fedlightning.client import LocalFit
 from fedlightning.datamodules import ClientTask, FederatedDataModule
-from fedlightning.errors import ConfigError, FederationError
+from fedlightning.errors import CheckpointError, ConfigError, FederationError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.exchange import Trained, train_in_parallel
 from fedlightning.federation import Federation
@@ -33,6 +33,13 @@ from fedlightning.store import PersonalStates
 from fedlightning.workers import Workers
 
 __all__ = ["FederatedLoop"]
+
+
+class Visitor(Protocol):
+    """Whoever has the resident module for something else than a round."""
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """Show the global model inside the ``with`` block."""
 
 
 class FederatedLoop(RoundLoop):
@@ -55,9 +62,10 @@ class FederatedLoop(RoundLoop):
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.federation = federation
         self.personal = PersonalStates()
-        self.evaluator = ClientEvaluator(trainer)
+        self.evaluator = ClientEvaluator(trainer, federation.seed)
         self._parts: Parts | None = None
-        self._trainable: dict[str, bool] = {}
+        self.trainable: dict[str, bool] = {}
+        self.visitor: Visitor | None = None
         self._resident: Resident | None = None
 
     # -- who and what --------------------------------------------------------------------------
@@ -106,7 +114,14 @@ class FederatedLoop(RoundLoop):
     def cohort(self, round_index: int) -> tuple[int, ...]:
         """Return the clients of a round, in the order in which they train."""
         key = Key(self.seed, "cohort", round=round_index)
-        return self.federation.cohort(key, self.data.num_clients, self.clients_per_round())
+        size = self.clients_per_round()
+        cohort = self.federation.cohort(key, self.data.num_clients, size)
+        if len(cohort) < size:
+            raise ConfigError(
+                f"the cohort of round {round_index} has {len(cohort)} clients, "
+                f"federation.cohort_size says {size}."
+            )
+        return cohort[:size]
 
     # -- before the first round ----------------------------------------------------------------
 
@@ -116,7 +131,7 @@ class FederatedLoop(RoundLoop):
         algorithm = self.federation.algorithm
         if algorithm.needs_parts or self.federation.head is not None or names_its_head(self.module):
             _ = self.parts  # checked before anything is trained, needed or not
-        self._trainable = {
+        self.trainable = {
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self._freeze()
@@ -139,7 +154,9 @@ class FederatedLoop(RoundLoop):
             for config in self.trainer.lr_scheduler_configs
             if config.interval == "step"
         ]
-        fresh = FreshOptimizers(self.trainer.optimizers, schedulers)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        fresh = FreshOptimizers(self.trainer.optimizers, schedulers, scaler)
+        self._settings = self._what_must_not_change()
         self._resident = Resident(self.module, fresh)
 
     def choose_step(self) -> Step:
@@ -160,12 +177,18 @@ class FederatedLoop(RoundLoop):
     def run_round(self) -> Metrics:
         """Broadcast, client updates, aggregation: the module is the new global model afterwards."""
         resident = self._begun()
-        resident.fresh.mark()
+        resident.begin_round()
         received: list[Trained] = []
         cohort = self.cohort(self.round)
         train = self._one_by_one if self.workers.size == 1 else self._in_parallel
         resident.commit(self.federation.algorithm.aggregate(train(cohort, received)))
-        self.personal.update({t.update.client: t.kept for t in received if t.kept})
+        self.personal.update(
+            {
+                trained.update.client: {key: value.cpu() for key, value in trained.kept.items()}
+                for trained in received
+                if trained.kept
+            }
+        )
         return _mean_metrics(received)
 
     def _one_by_one(
@@ -243,7 +266,8 @@ class FederatedLoop(RoundLoop):
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Show the global model and clean optimizers, even in the middle of a client's turn."""
-        with self._resident.at_rest() if self._resident is not None else nullcontext():
+        holder = self.visitor or self._resident
+        with holder.at_rest() if holder is not None else nullcontext():
             yield
 
     def _begun(self) -> Resident:
@@ -251,19 +275,46 @@ class FederatedLoop(RoundLoop):
         return self._resident
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what clients keep."""
-        return {"personal": self.personal.state_dict()}
+        """Return what clients keep, and the settings that a resumed run must share."""
+        return {"personal": self.personal.state_dict(), "settings": self._settings}
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Compare the settings that a resumed run must share.
+
+        Raises:
+            CheckpointError: If the run that left the checkpoint had other ones.
+        """
+        present = self._what_must_not_change()
+        changed = [
+            f"{name}: {saved} then, {present[name]} now"
+            for name, saved in state["settings"].items()
+            if saved != present[name]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"this run cannot go on from the checkpoint: {'; '.join(changed)}. Restore these "
+                "settings, or load the weights alone with load_from_checkpoint and start anew."
+            )
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what clients keep."""
         self.personal.load_state_dict(state["personal"])
+
+    def _what_must_not_change(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "federation.algorithm": repr(self.federation.algorithm),
+            "partition": self.data.partition_digest()[:16],
+        }
 
     def teardown(self) -> None:
         """Give the module back as it was: every parameter as trainable as before."""
         super().teardown()
         module: pl.LightningModule | None = self.trainer.lightning_module
         for key, parameter in module.named_parameters() if module is not None else ():
-            parameter.requires_grad_(self._trainable.get(key, parameter.requires_grad))
+            parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
+        if self._resident is not None:
+            self._resident.end_turn()  # of a client whose update could not be merged
         self._resident = None
 
 

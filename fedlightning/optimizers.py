@@ -23,10 +23,17 @@ class FreshOptimizers:
     Args:
         optimizers: The module's optimizers, before their first step.
         schedulers: Those of its schedulers that step with every optimizer step.
+        scaler: The gradient scaler of ``16-mixed``, if there is one.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler]) -> None:
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        schedulers: Sequence[LRScheduler],
+        scaler: Any = None,
+    ) -> None:
         self._optimizers = optimizers
+        self._scaler = scaler
         self._schedulers = schedulers
         # empty for most; Adagrad fills it when it is built
         self._pristine = [_copied(optimizer.state) for optimizer in optimizers]
@@ -35,12 +42,15 @@ class FreshOptimizers:
     def mark(self) -> None:
         """Take the present hyperparameters for those that a client starts with."""
         self._groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
+        self._scale = self._scaler.state_dict() if self._scaler is not None else None
         self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
 
     def restore(self) -> None:
         """Forget momentum and other state, restore hyperparameters and step-wise schedules."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
+        if self._scaler is not None:
+            self._scaler.load_state_dict(self._scale)
         self._load(self._pristine, self._groups, self._schedules)
 
     @contextmanager

@@ -31,8 +31,6 @@ class Parts:
         ('head.weight',)
         >>> parts.keys("full")
         ('body.weight', 'body.bias', 'head.weight')
-        >>> parts.complement("body")
-        ('head.weight',)
     """
 
     body: tuple[str, ...]
@@ -41,10 +39,6 @@ class Parts:
     def keys(self, part: Part) -> tuple[str, ...]:
         """Return the keys of a part."""
         return {"full": self.body + self.head, "body": self.body, "head": self.head}[part]
-
-    def complement(self, part: Part) -> tuple[str, ...]:
-        """Return the keys that are not in the part."""
-        return {"full": (), "body": self.head, "head": self.body}[part]
 
 
 def split_parts(module: nn.Module, head: str | Sequence[str]) -> Parts:
@@ -85,7 +79,7 @@ def split_parts(module: nn.Module, head: str | Sequence[str]) -> Parts:
 
 def live_state(module: nn.Module) -> State:
     """Return the module's state dict: detached tensors that share memory with the module."""
-    return dict(module.state_dict())
+    return {k: value for k, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 @torch.no_grad()

@@ -7,15 +7,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlightning.client import LocalFit
 from fedlightning.datamodules import ClientTask
+from fedlightning.errors import ConfigError
 from fedlightning.local_log import LocalLog
 from fedlightning.loop import FederatedLoop
 from fedlightning.module import freeze
@@ -81,6 +83,12 @@ class Personalizer:
         modes = {child: child.training for child in module.modules()}
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
+        if len(optimizers) > 1:
+            raise ConfigError(
+                f"personalization fine-tunes with one optimizer, {type(module).__name__} has "
+                f"{len(optimizers)}."
+            )
+        self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():
             try:
@@ -88,11 +96,13 @@ class Personalizer:
                 strategy.optimizers = [self._make_optimizer(self._trainable())]
                 strategy.lr_scheduler_configs = []
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
+                loop.visitor = self
                 self._fit = LocalFit(
                     loop.trainer, module, loop.data, loop.choose_step(), LocalLog(module)
                 )
                 yield self
             finally:
+                loop.visitor = None
                 self._restore()
                 strategy.optimizers, strategy.lr_scheduler_configs = optimizers, schedulers
                 for parameter, flag in flags.items():
@@ -129,10 +139,25 @@ class Personalizer:
         )
         return PersonalResult(record, before, after, nearest)
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Show the global model and its optimizers, in the middle of a client's fine-tuning."""
+        module, strategy = self._loop.module, self._loop.trainer.strategy
+        local = {key: value.clone() for key, value in live_state(module).items()}
+        own = strategy.optimizers, strategy.lr_scheduler_configs
+        copy_into(live_state(module), self._global)
+        strategy.optimizers, strategy.lr_scheduler_configs = self._stashed
+        try:
+            yield
+        finally:
+            strategy.optimizers, strategy.lr_scheduler_configs = own
+            copy_into(live_state(module), local)
+
     def _make_trainable(self) -> None:
+        """Thaw what the algorithm has frozen, not what the user has."""
         module = self._loop.module
-        for parameter in module.parameters():
-            parameter.requires_grad_(True)
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(self._loop.trainable.get(key, parameter.requires_grad))
         if self._part != "full":
             freeze(module, self._loop.parts, "head" if self._part == "body" else "body")
 
@@ -164,9 +189,14 @@ class Personalizer:
     def _nearest_mean(self, client: int) -> float:
         if self._head is None:
             return math.nan
-        train, train_labels = self._features(client, "train")
-        test, test_labels = self._features(client, "test")
-        if len(train) == 0 or train_labels.is_floating_point():
+        try:
+            train, train_labels = self._features(client, "train")
+            test, test_labels = self._features(client, "test")
+        except _NoFeatures as error:
+            self._head = None
+            rank_zero_warn(f"the accuracy of nearest class means is not measured: {error}.")
+            return math.nan
+        if len(train) == 0:
             return math.nan
         return nearest_mean_accuracy(train, train_labels, test, test_labels)
 
@@ -180,9 +210,14 @@ class Personalizer:
         )
         try:
             for batch in self._loop.evaluator.batches(client, split):  # type: ignore[arg-type]
+                x, y = _classified(batch)
                 with self._loop.trainer.precision_plugin.test_step_context():
-                    self._loop.module(batch[0])
-                labels.append(batch[1])
+                    try:
+                        self._loop.module(x)
+                    except Exception as error:
+                        name = type(self._loop.module).__name__
+                        raise _NoFeatures(f"{name}.forward(inputs) fails: {error}") from error
+                labels.append(y)
         finally:
             handle.remove()
         if not seen:
@@ -220,6 +255,20 @@ def head_module(module: pl.LightningModule, parts: Parts) -> nn.Module | None:
         if path and {f"{path}.{key}" for key in child.state_dict()} == head:
             return cast(nn.Module, child)
     return None
+
+
+class _NoFeatures(Exception):
+    """Features of examples with one class each cannot be had from these batches."""
+
+
+def _classified(batch: Any) -> tuple[Any, Tensor]:
+    """Return inputs and classes of a batch."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise _NoFeatures("batches are not pairs of inputs and labels")
+    x, y = batch
+    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+        raise _NoFeatures("labels are not one class an example")
+    return x, y
 
 
 def _short_name(name: str) -> str:

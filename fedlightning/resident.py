@@ -25,9 +25,22 @@ class Resident:
 
     def __init__(self, module: nn.Module, fresh: FreshOptimizers) -> None:
         self.fresh = fresh
+        self._module = module
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._flags: list[tuple[nn.Parameter, bool]] = []
         self._state = live_state(module)
         self._global = {key: value.clone() for key, value in self._state.items()}
+        # non-persistent buffers are no part of a state: each client finds them as they are now
+        self._transient = {k: b for k, b in module.named_buffers() if k not in self._state}
+        self._transient_start = {key: value.clone() for key, value in self._transient.items()}
         self._at_work = False
+
+    def begin_round(self) -> None:
+        """Have every client start from the module as it is, callbacks' changes included."""
+        copy_into(self._global, self._state)
+        self.fresh.mark()
+        self._modes = [(child, child.training) for child in self._module.modules()]
+        self._flags = [(p, p.requires_grad) for p in self._module.parameters()]
 
     def take_turn(self, kept: Mapping[str, Tensor]) -> None:
         """A client starts: from the global model and what it has kept."""
@@ -44,7 +57,14 @@ class Resident:
 
     def end_turn(self) -> None:
         """A client is done: the module is the global model again, its optimizers are fresh."""
+        if not self._at_work:
+            return
         copy_into(self._state, self._global)
+        copy_into(self._transient, self._transient_start)
+        for child, mode in self._modes:
+            child.training = mode
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
         self.fresh.restore()
         self._at_work = False
 

@@ -62,6 +62,8 @@ class FixedCohorts(ClientSampler):
                 f"no cohort for round {key.round}: only {len(self.cohorts)} are given."
             )
         chosen = self.cohorts[key.round]
+        if len(set(chosen)) != len(chosen):
+            raise ConfigError(f"cohort {list(chosen)} of round {key.round} names a client twice.")
         if not chosen or not all(0 <= client < population for client in chosen):
             raise ConfigError(
                 f"cohort {list(chosen)} of round {key.round} is not within 0..{population - 1}."
@@ -97,8 +99,9 @@ def check_cohort_size(cohort_size: int | float) -> None:
     Raises:
         ConfigError: If it is neither a count >= 1 nor a share in (0, 1].
     """
-    if isinstance(cohort_size, bool) or not math.isfinite(cohort_size):
-        raise ConfigError(f"federation.cohort_size must be a finite number, got {cohort_size}.")
+    number = isinstance(cohort_size, (int, float)) and not isinstance(cohort_size, bool)
+    if not number or not math.isfinite(cohort_size):
+        raise ConfigError(f"federation.cohort_size must be a finite number, got {cohort_size!r}.")
     share = isinstance(cohort_size, float)
     if cohort_size <= 0 or (share and cohort_size > 1):
         raise ConfigError(

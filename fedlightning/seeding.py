@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
-Purpose = Literal["partition", "cohort", "fit", "personalize", "evaluate", "model"]
+Purpose = Literal["partition", "cohort", "fit", "personalize", "evaluate"]
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 
 

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
 )
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
@@ -23,6 +24,7 @@ from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
+from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.workers import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer", "latest_checkpoint"]
@@ -63,7 +65,7 @@ class FederatedTrainer(pl.Trainer):
         kwargs.setdefault("use_distributed_sampler", False)
         if kwargs.get("devices") in (None, "auto"):
             kwargs["devices"] = 1
-        kwargs["strategy"] = strategy_of(kwargs)
+        kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
         self._refuse_unsupported()
         loop = FederatedLoop(
@@ -115,23 +117,40 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
+        self._find_last(kwargs)
         with self._limited_threads(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
+        self._find_last(kwargs)
         with self._limited_threads(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        with self._limited_threads():
-            return super().predict(*args, **kwargs)
+        self._find_last(kwargs)
+        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+            return super().predict(model, *args, **kwargs)
+
+    def _find_last(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("ckpt_path") == "last":
+            kwargs["ckpt_path"] = latest_checkpoint(Path(self.default_root_dir))
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the global model and the run's state; amid a round, those of its start."""
         with self.federated_loop.at_rest():
             super().save_checkpoint(*args, **kwargs)
+
+    @property
+    def logger(self) -> Logger | None:
+        """The user's first logger; the CSV file that every run has only if it is alone."""
+        others = [logger for logger in self.loggers if not isinstance(logger, RoundCSVLogger)]
+        return next(iter(others or self.loggers), None)
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [logger] if logger is not None else []
 
     @property
     def federated_loop(self) -> FederatedLoop:
@@ -170,8 +189,9 @@ def latest_checkpoint(root: Path) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
+    patterns = ("*/version_*/checkpoints/last.ckpt", "checkpoints/last.ckpt")
     found = sorted(
-        root.glob("lightning_logs/version_*/checkpoints/last.ckpt"),
+        (path for pattern in patterns for path in root.glob(pattern)),
         key=lambda path: path.stat().st_mtime_ns,
     )
     if not found:

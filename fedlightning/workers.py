@@ -11,6 +11,7 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
+from fedlightning.errors import FederationError
 from fedlightning.parts import State, live_state
 
 __all__ = ["FederatedDDPStrategy", "Workers", "longest_first"]
@@ -23,12 +24,22 @@ class FederatedDDPStrategy(DDPStrategy):
 
     Gradients are never synchronised, because two workers never train the same client. All that is
     taken from ``ddp`` is the launching of processes and their process group.
+
+    Args:
+        num_threads: CPU threads of torch in each process; ``None`` leaves Lightning's choice.
+        **kwargs: Arguments of DDPStrategy.
     """
+
+    def __init__(self, num_threads: int | None = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._num_threads = num_threads
 
     def setup_environment(self) -> None:
         """Join the process group. Every rank logs the same numbers, so none has to be reduced."""
         warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
         super().setup_environment()
+        if self._num_threads is not None:  # the launcher has set its own idea of it
+            torch.set_num_threads(self._num_threads)
 
     def configure_ddp(self) -> None:
         """Start every worker from rank 0's weights; wrap nothing."""
@@ -65,6 +76,22 @@ class Workers:
         dist.all_gather_object(values, value)
         return values
 
+    def agree(self, failure: Exception | None) -> None:
+        """Raise on every process if one has failed, so that none waits for another in vain.
+
+        Args:
+            failure: What went wrong on this process, if anything.
+
+        Raises:
+            FederationError: If another process has failed; this one raises its own ``failure``.
+        """
+        told = None if failure is None else f"{type(failure).__name__}: {failure}"
+        for rank, text in enumerate(self.gather(told)):
+            if text is not None and failure is not None:
+                raise failure
+            if text is not None:
+                raise FederationError(f"worker {rank} failed: {text}")
+
     def send(self, state: State | None, like: Mapping[str, Tensor], owner: int) -> State:
         """Return the owner's state on every process.
 
@@ -77,7 +104,7 @@ class Workers:
         for dtype in dict.fromkeys(value.dtype for value in like.values()):
             keys = [key for key, value in like.items() if value.dtype is dtype]
             source = state if state is not None else like
-            flat = torch.cat([source[key].reshape(-1) for key in keys])
+            flat = torch.cat([source[key].reshape(-1).to(like[key].device) for key in keys])
             dist.broadcast(flat, src=owner)
             pieces = torch.split(flat, [like[key].numel() for key in keys])
             received |= {

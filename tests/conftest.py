@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 def _clean_process(monkeypatch, tmp_path):
     """One thread, no seed left over from another test, no file outside the test's own folder."""
     torch.set_num_threads(1)
+    # a test run in the background inherits an ignored SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in list(os.environ):
         if name.startswith(("PL_", "FEDLIGHTNING_STRICT", "WANDB")):
             monkeypatch.delenv(name)

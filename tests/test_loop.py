@@ -141,7 +141,7 @@ def test_a_client_depends_on_round_and_id_alone_not_on_who_trained_before_it():
     results = []
     for cohort in ((0, 1, 2), (2, 1, 0)):
         module = net(dropout=0.5)
-        fit(module, FedAvg(), rounds=1, federation={"sampler": FixedCohorts([cohort])})
+        fit(module, FedAvg(), rounds=1, cohort=3, federation={"sampler": FixedCohorts([cohort])})
         results.append(state(module))
     for key, value in results[0].items():
         torch.testing.assert_close(value, results[1][key], atol=1e-7, rtol=0)
@@ -153,6 +153,57 @@ def test_momentum_does_not_leak_from_client_to_client():
             assert trainer.optimizers[0].state == {}
 
     fit(net(), FedAvg(), callbacks=[Watch()])
+
+
+def test_an_update_is_a_view_of_the_resident_module_not_a_clone():
+    class Watch(pl.Callback):
+        def on_client_end(self, trainer, module, update):
+            for key, value in module.state_dict().items():
+                assert update.state[key].data_ptr() == value.data_ptr()
+
+    fit(net(), FedAvg(), callbacks=[Watch()])
+
+
+def test_what_a_callback_does_to_the_global_model_holds_for_every_client():
+    class Shift(pl.Callback):
+        def on_aggregate_end(self, trainer, module):
+            with torch.no_grad():
+                module.head.bias.fill_(5.0)
+
+    class Seen(Net):
+        def on_train_start(self):
+            self.__dict__.setdefault("starts", []).append(float(self.head.bias[0]))
+
+    module = net(module=Seen)
+    fit(module, FedBABU(), callbacks=[Shift()])
+    assert module.starts[4:] == [5.0] * 4
+
+
+def test_modes_and_gradient_flags_do_not_leak_from_client_to_client():
+    class Careless(Net):
+        def on_train_start(self):
+            entry = self.training, self.body[0].weight.requires_grad
+            self.__dict__.setdefault("starts", []).append(entry)
+
+        def on_train_end(self):
+            self.eval()
+            self.body[0].weight.requires_grad_(False)
+
+    module = net(module=Careless)
+    fit(module, FedAvg())
+    assert module.starts == [(True, True)] * 8
+
+
+def test_an_evaluation_step_that_draws_is_seeded_too():
+    class Random(Net):
+        def test_step(self, batch, batch_idx):
+            self.log("global/draw", torch.rand(()))
+
+    draws = []
+    for _ in range(2):
+        torch.rand(3)
+        draws.append(float(fit(net(module=Random), FedAvg()).callback_metrics["global/draw"]))
+    assert draws[0] == draws[1]
 
 
 def test_no_clone_outlives_its_update():
@@ -219,7 +270,7 @@ def test_an_update_that_is_not_finite_ends_the_run_and_names_client_and_round():
             return super().training_step(batch, batch_idx) * float("nan")
 
     with pytest.raises(FederationError, match=r"client 0, round 0: body\.0\.weight .* non-finite"):
-        fit(net(module=Diverging), FedAvg(), federation={"sampler": FixedCohorts([[0]])})
+        fit(net(module=Diverging), FedAvg(), cohort=1, federation={"sampler": FixedCohorts([[0]])})
 
 
 def test_channels_last_changes_the_layout_and_nothing_that_matters(tmp_path):
@@ -282,6 +333,54 @@ def test_a_plain_module_without_a_named_head_is_told_its_last_linear_layer():
     with pytest.raises(ConfigError, match=r"set federation\.head .* 'net\.2'"):
         fit(net(module=Plain), FedBABU())
     fit(net(module=Plain), FedAvg())  # needs no head
+
+
+def test_buffers_that_are_no_part_of_the_state_do_not_leak_between_clients():
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()), persistent=False)
+            self.seen: list[float] = []
+
+        def on_train_start(self):
+            self.seen.append(float(self.count))
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            return super().training_step(batch, batch_idx)
+
+    module = net(module=Counting)
+    fit(module, FedAvg())
+    assert module.seen == [0.0] * 8
+
+
+class Adversary(pl.LightningModule):
+    """Is no classifier: its forward makes examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Linear(2, 4)
+
+    def forward(self, noise):
+        return self.generator(noise)
+
+    def training_step(self, batch):
+        return self(torch.randn(len(batch[1]), 2)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_module_that_is_no_classifier_trains_and_says_why_it_is_not_measured():
+    with pytest.warns(UserWarning, match="are not measured: Adversary has no test_step"):
+        built = fit(net(module=Adversary), FedAvg())
+    assert built.current_epoch == 2
+
+
+def test_a_plain_module_predicts_probabilities():
+    built = fit(net(module=Plain), FedAvg())
+    probabilities = torch.cat(built.predict(built.lightning_module, datamodule=data()))
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(16))
 
 
 class Recorder(pl.Callback):

@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import nn
 
-from fedlightning import Algorithm, FedBABU, PersonalizationCallback
+from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
 from fedlightning.personalization import nearest_mean_accuracy
@@ -161,6 +162,14 @@ def test_training_goes_on_as_if_personalization_had_not_been():
     assert same(state(plain), state(watched))
 
 
+def test_what_the_user_has_frozen_stays_frozen():
+    module = net()
+    module.body[0].weight.requires_grad_(False)
+    _, states, _ = personalised(module, "full", FedAvg())
+    frozen = state(module)["body.0.weight"]
+    assert all(torch.equal(personal["body.0.weight"], frozen) for personal in states)
+
+
 def test_a_given_optimizer_is_used():
     module = net()
     _, states, _ = personalised(
@@ -190,6 +199,31 @@ def test_nearest_mean_needs_no_head():
         ((x, y),), ((xt, yt),) = (list(clients.batches(0, split)) for split in ("train", "test"))
         expected = nearest_mean_accuracy(module.eval().body(x), y, module.body(xt), yt)
     assert results[0].nearest_mean_acc == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden")  # Lightning says which one it uses
+def test_batches_that_are_no_pairs_have_no_nearest_mean_and_say_so():
+    class Dicts(Net):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return {"x": batch[0], "y": batch[1]} if isinstance(batch, list | tuple) else batch
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+        def test_step(self, batch, batch_idx):
+            super().test_step((batch["x"], batch["y"]), batch_idx)
+
+    with pytest.warns(UserWarning, match="nearest class means is not measured"):
+        built = fit(net(module=Dicts), FedBABU(), callbacks=[PersonalizationCallback()])
+    assert "personalized/acc" in built.callback_metrics
+    assert "initial/acc_nearest_mean" not in built.callback_metrics
+
+
+def test_after_early_stopping_the_metrics_are_where_callers_look_for_them():
+    stopping = EarlyStopping("train/loss", patience=1, min_delta=100.0)
+    callbacks = [PersonalizationCallback(), stopping]
+    built = fit(net(), FedBABU(), rounds=10, callbacks=callbacks)
+    assert "personalized/acc" in built.callback_metrics
 
 
 def test_a_head_of_several_modules_has_no_feature_space():

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping
 
 from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
+from fedlightning.errors import CheckpointError
 from tests.toys import Net, data, fit, loop_of, net, same, state, trainer
 
 FEDPER_LIKE = Algorithm(train="full", share="body")
@@ -128,6 +129,83 @@ def test_a_checkpoint_saved_in_the_middle_of_a_client_holds_the_rounds_start(tmp
     assert same(state(resumed), state(whole))
 
 
+def test_a_checkpoint_saved_by_hand_after_a_fit_goes_on_with_the_next_round(tmp_path):
+    first = net(lr_milestones=())
+    fit(first, FedAvg(), rounds=2, cohort=3).save_checkpoint(tmp_path / "hand.ckpt")
+    resumed, whole = net(seed=9, lr_milestones=()), net(lr_milestones=())
+    fit(resumed, FedAvg(), rounds=4, cohort=3, ckpt=tmp_path / "hand.ckpt")
+    fit(whole, FedAvg(), rounds=4, cohort=3)
+    assert same(state(resumed), state(whole))
+
+
+def test_a_checkpoint_saved_before_the_first_round_starts_with_it(tmp_path):
+    class Early(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    whole, resumed = net(), net(seed=9)
+    fit(whole, FedAvg(), rounds=2, callbacks=[Early()])
+    assert fit(resumed, FedAvg(), rounds=2, ckpt=tmp_path / "early.ckpt").global_step == 8
+    assert same(state(resumed), state(whole))
+
+
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_train_epoch_end"])
+def test_a_run_stopped_in_its_last_round_is_finished_when_it_is_resumed(hook, tmp_path):
+    with pytest.raises(Stop):
+        fit(
+            net(), FedAvg(), rounds=2, folder=tmp_path / "stopped",
+            callbacks=[StopAt(hook, 1), SaveOnException(), PersonalizationCallback()],
+        )  # fmt: skip
+    saved = checkpoint(tmp_path, "stopped.ckpt")
+    again = [PersonalizationCallback()]
+    built = fit(net(), FedAvg(), rounds=2, folder=tmp_path / "b", ckpt=saved, callbacks=again)
+    assert built.current_epoch == 2
+    assert len(again[0].records) == 4
+    assert checkpoint(tmp_path / "b", "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"federation": {"seed": 5}}, "seed: 0 then, 5 now"),
+        ({"algorithm": FedBABU()}, r"federation\.algorithm: FedAvg.* then, FedBABU"),
+        ({"datamodule": data((8, 6, 7, 6))}, "partition: "),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_settings_that_matter(changed, name, tmp_path):
+    fit(net(), FedAvg(), folder=tmp_path)
+    saved = checkpoint(tmp_path, "last.ckpt")
+    with pytest.raises(CheckpointError, match=name):
+        fit(net(), rounds=3, ckpt=saved, **{"algorithm": FedAvg(), **changed})
+
+
+def test_a_checkpoint_saved_amid_personalization_holds_the_global_model(tmp_path):
+    path = tmp_path / "amid.ckpt"
+
+    class Saving(pl.Callback):
+        def on_client_personalized(self, trainer, module, done, clients):
+            trainer.save_checkpoint(path)
+
+    module = net()
+    callbacks = [PersonalizationCallback(part="full", lr=0.5), Saving()]
+    built = fit(module, FedBABU(), callbacks=callbacks)
+    saved = torch.load(path, weights_only=True)
+    assert same(saved["state_dict"], state(module))
+    groups = saved["optimizer_states"][0]["param_groups"]
+    assert len(groups[0]["params"]) == len(built.optimizers[0].param_groups[0]["params"])
+
+
+def test_what_clients_kept_is_there_in_test_too(tmp_path):
+    personal = PersonalizationCallback()
+    fit(net(), FEDPER_LIKE, folder=tmp_path, callbacks=[personal])
+    before = [record.acc_before for record in personal.records]
+    fresh = PersonalizationCallback()
+    trainer(FEDPER_LIKE, callbacks=[fresh]).test(
+        net(seed=9), datamodule=data(), ckpt_path=checkpoint(tmp_path, "last.ckpt"), verbose=False
+    )
+    assert [record.acc_before for record in fresh.records] == before
+
+
 def test_extending_a_finished_run_works(tmp_path):
     kwargs = {"cohort": 3, "folder": tmp_path}
     short = net(lr_milestones=())
@@ -153,11 +231,12 @@ def test_a_callbacks_memory_is_resumed(tmp_path):
             PersonalizationCallback(every_n_rounds=2),
         ]
 
-    first = fit(net(), FedAvg(), rounds=2, folder=tmp_path, callbacks=callbacks())
+    fit(net(lr_milestones=()), FedAvg(), rounds=2, folder=tmp_path, callbacks=callbacks())
     again = trainer(FedAvg(), rounds=3, folder=tmp_path / "b", callbacks=callbacks())
-    again.fit(net(), datamodule=data(), ckpt_path=checkpoint(tmp_path, "last.ckpt"))
-    stopping = again.callbacks[0]
-    assert float(stopping.best_score) <= float(first.callbacks[0].best_score)
+    path = checkpoint(tmp_path, "last.ckpt")
+    again.fit(net(lr_milestones=()), datamodule=data(), ckpt_path=path)
+    whole = fit(net(lr_milestones=()), FedAvg(), rounds=3, callbacks=callbacks())
+    assert float(again.callbacks[0].best_score) == float(whole.callbacks[0].best_score)
 
 
 def test_the_checkpoint_is_a_plain_one_of_the_users_class(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import re
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
     DeviceStatsMonitor,
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import (
     Timer,
     TQDMProgressBar,
 )
+from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedlightning import FedAvg, FedBABU, FederatedTrainer, PersonalizationCallback
@@ -264,3 +266,54 @@ def test_module_subclasses_with_their_own_logging_work(tmp_path):
 
     fit(net(module=Own), FedAvg(), folder=tmp_path, datamodule=data(val_fraction=0.5))
     assert "val_size" in metrics(tmp_path)[0]
+
+
+def test_the_modules_logger_is_the_users_not_the_csv_file(tmp_path):
+    class Own(Net):
+        def on_train_end(self):
+            self.logger.experiment.add_scalar("by_hand", 1.0, self.current_epoch)
+
+    built = fit(net(module=Own), FedAvg(), folder=tmp_path)
+    assert isinstance(built.logger, TensorBoardLogger)
+    assert built.log_dir == built.loggers[0].log_dir
+    own = TensorBoardLogger(tmp_path / "own")
+    assert fit(net(module=Own), FedAvg(), folder=tmp_path, logger=own).logger is own
+    assert trainer().logger is None
+
+
+def test_the_summary_tells_only_what_was_measured_of_the_final_model(tmp_path, capsys):
+    fit(
+        net(), FedAvg(), rounds=4, folder=tmp_path, check_val_every_n_epoch=3,
+        num_sanity_val_steps=2,
+    )  # fmt: skip
+    assert "global model" not in capsys.readouterr().out
+    fit(net(), FedAvg(), rounds=4, folder=tmp_path, ckpt=next(tmp_path.rglob("last.ckpt")))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_last_is_found_by_test_and_predict_too(tmp_path):
+    built = fit(net(), FedAvg(), folder=tmp_path)
+    (result,) = trainer(FedAvg(), folder=tmp_path).test(
+        net(seed=5), datamodule=data(), ckpt_path="last", verbose=False
+    )
+    assert result["global/acc"] == pytest.approx(float(built.callback_metrics["global/acc"]))
+    assert trainer(FedAvg(), folder=tmp_path).predict(net(), datamodule=data(), ckpt_path="last")
+
+
+def test_callbacks_may_log_in_a_clients_hooks_weighted_by_its_examples():
+    class Sizes(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, task, batch_idx):
+            module.log("size", float(task.num_examples), on_step=False, on_epoch=True)
+
+        def on_validation_batch_end(self, trainer, module, outputs, task, batch_idx):
+            module.log("seen", float(task.client))
+
+    built = fit(net(), FedAvg(), rounds=1, datamodule=data((8, 5)), callbacks=[Sizes()])
+    assert float(built.callback_metrics["size"]) == pytest.approx((8 * 8 + 5 * 5) / 13)
+    assert float(built.callback_metrics["seen"]) == 0.5
+
+
+def test_limit_val_batches_cuts_clients_not_splits():
+    built = fit(net(), FedAvg(), datamodule=data(val_fraction=0.5), limit_val_batches=0.5)
+    assert {"val/acc", "global/acc"} <= built.callback_metrics.keys()
+    assert len(built.federated_loop.evaluator.last_accuracies) == 2

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import Algorithm, FedBABU, PersonalizationCallback
 from fedlightning.defaults import strategy_of
@@ -92,6 +93,38 @@ class _StopAfter(pl.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         trainer.should_stop = trainer.current_epoch + 1 >= self.rounds
+
+
+class WithMetric(Net):
+    """Logs a torchmetrics object, which would ask all processes if it were let."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.accuracy = MulticlassAccuracy(3, average="micro")
+
+    def training_step(self, batch, batch_idx):
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("acc", self.accuracy)
+        return super().training_step(batch, batch_idx)
+
+
+def test_metric_objects_are_each_workers_own(tmp_path):
+    assert_same_run(
+        run(tmp_path / "one", 1, module=WithMetric), run(tmp_path / "two", 2, module=WithMetric)
+    )
+
+
+class FailsInTest(Net):
+    """Fails in the evaluation of one client."""
+
+    def test_step(self, batch, batch_idx):
+        if self.trainer.global_rank == 1:
+            raise ValueError("bad test")
+
+
+def test_a_failing_evaluation_ends_the_run_on_every_worker(tmp_path):
+    with pytest.raises(Exception, match="bad test"):
+        run(tmp_path, 2, module=FailsInTest, callbacks=[])
 
 
 class FailsOnClientTwo(Net):

@@ -70,8 +70,8 @@ class PersonalizationCallback(pl.Callback):
     ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
-        if epochs < 0:
-            raise ConfigError(f"epochs must be >= 0, got {epochs}.")
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ConfigError(f"epochs must be an integer >= 0, got {epochs}.")
         if not (math.isfinite(lr) and lr > 0):
             raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
         if every_n_rounds is not None and every_n_rounds < 1:
@@ -108,11 +108,14 @@ class PersonalizationCallback(pl.Callback):
             self.run(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Run for the final model if training stopped before its last round."""
+        """Run for the final model if no round has done so, in this process."""
         rounds = trainer.current_epoch
-        if rounds and self._last_round != rounds - 1:
+        if rounds and (self._last_round != rounds - 1 or not self.results):
             metrics = self._personalize(trainer)
             self._last_round = rounds - 1
+            trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in metrics.items()}
+            )
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=rounds - 1)
                 logger.save()
@@ -154,10 +157,15 @@ class PersonalizationCallback(pl.Callback):
         loop = _loop_of(trainer)
         clients = range(loop.data.num_clients)
         mine: list[PersonalResult] = []
-        with self.personalizer(trainer).at_work() as personalizer:
-            for client in filter(loop.workers.owns, clients):
-                mine.append(personalizer.client(client))
-                loop.fire("on_client_personalized", client + 1, len(clients))
+        failure: Exception | None = None
+        try:
+            with self.personalizer(trainer).at_work() as personalizer:
+                for client in filter(loop.workers.owns, clients):
+                    mine.append(personalizer.client(client))
+                    loop.fire("on_client_personalized", client + 1, len(clients))
+        except Exception as error:
+            failure = error
+        loop.workers.agree(failure)
         everyones = [result for part in loop.workers.gather(mine) for result in part]
         self.results = sorted(everyones, key=lambda result: result.record.client_id)
         if _has_folder(trainer):
@@ -194,6 +202,14 @@ class PersonalizationCallback(pl.Callback):
         write_clients_csv(Path(folder) / "clients.csv", self.records)
         if any(record.tested for record in self.records):
             save_figure(clients_figure(self.records), Path(folder) / "clients.png")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        if trainer.state.fn != TrainerFn.FITTING and "extra" in loops:
+            _loop_of(trainer).personal.load_state_dict(loops["extra"]["personal"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

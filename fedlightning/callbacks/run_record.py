@@ -45,10 +45,16 @@ class RunRecord(pl.Callback):
     def __init__(self, summary: bool = True) -> None:
         self.summary = summary
         self._started = time.monotonic()
+        self._first_round: int | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that something was trained."""
+        if self._first_round is None:
+            self._first_round = trainer.current_epoch
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write who has which data."""
-        self._started = time.monotonic()
+        self._started, self._first_round = time.monotonic(), None
         folder, loop = _folder(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
             return
@@ -94,7 +100,9 @@ class RunRecord(pl.Callback):
         before = tuple(result.record.acc_before for result in results)
         after = tuple(result.record.acc_after for result in results)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
-        scores = loop.evaluator.last_accuracies
+        measured = loop.evaluator.last_round == trainer.current_epoch - 1
+        scores = loop.evaluator.last_accuracies if measured else []
+        known = any(result.record.tested for result in results)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
@@ -102,11 +110,11 @@ class RunRecord(pl.Callback):
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
             global_acc=Spread.of(scores) if scores else None,
-            before=Spread.of(before) if results else None,
-            after=Spread.of(after) if results else None,
+            before=Spread.of(before) if known else None,
+            after=Spread.of(after) if known else None,
             nearest_mean_acc=nearest.mean if nearest.count else None,
             part=personal[-1].part if personal else None,
-            stopped=_why_stopped(trainer),
+            stopped=_why_stopped(trainer) if self._first_round is not None else "nothing to do",
             folder=folder,
             files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
             before_values=before,
@@ -127,8 +135,6 @@ def _folder(trainer: pl.Trainer) -> Path | None:
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:
-    if trainer.current_epoch == 0:
-        return "nothing trained"
     if trainer.current_epoch == trainer.max_epochs:
         return "all rounds done"
     if trainer.state.fn == TrainerFn.FITTING and trainer.should_stop:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
@@ -16,7 +17,9 @@ __all__ = ["FederatedArrays"]
 
 
 class FederatedArrays(FederatedDataModule):
-    """Arrays or tensors in memory, divided over clients. Their dtypes are kept, nothing is scaled.
+    """Arrays or tensors in memory, divided over clients; nothing is scaled.
+
+    Inputs in float64, NumPy's default, become torch's default dtype; other dtypes are kept.
 
     Args:
         train: Training data ``(inputs, labels)``, each an array, a tensor, or the path of a
@@ -67,9 +70,19 @@ def _examples(source: Any) -> TensorExamples:
         content = _read(source)
         if not isinstance(content, dict) or "x" not in content:
             raise DataError(f"{source} must be a .npz file with arrays named x and y")
-        return TensorExamples(content["x"], content.get("y"))
+        return TensorExamples(_single(content["x"]), content.get("y"))
     inputs, labels = (_read(part) if isinstance(part, (str, Path)) else part for part in source)
-    return TensorExamples(inputs, labels)
+    return TensorExamples(_single(inputs), labels)
+
+
+def _single(inputs: Any) -> Any:
+    """Return float64 arrays, as NumPy makes them, in torch's default dtype."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs
+    array = np.asarray(inputs)
+    if array.dtype != np.float64:
+        return array
+    return torch.from_numpy(array).to(torch.get_default_dtype())
 
 
 def _read(path: str | Path) -> Any:

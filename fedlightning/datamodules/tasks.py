@@ -58,7 +58,7 @@ class ClientTask:
 
 
 class ClientLoader:
-    """Tasks in client order, one split after the other; clients without data are left out.
+    """Tasks in client order, for each client its splits; those without data are left out.
 
     Args:
         num_examples: Number of examples of every client, by client id, for each split to visit.
@@ -66,15 +66,15 @@ class ClientLoader:
     Example:
         >>> loader = ClientLoader({"val": [1, 1, 0], "test": [5, 0, 7]})
         >>> len(loader), [(task.split, task.client) for task in loader]
-        (4, [('val', 0), ('val', 1), ('test', 0), ('test', 2)])
+        (4, [('val', 0), ('test', 0), ('val', 1), ('test', 2)])
     """
 
     def __init__(self, num_examples: Mapping[Split, Sequence[int]]) -> None:
         self.splits: tuple[Split, ...] = tuple(num_examples)
         self._tasks = [
             (client, split, n)
-            for split, sizes in num_examples.items()
-            for client, n in enumerate(sizes)
+            for client, sizes in enumerate(zip(*num_examples.values(), strict=True))
+            for split, n in zip(num_examples, sizes, strict=True)
             if n > 0
         ]
 

@@ -67,12 +67,15 @@ def test_a_signal_ends_the_process_with_its_code_and_what_is_saved(tmp_path, bas
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     checkpoint = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
-    for _ in range(600):
-        if checkpoint.exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    try:
+        for _ in range(600):
+            if checkpoint.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number
     assert err.startswith("interrupted in round ")
     assert f"{Path('lightning_logs/version_0/checkpoints/last.ckpt')} holds round" in err

@@ -15,10 +15,11 @@ def ready(train, **options):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_arrays_and_tensors_are_taken_as_they_are(kind):
+def test_tensors_are_taken_as_they_are_and_numpys_float64_becomes_torchs_default(kind):
     data = ready((kind(INPUTS), kind(LABELS)), partition=Shards(1))
     inputs, labels = next(data.batches(1, "train"))
-    assert np.array_equal(inputs.numpy(), INPUTS[data.indices(1)])
+    assert np.array_equal(inputs.numpy(), INPUTS[data.indices(1)].astype(inputs.numpy().dtype))
+    assert inputs.dtype is (torch.float64 if kind is torch.as_tensor else torch.float32)
     assert labels.tolist() == LABELS[data.indices(1)].tolist()
 
 
