@@ -74,7 +74,7 @@ class FederatedCLI(LightningCLI):
         self.watch = watch if watch is not None else RunWatch()
         settings: dict[str, Any] = {
             "trainer_class": FederatedTrainer,
-            "trainer_defaults": {"callbacks": [self.watch]},
+            "trainer_defaults": {"callbacks": [self.watch], "devices": 1},
             "seed_everything_default": 0,
             "save_config_callback": SaveRunConfig,
             "save_config_kwargs": {"overwrite": True},

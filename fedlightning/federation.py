@@ -27,8 +27,9 @@ class Federation:
         num_threads: CPU threads that torch uses in this process; ``None`` leaves torch's own
             choice. One is the fastest for small models and on a busy machine, and results do not
             depend on the number of cores.
-        channels_last: Whether 4-D weights lie in memory with channels last, which makes
-            convolutions on CPUs and tensor cores faster. Kernels differ, so the last bits do.
+        channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
+            that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
+            so the last bits do: replaying somebody else's run needs a definite choice.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -45,7 +46,7 @@ class Federation:
     head: str | list[str] | None = None
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
-    channels_last: bool = False
+    channels_last: bool | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:

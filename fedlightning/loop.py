@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
@@ -135,13 +136,20 @@ class FederatedLoop(RoundLoop):
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self._freeze()
-        if self.federation.channels_last:  # outputs of a convolution take its weight's layout
+        if self._wants_channels_last():  # outputs of a convolution take its weight's layout
             self.module.to(memory_format=torch.channels_last)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{algorithm.name}."
             )
+
+    def _wants_channels_last(self) -> bool:
+        if self.federation.channels_last is not None:
+            return self.federation.channels_last
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        gains = on_cpu or "16" in str(self.trainer.precision)
+        return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
