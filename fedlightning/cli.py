@@ -117,6 +117,8 @@ class FederatedCLI(LightningCLI):
             fail_untyped=False,
             sub_configs=True,
         )
+        given = {key: value for key, value in self.trainer_defaults.items() if key != "callbacks"}
+        parser.set_defaults({f"trainer.{key}": value for key, value in given.items()})
         for key, title in _TITLES.items():
             if parser.groups and key in parser.groups:
                 parser.groups[key].title = title
