@@ -24,6 +24,7 @@ from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.exchange import Trained, train_in_parallel
 from fedlightning.federation import Federation
 from fedlightning.local_log import LocalLog, LogFlags
+from fedlightning.model_checks import check_fit, check_lone_examples, trains_by_forward
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Parts, State, first_non_finite
@@ -143,6 +144,21 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{algorithm.name}."
             )
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Show the module two examples before it is trained on thousands."""
+        if not trains_by_forward(self.module):
+            return
+        sizes = self.data.divided.splits.sizes("train")
+        client = int(sizes.argmax())
+        batch = next(self.evaluator.batches(client, "train"), None)
+        if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], torch.Tensor)):
+            return
+        with self.trainer.precision_plugin.forward_context():
+            check_fit(self.module, batch[0][:2], self.data.num_classes)
+            if not self.data.drop_last:
+                check_lone_examples(self.module, batch[0], sizes, self.data.batch_size)
 
     def _wants_channels_last(self) -> bool:
         if self.federation.channels_last is not None:

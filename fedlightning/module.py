@@ -212,7 +212,9 @@ def resolve_parts(module: pl.LightningModule, head: str | Sequence[str] | None =
 def names_its_head(module: pl.LightningModule) -> bool:
     """Whether a module says which part is its head, rightly or wrongly."""
     return isinstance(module, FederatedModule) and (
-        module.head_prefix != "head" or hasattr(module, "head")
+        module.head_prefix != "head"
+        or hasattr(module, "head")
+        or type(module).forward is FederatedModule.forward  # which calls it by that name
     )
 
 
