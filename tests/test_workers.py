@@ -141,6 +141,18 @@ def test_a_failing_client_ends_the_run_on_every_worker(tmp_path):
     assert failure.type in (FederationError, ValueError) or "ProcessRaised" in failure.typename
 
 
+@pytest.mark.parametrize("devices", [2, 3])
+def test_heads_tuned_alone_are_the_same_whoever_tunes_them(devices, tmp_path):
+    def tuned(name: str, devices: int) -> Path:
+        return run(
+            tmp_path / name,
+            devices,
+            callbacks=[PersonalizationCallback(lr=0.5, features_once=True)],
+        )
+
+    assert_same_run(tuned("one", 1), tuned("several", devices))
+
+
 @pytest.mark.parametrize(
     ("strategy", "start"), [("auto", "popen"), ("ddp_spawn", "spawn"), ("ddp_notebook", "fork")]
 )
