@@ -35,6 +35,7 @@ __all__ = [
     "StockStep",
     "before_optimizers",
     "install_loops",
+    "rounds_between_looks",
     "transfer_batch",
 ]
 
@@ -439,6 +440,11 @@ def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
     trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
         _prepare_then, prepare, trainer.strategy.setup_optimizers
     )
+
+
+def rounds_between_looks(callback: pl.Callback) -> int:
+    """Return how many rounds a monitoring callback lets pass between two looks at its metric."""
+    return max(int(getattr(callback, "_every_n_epochs", 1)), 1)
 
 
 def _prepare_then(

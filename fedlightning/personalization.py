@@ -92,9 +92,30 @@ class Personalizer:
         self._make_optimizer = make_optimizer
         self._nearest = nearest_mean
         self._features_once = features_once
-        self._head: nn.Module | None = None
-        if nearest_mean or part == "head":
-            self._head = head_module(loop.module, loop.parts)
+        self._head = self._find_head()
+
+    def check(self) -> None:
+        """Refuse what could not be fine-tuned.
+
+        Raises:
+            ConfigError: If the module has several optimizers.
+        """
+        count = len(self._loop.trainer.strategy.optimizers)
+        if count > 1:
+            name = type(self._loop.module).__name__
+            raise ConfigError(f"personalization takes one optimizer, {name} has {count}.")
+
+    def _find_head(self) -> nn.Module | None:
+        loop = self._loop
+        if self._part != "full":
+            return head_module(loop.module, loop.parts)
+        if not self._nearest:
+            return None
+        try:
+            return head_module(loop.module, loop.parts)
+        except ConfigError as error:
+            rank_zero_warn(f"the accuracy of nearest class means is not measured: {error}")
+            return None
 
     @contextmanager
     def at_work(self) -> Iterator[Personalizer]:
@@ -103,11 +124,7 @@ class Personalizer:
         modes = {child: child.training for child in module.modules()}
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
-        if len(optimizers) > 1:
-            raise ConfigError(
-                f"personalization fine-tunes with one optimizer, {type(module).__name__} has "
-                f"{len(optimizers)}."
-            )
+        self.check()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():

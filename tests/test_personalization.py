@@ -261,3 +261,59 @@ def test_settings_that_cannot_be_are_refused(argument, value):
 def test_a_stock_trainer_is_refused():
     with pytest.raises(ConfigError, match="needs a FederatedTrainer"):
         PersonalizationCallback().personalizer(pl.Trainer(logger=False, enable_checkpointing=False))
+
+
+def test_what_cannot_be_personalised_is_refused_before_the_first_round():
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.body.parameters(), lr=0.1) for _ in range(2)]
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained")
+
+    with pytest.raises(ConfigError, match="takes one optimizer, Two has 2"):
+        fit(net(module=Two), FedAvg(), callbacks=[PersonalizationCallback()])
+
+
+def test_a_module_without_a_known_head_is_personalised_as_a_whole():
+    class Plain(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = PersonalizationCallback(part="full", epochs=1)
+    with pytest.warns(UserWarning, match=r"nearest class means is not measured: .*net"):
+        fit(Plain(), FedAvg(), callbacks=[callback])
+    assert len(callback.records) == 4
+    with pytest.raises(ConfigError, match="does not say which part is its head"):
+        fit(Plain(), FedAvg(), callbacks=[PersonalizationCallback(part="head")])
+
+
+@pytest.mark.parametrize(("every_n_rounds", "validation"), [(1, 1), (2, 2), (1, 2), (None, 4)])
+def test_a_callback_may_monitor_what_personalization_measures(every_n_rounds, validation):
+    fit(
+        net(), FedBABU(), rounds=4, check_val_every_n_epoch=validation,
+        callbacks=[
+            EarlyStopping("personalized/acc", mode="max", patience=9),
+            PersonalizationCallback(epochs=1, every_n_rounds=every_n_rounds),
+        ],
+    )  # fmt: skip
+
+
+def test_a_callback_that_looks_too_often_is_told_what_to_set():
+    callbacks = [EarlyStopping("personalized/acc"), PersonalizationCallback(epochs=1)]
+    with pytest.raises(ConfigError, match=r"every 1 rounds, but .* every 4; set every_n_rounds=1"):
+        fit(net(), FedBABU(), rounds=4, callbacks=callbacks)

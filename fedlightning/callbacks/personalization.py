@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
+from fedlightning.callbacks.monitors import check_monitors
 from fedlightning.errors import ConfigError
 from fedlightning.loop import FederatedLoop
 from fedlightning.parts import Part
@@ -101,6 +102,13 @@ class PersonalizationCallback(pl.Callback):
         return [result.record for result in self.results]
 
     # -- when ----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse, before the first round, what could not be done after the last."""
+        self.personalizer(trainer).check()
+        rounds = trainer.max_epochs or -1
+        regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
+        check_monitors(trainer, ("personalized/", "initial/"), regular)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run where validation runs, so that monitors see the metrics."""
