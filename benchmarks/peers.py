@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import subprocess
 import sys
 from datetime import date
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run")
     parser.add_argument("--out", type=Path, default=BENCH / "peers.md")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     names = [name for name in VARIANTS if name in {"raw loop", *args.only}]
     export(BENCH / "work", args.rounds)
     refused = {
