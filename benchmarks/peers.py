@@ -41,13 +41,16 @@ VARIANTS: dict[str, tuple[str, str | None, list[str]]] = {
 }
 
 
-def export(folder: Path, rounds: int) -> None:
+def export(folder: Path, rounds: int, examples: int) -> None:
     """Write what everybody is given: tensors by client, cohorts, initial weights."""
     folder.mkdir(parents=True, exist_ok=True)
     clients, arrays = data(), {}
     for split in ("train", "test"):
         pairs = [
-            [torch.cat(part) for part in zip(*clients.batches(client, split), strict=True)]
+            [
+                _some(torch.cat(p), examples)
+                for p in zip(*clients.batches(client, split), strict=True)
+            ]
             for client in range(clients.num_clients)
         ]
         arrays[f"{split}_sizes"] = np.array([len(y) for _, y in pairs])
@@ -69,6 +72,11 @@ def export(folder: Path, rounds: int) -> None:
         np.savez(folder / f"{workload}.npz", **weights)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+
+
+def _some(part: torch.Tensor, number: int) -> torch.Tensor:
+    """Return that many entries, evenly spaced: a client's shards lie one after the other."""
+    return part[:: max(len(part) // number, 1)][:number] if number else part
 
 
 def python(environment: str | None) -> Path:
@@ -104,6 +112,7 @@ def measure(name: str, workload: str, rounds: int, timeout: float) -> Measured:
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "FLWR_HOME": str(BENCH / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -160,13 +169,14 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2"], choices=list(NETS))
     parser.add_argument("--rounds", type=int, default=6, help="at least 2; the first isn't counted")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=0, help="of a client; 0: all of them")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run")
     parser.add_argument("--out", type=Path, default=BENCH / "peers.md")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     names = [name for name in VARIANTS if name in {"raw loop", *args.only}]
-    export(BENCH / "work", args.rounds)
+    export(BENCH / "work", args.rounds, args.examples)
     refused = {
         name: why
         for name in names
@@ -174,7 +184,8 @@ def main() -> None:
     }
     title = (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, one thread a process; {args.rounds} rounds, {args.turns} turns; "
+        f"{torch.__version__}, one thread a process; {args.rounds} rounds, {args.turns} turns, "
+        f"{args.examples or 'all'} examples a client; "
         f"{date.today()}"
     )
     text = f"{title}\n"

@@ -77,7 +77,8 @@ class Notes(pl.Callback):
         notes = [json.loads(path.read_text()) for path in sorted(self.folder.iterdir())]
         steps, marks, first_steps = zip(*notes, strict=True)
         self.diary.steps, self.diary.marks = sum(steps), marks[0]
-        self.diary.first_step = min(first_steps)
+        # a worker without clients has no first step; nor has an engine that calls no module
+        self.diary.first_step = min(filter(None, first_steps), default=marks[0][0])
 
 
 def main() -> None:
