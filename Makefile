@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench-peers lint format clean
 
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
@@ -13,6 +13,9 @@ test: $(VENV)/.installed  ## All tests but the slow ones; the docs' examples are
 
 test-slow: $(VENV)/.installed  ## The longer checks.
 	$(BIN)/python -m pytest -q -m slow
+
+bench-peers: $(VENV)/.installed  ## Rounds beside other libraries', in environments of their own.
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 lint: $(VENV)/.installed  ## What pre-commit checks: style and types.
 	$(BIN)/ruff check .
@@ -24,7 +27,7 @@ format: $(VENV)/.installed  ## Mend what can be mended.
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache .bench
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

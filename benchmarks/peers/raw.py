@@ -1,0 +1,38 @@
+"""A hand-written loop: what there is to do, and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from peers.common import BATCH, LR, MOMENTUM, Diary, arguments
+
+
+def main() -> None:
+    """Run federated averaging."""
+    work, diary = arguments(), Diary()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = work.net()
+    server = {key: value.clone() for key, value in net.state_dict().items()}
+    diary.mark()
+    for cohort in work.cohorts:
+        total = {key: torch.zeros_like(value) for key, value in server.items()}
+        examples = sum(len(work.train[client][1]) for client in cohort)
+        for client in cohort:
+            net.load_state_dict(server)
+            optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
+            x, y = work.train[client]
+            for rows in torch.randperm(len(y)).split(BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[rows]), y[rows]).backward()
+                optimizer.step()
+            for key, value in net.state_dict().items():
+                total[key] += value * (len(y) / examples)
+        server = total
+        diary.mark()
+    diary.report(work, server)
+
+
+if __name__ == "__main__":
+    main()
