@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-slow bench-peers lint format clean
+.PHONY: demo test test-slow bench bench-peers lint format clean
 
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
@@ -14,8 +14,13 @@ test: $(VENV)/.installed  ## All tests but the slow ones; the docs' examples are
 test-slow: $(VENV)/.installed  ## The longer checks.
 	$(BIN)/python -m pytest -q -m slow
 
+bench: $(VENV)/.installed  ## Our engine and its switches beside a hand-written loop; tables in .bench.
+	$(BIN)/python benchmarks/rounds.py engine $(ARGS)
+	$(BIN)/python benchmarks/personalization.py
+	$(BIN)/python benchmarks/population.py
+
 bench-peers: $(VENV)/.installed  ## Rounds beside other libraries', in environments of their own.
-	$(BIN)/python benchmarks/peers.py $(ARGS)
+	$(BIN)/python benchmarks/rounds.py peers $(ARGS)
 
 lint: $(VENV)/.installed  ## What pre-commit checks: style and types.
 	$(BIN)/ruff check .

@@ -119,7 +119,7 @@ class Work:
 
 @cache
 def load(folder: str, workload: str, rounds: int) -> Work:
-    """Read what ``benchmarks/peers.py`` writes; the tensors' memory is shared by all processes."""
+    """Read what ``benchmarks/rounds.py`` writes; the tensors' memory is shared by all processes."""
     arrays = {
         path.stem: np.load(path, mmap_mode="c" if path.stem.endswith("_x") else None)
         for path in Path(folder).glob("*.npy")
@@ -148,6 +148,11 @@ def arguments() -> Work:
     """Return the work that the command line names: folder, workload, number of rounds."""
     folder, workload, rounds = sys.argv[1:4]
     return load(folder, workload, int(rounds))
+
+
+def options() -> dict[str, str]:
+    """Return the variant's settings: the words ``key=value`` behind the work."""
+    return dict(word.split("=", 1) for word in sys.argv[4:])
 
 
 class Diary:

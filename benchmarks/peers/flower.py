@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch.nn import functional as F
 
-from peers.common import BATCH, LR, MOMENTUM, Diary, Work, arguments, load
+from peers.common import BATCH, LR, MOMENTUM, Diary, Work, arguments, load, options
 
 CORES = 2  # what Ray may use; a client's share of it decides how many train at once
 
@@ -81,7 +81,7 @@ class ReplayFedAvg(FedAvg):
 def main() -> None:
     """Run federated averaging."""
     work, diary = arguments(), Diary()
-    workers = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    workers = int(options().get("devices", "1"))
     folder, workload = sys.argv[1:3]
     server, client, results = ServerApp(), ClientApp(), []
     client.train()(train)

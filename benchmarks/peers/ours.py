@@ -1,10 +1,9 @@
-"""fedlightning, as a user would run it; an optional fourth argument is the number of workers."""
+"""fedlightning, as a user would run it; settings as ``devices=2 channels_last=true fused=true``."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from workloads import federation, module
 
 from fedlightning import ClientUpdate, FederatedTrainer
 from fedlightning.datamodules import Assignment, FederatedArrays, Partition
-from peers.common import BATCH, Diary, arguments
+from peers.common import BATCH, Diary, arguments, options
 
 
 class Consecutive(Partition):
@@ -84,7 +83,8 @@ class Notes(pl.Callback):
 def main() -> None:
     """Run federated averaging."""
     work, diary = arguments(), Diary()
-    devices = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    settings = {key: json.loads(value) for key, value in options().items()}
+    devices = settings.get("devices", 1)
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning_fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -93,10 +93,14 @@ def main() -> None:
         partition=Consecutive(work.train_sizes, work.test_sizes), seed=0,
     )  # fmt: skip
     net = module(work.workload)
+    net.fused = settings.get("fused")
     with tempfile.TemporaryDirectory() as folder:
         notes = Notes(diary, Path(folder))
         FederatedTrainer(
-            federation=federation(), max_epochs=len(work.cohorts), limit_val_batches=0,
+            federation=federation(
+                settings.get("channels_last"), settings.get("clients_per_kernel", 1)
+            ),
+            precision=settings.get("precision"), max_epochs=len(work.cohorts), limit_val_batches=0,
             callbacks=[notes], devices=devices, accelerator="cpu", logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             **({"strategy": "ddp_fork"} if devices > 1 else {}),

@@ -1,11 +1,11 @@
-"""A hand-written loop: what there is to do, and nothing else."""
+"""A hand-written loop: what there is to do, and nothing else; ``fast=1`` with torch's switches."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-from peers.common import BATCH, LR, MOMENTUM, Diary, arguments
+from peers.common import BATCH, LR, MOMENTUM, Diary, arguments, options
 
 
 def main() -> None:
@@ -13,7 +13,9 @@ def main() -> None:
     work, diary = arguments(), Diary()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net = work.net()
+    net, fast = work.net(), "fast" in options()
+    if fast:
+        net.to(memory_format=torch.channels_last)
     server = {key: value.clone() for key, value in net.state_dict().items()}
     diary.mark()
     for cohort in work.cohorts:
@@ -21,7 +23,7 @@ def main() -> None:
         examples = sum(len(work.train[client][1]) for client in cohort)
         for client in cohort:
             net.load_state_dict(server)
-            optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)
+            optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, fused=fast)
             x, y = work.train[client]
             for rows in torch.randperm(len(y)).split(BATCH):
                 optimizer.zero_grad()

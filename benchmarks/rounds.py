@@ -1,10 +1,12 @@
-"""Seconds a round: fedlightning and other libraries beside a hand-written loop, on the same work.
+"""Seconds a round beside a hand-written loop that takes the same optimizer steps.
 
-Every library runs in a virtual environment of its own and gets the same tensors, cohorts, initial
-weights and network (``peers/common.py``), each in turn as a process of its own. Without --no-setup
-the environments are made from ``peers/NAME.txt`` first.
+Every variant gets the same tensors, cohorts, initial weights and network (``peers/common.py``), and
+runs in turn as a process of its own, one thread a process. The set ``engine`` is this project with
+its switches, and a Trainer for every client; ``peers`` is other libraries, each in a virtual
+environment that is made from ``peers/NAME.txt`` first.
 
-    python benchmarks/peers.py --workloads W1 W2 --rounds 6 --turns 3
+    python benchmarks/rounds.py engine --workloads W1 W2 --rounds 6 --turns 3
+    python benchmarks/rounds.py peers --workloads W1 W2 --rounds 6 --turns 3
 """
 
 from __future__ import annotations
@@ -29,16 +31,32 @@ from fedlightning.seeding import Key
 
 HERE = Path(__file__).resolve().parent
 BENCH = HERE.parent / ".bench"
-# name: adapter, requirements and environment (None is this one), further arguments
-VARIANTS: dict[str, tuple[str, str | None, list[str]]] = {
+# name: adapter, requirements and environment (None is this one), settings
+Variants = dict[str, tuple[str, str | None, list[str]]]
+PLAIN = ["channels_last=false", "fused=false"]
+ENGINE: Variants = {
+    "raw loop": ("raw", None, []),
+    "raw loop, channels last and fused SGD": ("raw", None, ["fast=1"]),
+    "fedlightning, no switch": ("ours", None, PLAIN),
+    "fedlightning, fused SGD": ("ours", None, ["channels_last=false"]),
+    "fedlightning": ("ours", None, []),
+    "fedlightning, 5 clients a kernel": ("ours", None, ["clients_per_kernel=5"]),
+    "fedlightning, bf16-mixed": ("ours", None, ['precision="bf16-mixed"']),
+    "fedlightning, no switch, 2 workers": ("ours", None, [*PLAIN, "devices=2"]),
+    "fedlightning, 2 workers": ("ours", None, ["devices=2"]),
+    "fedlightning, 5 a kernel, 2 workers": ("ours", None, ["clients_per_kernel=5", "devices=2"]),
+    "Trainer per client": ("trainer_per_client", None, []),
+}
+PEERS: Variants = {
     "raw loop": ("raw", None, []),
     "fedlightning": ("ours", None, []),
-    "fedlightning, 2 workers": ("ours", None, ["2"]),
+    "fedlightning, 2 workers": ("ours", None, ["devices=2"]),
     "fluke-fl": ("fluke", "fluke", []),
     "pfl": ("pfl_research", "pfl_research", []),
     "flwr[simulation]": ("flower", "flower", []),
-    "flwr[simulation], 2 workers": ("flower", "flower", ["2"]),
+    "flwr[simulation], 2 workers": ("flower", "flower", ["devices=2"]),
 }
+SETS = {"engine": ENGINE, "peers": PEERS}
 
 
 def export(folder: Path, rounds: int, examples: int) -> None:
@@ -104,9 +122,11 @@ def set_up(environment: str) -> str:
     return ""
 
 
-def measure(name: str, workload: str, rounds: int, timeout: float) -> Measured:
+def measure(
+    variant: tuple[str, str | None, list[str]], workload: str, rounds: int, timeout: float
+) -> Measured:
     """Run one variant."""
-    adapter, environment, extra = VARIANTS[name]
+    adapter, environment, settings = variant
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE), *([] if environment else [str(HERE.parent)])]),
         "OMP_NUM_THREADS": "1",
@@ -119,21 +139,23 @@ def measure(name: str, workload: str, rounds: int, timeout: float) -> Measured:
     command = [python(environment), "-m", f"peers.{adapter}", BENCH / "work", workload, rounds]
     folder = BENCH / "runs"
     folder.mkdir(exist_ok=True)
-    return run_measured([*map(str, command), *extra], env, folder, timeout)
+    return run_measured([*map(str, command), *settings], env, folder, timeout)
 
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def table(workload: str, turns: list[dict[str, Measured]], refused: dict[str, str]) -> str:
+def table(
+    workload: str, names: list[str], turns: list[dict[str, Measured]], refused: dict[str, str]
+) -> str:
     """Return one Markdown table: a row for every variant, its ratios to raw of the same turn."""
     lines = [
         f"| {workload} | wall s a round | x raw | CPU s a round | x raw | peak MiB | start-up s "
         "| optimizer steps | accuracy % | deviations |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in VARIANTS:
+    for name in names:
         if name in refused:
             lines.append(f"| {name} | | | | | | | | | {refused[name]} |")
         elif all(name in turn for turn in turns):
@@ -166,21 +188,25 @@ def _cells(pairs: list[tuple[Measured, Measured]]) -> list[str]:
 def main() -> None:
     """Make the environments, measure in turn, print and save the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("set", choices=list(SETS))
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2"], choices=list(NETS))
     parser.add_argument("--rounds", type=int, default=6, help="at least 2; the first isn't counted")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--examples", type=int, default=0, help="of a client; 0: all of them")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument(
+        "--only", nargs="+", help="variants to run beside the raw loop; default: all"
+    )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one run")
-    parser.add_argument("--out", type=Path, default=BENCH / "peers.md")
+    parser.add_argument("--out", type=Path, help="default: .bench/SET.md")
     args = parser.parse_args()
+    variants = SETS[args.set]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    names = [name for name in VARIANTS if name in {"raw loop", *args.only}]
+    names = [name for name in variants if name in {"raw loop", *(args.only or variants)}]
     export(BENCH / "work", args.rounds, args.examples)
     refused = {
         name: why
         for name in names
-        if (environment := VARIANTS[name][1]) is not None and (why := set_up(environment))
+        if (environment := variants[name][1]) is not None and (why := set_up(environment))
     }
     title = (
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
@@ -197,16 +223,16 @@ def main() -> None:
             for name in names:
                 if name in refused:
                     continue
-                measured = measure(name, workload, args.rounds, args.timeout)
+                measured = measure(variants[name], workload, args.rounds, args.timeout)
                 if measured.returncode or not measured.result:
                     print(measured.error, file=sys.stderr)
                     refused[name] = f"failed: {_last_line(measured.error)}"
                     continue
                 turns[-1][name] = measured
                 print(f"{workload} {name}: {measured.round_walls}", file=sys.stderr)
-        text += f"\n{table(workload, turns, refused)}\n"
+        text += f"\n{table(workload, names, turns, refused)}\n"
     print(text.removeprefix(title).strip())
-    args.out.write_text(text)
+    (args.out or BENCH / f"{args.set}.md").write_text(text)
 
 
 if __name__ == "__main__":
