@@ -5,6 +5,7 @@ round and its ratio to the raw loop of the same turn. The number of optimizer st
 afterwards stand beside the time, so that nobody is fast by doing less.
 
     python benchmarks/engine.py --workloads W1 W2 --rounds 3 --turns 3
+    python benchmarks/engine.py --workloads W3 --rounds 20 --only "fedlightning, grouped"
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def raw(workload: str, clients: FederatedDataModule, rounds: int, channels_last:
             net.load_state_dict(server)
             optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
             x, y = stored[client]
-            for rows in torch.randperm(len(y)).split(50):
+            for rows in torch.randperm(len(y)).split(clients.batch_size):
                 optimizer.zero_grad()
                 F.cross_entropy(net(x[rows]), y[rows]).backward()
                 optimizer.step()
@@ -129,7 +130,12 @@ class Stopwatch(pl.Callback):
 
 
 def fed(
-    workload: str, clients: FederatedDataModule, rounds: int, channels_last: bool, devices: int = 1
+    workload: str,
+    clients: FederatedDataModule,
+    rounds: int,
+    channels_last: bool,
+    devices: int = 1,
+    clients_per_kernel: int = 1,
 ) -> Measured:
     """Train with fedlightning, as a user would."""
     net = module(workload)
@@ -137,7 +143,8 @@ def fed(
         watch = Stopwatch(Path(folder) / "watch.json")
         several = {"devices": devices, "strategy": "ddp_fork"} if devices > 1 else {}
         trainer = FederatedTrainer(
-            federation=federation(channels_last), max_epochs=rounds, limit_val_batches=0,
+            federation=federation(channels_last, clients_per_kernel),
+            max_epochs=rounds, limit_val_batches=0,
             callbacks=[watch], **several, **QUIET,
         )  # fmt: skip
         trainer.fit(net, datamodule=clients)
@@ -161,7 +168,7 @@ def trainer_per_client(
         total = {key: torch.zeros_like(value) for key, value in server.items()}
         for client in cohort:
             net.load_state_dict(server)
-            loader = DataLoader(stored[client], batch_size=50, shuffle=True)
+            loader = DataLoader(stored[client], batch_size=clients.batch_size, shuffle=True)
             trainer = pl.Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
             trainer.fit(net, train_dataloaders=loader)
             steps += trainer.global_step
@@ -177,10 +184,14 @@ def trainer_per_client(
 VARIANTS = {
     "raw loop": lambda w, d, r: raw(w, d, r, False),
     "fedlightning": lambda w, d, r: fed(w, d, r, False),
+    "fedlightning, grouped": lambda w, d, r: fed(w, d, r, False, clients_per_kernel=5),
     "fedlightning, 2 workers": lambda w, d, r: fed(w, d, r, False, devices=2),
     "Trainer per client": lambda w, d, r: trainer_per_client(w, d, r, False),
     "raw loop, channels last": lambda w, d, r: raw(w, d, r, True),
     "fedlightning, channels last": lambda w, d, r: fed(w, d, r, True),
+    "fedlightning, grouped, channels last": lambda w, d, r: fed(
+        w, d, r, True, clients_per_kernel=5
+    ),
     "fedlightning, channels last, 2 workers": lambda w, d, r: fed(w, d, r, True, devices=2),
 }
 
@@ -191,21 +202,26 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["W1", "W2"])
     parser.add_argument("--rounds", type=int, default=3, help="the first one is not counted")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="besides the raw loop")
     args = parser.parse_args()
+    variants = {
+        name: run for name, run in VARIANTS.items()
+        if not args.only or name in ["raw loop", *args.only]
+    }  # fmt: skip
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning_fabric", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    clients = data()
     print(f"{platform.machine()}, torch {torch.__version__}, {date.today()}")
     for workload in args.workloads:
+        clients = data(workload)
         turns = [
-            {name: run(workload, clients, args.rounds) for name, run in VARIANTS.items()}
+            {name: run(workload, clients, args.rounds) for name, run in variants.items()}
             for _ in range(args.turns)
         ]
         print(f"\n| {workload} | wall s | x raw | CPU s | x raw | steps | accuracy |")
         print("|---|---|---|---|---|---|---|")
-        for name in VARIANTS:
+        for name in variants:
             ours, base = [t[name] for t in turns], [t["raw loop"] for t in turns]
             walls = [a.wall / b.wall for a, b in zip(ours, base, strict=True)]
             cpus = [a.cpu / b.cpu for a, b in zip(ours, base, strict=True)]

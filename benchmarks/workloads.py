@@ -1,4 +1,8 @@
-"""The reference work: Fashion-MNIST, 100 clients with two shards, cohort 10, batch 50."""
+"""The reference work.
+
+W1 and W2: Fashion-MNIST, 100 clients with two shards, cohort 10, batch 50. W3: the digits of the
+quickstart, 20 clients, cohort 10, batch 10: so small that calls cost more than arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import torch
 from torch import nn
 
 from fedlightning import FedAvg, FederatedModule, Federation
-from fedlightning.datamodules import FashionMNIST, Shards
-from fedlightning.models import Conv4
+from fedlightning.datamodules import Digits, FashionMNIST, FederatedDataModule, Shards
+from fedlightning.models import MLP, Conv4
 
 COHORT, BATCH = 10, 50
 
@@ -32,12 +36,23 @@ class FourConv(Conv4):
         super().__init__(in_channels=1, image_size=28, lr=0.01, lr_milestones=())
 
 
-MODULES = {"W1": FourConv, "W2": LeNet}
+class Small(MLP):
+    """One hidden layer on 8x8 digits."""
+
+    def __init__(self) -> None:
+        super().__init__(in_features=64, hidden=[128], num_classes=10, lr=0.01, lr_milestones=())
 
 
-def data() -> FashionMNIST:
+MODULES = {"W1": FourConv, "W2": LeNet, "W3": Small}
+
+
+def data(workload: str = "W1") -> FederatedDataModule:
     """Return the clients' data, loaded and divided."""
-    clients = FashionMNIST(num_clients=100, batch_size=BATCH, partition=Shards(2), seed=0)
+    clients: FederatedDataModule
+    if workload == "W3":
+        clients = Digits(num_clients=20, batch_size=10, partition=Shards(2), seed=0)
+    else:
+        clients = FashionMNIST(num_clients=100, batch_size=BATCH, partition=Shards(2), seed=0)
     clients.setup()
     return clients
 
@@ -48,6 +63,9 @@ def module(workload: str) -> FederatedModule:
     return MODULES[workload]()
 
 
-def federation(channels_last: bool = False) -> Federation:
+def federation(channels_last: bool = False, clients_per_kernel: int = 1) -> Federation:
     """Return the workload's federation."""
-    return Federation(algorithm=FedAvg(), cohort_size=COHORT, channels_last=channels_last, seed=0)
+    return Federation(
+        algorithm=FedAvg(), cohort_size=COHORT, channels_last=channels_last,
+        clients_per_kernel=clients_per_kernel, seed=0,
+    )  # fmt: skip
