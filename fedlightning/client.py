@@ -14,7 +14,7 @@ from fedlightning.local_log import LocalLog
 from fedlightning.seeding import Key, forked_generators
 from fedlightning.steps import Step, overrides
 
-__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult"]
+__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "batch_limit"]
 
 LOCAL_HOOKS = (
     "on_train_start",
@@ -83,7 +83,7 @@ class LocalFit:
         """
         steps = 0
         device = self._trainer.strategy.root_device
-        limit = _limit(self._trainer.limit_train_batches, self._data.num_batches(client))
+        limit = batch_limit(self._trainer.limit_train_batches, self._data.num_batches(client))
         accumulate = self._trainer.accumulate_grad_batches
         with forked_generators(key, device), self._log.capture():
             self._hook("on_train_start")
@@ -109,7 +109,13 @@ class LocalFit:
         return hook(*args) if hook is not None else None
 
 
-def _limit(limit: int | float, available: int) -> int:
+def batch_limit(limit: int | float, available: int) -> int:
+    """Return how many of a client's batches ``trainer.limit_train_batches`` leaves.
+
+    Example:
+        >>> batch_limit(0.1, available=5), batch_limit(3, available=5)
+        (1, 3)
+    """
     if isinstance(limit, float):
         return max(int(available * limit), 1)  # a share, but no client is left out
     return min(limit, available)

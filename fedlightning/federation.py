@@ -30,6 +30,11 @@ class Federation:
         channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
             that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
             so the last bits do: replaying somebody else's run needs a definite choice.
+        clients_per_kernel: How many clients are trained at once, as one network with grouped
+            operations (see :mod:`fedlightning.grouped`): several times as fast where the network
+            and its batches are so small that calls cost more than arithmetic. Refused where
+            anything but a plain network, cross-entropy and optimizer takes part. Results differ in
+            the last bits, also from one number to another.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -47,6 +52,7 @@ class Federation:
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
     channels_last: bool | None = None
+    clients_per_kernel: int = 1
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,9 +61,10 @@ class Federation:
                 "federation.algorithm must be an Algorithm such as FedBABU(), "
                 f"got {self.algorithm!r}."
             )
-        epochs = self.local_epochs
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ConfigError(f"federation.local_epochs must be an integer >= 1, got {epochs}.")
+        for name in ("local_epochs", "clients_per_kernel"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"federation.{name} must be an integer >= 1, got {value}.")
         if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
             raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:

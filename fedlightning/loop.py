@@ -23,6 +23,7 @@ from fedlightning.errors import CheckpointError, ConfigError, FederationError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.exchange import Trained, train_in_parallel
 from fedlightning.federation import Federation
+from fedlightning.grouped import GroupedFit
 from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.model_checks import check_fit, check_lone_examples, trains_by_forward
 from fedlightning.module import freeze, names_its_head, resolve_parts
@@ -32,7 +33,7 @@ from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
 from fedlightning.store import PersonalStates
-from fedlightning.workers import Workers
+from fedlightning.workers import Workers, longest_first
 
 __all__ = ["FederatedLoop"]
 
@@ -170,9 +171,7 @@ class FederatedLoop(RoundLoop):
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
         self._client_log = LocalLog(self.module)
-        self._fit = LocalFit(
-            self.trainer, self.module, self.data, self.choose_step(), self._client_log
-        )
+        self._fit = self.choose_fit()
         schedulers = [
             config.scheduler
             for config in self.trainer.lr_scheduler_configs
@@ -182,6 +181,16 @@ class FederatedLoop(RoundLoop):
         fresh = FreshOptimizers(self.trainer.optimizers, schedulers, scaler)
         self._settings = self._what_must_not_change()
         self._resident = Resident(self.module, fresh)
+
+    def choose_fit(self) -> LocalFit | GroupedFit:
+        """Return what trains clients, one by one or several at once."""
+        trainer, module, data, log = self.trainer, self.module, self.data, self._client_log
+        if (size := self.federation.clients_per_kernel) == 1:
+            return LocalFit(trainer, module, data, self.choose_step(), log)
+        return GroupedFit(
+            trainer, module, data, log, size,
+            start=lambda client: self._begun().start(self.personal.get(client) or {}),
+        )  # fmt: skip
 
     def choose_step(self) -> Step:
         """Return the shortest training step that honours everything that wants to take part."""
@@ -204,6 +213,10 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         received: list[Trained] = []
         cohort = self.cohort(self.round)
+        if isinstance(self._fit, GroupedFit):
+            sizes = [self.data.num_examples(client) for client in cohort]
+            mine = longest_first(sizes, self.workers.size)[self.workers.rank]
+            self._fit.plan([cohort[position] for position in mine])
         train = self._one_by_one if self.workers.size == 1 else self._in_parallel
         resident.commit(self.federation.algorithm.aggregate(train(cohort, received)))
         self.personal.update(

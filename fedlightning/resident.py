@@ -42,6 +42,10 @@ class Resident:
         self._modes = [(child, child.training) for child in self._module.modules()]
         self._flags = [(p, p.requires_grad) for p in self._module.parameters()]
 
+    def start(self, kept: Mapping[str, Tensor]) -> State:
+        """Return the state from which a client with these kept values starts."""
+        return {**self._global, **kept}
+
     def take_turn(self, kept: Mapping[str, Tensor]) -> None:
         """A client starts: from the global model and what it has kept."""
         self._at_work = True

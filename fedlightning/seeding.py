@@ -92,7 +92,9 @@ def _spare_bit_generator() -> np.random.MT19937:
 
 
 @contextmanager
-def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[None]:
+def forked_generators(
+    key: Key, device: torch.device | None = None, paused: list[Any] | None = None
+) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch with ``key``; restore them afterwards.
 
     Dropout, augmentation and whatever else a user's module draws then depends on the key alone.
@@ -100,27 +102,47 @@ def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[
     every backend and costs sixty times as much. NumPy's legacy generator gets another bit generator
     for the time: reading and writing its state would cost more than all the rest. (So the second
     half of a pair of normal numbers that it may have kept back is gone afterwards.)
+
+    Args:
+        key: Names the stream.
+        device: Where else than on the CPU random numbers are drawn.
+        paused: Empty at first; with the same list the next ``with`` block goes on where this one
+            stops, whatever was drawn in between.
     """
-    seed = key.integer()
     # torch.cuda, torch.mps, ...: these have the same three functions
     backend = getattr(torch, device.type) if device is not None and device.type != "cpu" else None
-    before: tuple[Any, ...] = (
+    before = _states(backend)
+    if paused:
+        _restore(paused.pop(), backend)
+    else:
+        seed = key.integer()
+        random.seed(seed)
+        own = np.random.MT19937(0) if paused is not None else _spare_bit_generator()
+        _numpy.set_bit_generator(own)
+        np.random.seed(seed & 0xFFFFFFFF)
+        torch.default_generator.manual_seed(seed)
+        if backend is not None:
+            backend.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if paused is not None:
+            paused.append(_states(backend))
+        _restore(before, backend)
+
+
+def _states(backend: Any) -> tuple[Any, ...]:
+    return (
         random.getstate(),
         _numpy.get_bit_generator(),
         torch.get_rng_state(),
         backend.get_rng_state() if backend is not None else None,
     )
-    random.seed(seed)
-    _numpy.set_bit_generator(_spare_bit_generator())
-    np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed)
+
+
+def _restore(states: tuple[Any, ...], backend: Any) -> None:
+    random.setstate(states[0])
+    _numpy.set_bit_generator(states[1])
+    torch.set_rng_state(states[2])
     if backend is not None:
-        backend.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        _numpy.set_bit_generator(before[1])
-        torch.set_rng_state(before[2])
-        if backend is not None:
-            backend.set_rng_state(before[3])
+        backend.set_rng_state(states[3])

@@ -44,6 +44,18 @@ def test_forked_generators_are_restored():
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
+def test_a_paused_stream_goes_on_where_it_stopped():
+    with forked_generators(Key(3, "fit")):
+        whole = [random.random(), float(torch.rand(()))], [random.random(), float(torch.rand(()))]
+    paused = []
+    parts = []
+    for _ in range(2):
+        with forked_generators(Key(3, "fit"), paused=paused):
+            parts.append([random.random(), float(torch.rand(()))])
+        random.random(), torch.rand(())
+    assert tuple(parts) == whole
+
+
 def test_the_seed_is_the_runs_unless_given(monkeypatch):
     assert default_seed() == 0
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
