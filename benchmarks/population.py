@@ -6,7 +6,7 @@ round) and one evaluation at its end. A round is timed from its start to that of
 
     python benchmarks/population.py --turns 3 --rounds 40
     python benchmarks/population.py --turns 3 --rounds 40 --keep      # clients keep their heads
-    python benchmarks/population.py --turns 3 --data pool  # one sample a client; the pool grows with them
+    python benchmarks/population.py --turns 3 --data pool  # one sample a client; the pool grows
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ class Federation:
             depend on the number of cores.
         channels_last: Whether 4-D weights lie in memory with channels last, which makes
             convolutions on CPUs and tensor cores faster. Kernels differ, so the last bits do.
+        personal_memory_mb: How many megabytes of what clients keep (FedPer's heads, say) may lie in
+            memory; more than that goes to files in the run folder, under ``personal``.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -46,6 +48,7 @@ class Federation:
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
     channels_last: bool = False
+    personal_memory_mb: float = 256.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,10 @@ class Federation:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"federation.num_threads must be >= 1, got {self.num_threads}.")
+        if not self.personal_memory_mb >= 0:
+            raise ConfigError(
+                f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
+            )
         check_cohort_size(self.cohort_size)
 
     def cohort_count(self, population: int) -> int:

@@ -210,7 +210,7 @@ class PersonalizationCallback(pl.Callback):
         """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         if trainer.state.fn != TrainerFn.FITTING and "extra" in loops:
-            _loop_of(trainer).personal.load_state_dict(loops["extra"]["personal"])
+            _loop_of(trainer).load_personal(loops["extra"]["personal"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

@@ -32,6 +32,7 @@ _FILES = (
     "clients.png",
     "partition.csv",
     "partition.png",
+    "personal",
     "checkpoints",
 )
 

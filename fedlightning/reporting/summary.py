@@ -26,6 +26,7 @@ _FILES = {
     "partition.csv": "examples of each class that each client holds",
     "partition.json": "who has which example; PartitionFile reads it",
     "partition.png": "partition.csv as a picture",
+    "personal": "what clients keep; the checkpoints need it",
     "checkpoints": "last.ckpt goes on from here with --ckpt_path",
 }
 
