@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys import FEATURES
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc"),
@@ -43,10 +41,9 @@ class Gauge(pl.Callback):
         if trainer.current_epoch in (EARLY, LATE):
             gc.collect()
             self.seen.append({
-                "bytes": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"),
+                "pages": int(Path("/proc/self/statm").read_text().split()[1]),
                 "handles": len(os.listdir("/proc/self/fd")),
-                "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
-                "objects": len(gc.get_objects()),
+                "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
             })
 
 
@@ -56,7 +53,7 @@ fit(
     rounds=LATE + 1,
     cohort=5,
     folder=Path("run"),
-    callbacks=[Gauge(), PersonalizationCallback(epochs=1, every_n_rounds=10)],
+    callbacks=[Gauge(), PersonalizationCallback(epochs=1, every_n_rounds=50)],
     datamodule=GeneratedClients(
         examples, num_clients=SETTINGS["num_clients"], eval_clients=5, num_classes=3, seed=0
     ),
@@ -72,7 +69,7 @@ def gauge(early, late, **settings):
     root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-c", SOAK, json.dumps([early, late]), json.dumps(settings)],
-        env={**os.environ, "PYTHONPATH": str(root), "MALLOC_ARENA_MAX": "1"},
+        env={**os.environ, "PYTHONPATH": str(root)},
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
@@ -87,8 +84,7 @@ def gauge(early, late, **settings):
     ids=["in memory", "a million clients, kept on disk"],
 )
 def test_memory_after_a_thousand_rounds_is_that_after_a_hundred(settings):
-    assert FEATURES == 4
     early, late = gauge(100, 1000, **settings)
-    assert late["bytes"] <= 1.01 * early["bytes"]
+    assert late["pages"] <= 1.01 * early["pages"]
     assert late["handles"] == early["handles"]
     assert late["children"] == early["children"]
