@@ -2,7 +2,8 @@
 
 A file is in the safetensors format. A tensor's name is ``client/key``; the metadata hold a CRC-32
 for each client, because a flipped bit would otherwise be trained on. The file's name is a digest of
-its content, so a round that is run again writes the same file, and so do several workers.
+its content, so a round that is run again writes the same file, and so do several workers. (The
+checksums are one entry of the metadata because several would come in a random order.)
 
 One file a client would be simpler, but each file that must survive a power failure costs an
 ``fsync``, milliseconds each, and a million of them cost a million inodes.
@@ -11,6 +12,7 @@ One file a client would be simpler, but each file that must survive a power fail
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from itertools import islice
@@ -66,10 +68,10 @@ def read_state(path: Path, client: int) -> State:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118
             state = {name.partition("/")[2]: file.get_tensor(name) for name in names}
-            expected = (file.metadata() or {}).get(str(client))
-    except (OSError, SafetensorError) as error:
+            sums = json.loads((file.metadata() or {}).get("crc32", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{_what(client, path)} cannot be read: {error}") from error
-    if str(_checksum(state)) != expected:
+    if _checksum(state) != sums.get(str(client)):
         raise CheckpointError(f"{_what(client, path)} is damaged: its checksum is another one.")
     return state
 
@@ -77,13 +79,13 @@ def read_state(path: Path, client: int) -> State:
 def _write(folder: Path, states: Mapping[int, State]) -> Path:
     from safetensors.torch import save
 
-    tensors = {
-        f"{client}/{key}": value.contiguous()
+    tensors = {  # copies, because the format refuses tensors that share memory
+        f"{client}/{key}": value.clone(memory_format=torch.contiguous_format)
         for client, state in states.items()
         for key, value in state.items()
     }
-    sums = {str(client): str(_checksum(state)) for client, state in states.items()}
-    content = save(tensors, metadata=sums)
+    sums = {client: _checksum(state) for client, state in states.items()}
+    content = save(tensors, metadata={"crc32": json.dumps(sums)})
     path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     if not path.exists():
         write_atomically(path, content)
