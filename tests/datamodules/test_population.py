@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedlightning import FedAvg, PersonalizationCallback
-from fedlightning.datamodules import IID, FederatedArrays, PartitionFile, Shards
+from fedlightning.datamodules import IID, Dirichlet, FederatedArrays, PartitionFile, Shards
 from fedlightning.datamodules.population import evaluated_clients
 from fedlightning.errors import ConfigError, DataError
 from tests.toys import data, fit, net
@@ -86,7 +86,7 @@ def test_the_table_can_be_that_of_the_first_clients():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("partition", [IID(), Shards(1)])
+@pytest.mark.parametrize("partition", [IID(), Shards(1), Dirichlet(0.5, min_samples=1)])
 def test_a_million_clients_divide_a_million_examples(partition):
     inputs, labels = np.zeros((1_000_000, 1), np.float32), np.arange(1_000_000) % 10
     clients = FederatedArrays(
