@@ -35,6 +35,8 @@ class Federation:
             and its batches are so small that calls cost more than arithmetic. Refused where
             anything but a plain network, cross-entropy and optimizer takes part. Results differ in
             the last bits, also from one number to another.
+        personal_memory_mb: How many megabytes of what clients keep (FedPer's heads, say) may lie in
+            memory; more than that goes to files in the run folder, under ``personal``.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -53,6 +55,7 @@ class Federation:
     num_threads: int | None = 1
     channels_last: bool | None = None
     clients_per_kernel: int = 1
+    personal_memory_mb: float = 256.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +74,10 @@ class Federation:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"federation.num_threads must be >= 1, got {self.num_threads}.")
+        if not self.personal_memory_mb >= 0:
+            raise ConfigError(
+                f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
+            )
         check_cohort_size(self.cohort_size)
 
     def cohort_count(self, population: int) -> int:

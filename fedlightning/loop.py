@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -38,6 +39,9 @@ from fedlightning.workers import Workers, longest_first
 __all__ = ["FederatedLoop"]
 
 
+_MOST_LOOKED_AT = 10_000  # clients whose number of examples is checked before the first round
+
+
 class Visitor(Protocol):
     """Whoever has the resident module for something else than a round."""
 
@@ -64,7 +68,7 @@ class FederatedLoop(RoundLoop):
     ) -> None:
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.federation = federation
-        self.personal = PersonalStates()
+        self.personal = PersonalStates(self._personal_folder, federation.personal_memory_mb * 2**20)
         self.evaluator = ClientEvaluator(trainer, federation.seed)
         self._parts: Parts | None = None
         self.trainable: dict[str, bool] = {}
@@ -151,8 +155,9 @@ class FederatedLoop(RoundLoop):
         """Show the module two examples before it is trained on thousands."""
         if not trains_by_forward(self.module):
             return
-        sizes = self.data.divided.splits.sizes("train")
-        client = int(sizes.argmax())
+        some = range(min(self.data.num_clients, _MOST_LOOKED_AT))
+        sizes = [self.data.num_examples(client) for client in some]
+        client = max(some, key=sizes.__getitem__)
         batch = next(self.evaluator.batches(client, "train"), None)
         if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], torch.Tensor)):
             return
@@ -335,7 +340,16 @@ class FederatedLoop(RoundLoop):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what clients keep."""
-        self.personal.load_state_dict(state["personal"])
+        self.load_personal(state["personal"])
+
+    def load_personal(self, state: dict[str, Any]) -> None:
+        """Take back what clients keep; their files may have moved along with the checkpoint."""
+        checkpoint = self.trainer.ckpt_path
+        run = Path(checkpoint).parent.parent if checkpoint is not None else None
+        self.personal.load_state_dict(state, moved_to=run and run / "personal")
+
+    def _personal_folder(self) -> Path:
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
 
     def _what_must_not_change(self) -> dict[str, Any]:
         return {

@@ -33,10 +33,11 @@ class PersonalizationCallback(pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
 
     Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate`` and
-    ``test``. Every client takes part, chosen in a cohort or not, and starts from the global model
-    of that moment (with an algorithm that lets clients keep a part: with the part it kept). The
-    global model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min``
-    and ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
+    ``test``. Every client takes part, chosen in a cohort or not (of very many a sample: see
+    ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model of that
+    moment (with an algorithm that lets clients keep a part: with the part it kept). The global
+    model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and
+    ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
     ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
     ``clients.csv`` and ``clients.png``.
 
@@ -175,14 +176,14 @@ class PersonalizationCallback(pl.Callback):
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
         loop = _loop_of(trainer)
-        clients = range(loop.data.num_clients)
+        clients = loop.data.evaluated_clients
         mine: list[PersonalResult] = []
         failure: Exception | None = None
         try:
             with self.personalizer(trainer).at_work() as personalizer:
-                for client in filter(loop.workers.owns, clients):
-                    mine.append(personalizer.client(client))
-                    loop.fire("on_client_personalized", client + 1, len(clients))
+                for position in filter(loop.workers.owns, range(len(clients))):
+                    mine.append(personalizer.client(clients[position]))
+                    loop.fire("on_client_personalized", position + 1, len(clients))
         except Exception as error:
             failure = error
         loop.workers.agree(failure)
@@ -229,7 +230,7 @@ class PersonalizationCallback(pl.Callback):
         """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         if trainer.state.fn != TrainerFn.FITTING and "extra" in loops:
-            _loop_of(trainer).personal.load_state_dict(loops["extra"]["personal"])
+            _loop_of(trainer).load_personal(loops["extra"]["personal"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

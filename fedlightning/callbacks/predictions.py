@@ -100,7 +100,7 @@ def _probabilities(outputs: Tensor) -> Tensor:
 
 def _labels(data: FederatedDataModule, count: int) -> np.ndarray | None:
     try:
-        by_client = [data.labels(client, "test") for client in range(data.num_clients)]
+        by_client = [data.labels(client, "test") for client in data.evaluated_clients]
     except DataError:
         return None
     labels = np.concatenate(by_client)[:count]

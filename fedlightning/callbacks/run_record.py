@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.datamodules.population import listed_clients
 from fedlightning.loop import FederatedLoop
 from fedlightning.reporting import (
     RunSummary,
@@ -31,6 +32,7 @@ _FILES = (
     "clients.png",
     "partition.csv",
     "partition.png",
+    "personal",
     "checkpoints",
 )
 
@@ -60,9 +62,14 @@ class RunRecord(pl.Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         loop.data.write_partition(folder)
-        table = loop.data.partition_table("train")
+        clients = loop.data.num_clients
+        listed = listed_clients(clients)
+        table = loop.data.partition_table("train", listed)
         if table.shape[1]:
-            save_figure(partition_figure(table), folder / "partition.png")
+            title = "Examples per client and class"
+            if listed < clients:
+                title += f", the first {listed:,} of {clients:,} clients"
+            save_figure(partition_figure(table, title), folder / "partition.png")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves."""
@@ -119,6 +126,7 @@ class RunRecord(pl.Callback):
             files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
             before_values=before,
             after_values=after,
+            evaluated=len(loop.data.evaluated_clients) if scores or known else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.digits import Digits
 from fedlightning.datamodules.dirichlet import Dirichlet
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.generated import GeneratedClients
+from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.mnist import EMNIST, MNIST, FashionMNIST
 from fedlightning.datamodules.partition import IID, Assignment, Partition
 from fedlightning.datamodules.partition_file import PartitionFile
@@ -24,6 +26,7 @@ __all__ = [
     "Assignment",
     "Batch",
     "Classes",
+    "ClientData",
     "ClientDatasets",
     "ClientLoader",
     "ClientTask",
@@ -35,6 +38,7 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "GeneratedClients",
     "Partition",
     "PartitionFile",
     "Shards",

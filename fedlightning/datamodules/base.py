@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from fedlightning.datamodules.arguments import check_fraction, check_instance, check_integer
 from fedlightning.datamodules.checks import check_batches
-from fedlightning.datamodules.divided import prepare, sample_name
+from fedlightning.datamodules.divided import Divided, prepare, sample_name
 from fedlightning.datamodules.division import count_classes
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
+from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.holdings import Holdings
 from fedlightning.datamodules.partition import IID, Partition
+from fedlightning.datamodules.population import evaluated_clients
 from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
 from fedlightning.errors import FederationError
 from fedlightning.seeding import Key, default_seed
@@ -35,6 +39,9 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             statistics normalise with the batch, so their accuracy depends on it.
         drop_last: Leave a client's last training batch out if it is shorter.
         seed: Seed of the partition and the held-out examples; None takes that of the run.
+        eval_clients: How many clients are evaluated, personalised and predicted for: a random
+            sample, the same each time. None means all; of more than 10,000 clients it means 1,000,
+            and a warning says so.
 
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
@@ -69,6 +76,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         eval_batch_size: int = 128,
         drop_last: bool = False,
         seed: int | None = None,
+        eval_clients: int | None = None,
     ) -> None:
         super().__init__()
         self.num_clients = check_integer("num_clients", num_clients, at_least=1)
@@ -79,10 +87,18 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
         self.drop_last = drop_last
         self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
+        self.eval_clients = (
+            None
+            if eval_clients is None
+            else check_integer("eval_clients", eval_clients, at_least=1)
+        )
 
     @abstractmethod
-    def load(self) -> tuple[Examples, Examples]:
+    def load(self) -> tuple[Examples, Examples] | ClientData:
         """Return the pools of training and of test examples; called once.
+
+        Data that lie apart by client, where no list of all examples is wanted, are returned as
+        :class:`ClientData` instead; the partition then means nothing.
 
         Raises:
             DataError: The data cannot be read.
@@ -117,6 +133,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         return (
             self.transforms_alike
             and _method_of(self, "batches") is FederatedDataModule.batches
+            and isinstance(self.held, Divided)
             and all(
                 type(pool) is TensorExamples for pool in (self.divided.train, self.divided.test)
             )
@@ -144,9 +161,14 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             DataError: The data cannot be read, divided or used.
             FederationError: An item of a dataset raises.
         """
-        if self._divided is not None:
+        if self._held is not None:
             return
-        train, test = self.load()
+        loaded = self.load()
+        if isinstance(loaded, ClientData):
+            self.num_classes = loaded.num_classes
+            self._held = loaded
+            return
+        train, test = loaded
         for pool in (train, test):
             check_instance(f"what {type(self).__name__}.load() returns for a pool", pool, Examples)
         if not hasattr(self, "num_classes"):
@@ -163,7 +185,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         )
         if self.drop_last:
             check_batches(divided.splits.sizes("train"), self.batch_size)
-        self._divided = divided
+        self._held = divided
 
     def sample_number(self, client: int, split: Split, index: int) -> int:
         """Return the number that messages give the example ``index`` of a pool: the same one."""
@@ -197,7 +219,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             ConfigError: There is no such client or split.
             FederationError: An item of a dataset raises.
         """
-        pool = self.divided.pool(split)
+        pool = self.held.pool(client, split)
         rows = torch.from_numpy(self.indices(client, split))
         if key is not None:
             rows = rows[self.epoch_order(key, len(rows))]
@@ -222,12 +244,21 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         starts = range(0, len(order) - len(order) % size if self.drop_last else len(order), size)
         return [order[start : start + size] for start in starts]
 
+    @cached_property
+    def evaluated_clients(self) -> Sequence[int]:
+        """The clients that are evaluated, in ascending order: all of them, or a sample.
+
+        Raises:
+            ConfigError: ``eval_clients`` is more than there are clients.
+        """
+        return evaluated_clients(self.num_clients, self.eval_clients, default_seed(self.seed))
+
     def train_dataloader(self) -> ClientLoader:
         """Return a task for each client with training examples."""
-        return self._tasks("train")
+        return ClientLoader(range(self.num_clients), ("train",), self.num_examples)
 
     def val_dataloader(self) -> ClientLoader:
-        """Return the tasks on validation data, if some is held out, and then those on test data.
+        """Return each evaluated client's tasks: validation data, if some is held out, test data.
 
         They come from one loader: with two, Lightning would ask every module's hooks for a loader
         index.
@@ -235,17 +266,28 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         return self._tasks("val", "test") if self.val_fraction else self._tasks("test")
 
     def test_dataloader(self) -> ClientLoader:
-        """Return a task for each client with test examples."""
+        """Return a task for each evaluated client with test examples."""
         return self._tasks("test")
 
     def predict_dataloader(self) -> PredictLoader:
         """Return the test batches of client after client, as :meth:`predict_index` lists them."""
-        clients = range(self.num_clients)
-        sizes = [self.num_batches(client, "test", training=False) for client in clients]
-        return PredictLoader(lambda client: self.batches(client, "test"), sizes)
+        return PredictLoader(
+            self.evaluated_clients,
+            lambda client: self.batches(client, "test"),
+            lambda client: self.num_batches(client, "test", training=False),
+        )
+
+    def predict_index(self) -> np.ndarray:
+        """Return client id and test index of each prediction in order, int64, shape (n, 2)."""
+        rows = [
+            np.stack([np.full_like(indices, client), indices], axis=1)
+            for client in self.evaluated_clients
+            for indices in [self.indices(client, "test")]
+        ]
+        return np.concatenate([np.empty((0, 2), np.int64), *rows])
 
     def _tasks(self, *splits: Split) -> ClientLoader:
-        return ClientLoader({s: self.divided.splits.sizes(s).tolist() for s in splits})
+        return ClientLoader(self.evaluated_clients, splits, self.num_examples)
 
     def _transformed(
         self, stream: Iterator[Batch], client: int, split: Split, training: bool

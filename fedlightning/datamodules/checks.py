@@ -11,7 +11,7 @@ from fedlightning.datamodules.splits import ClientSplits
 from fedlightning.datamodules.tasks import SPLITS, Split
 from fedlightning.errors import DataError, FedLightningError
 
-__all__ = ["Fault", "check_batches", "empty_tests", "find_fault"]
+__all__ = ["Fault", "check_batches", "empty_tests", "fault_in", "find_fault"]
 
 
 class Fault(NamedTuple):
@@ -53,14 +53,19 @@ def find_fault(
     """
     for split in SPLITS:
         pool = test if split == "test" else train
-        rows = np.concatenate(splits.parts(split))
-        fault = pool.fault(rows)
+        fault = fault_in(pool, splits.parts(split).flat, split, num_classes)
         if fault is not None:
-            return Fault(split, *fault, pool.fault_error)
-        fault = _label_fault(pool.labels, rows, num_classes)
-        if fault is not None:
-            return Fault(split, *fault, DataError)
+            return fault
     return None
+
+
+def fault_in(pool: Examples, rows: np.ndarray, split: Split, num_classes: int) -> Fault | None:
+    """Return what is wrong with one of the examples ``rows`` of a pool, if anything."""
+    fault = pool.fault(rows)
+    if fault is not None:
+        return Fault(split, *fault, pool.fault_error)
+    fault = _label_fault(pool.labels, rows, num_classes)
+    return None if fault is None else Fault(split, *fault, DataError)
 
 
 def check_batches(sizes: np.ndarray, batch_size: int) -> None:

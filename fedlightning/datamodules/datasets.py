@@ -15,6 +15,7 @@ from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partition import Assignment, Partition
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.datamodules.tasks import Split
 from fedlightning.errors import ConfigError, DataError
 
@@ -87,6 +88,7 @@ class ClientDatasets(FederatedDataModule):
         eval_batch_size: Examples a batch in evaluation.
         drop_last: Leave a client's last training batch out if it is shorter.
         seed: Seed of the held-out examples; None takes that of the run.
+        eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
 
     Raises:
         ConfigError: No client, or train and test of another number of clients.
@@ -110,6 +112,7 @@ class ClientDatasets(FederatedDataModule):
         eval_batch_size: int = 128,
         drop_last: bool = False,
         seed: int | None = None,
+        eval_clients: int | None = None,
     ) -> None:
         if not train or len(train) != len(test):
             raise ConfigError(
@@ -123,6 +126,7 @@ class ClientDatasets(FederatedDataModule):
             eval_batch_size=eval_batch_size,
             drop_last=drop_last,
             seed=seed,
+            eval_clients=eval_clients,
         )
         self._sources = train, test
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
@@ -162,10 +166,7 @@ class _AsGiven(Partition):
         num_classes: int,
         rng: np.random.Generator,
     ) -> Assignment:
-        train, test = (
-            [np.arange(start, start + n) for start, n in zip(_starts(sizes), sizes, strict=True)]
-            for sizes in self._sizes
-        )
+        train, test = (Ragged(np.arange(sum(sizes)), np.array(sizes)) for sizes in self._sizes)
         return Assignment(train=train, test=test)
 
 

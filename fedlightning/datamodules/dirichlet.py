@@ -90,7 +90,8 @@ def _proportions(
     lost = ~np.isfinite(drawn).all(axis=1) | (drawn.sum(axis=1) < 0.5)
     # Where floating point gives out, the law's own limits: one client alone, or all alike.
     if alpha < 1:
-        drawn[lost] = np.eye(num_clients)[rng.integers(num_clients, size=lost.sum())]
+        alone = rng.integers(num_clients, size=lost.sum())
+        drawn[lost] = np.arange(num_clients) == alone[:, None]
     else:
         drawn[lost] = 1 / num_clients
     return drawn

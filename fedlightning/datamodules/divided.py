@@ -1,9 +1,11 @@
-"""Data that are loaded, divided and checked: what a data module holds after ``setup``."""
+"""Data that are loaded, divided and checked: pools of examples and every client's share of them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
@@ -11,16 +13,21 @@ from pytorch_lightning.utilities import rank_zero_warn
 from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.division import divide, hold_out
 from fedlightning.datamodules.examples import Examples, has_classes
+from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.partition import Assignment, Partition
+from fedlightning.datamodules.partition_file import write_partition_file
+from fedlightning.datamodules.population import LARGE, listed_clients
+from fedlightning.datamodules.report import partition_csv, summarize
 from fedlightning.datamodules.splits import ClientSplits
 from fedlightning.datamodules.tasks import Split
+from fedlightning.reporting.files import write_atomically
 from fedlightning.seeding import Key
 
-__all__ = ["Divided", "prepare"]
+__all__ = ["Divided", "prepare", "sample_name"]
 
 
 @dataclass(frozen=True)
-class Divided:
+class Divided(ClientData):
     """Two pools of examples and every client's share of them.
 
     Attributes:
@@ -41,16 +48,61 @@ class Divided:
     assignment: Assignment
     splits: ClientSplits
 
-    def pool(self, split: Split) -> Examples:
-        """Return the examples that a split indexes."""
+    @property
+    def num_clients(self) -> int:  # type: ignore[override]
+        """Number of clients."""
+        return len(self.splits.train)
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        """The partition and its seed, in words."""
+        return f"{self.partition!r}, seed {self.seed}"
+
+    def size(self, client: int, split: Split) -> int:
+        """Return how many examples a client has."""
+        return self.splits.size(split, client)
+
+    def indices(self, client: int, split: Split) -> np.ndarray:
+        """Return a client's indices into the split's pool."""
+        return self.splits.of(split, client)
+
+    def pool(self, client: int, split: Split) -> Examples:
+        """Return the pool that a split indexes, the same for all clients."""
         return self.test if split == "test" else self.train
 
-    def table(self, split: Split) -> np.ndarray:
-        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
-        labels = self.pool(split).labels
+    def digest(self) -> str:
+        """Return the SHA-256 of all index lists of the three splits."""
+        return self.splits.digest()
+
+    def table(self, split: Split, clients: int | None = None) -> np.ndarray:
+        """Count the examples by client and class; see :meth:`ClientData.table`."""
+        labels = self.pool(0, split).labels
         if labels is None or not has_classes(labels) or not self.num_classes:
-            return np.zeros((len(self.splits.train), 0), np.int64)
-        return self.splits.table(split, labels, self.num_classes)
+            return super().table(split, clients)
+        return self.splits.table(split, labels, self.num_classes, clients)
+
+    def summary(self) -> str:
+        """Return a few readable lines: clients, samples, classes, digest."""
+        return summarize(self.splits, self.table("train"), self.rule)
+
+    def write(self, folder: Path, dataset: str) -> None:
+        """Write ``partition.csv`` and ``partition.json``; of very many clients, the first ones."""
+        table = self.table("train", listed_clients(self.num_clients))
+        write_atomically(folder / "partition.csv", partition_csv(self.splits, table).encode())
+        self.save(folder / "partition.json", dataset, listed=self.num_clients <= LARGE)
+
+    def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:
+        """Write a partition file, with everybody's indices or without."""
+        about = {
+            "dataset": dataset,
+            "partition": repr(self.partition),
+            "seed": self.seed,
+            "num_clients": self.num_clients,
+            "digest": self.digest(),
+        }
+        write_partition_file(
+            path, self.assignment, len(self.train), len(self.test), about, listed=listed
+        )
 
 
 def prepare(

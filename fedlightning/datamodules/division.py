@@ -6,6 +6,7 @@ import numpy as np
 
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.partition import Assignment, Partition, check_assignment
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.datamodules.splits import ClientSplits
 from fedlightning.errors import ConfigError, DataError
 
@@ -67,10 +68,7 @@ def divide(
         _classes(train, num_classes), _classes(test, num_classes), num_clients, num_classes, rng
     )
     check_assignment(assignment, len(train), len(test), num_clients)
-    return Assignment(
-        train=[np.asarray(part, np.int64) for part in assignment.train],
-        test=[np.asarray(part, np.int64) for part in assignment.test],
-    )
+    return Assignment(train=Ragged.of(assignment.train), test=Ragged.of(assignment.test))
 
 
 def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) -> ClientSplits:
@@ -90,16 +88,23 @@ def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) 
         >>> splits.sizes("train").tolist(), splits.sizes("val").tolist()
         ([8, 1], [2, 0])
     """
-    train, val = [], []
-    for part in assignment.train:
-        held = np.zeros(len(part), bool)
-        if fraction:
-            held[rng.permutation(len(part))[: min(round(fraction * len(part)), len(part) - 1)]] = (
-                True
-            )
-        train.append(part[~held])
-        val.append(part[held])
-    return ClientSplits(train=train, val=val, test=assignment.test)
+    whole = Ragged.of(assignment.train)
+    sizes = whole.sizes
+    taken = np.maximum(np.minimum(np.rint(fraction * sizes).astype(np.int64), sizes - 1), 0)
+    if not taken.any():
+        none = Ragged(whole.flat[:0], taken)
+        return ClientSplits(train=whole, val=none, test=assignment.test)
+    # In a random order of each client's examples, the first ones are held out.
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((rng.random(len(client)), client))
+    within = np.arange(len(client)) - whole.edges[client]
+    held = np.zeros(len(client), bool)
+    held[order] = within < taken[client]
+    return ClientSplits(
+        train=Ragged(whole.flat[~held], sizes - taken),
+        val=Ragged(whole.flat[held], taken),
+        test=assignment.test,
+    )
 
 
 def _classes(pool: Examples, num_classes: int) -> np.ndarray:

@@ -132,7 +132,9 @@ class TensorExamples(Examples):
             if values is None or not (values.is_floating_point() or values.is_complex()):
                 continue
             # A sum that is finite proves that all its terms are; it is the cheap way to find none.
-            if torch.isfinite(values.sum(dtype=torch.promote_types(values.dtype, torch.float64))):
+            # Piece by piece, because the sum makes a copy in the wider dtype.
+            wide = torch.promote_types(values.dtype, torch.float64)
+            if all(piece.sum(dtype=wide).isfinite() for piece in torch.split(values, 1 << 16)):
                 continue
             finite = torch.isfinite(values.reshape(len(values), -1)).all(dim=1).numpy()
             bad = rows[~finite[rows]]

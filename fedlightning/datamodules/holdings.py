@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning.datamodules.divided import Divided
-from fedlightning.datamodules.partition_file import write_partition_file
-from fedlightning.datamodules.report import partition_csv, summarize
+from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.tasks import Split
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.reporting.files import write_atomically
 
 __all__ = ["Holdings"]
 
@@ -25,30 +23,44 @@ class Holdings:
             split.
     """
 
-    _divided: Divided | None = None
+    _held: ClientData | None = None
 
     @property
-    def divided(self) -> Divided:
-        """The loaded and divided data.
+    def held(self) -> ClientData:
+        """Every client's examples.
 
         Raises:
             ConfigError: ``setup`` has not been called.
         """
-        if self._divided is None:
+        if self._held is None:
             raise ConfigError(f"{type(self).__name__} holds no data yet: call its setup() first")
-        return self._divided
+        return self._held
+
+    @property
+    def divided(self) -> Divided:
+        """The pools of examples and their division.
+
+        Raises:
+            ConfigError: ``setup`` has not been called.
+            DataError: The clients' examples do not lie in pools.
+        """
+        if not isinstance(self.held, Divided):
+            raise DataError(
+                f"{type(self).__name__} has no list of all examples: they are {self.held.rule}"
+            )
+        return self.held
 
     def num_examples(self, client: int, split: Split = "train") -> int:
         """Return how many examples a client has in a split."""
-        return len(self.indices(client, split))
+        return self.held.size(client, split)
 
     def indices(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's indices, in its stored order, int64, shape (n,).
 
         They count the pooled examples of all clients: the training pool for "train" and "val", the
-        test pool for "test".
+        test pool for "test". Where there are no pools they count the client's own.
         """
-        return self.divided.splits.of(split, client)
+        return self.held.indices(client, split)
 
     def labels(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's labels, in its stored order, shape (n, ...); classes are int64.
@@ -56,31 +68,28 @@ class Holdings:
         Raises:
             DataError: The data have no labels.
         """
-        labels = self.divided.pool(split).labels
+        labels = self.held.pool(client, split).labels
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels")
         chosen: np.ndarray = labels[self.indices(client, split)]
         return chosen
 
-    def predict_index(self) -> np.ndarray:
-        """Return client id and test index of each prediction in order, int64, shape (n, 2)."""
-        splits = self.divided.splits
-        clients = np.repeat(np.arange(len(splits.test)), splits.sizes("test"))
-        return np.stack([clients, np.concatenate(splits.test)], axis=1)
-
     def partition_digest(self) -> str:
-        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
-        return self.divided.splits.digest()
+        """Return a SHA-256 in hexadecimal; that of all index lists of the three splits."""
+        return self.held.digest()
 
-    def partition_table(self, split: Split = "train") -> np.ndarray:
-        """Return the examples by client and class, int64, shape (num_clients, num_classes)."""
-        return self.divided.table(split)
+    def partition_table(self, split: Split = "train", clients: int | None = None) -> np.ndarray:
+        """Return the examples by client and class, int64, shape (clients, num_classes).
+
+        Args:
+            split: Which part of the clients' data.
+            clients: How many clients, from client 0 on; None means all.
+        """
+        return self.held.table(split, clients)
 
     def partition_summary(self) -> str:
         """Return a few readable lines: clients, samples, classes, digest."""
-        data = self.divided
-        rule = f"{data.partition!r}, seed {data.seed}"
-        return summarize(data.splits, self.partition_table(), rule)
+        return self.held.summary()
 
     def save_partition(self, path: str | os.PathLike[str]) -> None:
         """Write the partition to a JSON file that :class:`PartitionFile` reads.
@@ -91,24 +100,18 @@ class Holdings:
         Raises:
             EnvironmentFailure: The file cannot be written.
         """
-        data = self.divided
-        about = {
-            "dataset": type(self).__name__,
-            "partition": repr(data.partition),
-            "seed": data.seed,
-            "digest": self.partition_digest(),
-        }
-        write_partition_file(path, data.assignment, len(data.train), len(data.test), about)
+        self.divided.save(path, type(self).__name__)
 
     def write_partition(self, folder: str | os.PathLike[str]) -> None:
         """Write ``partition.csv``, a row a client, and ``partition.json`` into a folder.
 
+        Of more than 10,000 clients the former lists the first 1,000 and the latter only says who
+        made the division: neither grows with the population.
+
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
-        table = partition_csv(self.divided.splits, self.partition_table())
-        write_atomically(Path(folder) / "partition.csv", table.encode())
-        self.save_partition(Path(folder) / "partition.json")
+        self.held.write(Path(folder), type(self).__name__)
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}()" if self._divided is None else self.partition_summary()
+        return f"{type(self).__name__}()" if self._held is None else self.partition_summary()

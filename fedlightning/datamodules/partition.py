@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.errors import DataError
 
 __all__ = ["IID", "Assignment", "Partition", "by_owner", "check_assignment"]
@@ -19,12 +21,13 @@ class Assignment:
 
     Attributes:
         train: Per client, int64 indices into the training examples, in the order in which the
-            client stores them.
+            client stores them: a list of arrays, or for very many clients a
+            :class:`~fedlightning.datamodules.ragged.Ragged`.
         test: Per client, int64 indices into the test examples, likewise.
     """
 
-    train: list[np.ndarray]
-    test: list[np.ndarray]
+    train: Sequence[np.ndarray]
+    test: Sequence[np.ndarray]
 
 
 class Partition(ABC):
@@ -99,7 +102,7 @@ class IID(Partition):
         )
 
 
-def by_owner(owner: np.ndarray, num_clients: int) -> list[np.ndarray]:
+def by_owner(owner: np.ndarray, num_clients: int) -> Ragged:
     """Return every client's indices, ascending, from the owner of each example.
 
     Args:
@@ -110,9 +113,9 @@ def by_owner(owner: np.ndarray, num_clients: int) -> list[np.ndarray]:
         >>> [part.tolist() for part in by_owner(np.array([1, 0, -1, 1]), 3)]
         [[1], [0, 3], []]
     """
-    order = np.argsort(owner, kind="stable").astype(np.int64)
-    edges = np.searchsorted(owner[order], np.arange(num_clients + 1))
-    return [order[edges[i] : edges[i + 1]] for i in range(num_clients)]
+    sizes = np.bincount(owner[owner >= 0], minlength=num_clients)
+    order = np.argsort(owner, kind="stable")
+    return Ragged(order[len(owner) - sizes.sum() :], sizes)
 
 
 def check_assignment(
@@ -146,7 +149,7 @@ def check_assignment(
                 f"the partition divides the {kind} data over {len(parts)} clients, "
                 f"num_clients is {num_clients}"
             )
-        given = np.concatenate([np.empty(0, np.int64), *filter(len, parts)])
+        given = Ragged.of(parts).flat
         if given.dtype.kind not in "iu":
             raise DataError(f"the partition's {kind} indices must be integers, got {given.dtype}")
         outside = given[(given < 0) | (given >= total)]
@@ -159,8 +162,8 @@ def check_assignment(
             raise DataError(
                 f"the partition gives {kind} sample {times.argmax()} away {times.max()} times"
             )
-    for client, part in enumerate(assignment.train):
-        if len(part) == 0:
-            raise DataError(
-                f"client {client} has 0 samples; lower num_clients or choose another partition"
-            )
+    empty = np.flatnonzero(Ragged.of(assignment.train).sizes == 0)
+    if empty.size:
+        raise DataError(
+            f"client {empty[0]} has 0 samples; lower num_clients or choose another partition"
+        )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.datamodules.partition import Assignment, Partition, check_assignment
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.errors import DataError
 from fedlightning.reporting.files import write_atomically
 
@@ -81,6 +82,7 @@ def write_partition_file(
     num_train: int,
     num_test: int,
     extra: Mapping[str, Any] | None = None,
+    listed: bool = True,
 ) -> None:
     """Write an assignment so that :class:`PartitionFile` reads it.
 
@@ -90,6 +92,7 @@ def write_partition_file(
         num_train: Number of training examples of the dataset.
         num_test: Number of test examples of the dataset.
         extra: More keys, for people: the reader ignores them.
+        listed: Whether to write the lists at all. Without them the file is for people only.
 
     Raises:
         EnvironmentFailure: The file cannot be written.
@@ -99,9 +102,12 @@ def write_partition_file(
         "num_train": num_train,
         "num_test": num_test,
         **(extra or {}),
-        "train": [part.tolist() for part in assignment.train],
-        "test": [part.tolist() for part in assignment.test],
     }
+    if listed:
+        content["train"] = [part.tolist() for part in assignment.train]
+        content["test"] = [part.tolist() for part in assignment.test]
+    else:
+        content["listed"] = False
     write_atomically(path, (json.dumps(content) + "\n").encode())
 
 
@@ -121,7 +127,12 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _index_lists(path: str, content: dict[str, Any], kind: str) -> list[np.ndarray]:
+def _index_lists(path: str, content: dict[str, Any], kind: str) -> Ragged:
+    if content.get("listed") is False:
+        raise DataError(
+            f"partition file {path} lists no indices, as a run writes it for very many clients; "
+            f"save_partition(path) of the data module writes all of them"
+        )
     lists = content.get(kind)
     if not isinstance(lists, list) or not all(isinstance(part, list) for part in lists):
         raise DataError(f"partition file {path}: {kind} must be a list with a list for each client")
@@ -133,4 +144,4 @@ def _index_lists(path: str, content: dict[str, Any], kind: str) -> list[np.ndarr
                     f"partition file {path}: {kind} of client {client} holds {index!r}, "
                     f"which is no index"
                 )
-    return [np.array(part, np.int64) for part in lists]
+    return Ragged.of([np.array(part, np.int64) for part in lists])

@@ -8,6 +8,7 @@ import io
 import numpy as np
 
 from fedlightning.datamodules.splits import ClientSplits
+from fedlightning.datamodules.tasks import SPLITS
 
 __all__ = ["partition_csv", "summarize"]
 
@@ -50,7 +51,8 @@ def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
 
     Args:
         splits: Every client's indices.
-        table: Training examples by client and class, shape (num_clients, num_classes).
+        table: Training examples by client and class, shape (clients, num_classes). It has as many
+            rows as the text shall have.
 
     Example:
         >>> parts = [np.array([0, 1, 2])]
@@ -63,7 +65,7 @@ def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
     writer = csv.writer(text, lineterminator="\n")
     classes = [f"class_{label}" for label in range(table.shape[1])]
     writer.writerow(["client_id", "num_train", "num_val", "num_test", *classes])
-    sizes = np.stack([splits.sizes("train"), splits.sizes("val"), splits.sizes("test")], axis=1)
+    sizes = np.stack([splits.sizes(split)[: len(table)] for split in SPLITS], axis=1)
     for client, row in enumerate(np.concatenate([sizes, table], axis=1).tolist()):
         writer.writerow([client, *row])
     return text.getvalue()

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.partition import Assignment, Partition
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.errors import DataError
 
 __all__ = ["Shards"]
@@ -67,22 +68,20 @@ class Shards(Partition):
             )
         rows = rng.permutation(np.repeat(np.arange(num_classes), shards // num_classes))
         rows = rows.reshape(num_clients, self.per_client)
-        assignment = Assignment(
-            train=_deal(rows, train_labels, num_classes, rng),
-            test=_deal(rows, test_labels, num_classes, rng),
-        )
-        for client, part in enumerate(assignment.train):
-            if len(part) == 0:
-                raise DataError(
-                    f"client {client} has 0 samples: class {rows[client, 0]} is cut into "
-                    f"{shards // num_classes} shards; lower num_clients or per_client"
-                )
-        return assignment
+        train = _deal(rows, train_labels, num_classes, rng)
+        test = _deal(rows, test_labels, num_classes, rng)
+        empty = np.flatnonzero(train.sizes == 0)
+        if empty.size:
+            raise DataError(
+                f"client {empty[0]} has 0 samples: class {rows[empty[0], 0]} is cut into "
+                f"{shards // num_classes} shards; lower num_clients or per_client"
+            )
+        return Assignment(train=train, test=test)
 
 
 def _deal(
     rows: np.ndarray, labels: np.ndarray, num_classes: int, rng: np.random.Generator
-) -> list[np.ndarray]:
+) -> Ragged:
     """Return every client's indices: one random unused shard of each label in its row."""
     per_class = rows.size // num_classes
     count = np.bincount(labels, minlength=num_classes)
@@ -101,7 +100,7 @@ def _deal(
     ends = np.cumsum(size)
     within = np.arange(len(labels)) - np.repeat(ends - size, size)
     dealt = by_label[np.repeat(start, size) + within]
-    return np.split(dealt, ends.reshape(rows.shape)[:-1, -1])
+    return Ragged(dealt, size.reshape(rows.shape).sum(axis=1))
 
 
 def _nearest(value: int, other: int, multiple: int) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from fedlightning.datamodules.ragged import Ragged
 from fedlightning.datamodules.tasks import SPLITS, Split, check_split
 from fedlightning.errors import ConfigError
 
 __all__ = ["ClientSplits"]
+
+_HASHED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,22 @@ class ClientSplits:
         '0d64ba255b11'
     """
 
-    train: list[np.ndarray]
-    val: list[np.ndarray]
-    test: list[np.ndarray]
+    train: Sequence[np.ndarray]
+    val: Sequence[np.ndarray]
+    test: Sequence[np.ndarray]
 
-    def parts(self, split: Split) -> list[np.ndarray]:
-        """Return the index arrays of one split, by client id.
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            object.__setattr__(self, split, Ragged.of(getattr(self, split)))
+
+    def parts(self, split: Split) -> Ragged:
+        """Return the index lists of one split, by client id.
 
         Raises:
             ConfigError: There is no such split.
         """
         check_split(split)
-        parts: list[np.ndarray] = getattr(self, split)
+        parts: Ragged = getattr(self, split)
         return parts
 
     def of(self, split: Split, client: int) -> np.ndarray:
@@ -51,37 +60,58 @@ class ClientSplits:
         Raises:
             ConfigError: There is no such split or no such client.
         """
-        parts = self.parts(split)
-        if not 0 <= client < len(parts):
-            raise ConfigError(f"client must be in [0, {len(parts)}), got {client}")
-        return parts[client]
+        return self._checked(split, client)[client]
+
+    def size(self, split: Split, client: int) -> int:
+        """Return one client's number of examples.
+
+        Raises:
+            ConfigError: There is no such split or no such client.
+        """
+        return self._checked(split, client).size(client)
 
     def owner(self, split: Split, index: int) -> int:
         """Return the client that holds the example ``index`` of the split's pool."""
-        return next(client for client, part in enumerate(self.parts(split)) if index in part)
+        return self.parts(split).owner(index)
 
     def sizes(self, split: Split) -> np.ndarray:
         """Return every client's number of examples, int64, shape (num_clients,)."""
-        return np.array([len(part) for part in self.parts(split)], np.int64)
+        return self.parts(split).sizes
 
-    def table(self, split: Split, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """Return how many examples of each class each client has, shape (num_clients, num_classes).
+    def table(
+        self, split: Split, labels: np.ndarray, num_classes: int, clients: int | None = None
+    ) -> np.ndarray:
+        """Return how many examples of each class each client has, shape (clients, num_classes).
 
         Args:
             split: Which part of the clients' data.
             labels: Class of each example of the pool that the split indexes.
             num_classes: Number of classes.
+            clients: How many clients, from client 0 on; None means all.
         """
-        sizes = self.sizes(split)
+        parts = self.parts(split)
+        sizes = parts.sizes[:clients]
         cells = np.repeat(np.arange(len(sizes)), sizes) * num_classes
-        cells += labels[np.concatenate(self.parts(split))]
+        cells += labels[parts.flat[: sizes.sum()]]
         counts = np.bincount(cells, minlength=len(sizes) * num_classes)
         return counts.reshape(len(sizes), num_classes)
 
     def digest(self) -> str:
         """Return the SHA-256 of all index lists, in hexadecimal: equal if and only if they are."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         content = hashlib.sha256()
         for split in SPLITS:
-            content.update(self.sizes(split).astype("<i8").tobytes())
-            content.update(np.concatenate(self.parts(split)).astype("<i8").tobytes())
+            for values in (self.sizes(split), self.parts(split).flat):
+                for start in range(0, len(values), _HASHED_AT_ONCE):
+                    piece = values[start : start + _HASHED_AT_ONCE]
+                    content.update(np.ascontiguousarray(piece, "<i8").data)
         return content.hexdigest()
+
+    def _checked(self, split: Split, client: int) -> Ragged:
+        parts = self.parts(split)
+        if not 0 <= client < len(parts):
+            raise ConfigError(f"client must be in [0, {len(parts)}), got {client}")
+        return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from fedlightning.errors import ConfigError, did_you_mean
@@ -58,60 +58,78 @@ class ClientTask:
 
 
 class ClientLoader:
-    """Tasks in client order, for each client its splits; those without data are left out.
+    """Tasks client by client, for each client its splits; those without data are left out.
+
+    A task is made when its turn comes, and the tasks are counted when somebody asks.
 
     Args:
-        num_examples: Number of examples of every client, by client id, for each split to visit.
+        clients: Client ids, in the order of the tasks.
+        splits: The splits to visit.
+        num_examples: Tells how many examples a client has in a split.
 
     Example:
-        >>> loader = ClientLoader({"val": [1, 1, 0], "test": [5, 0, 7]})
+        >>> sizes = {"val": [1, 1, 0], "test": [5, 0, 7]}
+        >>> loader = ClientLoader(range(3), ("val", "test"), lambda c, split: sizes[split][c])
         >>> len(loader), [(task.split, task.client) for task in loader]
         (4, [('val', 0), ('test', 0), ('val', 1), ('test', 2)])
     """
 
-    def __init__(self, num_examples: Mapping[Split, Sequence[int]]) -> None:
-        self.splits: tuple[Split, ...] = tuple(num_examples)
-        self._tasks = [
-            (client, split, n)
-            for client, sizes in enumerate(zip(*num_examples.values(), strict=True))
-            for split, n in zip(num_examples, sizes, strict=True)
-            if n > 0
-        ]
+    def __init__(
+        self,
+        clients: Sequence[int],
+        splits: tuple[Split, ...],
+        num_examples: Callable[[int, Split], int],
+    ) -> None:
+        self.splits = splits
+        self._clients = clients
+        self._num_examples = num_examples
+        self._length: int | None = None
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        if self._length is None:
+            self._length = sum(1 for _ in self)
+        return self._length
 
     def __iter__(self) -> Iterator[ClientTask]:
-        return (ClientTask(*task) for task in self._tasks)
+        for client in self._clients:
+            for split in self.splits:
+                size = self._num_examples(client, split)
+                if size:
+                    yield ClientTask(client, split, size)
 
     def __repr__(self) -> str:
-        return f"ClientLoader(splits={self.splits!r}, tasks={len(self)})"
+        return f"ClientLoader(splits={self.splits!r}, clients={len(self._clients)})"
 
 
 class PredictLoader:
     """The batches of client after client, as an ordinary loader for ``Trainer.predict``.
 
     Args:
+        clients: Client ids.
         batches: Makes one client's batches.
-        num_batches: How many these are, by client id.
+        num_batches: Tells how many these are.
 
     Example:
-        >>> loader = PredictLoader(lambda client: iter([(client, "a")] * client), [0, 1, 2])
+        >>> loader = PredictLoader(range(3), lambda client: iter([(client, "a")] * client), int)
         >>> len(loader), list(loader)
         (3, [(1, 'a'), (2, 'a'), (2, 'a')])
     """
 
     def __init__(
-        self, batches: Callable[[int], Iterator[Batch]], num_batches: Sequence[int]
+        self,
+        clients: Sequence[int],
+        batches: Callable[[int], Iterator[Batch]],
+        num_batches: Callable[[int], int],
     ) -> None:
+        self._clients = clients
         self._batches = batches
         self._num_batches = num_batches
 
     def __len__(self) -> int:
-        return sum(self._num_batches)
+        return sum(map(self._num_batches, self._clients))
 
     def __iter__(self) -> Iterator[Batch]:
-        for client in range(len(self._num_batches)):
+        for client in self._clients:
             yield from self._batches(client)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from typing import TYPE_CHECKING
@@ -41,3 +42,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         # matplotlib signs the file with its version, unless told not to.
         figure.savefig(image, format="png", dpi=150, metadata={"Software": None})
     write_atomically(path, image.getvalue())
+    # Figures are full of reference cycles. Left to itself the collector lets dozens of them pile
+    # up, which looks like a leak in a long run: 50 MB after 60 figures.
+    gc.collect()

@@ -26,6 +26,7 @@ _FILES = {
     "partition.csv": "examples of each class that each client holds",
     "partition.json": "who has which example; PartitionFile reads it",
     "partition.png": "partition.csv as a picture",
+    "personal": "what clients keep; the checkpoints need it",
     "checkpoints": "last.ckpt goes on from here with --ckpt_path",
 }
 
@@ -50,6 +51,7 @@ class RunSummary:
         files: Names in ``folder`` worth a line each.
         before_values: Each client's accuracy before, for the histogram.
         after_values: Each client's accuracy after.
+        evaluated: How many clients the accuracies are of; ``None`` means all.
     """
 
     algorithm: str
@@ -67,6 +69,7 @@ class RunSummary:
     files: tuple[str, ...] = ()
     before_values: tuple[float, ...] = ()
     after_values: tuple[float, ...] = ()
+    evaluated: int | None = None
 
 
 def render(
@@ -151,6 +154,8 @@ def _accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     label = max(len(name) for name in (after_name, "global model", "nearest mean"))
     drawn = bool(summary.before_values or summary.after_values) and width >= label + 67
     title = "accuracy on the clients' own test data"
+    if summary.evaluated not in (None, summary.clients):
+        title = f"accuracy on the test data of {summary.evaluated:,} random clients"
     if drawn:
         title = f"{title:<{label + 39}}{'0 %':<15}100 %"
     rows = [_INDENT + painter.paint("dim", title)]

@@ -37,7 +37,7 @@ def rule(request):
 def same(one, other):
     return all(
         np.array_equal(a, b)
-        for a, b in zip(one.train + one.test, other.train + other.test, strict=True)
+        for a, b in zip([*one.train, *one.test], [*other.train, *other.test], strict=True)
     )
 
 
@@ -55,7 +55,7 @@ def test_every_rule_serves_every_client(rule):
 
 def test_every_rule_gives_int64_indices(rule):
     parts = assign(*rule)
-    assert {part.dtype for part in parts.train + parts.test} == {np.dtype(np.int64)}
+    assert {part.dtype for part in [*parts.train, *parts.test]} == {np.dtype(np.int64)}
 
 
 def test_same_seed_same_partition(rule):

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedlightning import Algorithm, PersonalizationCallback
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.store import PersonalStates
+from tests.toys import data, fit, loop_of, net, same, state, trainer
+
+FEDPER_LIKE = Algorithm(train="full", share="body")
+ON_DISK = {"personal_memory_mb": 0}
+
+
+def kept(value):
+    return {"head": torch.full((2,), float(value))}  # eight bytes
+
+
+def values(states):
+    return {client: states.get(client)["head"][0].item() for client in states}
+
+
+def test_states_go_to_disk_once_they_take_too_much_memory(tmp_path):
+    states = PersonalStates(lambda: tmp_path / "personal", max_bytes=16)
+    states.update({1: kept(1), 2: kept(2)})
+    states.update({2: kept(20)})
+    assert not (tmp_path / "personal").exists()
+    states.update({3: kept(3)})
+    assert states.state_dict()["clients"] == []
+    assert values(states) == {1: 1, 2: 20, 3: 3}
+    assert len(states) == 3
+
+
+def test_a_round_on_disk_is_one_new_file_and_touches_no_other(tmp_path):
+    states = PersonalStates(lambda: tmp_path, max_bytes=0)
+    states.update({1: kept(1), 2: kept(2)})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    states.update({2: kept(20), 3: kept(3)})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert values(states) == {1: 1, 2: 20, 3: 3}
+
+
+def test_a_checkpoint_lists_files_and_later_rounds_do_not_change_what_it_means(tmp_path):
+    states, again = PersonalStates(lambda: tmp_path, max_bytes=0), PersonalStates()
+    states.update({1: kept(1), 2: kept(2)})
+    saved = states.state_dict()
+    states.update({2: kept(20)})
+    again.load_state_dict(saved)
+    assert saved["tensors"] == {}
+    assert values(again) == {1: 1, 2: 2}
+
+
+def test_files_that_moved_with_their_checkpoint_are_found(tmp_path):
+    states, again = PersonalStates(lambda: tmp_path / "old", max_bytes=0), PersonalStates()
+    states.update({1: kept(1)})
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(CheckpointError, match="old, which is gone"):
+        again.load_state_dict(states.state_dict())
+    again.load_state_dict(states.state_dict(), moved_to=tmp_path / "new")
+    assert values(again) == {1: 1}
+
+
+def test_a_checkpoint_from_before_there_were_files_is_read():
+    states = PersonalStates()
+    states.load_state_dict({"clients": [4], "tensors": {"head": torch.ones(1, 2)}})
+    assert values(states) == {4: 1}
+
+
+def test_a_run_is_the_same_with_states_in_memory_and_on_disk(tmp_path):
+    kwargs = {"rounds": 3, "cohort": 3}
+    memory, disk = net(dropout=0.3), net(dropout=0.3)
+    one = fit(memory, FEDPER_LIKE, folder=tmp_path / "memory", **kwargs)
+    other = fit(disk, FEDPER_LIKE, folder=tmp_path / "disk", federation=ON_DISK, **kwargs)
+    assert same(state(memory), state(disk))
+    assert not (Path(one.log_dir) / "personal").exists()
+    assert len(list((Path(other.log_dir) / "personal").iterdir())) == 3
+    for client in loop_of(one).personal:
+        assert same(loop_of(one).personal.get(client), loop_of(other).personal.get(client))
+
+
+def test_a_run_on_disk_resumes_even_where_its_folder_has_moved(tmp_path):
+    kwargs = {"cohort": 3, "federation": ON_DISK}
+    whole, resumed = net(lr_milestones=()), net(seed=9, lr_milestones=())
+    fit(whole, FEDPER_LIKE, rounds=4, folder=tmp_path / "whole", **kwargs)
+    fit(net(lr_milestones=()), FEDPER_LIKE, rounds=2, folder=tmp_path / "half", **kwargs)
+    (tmp_path / "half").rename(tmp_path / "moved")
+    saved = next((tmp_path / "moved").rglob("last.ckpt"))
+    assert torch.load(saved, weights_only=True)["loops"]["fit_loop"]["state_dict"]["extra"][
+        "personal"
+    ]["files"]
+    fit(resumed, FEDPER_LIKE, rounds=4, folder=tmp_path / "b", ckpt=saved, **kwargs)
+    assert same(state(whole), state(resumed))
+
+
+def test_what_clients_kept_on_disk_is_there_in_test(tmp_path):
+    personal, fresh = PersonalizationCallback(), PersonalizationCallback()
+    fit(net(), FEDPER_LIKE, folder=tmp_path, callbacks=[personal], federation=ON_DISK)
+    trainer(FEDPER_LIKE, callbacks=[fresh]).test(
+        net(seed=9), datamodule=data(), ckpt_path=next(tmp_path.rglob("last.ckpt")), verbose=False
+    )
+    assert [r.acc_before for r in fresh.records] == [r.acc_before for r in personal.records]
+
+
+def test_a_stateless_algorithm_keeps_nothing(tmp_path):
+    built = fit(net(), Algorithm(train="body", share="body"), folder=tmp_path, federation=ON_DISK)
+    assert len(loop_of(built).personal) == 0
+    assert not (Path(built.log_dir) / "personal").exists()
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ConfigError, match=r"personal_memory_mb must be >= 0, got -1"):
+        trainer(federation={"personal_memory_mb": -1})
