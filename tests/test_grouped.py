@@ -388,7 +388,10 @@ class OwnOptimizer(Net):
 )
 def test_what_cannot_be_grouped_is_refused_before_the_first_round(module, settings, reason):
     with pytest.raises(ConfigError, match=f"clients_per_kernel=2: .*{reason}.*; set it to 1"):
-        fit(net(module=module), FedAvg(), federation={"clients_per_kernel": 2}, **settings)
+        fit(
+            net(module=module), FedAvg(), datamodule=data((8, 6, 7, 6)),
+            federation={"clients_per_kernel": 2}, **settings,
+        )  # fmt: skip
 
 
 def test_a_plain_lightning_module_is_refused():
