@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning.datamodules.divided import Divided
+from fedlightning.datamodules.fingerprint import fingerprint
 from fedlightning.datamodules.partition_file import write_partition_file
 from fedlightning.datamodules.report import partition_csv, summarize
 from fedlightning.datamodules.tasks import Split
@@ -71,6 +72,10 @@ class Holdings:
     def partition_digest(self) -> str:
         """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
         return self.divided.splits.digest()
+
+    def dataset_fingerprint(self) -> str:
+        """Return 16 digits that tell datasets apart: sizes, labels, a sample of the inputs."""
+        return fingerprint(self.divided.train, self.divided.test)
 
     def partition_table(self, split: Split = "train") -> np.ndarray:
         """Return the examples by client and class, int64, shape (num_clients, num_classes)."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure
 
-__all__ = ["teaching_os_errors", "write_atomically"]
+__all__ = [
+    "remove_stale_files",
+    "sync_folder",
+    "teaching_os_errors",
+    "temporary_beside",
+    "write_atomically",
+]
+
+_TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -35,19 +44,54 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ['note.txt']
     """
     target = Path(path)
-    # mkstemp would give the file mode 0600, which hides it from the group for good.
-    name = f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp"
-    temporary = target.with_name(name)
     with teaching_os_errors("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """Give a name in the target's folder; what bears it at the end of the block is removed."""
+    # mkstemp would give the file mode 0600, which hides it from the group for good.
+    name = f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = target.with_name(name)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, too, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
         finally:
-            temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Nobody else may be writing there.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> for name in (".last.ckpt.12-34.tmp", "last.ckpt", ".mine.tmp"):
+        ...     (folder / name).touch()
+        >>> remove_stale_files(folder)
+        >>> sorted(entry.name for entry in folder.iterdir())
+        ['.mine.tmp', 'last.ckpt']
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
