@@ -123,7 +123,7 @@ class AtomicCheckpointIO(CheckpointIO):
             torch.load(buffer, map_location="cpu", weights_only=True)
         except Exception as error:
             text = " ".join(str(error).split())
-            at = text.find("Unsupported")
+            at = text.lower().find("unsupported")
             rank_zero_warn(
                 f"{target.name} cannot be loaded again, so the run cannot be resumed: its state "
                 f"holds more than tensors and plain values ({text[max(at, 0) :][:160]}). Look at "

@@ -20,7 +20,7 @@ __all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
 
-_OBJECT = re.compile(r"Unsupported global: GLOBAL (\S+)")
+_OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 
 
 def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:

@@ -70,7 +70,7 @@ def settings_that_matter(
     }
     arguments = {k: v for k, v in _arguments(data).items() if k not in _ELSEWHERE}
     settings |= {f"data.{name}": value for name, value in arguments.items()}
-    chosen = dict(module.hparams) or _arguments(module)
+    chosen = {**_arguments(module), **module.hparams}
     settings |= {f"model.{name}": value for name, value in _plain_ones(chosen).items()}
     return {name: _shown(value) for name, value in settings.items()}
 
