@@ -6,6 +6,7 @@ other instants.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ model: {class_path: MLP, init_args: {hidden: [8]}}
 data:
   class_path: Digits
   init_args:
-    num_clients: 8
+    num_clients: 10
     batch_size: 20
     val_fraction: 0.2
     partition: {class_path: Shards, init_args: {per_client: 2}}
@@ -88,12 +89,14 @@ class Warm:
         pid = int(self._process.stdout.readline())
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(pid, signal.SIGKILL)  # a zombie, if it has ended: it is waited for below
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(pid, signal.SIGKILL)
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -150,13 +153,13 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(kills, whole, wa
 def test_the_number_of_workers_may_change_where_a_real_process_was_killed(devices, whole, tmp_path):
     expected, _ = whole
     folder, draw = fresh(tmp_path / "real"), random.Random(SEED)
-    started = []
+    out, started = (folder / "out.txt").open("a"), []
     for step, count in enumerate(devices):
         more = [f"--trainer.devices={count}", "--trainer.accelerator=cpu"]
         process = subprocess.Popen(
             [sys.executable, "-m", "fedlightning", *words(folder, *more)], cwd=folder,
             env={**os.environ, **_ENVIRONMENT}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=(folder / "out.txt").open("a"),
+            stdout=subprocess.DEVNULL, stderr=out,
         )  # fmt: skip
         started.append(process)
         if step < 2:
@@ -167,10 +170,9 @@ def test_the_number_of_workers_may_change_where_a_real_process_was_killed(device
     for (
         process
     ) in started:  # workers that have lost their first process, should they still be there
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    out.close()
     assert process.returncode == 0, (folder / "out.txt").read_text()
     assert outcome(folder) == expected
 

@@ -10,6 +10,8 @@ import json
 import os
 import sys
 
+import matplotlib.backends.backend_agg  # noqa: F401
+import sklearn.datasets  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 
 import fedlightning.cli
