@@ -40,6 +40,9 @@ federation:
   cohort_size: 3
 trainer:
   max_epochs: 6
+  logger:
+    class_path: fedlightning.reporting.csv_logger.RoundCSVLogger
+    init_args: {save_dir: .}
   enable_progress_bar: false
   enable_model_summary: false
   callbacks:
@@ -81,12 +84,17 @@ class Warm:
             [sys.executable, str(Path(__file__).with_name("warm.py"))], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **_ENVIRONMENT},
         )  # fmt: skip
+        self._start(["--version"], ROOT)
+        assert self._process.stdout.readline() == "0\n"
+
+    def _start(self, words: list[str], folder: Path) -> int:
+        self._process.stdin.write(json.dumps([words, str(folder)]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
 
     def run(self, folder: Path, kill_after: float | None = None) -> int:
         """Run in a folder, kill the run after some seconds if it still lasts; return its code."""
-        self._process.stdin.write(json.dumps([words(folder), str(folder)]) + "\n")
-        self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
+        pid = self._start(words(folder), folder)
         if kill_after is not None:
             time.sleep(kill_after)
             with contextlib.suppress(ProcessLookupError):  # it has ended
