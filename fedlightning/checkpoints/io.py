@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 from pathlib import Path
@@ -17,12 +16,12 @@ from fedlightning._version import __version__
 from fedlightning.checkpoints.reading import FORMAT, read_checkpoint, rounds_in
 from fedlightning.checkpoints.seal import seal
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.reporting.files import sync_folder, temporary_beside
+from fedlightning.reporting.files import reason, sync_folder, temporary_beside
 
 __all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO"]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_HANDED_OVER = ".temp.ckpt"  # in which Lightning's launchers return a worker's final weights, bare
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -72,16 +71,8 @@ class AtomicCheckpointIO(CheckpointIO):
                 "atomically; mount it, or pass plugins=[TorchCheckpointIO()]."
             )
         target = Path(path)
-        marked = {
-            **checkpoint,
-            "fedlightning": {
-                **checkpoint.get("fedlightning", {}),
-                "format": FORMAT,
-                "version": __version__,
-            },
-        }
         buffer = io.BytesIO()
-        torch.save(marked, buffer)
+        torch.save(checkpoint if target.name == _HANDED_OVER else _marked(checkpoint), buffer)
         self._try_to_load(buffer, target)
         archive = bytearray(buffer.getbuffer())
         del buffer
@@ -154,12 +145,17 @@ class AtomicCheckpointIO(CheckpointIO):
                 "weights_only=False would let a checkpoint run code; leave it out, or pass "
                 "plugins=[TorchCheckpointIO()]."
             )
-        return read_checkpoint(path, map_location)
+        return read_checkpoint(path, map_location, from_a_run=Path(path).name != _HANDED_OVER)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a file, if it is there."""
         Path(path).unlink(missing_ok=True)
         self._rounds.pop(Path(path), None)
+
+
+def _marked(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    ours = {**checkpoint.get("fedlightning", {}), "format": FORMAT, "version": __version__}
+    return {**checkpoint, "fedlightning": ours}
 
 
 def _keep(last: Path) -> None:
@@ -188,13 +184,10 @@ def _round_or_none(checkpoint: dict[str, Any]) -> int | None:
 
 
 def _cannot_write(target: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    if error.errno in _NO_SPACE:
-        reason = f"no space left ({reason})"
     for kept in (target.with_name(LAST), target.with_name(PREVIOUS)):
         if rounds := _rounds_of(kept):
             return (
-                f"cannot write {target}: {reason}; round {rounds - 1} kept: {kept} is whole. Mend "
-                "that and go on with --ckpt_path last."
+                f"cannot write {target}: {reason(error)}; round {rounds - 1} kept: {kept} is "
+                "whole. Mend that and go on with --ckpt_path last."
             )
-    return f"cannot write {target}: {reason}; no round is saved yet."
+    return f"cannot write {target}: {reason(error)}; no round is saved yet."

@@ -23,7 +23,9 @@ FORMAT = 1
 _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 
 
-def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: Any = "cpu", from_a_run: bool = True
+) -> dict[str, Any]:
     """Return what a checkpoint file holds, if it is as a run has written it.
 
     Its digest is compared before anything in it is interpreted. Only tensors and plain values are
@@ -32,6 +34,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     Args:
         path: The file.
         map_location: Where tensors go, as in ``torch.load``.
+        from_a_run: Whether it must hold what a run saves, and not just anything that is whole.
 
     Raises:
         CheckpointError: The file is missing, empty, damaged, of another program, in a newer format,
@@ -55,7 +58,7 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
         raise CheckpointError(f"{name} {what}: {damage}.{_hint(Path(path))}") from None
     except Exception as error:  # whatever unpickling makes of somebody else's archive
         raise CheckpointError(f"{name}: {_cannot_load(error)}") from error
-    if (fault := _fault(checkpoint)) is not None:
+    if from_a_run and (fault := _fault(checkpoint)) is not None:
         raise CheckpointError(f"{name}: {fault}")
     if not sealed:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from fedlightning.errors import EnvironmentFailure
 
 __all__ = [
+    "reason",
     "remove_stale_files",
     "sync_folder",
     "teaching_os_errors",
@@ -19,6 +21,7 @@ __all__ = [
     "write_atomically",
 ]
 
+_NO_SPACE = {errno.EDQUOT, errno.EFBIG}  # and what says so itself
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")
 
 
@@ -114,5 +117,15 @@ def teaching_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentFailure(f"cannot {verb} {os.fspath(path)}: {reason}") from error
+        raise EnvironmentFailure(f"cannot {verb} {os.fspath(path)}: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """Return why a file could not be written, by one name for each kind of reason.
+
+    Example:
+        >>> reason(OSError(errno.EFBIG, "File too large"))
+        'no space left (File too large)'
+    """
+    text = error.strerror or str(error)
+    return f"no space left ({text})" if error.errno in _NO_SPACE else text

@@ -128,7 +128,9 @@ def test_what_cannot_be_written_leaves_the_round_before_and_says_so(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(EnvironmentFailure, match=f"{words}.*round 1 kept: .*last.ckpt is whole"):
+    with pytest.raises(
+        EnvironmentFailure, match=f"(?i){words}.*round 1 kept: .*last.ckpt is whole"
+    ):
         AtomicCheckpointIO().save_checkpoint(content(3), folder / "last.ckpt")
     monkeypatch.undo()
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
