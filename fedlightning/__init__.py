@@ -13,6 +13,7 @@ from fedlightning._version import __version__
 if TYPE_CHECKING:
     from fedlightning.algorithms import Algorithm, ClientUpdate, FedAvg, FedBABU
     from fedlightning.callbacks import PersonalizationCallback
+    from fedlightning.checkpoints import AtomicCheckpointIO
     from fedlightning.datamodules import FederatedDataModule
     from fedlightning.errors import FedLightningError
     from fedlightning.federation import Federation
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Algorithm": "algorithms",
+    "AtomicCheckpointIO": "checkpoints",
     "ClientUpdate": "algorithms",
     "FedAvg": "algorithms",
     "FedBABU": "algorithms",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Algorithm",
+    "AtomicCheckpointIO",
     "ClientUpdate",
     "FedAvg",
     "FedBABU",

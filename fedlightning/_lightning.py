@@ -16,6 +16,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
@@ -33,7 +35,9 @@ __all__ = [
     "Phase",
     "RoundLoop",
     "StockStep",
+    "after_environment",
     "before_optimizers",
+    "continue_logger",
     "install_loops",
     "rounds_between_looks",
     "transfer_batch",
@@ -128,6 +132,11 @@ class RoundLoop(_FitLoop):
             name: (value, LogFlags(prog_bar, logger))
             for name, (value, prog_bar, logger) in saved["metrics"].items()
         }
+        if saved["stopped"]:  # by early stopping, which is not asked again before the next round
+            self.trainer.should_stop = any(
+                isinstance(callback, EarlyStopping) and callback.stopped_epoch > 0
+                for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            )
         self.trainer._logger_connector._callback_metrics.update(
             {name: torch.tensor(value) for name, value in saved["callback_metrics"].items()}
         )
@@ -245,6 +254,7 @@ class RoundLoop(_FitLoop):
                 for name, (value, flags) in self._round_metrics.items()
             },
             "callback_metrics": callback_metrics,
+            "stopped": bool(self.trainer.should_stop),
             "extra": self.extra_state(),
         }
 
@@ -445,6 +455,35 @@ def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
 def rounds_between_looks(callback: pl.Callback) -> int:
     """Return how many rounds a monitoring callback lets pass between two looks at its metric."""
     return max(int(getattr(callback, "_every_n_epochs", 1)), 1)
+
+
+def after_environment(trainer: pl.Trainer, opened: Callable[[], None]) -> None:
+    """Have ``opened`` called when the ranks know each other, before anything is written."""
+    strategy = trainer.strategy
+    strategy.setup_environment = partial(  # type: ignore[method-assign]
+        _one_then_other, strategy.setup_environment, opened
+    )
+
+
+def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:
+    one()
+    other()
+
+
+def continue_logger(logger: Logger, version: int | str | None, step: int) -> None:
+    """Have a logger that has not begun yet go on with an earlier run.
+
+    Args:
+        logger: A TensorBoard or W&B logger; others are left alone.
+        version: The earlier run's version, or id.
+        step: What that run logged at this step and later does not count.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs.setdefault("purge_step", step)
+        if logger._version is None:
+            logger._version = version
+    elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
+        logger._id = logger._wandb_init["id"] = str(version)
 
 
 def _prepare_then(

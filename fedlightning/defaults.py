@@ -12,13 +12,15 @@ import torch
 from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.plugins.io import CheckpointIO
 
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.checkpoints.io import AtomicCheckpointIO
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.tensorboard import TensorBoardBeside
 from fedlightning.workers import FederatedDDPStrategy
 
-__all__ = ["callbacks_of", "devices_of", "loggers_of", "strategy_of"]
+__all__ = ["callbacks_of", "devices_of", "loggers_of", "plugins_of", "strategy_of"]
 
 _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
     "auto": "popen",
@@ -81,6 +83,15 @@ def loggers_of(given: Any, root: Path) -> list[Logger]:
         return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
     loggers = list(given) if isinstance(given, Iterable) else [given]
     return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
+
+
+def plugins_of(given: Any) -> list[Any]:
+    """Return the user's plugins, and one that writes checkpoints as a whole or not at all."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    plugins = list(given) if several else [given] if given is not None else []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(AtomicCheckpointIO())
+    return plugins
 
 
 def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:

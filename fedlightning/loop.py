@@ -6,7 +6,7 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,15 @@ from torch import nn
 
 from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.algorithms import ClientUpdate
+from fedlightning.checkpoints.settings import (
+    Settings,
+    optimizer_settings,
+    refuse_changes,
+    settings_that_matter,
+)
 from fedlightning.client import LocalFit
 from fedlightning.datamodules import ClientTask, FederatedDataModule
-from fedlightning.errors import CheckpointError, ConfigError, FederationError
+from fedlightning.errors import ConfigError, FederationError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.exchange import Trained, train_in_parallel
 from fedlightning.federation import Federation
@@ -74,6 +80,7 @@ class FederatedLoop(RoundLoop):
         self.trainable: dict[str, bool] = {}
         self.visitor: Visitor | None = None
         self._resident: Resident | None = None
+        self._compared: Settings | None = None
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -184,7 +191,9 @@ class FederatedLoop(RoundLoop):
         ]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         fresh = FreshOptimizers(self.trainer.optimizers, schedulers, scaler)
-        self._settings = self._what_must_not_change()
+        # a resumed run's optimizers have moved on by now: the settings were compared before
+        self._settings = self._compared or self._what_must_not_change()
+        self._compared = None
         self._resident = Resident(self.module, fresh)
 
     def choose_fit(self) -> LocalFit | GroupedFit:
@@ -320,23 +329,27 @@ class FederatedLoop(RoundLoop):
         """Return what clients keep, and the settings that a resumed run must share."""
         return {"personal": self.personal.state_dict(), "settings": self._settings}
 
+    def compare_settings(
+        self, checkpoint: Mapping[str, Any], module: pl.LightningModule, data: FederatedDataModule
+    ) -> None:
+        """Compare what is known before a run starts with the run that left a checkpoint.
+
+        Raises:
+            CheckpointError: If that run had other settings.
+        """
+        saved = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]["settings"]
+        refuse_changes(
+            saved, settings_that_matter(self.trainer, self.federation, module, data, self.seed)
+        )
+
     def check_extra_state(self, state: dict[str, Any]) -> None:
         """Compare the settings that a resumed run must share.
 
         Raises:
             CheckpointError: If the run that left the checkpoint had other ones.
         """
-        present = self._what_must_not_change()
-        changed = [
-            f"{name}: {saved} then, {present[name]} now"
-            for name, saved in state["settings"].items()
-            if saved != present[name]
-        ]
-        if changed:
-            raise CheckpointError(
-                f"this run cannot go on from the checkpoint: {'; '.join(changed)}. Restore these "
-                "settings, or load the weights alone with load_from_checkpoint and start anew."
-            )
+        self._compared = self._what_must_not_change()
+        refuse_changes(state["settings"], self._compared)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what clients keep."""
@@ -351,12 +364,11 @@ class FederatedLoop(RoundLoop):
     def _personal_folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
 
-    def _what_must_not_change(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "federation.algorithm": repr(self.federation.algorithm),
-            "partition": self.data.partition_digest()[:16],
-        }
+    def _what_must_not_change(self) -> Settings:
+        settings = settings_that_matter(
+            self.trainer, self.federation, self.module, self.data, self.seed
+        )
+        return settings | optimizer_settings(self.trainer.optimizers)
 
     def teardown(self) -> None:
         """Give the module back as it was: every parameter as trainable as before."""

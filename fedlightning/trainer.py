@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,18 +17,34 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 
-from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
-from fedlightning.defaults import callbacks_of, devices_of, loggers_of, strategy_of
-from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning._lightning import (
+    ClientEvaluationLoop,
+    after_environment,
+    before_optimizers,
+    install_loops,
+)
+from fedlightning.checkpoints.lock import RunLock
+from fedlightning.checkpoints.resumption import (
+    Resumption,
+    check_resumable,
+    prepared_data,
+    resumption_of,
+    run_folder,
+)
+from fedlightning.checkpoints.search import latest_checkpoint
+from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
+from fedlightning.errors import ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.files import remove_stale_files
 from fedlightning.workers import FederatedDDPStrategy
 
-__all__ = ["FederatedTrainer", "latest_checkpoint"]
+__all__ = ["FederatedTrainer"]
 
 
 class FederatedTrainer(pl.Trainer):
@@ -39,7 +56,8 @@ class FederatedTrainer(pl.Trainer):
     clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
     cohort (one by default, with ``"auto"`` one for each core, or each GPU). The metrics always go
     to a CSV file, and to TensorBoard too where it is installed and no logger is given.
-    ``checkpoints/last.ckpt`` is written after every round.
+    ``checkpoints/last.ckpt`` is written after every round, by an
+    :class:`~fedlightning.AtomicCheckpointIO`.
 
     Args:
         federation: How clients learn together; FedBABU with a tenth of the clients by default.
@@ -63,6 +81,7 @@ class FederatedTrainer(pl.Trainer):
             kwargs["log_every_n_steps"] = 1
         kwargs["logger"] = loggers_of(kwargs.get("logger"), root)
         kwargs["callbacks"] = callbacks_of(kwargs)
+        kwargs["plugins"] = plugins_of(kwargs.get("plugins"))
         kwargs.setdefault("use_distributed_sampler", False)
         kwargs["devices"] = devices_of(kwargs, self.federation.cohort_size)
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
@@ -82,6 +101,9 @@ class FederatedTrainer(pl.Trainer):
             inference_mode=kwargs.get("inference_mode", True),
         )
         before_optimizers(self, loop.prepare)
+        after_environment(self, self._open_folder)
+        self.resumption: Resumption | None = None
+        self._lock: RunLock | None = None
 
     # -- running -------------------------------------------------------------------------------
 
@@ -95,6 +117,10 @@ class FederatedTrainer(pl.Trainer):
         **kwargs: Any,
     ) -> None:
         """Train for ``max_epochs`` rounds.
+
+        Nobody else may be at work in the run's folder. A run that is resumed from the newest
+        checkpoint of a run under the same ``default_root_dir`` goes on in that run's folder; from
+        any other checkpoint it branches off into a new one.
 
         Args:
             model: The client's module.
@@ -111,8 +137,13 @@ class FederatedTrainer(pl.Trainer):
             FedLightningError: If something a person can mend is wrong.
         """
         if ckpt_path == "last":
-            ckpt_path = latest_checkpoint(Path(self.default_root_dir))
-        with self._limited_threads(), evaluation_steps(model):
+            ckpt_path = latest_checkpoint(self.default_root_dir)
+        data = datamodule if datamodule is not None else train_dataloaders
+        with (
+            self._limited_threads(),
+            self._resuming(ckpt_path, model, data),
+            evaluation_steps(model),
+        ):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +166,7 @@ class FederatedTrainer(pl.Trainer):
 
     def _find_last(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = latest_checkpoint(Path(self.default_root_dir))
+            kwargs["ckpt_path"] = latest_checkpoint(self.default_root_dir)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the global model and the run's state; amid a round, those of its start."""
@@ -167,6 +198,51 @@ class FederatedTrainer(pl.Trainer):
         finally:
             torch.set_num_threads(before)
 
+    # -- the run's folder ----------------------------------------------------------------------
+
+    @contextmanager
+    def _resuming(self, path: Any, model: pl.LightningModule, data: Any) -> Iterator[None]:
+        """Check the checkpoint before anything is written; give the folder free at the end."""
+        self.resumption, rounds = None, self.max_epochs
+        try:
+            if path not in (None, "", "hpc", "best"):
+                self.resumption = self._check_checkpoint(Path(path), model, data)
+                if rounds is not None and 0 <= rounds < self.resumption.round:
+                    self.fit_loop.max_epochs = self.resumption.round  # nothing to do, no mistake
+            with warnings.catch_warnings():
+                if self.resumption is not None and self.resumption.in_place:
+                    warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
+                yield
+        finally:
+            self.fit_loop.max_epochs = rounds
+            if self._lock is not None:
+                self._lock.release()
+
+    def _check_checkpoint(self, path: Path, model: pl.LightningModule, data: Any) -> Resumption:
+        checkpoint = self.strategy.checkpoint_io.load_checkpoint(path)
+        check_resumable(checkpoint, path, model)
+        if (known := prepared_data(data)) is not None:
+            self.federated_loop.compare_settings(checkpoint, model, known)
+        return resumption_of(path, checkpoint, self)
+
+    def _open_folder(self) -> None:
+        """Take the run's folder, and clear away what a killed process has left there."""
+        if self.state.fn != TrainerFn.FITTING or self.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.resumption is not None:
+            self.resumption.continue_loggers(self.loggers)
+        folder, failure = run_folder(self), None
+        if folder is not None and self.is_global_zero:
+            self._lock = RunLock(folder)
+            try:
+                self._lock.acquire()
+            except Exception as error:
+                failure = error
+            else:
+                for place in (folder, folder / "checkpoints"):
+                    remove_stale_files(place)
+        self.federated_loop.workers.agree(failure)
+
     # -- what is refused -----------------------------------------------------------------------
 
     def _refuse_unsupported(self) -> None:
@@ -181,22 +257,3 @@ class FederatedTrainer(pl.Trainer):
                     f"{type(callback).__name__} has no federated meaning: it trains outside of "
                     "rounds."
                 )
-
-
-def latest_checkpoint(root: Path) -> Path:
-    """Return the newest ``last.ckpt`` of the runs under a folder.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    patterns = ("*/version_*/checkpoints/last.ckpt", "checkpoints/last.ckpt")
-    found = sorted(
-        (path for pattern in patterns for path in root.glob(pattern)),
-        key=lambda path: path.stat().st_mtime_ns,
-    )
-    if not found:
-        raise CheckpointError(
-            f"ckpt_path='last': no lightning_logs/version_*/checkpoints/last.ckpt under {root}; "
-            "give a path, or leave ckpt_path out to start anew."
-        )
-    return found[-1]

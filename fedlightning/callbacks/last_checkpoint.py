@@ -1,10 +1,16 @@
-"""`LastCheckpoint`: `checkpoints/last.ckpt` after every round."""
+"""`LastCheckpoint`: `checkpoints/last.ckpt` after every round, and the model at the end."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from safetensors.torch import save
+from torch import Tensor
+
+from fedlightning.reporting.files import write_atomically
 
 __all__ = ["LastCheckpoint"]
 
@@ -12,7 +18,9 @@ __all__ = ["LastCheckpoint"]
 class LastCheckpoint(ModelCheckpoint):
     """Writes ``last.ckpt`` after every round, whatever other checkpoints are kept.
 
-    ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too.
+    ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too. The one
+    before stays as ``previous.ckpt`` (:class:`~fedlightning.AtomicCheckpointIO`). When the run is
+    done, the global model is exported as ``model.safetensors``, which any framework reads.
 
     Args:
         dirpath: Folder; by default ``checkpoints`` in the run folder.
@@ -28,6 +36,18 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export the global model."""
+        if trainer.is_global_zero and self.dirpath is not None and trainer.current_epoch:
+            state = {
+                key: value.detach().cpu().contiguous().clone()  # tied weights share no memory there
+                for key, value in pl_module.state_dict().items()
+                if isinstance(value, Tensor)
+            }
+            write_atomically(
+                Path(self.dirpath) / "model.safetensors", save(state, {"format": "pt"})
+            )
+
     def state_dict(self) -> dict[str, Any]:
-        """Keep nothing: a resumed run has a folder, and so a last checkpoint, of its own."""
+        """Keep nothing: there is one such file in a folder, whichever run writes it."""
         return {}

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.checkpoints.resumption import Resumption, logged_by
 from fedlightning.datamodules.population import listed_clients
 from fedlightning.loop import FederatedLoop
 from fedlightning.reporting import (
@@ -49,6 +50,18 @@ class RunRecord(pl.Callback):
         self._started = time.monotonic()
         self._first_round: int | None = None
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep which loggers the run has, so that a resumed run goes on with the same ones."""
+        checkpoint.setdefault("fedlightning", {})["loggers"] = logged_by(trainer.loggers)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut the tables back to the checkpoint: nothing can refuse it any more."""
+        resumption = getattr(trainer, "resumption", None)
+        if isinstance(resumption, Resumption):
+            resumption.cut_back(trainer.loggers)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that something was trained."""
         if self._first_round is None:
@@ -71,9 +84,7 @@ class RunRecord(pl.Callback):
                 title += f", the first {listed:,} of {clients:,} clients"
             save_figure(partition_figure(table, title), folder / "partition.png")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the learning curves."""
-        folder = _folder(trainer)
+    def _draw_curves(self, trainer: pl.Trainer, folder: Path | None) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
         if folder is None or not tables or not tables[0].rounds:
             return
@@ -94,8 +105,9 @@ class RunRecord(pl.Callback):
             save_figure(curves_figure(rounds, known), folder / "curves.png")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the closing summary."""
+        """Draw the learning curves and print the closing summary."""
         folder, loop = _folder(trainer), trainer.fit_loop
+        self._draw_curves(trainer, folder)
         if self.summary and trainer.is_global_zero and isinstance(loop, FederatedLoop):
             print("\n" + render(self._summarise(trainer, loop, folder)))
 

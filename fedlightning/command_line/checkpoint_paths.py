@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedlightning.checkpoints import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.trainer import latest_checkpoint
 
 __all__ = ["find_checkpoint", "plain_values_only"]
 
@@ -44,9 +44,9 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
             "ckpt_path='best' is known only while a run lasts: give the file's path, or 'last'."
         )
     if path.is_dir():
-        for inner in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
-            if inner.is_file():
-                return str(inner)
+        for folder in (path / "checkpoints", path):
+            if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+                return str(good_checkpoint(folder))
         raise CheckpointError(
             f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither "
             "checkpoints/last.ckpt nor last.ckpt."

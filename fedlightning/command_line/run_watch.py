@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_warn
 
+from fedlightning.checkpoints.resumption import Resumption
 from fedlightning.datamodules import ClientTask
 from fedlightning.errors import FedLightningError, did_you_mean
 
@@ -164,13 +165,26 @@ class RunWatch(pl.Callback):
 class SaveRunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run folder; a run without one leaves none.
 
-    Lightning's own would write into the current folder then, and over the user's config.
+    Lightning's own would write into the current folder then, and over the user's config. A run that
+    goes on in its folder replaces the file when it does go on, by one that runs all of it again.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Save the config."""
-        if trainer.loggers:
+        if trainer.loggers and not _goes_on(trainer):
             super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the config of a run that goes on."""
+        if trainer.loggers and _goes_on(trainer):
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
+            super().setup(trainer, pl_module, "fit")
+
+
+def _goes_on(trainer: pl.Trainer) -> bool:
+    resumption = getattr(trainer, "resumption", None)
+    return isinstance(resumption, Resumption) and resumption.in_place
 
 
 def _entries(folder: Path) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning.datamodules.divided import Divided
+from fedlightning.datamodules.fingerprint import fingerprint
 from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.tasks import Split
 from fedlightning.errors import ConfigError, DataError
@@ -77,6 +78,12 @@ class Holdings:
     def partition_digest(self) -> str:
         """Return a SHA-256 in hexadecimal; that of all index lists of the three splits."""
         return self.held.digest()
+
+    def dataset_fingerprint(self) -> str:
+        """Return 16 digits that tell datasets apart: sizes, labels, a sample of the inputs."""
+        if not isinstance(self.held, Divided):
+            return self.held.digest()[:16]
+        return fingerprint(self.divided.train, self.divided.test)
 
     def partition_table(self, split: Split = "train", clients: int | None = None) -> np.ndarray:
         """Return the examples by client and class, int64, shape (clients, num_classes).

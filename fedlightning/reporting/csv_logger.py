@@ -90,6 +90,15 @@ class RoundCSVLogger(CSVLogger):
         return self._given_version
 
     @property
+    def given_version(self) -> int | str | None:
+        """The version, if it is settled; ``None`` as long as a new one would be claimed."""
+        return self._given_version
+
+    def go_on_in(self, version: int | str) -> None:
+        """Take the folder of an earlier run, which goes on; nothing may be logged before."""
+        self._given_version = version
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> RoundTable:
         """The table behind ``metrics.csv``; its folder exists from here on."""
@@ -121,7 +130,10 @@ class RoundCSVLogger(CSVLogger):
 
     @rank_zero_only
     def truncate(self, round: int) -> None:  # noqa: A002
-        """Forget ``round`` and all later ones, for a run that resumes before them."""
+        """Forget ``round`` and all later ones, for a run that resumes before them.
+
+        What is logged for an earlier round from now on joins its row.
+        """
         self.experiment.truncate(round)
 
     @rank_zero_only

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure
 
-__all__ = ["teaching_os_errors", "write_atomically"]
+__all__ = [
+    "reason",
+    "remove_stale_files",
+    "sync_folder",
+    "teaching_os_errors",
+    "temporary_beside",
+    "write_atomically",
+]
+
+_NO_SPACE = {errno.EDQUOT, errno.EFBIG}  # and what says so itself
+_TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -35,19 +47,54 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ['note.txt']
     """
     target = Path(path)
-    # mkstemp would give the file mode 0600, which hides it from the group for good.
-    name = f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp"
-    temporary = target.with_name(name)
     with teaching_os_errors("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """Give a name in the target's folder; what bears it at the end of the block is removed."""
+    # mkstemp would give the file mode 0600, which hides it from the group for good.
+    name = f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = target.with_name(name)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, too, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
         finally:
-            temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def remove_stale_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Nobody else may be writing there.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> for name in (".last.ckpt.12-34.tmp", "last.ckpt", ".mine.tmp"):
+        ...     (folder / name).touch()
+        >>> remove_stale_files(folder)
+        >>> sorted(entry.name for entry in folder.iterdir())
+        ['.mine.tmp', 'last.ckpt']
+    """
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -70,5 +117,15 @@ def teaching_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise EnvironmentFailure(f"cannot {verb} {os.fspath(path)}: {reason}") from error
+        raise EnvironmentFailure(f"cannot {verb} {os.fspath(path)}: {reason(error)}") from error
+
+
+def reason(error: OSError) -> str:
+    """Return why a file could not be written, by one name for each kind of reason.
+
+    Example:
+        >>> reason(OSError(errno.EFBIG, "File too large"))
+        'no space left (File too large)'
+    """
+    text = error.strerror or str(error)
+    return f"no space left ({text})" if error.errno in _NO_SPACE else text

@@ -92,14 +92,18 @@ class RoundTable:
         self._columns += [name for name in cells if name not in known]
 
     def truncate(self, round: int) -> None:  # noqa: A002
-        """Remove the rows of ``round`` and of every later one, in the file too."""
+        """Remove the rows of ``round`` and of every later one, in the file too.
+
+        The rows before are settled: what is recorded for one of them joins it.
+        """
+        self._inherited.clear()
         keep = bisect.bisect_left(self._rounds, round)
         if keep == len(self._rounds):
             return
         for gone in self._rounds[keep:]:
             del self._rows[gone]
         del self._rounds[keep:]
-        self._inherited &= self._rows.keys()
+        self._dirty &= self._rows.keys()
         self._write_all()
 
     def save(self) -> None:

@@ -81,10 +81,14 @@ def test_fit_goes_on_from_the_newest_run_and_says_when_there_is_nothing_to_do(ru
     run("B")
     ended = run("B", "--ckpt_path=last", "--trainer.max_epochs=2")
     assert ended.code == 0
-    assert [row["round"] for row in rows(version.parent / "version_1" / "metrics.csv")][-1] == "1"
-    ended = run("B", "--ckpt_path=last", "--trainer.max_epochs=2")
-    assert ended.code == 0
-    assert "nothing to do: 2/2 rounds are done" in ended.out
+    assert [row["round"] for row in rows(version / "metrics.csv")] == ["0", "1"]
+    assert [path.name for path in version.parent.iterdir()] == ["version_0"]
+    before = {path: path.read_bytes() for path in version.rglob("*.*") if path.suffix != ".png"}
+    for rounds in (2, 1):
+        ended = run("B", "--ckpt_path=last", f"--trainer.max_epochs={rounds}")
+        assert ended.code == 0
+        assert f"nothing to do: 2/{rounds} rounds are done" in ended.out
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_validate_test_and_predict_take_the_newest_checkpoint_or_a_run_folder(run, version):
@@ -124,8 +128,8 @@ def test_checkpoints_that_are_none(run, tmp_path):
         str(tmp_path): f"ckpt_path='{tmp_path}' is a folder with no checkpoint in it",
         "last": "ckpt_path='last': no lightning_logs/version_*",
         "empty.ckpt": "ckpt_path='empty.ckpt' is empty",
-        "text.ckpt": "ckpt_path='text.ckpt': it cannot be read as a checkpoint",
-        "torn.ckpt": "ckpt_path='torn.ckpt': it cannot be read as a checkpoint",
+        "text.ckpt": "ckpt_path='text.ckpt' is corrupt, or no checkpoint at all",
+        "torn.ckpt": "ckpt_path='torn.ckpt' is corrupt",
         "bare.ckpt": "ckpt_path='bare.ckpt': not a fedlightning checkpoint",
         "object.ckpt": "ckpt_path='object.ckpt': it holds an object of",
     }.items():

@@ -1,0 +1,112 @@
+"""One run at a time in a folder: a lock that goes with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+from fedlightning.errors import EnvironmentFailure
+
+__all__ = ["RunLock"]
+
+_HELD: dict[tuple[int, int], Path] = {}  # the system's locks do not keep a process from itself
+_BUSY = {errno.EACCES, errno.EAGAIN}
+
+
+class RunLock:
+    """Keeps a second run out of a folder, until it is released or its process ends, however.
+
+    The lock is the system's (``fcntl.lockf``), on a file beside the folder, ``.version_3.lock``;
+    the file alone is none. A forked process does not inherit it. Where there are no such locks, a
+    warning is all there is.
+
+    Args:
+        folder: The folder; it is made if need be.
+
+    Raises:
+        EnvironmentFailure: From :meth:`acquire`: another run is at work there, or the folder cannot
+            be written.
+
+    Example:
+        >>> lock = RunLock(getfixture("tmp_path") / "version_3")
+        >>> lock.acquire()
+        >>> RunLock(lock.folder).acquire()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        fedlightning.errors.EnvironmentFailure: another run (pid ... on ...) is at work in ...
+        >>> lock.release()
+        >>> [entry.name for entry in lock.folder.parent.iterdir()]
+        ['version_3']
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._path = self.folder.parent / f".{self.folder.name}.lock"
+        self._handle: int | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, or say who has it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            while not self._take(fcntl):
+                pass
+        except OSError as error:
+            if error.errno in {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}:
+                rank_zero_warn(f"{self.folder} is on a filesystem without locks: start no second "
+                               "run in it.")  # fmt: skip
+                return
+            raise EnvironmentFailure(
+                f"{self.folder} is not writable: {error.strerror or error}; choose another "
+                "trainer.default_root_dir."
+            ) from error
+
+    def _take(self, fcntl: object) -> bool:
+        """Lock the file; false if its last holder has just removed it."""
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        status = os.fstat(handle)
+        identity = (status.st_dev, status.st_ino)
+        if identity in _HELD:  # closing the handle here would give up the lock that is held
+            self._refuse(os.read(handle, 200))
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined]
+        except OSError as error:
+            holder = os.read(handle, 200)
+            os.close(handle)
+            if error.errno in _BUSY:
+                self._refuse(holder)
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self._path).st_ino == status.st_ino:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                self._handle, self._identity = handle, identity
+                _HELD[identity] = self._path
+                return True
+        os.close(handle)
+        return False
+
+    def _refuse(self, holder: bytes) -> None:
+        who = holder.decode(errors="replace").strip() or "unknown"
+        raise EnvironmentFailure(
+            f"another run (pid {who}) is at work in {self.folder}: wait for it, stop it, or choose "
+            "another trainer.default_root_dir."
+        )
+
+    def release(self) -> None:
+        """Give the lock back and remove its file; without effect if it is not held."""
+        if self._handle is None:
+            return
+        self._path.unlink(missing_ok=True)
+        os.close(self._handle)
+        if self._identity is not None:
+            _HELD.pop(self._identity, None)
+        self._handle = None
