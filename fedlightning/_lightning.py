@@ -34,6 +34,7 @@ __all__ = [
     "RoundLoop",
     "StockStep",
     "before_optimizers",
+    "forget_failed_step",
     "install_loops",
     "transfer_batch",
 ]
@@ -206,18 +207,24 @@ class RoundLoop(_FitLoop):
         call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
         self.epoch_loop.batch_progress.increment_started()
 
-    def client_ends(self, outputs: Mapping[str, Any], task: ClientTask, position: int) -> None:
-        """A client's update has arrived: counted as one step."""
+    def client_ends(
+        self, outputs: Mapping[str, Any], task: ClientTask, position: int, counts: bool = True
+    ) -> None:
+        """A client is done: its update counts as one step, if it gave one."""
         progress = self.epoch_loop.batch_progress
         progress.increment_processed()
         progress.is_last_batch = position + 1 == self.max_batches
-        self._count_updates(self.updates + 1)
+        self._count_updates(self.updates + counts)
         call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
         self.trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         self.trainer._logger_connector.update_train_step_metrics()
         if self.workers.size == 1:
             self.stop_if_told_to()
+
+    def listens(self, hook: str) -> bool:
+        """Whether a callback has this hook."""
+        return any(hasattr(callback, hook) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook that only federated callbacks have (``on_client_end``, ...)."""
@@ -411,6 +418,12 @@ def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def forget_failed_step(trainer: pl.Trainer) -> None:
+    """Undo what a training step that raised has left open in Lightning: hook name, gradients."""
+    trainer.lightning_module._current_fx_name = None
+    trainer.lightning_module.zero_grad()
 
 
 def install_loops(
