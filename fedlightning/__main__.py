@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str], watches: list[RunWatch]) -> None:
         sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
-    run_command(command, watches)
+    run_command(command, watches, partial(_report, watches=watches))
 
 
 def _report(error: BaseException, watches: list[RunWatch]) -> int:
@@ -77,7 +78,8 @@ def _report(error: BaseException, watches: list[RunWatch]) -> int:
         watch.remove_half_made()
     if failure.exit_code and debugging():
         traceback.print_exception(error)
-    if not (is_first_process() or failure.leaves_work):
+    speaks = watch is None or watch.speaks
+    if not (is_first_process() or (failure.leaves_work and speaks)):
         return failure.exit_code  # the same on all ranks, and the first one says it
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)

@@ -316,7 +316,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
 
     @property
     def _workers(self) -> Workers:
-        return Workers(self.trainer.global_rank, self.trainer.world_size)
+        return Workers.of(self.trainer)
 
     def reset(self) -> None:
         """Forget the last evaluation's scores."""
@@ -337,6 +337,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
         scores: Mapping[str, float] = {}
+        self._workers.check()
         if self._workers.owns(batch_idx) and self._failure is None:
             try:
                 scores = self._scores[batch] = self._evaluate(batch)
@@ -462,14 +463,20 @@ def _prepare_then(
 
 
 def _only_note_sigterm(trainer: pl.Trainer) -> None:
-    """Have SIGTERM only noted: Lightning's handler waits for ranks that may be busy."""
+    """Have SIGTERM only noted, by all: Lightning's handler waits for ranks that may be busy."""
     connector = trainer._signal_connector
+    watchdog = getattr(trainer.strategy, "watchdog", None)
 
-    def note(signum: int, _: Any) -> None:
-        launcher = trainer.strategy.launcher
-        if not connector.received_sigterm and launcher is not None:
-            launcher.kill(signum)
+    def note(*_: Any) -> None:
+        if not connector.received_sigterm and watchdog is not None:
+            watchdog.pass_on_sigterm()
         connector.received_sigterm = True
+
+    def note_others() -> None:
+        connector.received_sigterm = True
+
+    if watchdog is not None:
+        watchdog.on_sigterm = note_others
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, note)

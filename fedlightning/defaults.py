@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.strategy import FederatedDDPStrategy
 from fedlightning.tensorboard import TensorBoardBeside
-from fedlightning.workers import FederatedDDPStrategy
 
 __all__ = ["callbacks_of", "loggers_of", "strategy_of"]
 

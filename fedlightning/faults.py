@@ -15,6 +15,7 @@ from fedlightning.errors import (
     EnvironmentFailure,
     FederationError,
     FedLightningError,
+    WorkerLost,
 )
 from fedlightning.parts import first_non_finite
 from fedlightning.user_code import place_of
@@ -42,7 +43,7 @@ Cause = Literal["exception", "non_finite", "bad_update", "bad_weight", "timeout"
 
 T = TypeVar("T")
 _MOST = 500
-_NOT_THE_CLIENTS = (ConfigError, CheckpointError, EnvironmentFailure)
+_NOT_THE_CLIENTS = (ConfigError, CheckpointError, EnvironmentFailure, WorkerLost)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
@@ -113,7 +113,7 @@ class FederatedLoop(RoundLoop):
     @property
     def workers(self) -> Workers:
         """The processes that share the work."""
-        return Workers(self.trainer.global_rank, self.trainer.world_size)
+        return Workers.of(self.trainer)
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
@@ -310,8 +310,8 @@ class FederatedLoop(RoundLoop):
         resident.take_turn(self.personal.get(client) or {})
         self._freeze()
         key = Key(self.seed, "fit", round=self.round, client=client)
-        in_time = time_limit(federation.client_timeout)
-        result = self._fit.run(client, key, federation.local_epochs, in_time)
+        self.workers.works_on(client, self.round)
+        result = self._fit.run(client, key, federation.local_epochs, self._after_step())
         check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
         resident.settle()
         update = ClientUpdate(
@@ -326,6 +326,19 @@ class FederatedLoop(RoundLoop):
             check_tensors(update.state, self._shared(), result.steps)
         kept = resident.copy(algorithm.kept_keys(self.parts)) if algorithm.stateful else {}
         return Trained(update, kept, dict(self._client_log.flags))
+
+    def _after_step(self) -> Callable[[int], None] | None:
+        """Return what ends a client's training early: its time is over, or a worker is lost."""
+        in_time, workers = time_limit(self.federation.client_timeout), self.workers
+        if workers.size == 1:
+            return in_time
+
+        def check(steps: int) -> None:
+            workers.check()
+            if in_time is not None:
+                in_time(steps)
+
+        return check
 
     def _task(self, client: int) -> ClientTask:
         return ClientTask(client, "train", self.data.num_examples(client))

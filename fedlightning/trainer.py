@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
 from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.workers import FederatedDDPStrategy
+from fedlightning.strategy import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer", "latest_checkpoint"]
 
@@ -112,25 +112,25 @@ class FederatedTrainer(pl.Trainer):
         """
         if ckpt_path == "last":
             ckpt_path = latest_checkpoint(Path(self.default_root_dir))
-        with self._limited_threads(), evaluation_steps(model):
+        with self._at_work(), evaluation_steps(model):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
 
     def _find_last(self, kwargs: dict[str, Any]) -> None:
@@ -159,11 +159,15 @@ class FederatedTrainer(pl.Trainer):
         return self.fit_loop
 
     @contextmanager
-    def _limited_threads(self) -> Iterator[None]:
+    def _at_work(self) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.federation.num_threads or before)
+        strategy = self.strategy
         try:
-            yield
+            with (
+                strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
+            ):
+                yield
         finally:
             torch.set_num_threads(before)
 

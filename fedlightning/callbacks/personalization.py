@@ -161,6 +161,7 @@ class PersonalizationCallback(pl.Callback):
         try:
             with self.personalizer(trainer).at_work() as personalizer:
                 for client in filter(loop.workers.owns, clients):
+                    loop.workers.check()
                     mine.append(personalizer.client(client))
                     loop.fire("on_client_personalized", client + 1, len(clients))
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.datamodules import ClientTask
 from fedlightning.errors import FedLightningError, did_you_mean
+from fedlightning.strategy import FederatedDDPStrategy
 
 __all__ = ["RunWatch", "SaveRunConfig"]
 
@@ -23,12 +25,14 @@ class RunWatch(pl.Callback):
         trainer: The trainer, once there is one that runs.
         client: The client at work, ``None`` between clients.
         checkpoint: The checkpoint that the run is to start from.
+        report: Says how the command ended, and returns its exit code.
     """
 
     def __init__(self) -> None:
         self.trainer: pl.Trainer | None = None
         self.client: int | None = None
         self.checkpoint: str | None = None
+        self.report: Callable[[BaseException], int] | None = None
         self._first_round: int | None = None
         self._root: Path | None = None
         self._before: set[str] = set()
@@ -122,6 +126,12 @@ class RunWatch(pl.Callback):
         path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
         return path if path is not None and path.exists() else None
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one of its run to say how that ended."""
+        strategy = self.trainer.strategy if self.trainer is not None else None
+        return not isinstance(strategy, FederatedDDPStrategy) or strategy.speaks
+
     # -- the folder ----------------------------------------------------------------------------
 
     def run_folder(self) -> Path | None:
@@ -137,6 +147,8 @@ class RunWatch(pl.Callback):
     def before_run(self, trainer: pl.Trainer) -> None:
         """Remember the trainer, and what is there before it runs."""
         self.trainer = trainer
+        if isinstance(trainer.strategy, FederatedDDPStrategy):
+            trainer.strategy.last_resort = self.report
         if trainer.loggers and isinstance(
             root := getattr(trainer.loggers[0], "root_dir", None), str
         ):
