@@ -57,12 +57,14 @@ class WorkerLost(FederationError):
         rank: Which worker.
         text: What happened to it.
         exit_code: What this process returns because of it.
+        died: Whether it was killed or stopped, rather than ended by an error of its own.
     """
 
-    def __init__(self, rank: int, text: str, exit_code: int = 5) -> None:
+    def __init__(self, rank: int, text: str, exit_code: int = 5, died: bool = True) -> None:
         super().__init__(text)
         self.rank = rank
         self.exit_code = exit_code
+        self.died = died
 
 
 class EnvironmentFailure(FedLightningError):

@@ -150,11 +150,16 @@ class FederatedDDPStrategy(DDPStrategy):
             self._children = list(started)
             started.clear()  # the observer's list
             self.launcher.procs = list(self._children)  # type: ignore[union-attr]
-            atexit.register(self._end_children)
+            atexit.register(self.end_children)
 
-    def _end_children(self) -> None:
-        """Wait for the processes that this one has started; end those that stay."""
-        seconds = 30.0 if self._error is None else 5.0
+    def end_children(self, seconds: float | None = None) -> None:
+        """Wait for the processes that this one has started; end those that stay.
+
+        Args:
+            seconds: How long to wait; ``None`` means long after a run that went well.
+        """
+        if seconds is None:
+            seconds = 30.0 if self._error is None else 5.0
         for child in self._children:
             try:
                 child.wait(timeout=seconds)

@@ -248,8 +248,7 @@ class Watchdog:
                 self._tell(message, but=peer.rank)
             self.on_sigterm()
         if "lost" in message:
-            rank, text, code = message["lost"]
-            self._conclude(WorkerLost(rank, text, code))
+            self._conclude(WorkerLost(*message["lost"]))
         if "bye" in message:
             if (ending := message["bye"]) is not None:
                 self._peer_failed(peer, ending["text"], ending["code"])
@@ -257,7 +256,7 @@ class Watchdog:
         return True
 
     def _peer_failed(self, peer: _Peer, text: str, code: int) -> None:
-        self._declare(peer, f"failed: {text}", code, grace=15.0)
+        self._declare(peer, f"failed: {text}", code, died=False)
         number = code - 128
         if number in (signal.SIGINT, signal.SIGTERM) and not self._over.wait(1.0):
             os.kill(os.getpid(), number)
@@ -283,18 +282,18 @@ class Watchdog:
             child.wait(timeout=2)
         return why_ended(child.returncode)
 
-    def _declare(self, peer: _Peer, what: str, code: int = 5, grace: float = _GRACE) -> None:
+    def _declare(self, peer: _Peer, what: str, code: int = 5, died: bool = True) -> None:
         """A worker is lost: tell the others, and end."""
         if self.lost is not None or self._over.is_set():
             return
-        where = f", client {peer.at[0]}, round {peer.at[1]}" if peer.at is not None else ""
-        text = f"worker {peer.rank} {what}{where if code == 5 else ''}"
-        self._tell({"lost": [peer.rank, text, code]}, but=peer.rank)
-        self._conclude(WorkerLost(peer.rank, text, code), grace)
+        where = f", client {peer.at[0]}, round {peer.at[1]}" if died and peer.at else ""
+        text = f"worker {peer.rank} {what}{where}"
+        self._tell({"lost": [peer.rank, text, code, died]}, but=peer.rank)
+        self._conclude(WorkerLost(peer.rank, text, code, died))
 
-    def _conclude(self, lost: WorkerLost, grace: float = _GRACE) -> None:
+    def _conclude(self, lost: WorkerLost) -> None:
         if self.lost is None:
-            self._deadline = time.monotonic() + grace
+            self._deadline = time.monotonic() + (_GRACE if lost.died else 2 * _GRACE)
             self.lost = lost
             self._known.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,14 @@ class RunWatch(pl.Callback):
         client: The client at work, ``None`` between clients.
         checkpoint: The checkpoint that the run is to start from.
         report: Says how the command ended, and returns its exit code.
+        environment: The process's environment before the run.
     """
 
     def __init__(self) -> None:
         self.trainer: pl.Trainer | None = None
         self.client: int | None = None
         self.checkpoint: str | None = None
+        self.environment = dict(os.environ)
         self.report: Callable[[BaseException], int] | None = None
         self._first_round: int | None = None
         self._root: Path | None = None
@@ -115,13 +118,14 @@ class RunWatch(pl.Callback):
 
     def saved(self) -> str:
         """Return which checkpoint holds which rounds; nothing if there is none."""
-        checkpoint = self._last_checkpoint()
+        checkpoint = self.last_checkpoint()
         if checkpoint is None:
             return ""
         rounds = "round 0" if self.rounds_done <= 1 else f"rounds 0..{self.rounds_done - 1}"
         return f"{_shown(checkpoint)} holds {rounds}; go on with --ckpt_path last."
 
-    def _last_checkpoint(self) -> Path | None:
+    def last_checkpoint(self) -> Path | None:
+        """Return the run's last checkpoint, if it has one."""
         folder = self.run_folder()
         path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
         return path if path is not None and path.exists() else None

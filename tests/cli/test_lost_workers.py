@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.toys import same
 
 SLOW = """
 import os, time
@@ -118,7 +121,7 @@ def test_a_stopped_worker_is_named_and_ended(start):
     os.kill(run.pid(1), signal.SIGSTOP)
     code, err, took = run.end()
     assert code == 5
-    assert took < 15
+    assert took < 25
     assert err.startswith("error: worker 1 was stopped and gave no sign of life for ")
 
 
@@ -128,7 +131,7 @@ def test_workers_do_not_outlive_the_first_one(start, number):
     os.kill(run.pid(0), number)
     code, err, took = run.end()
     assert code != 0
-    assert took < 15
+    assert took < 25
     assert err.startswith("error: worker 0 ")
 
 
@@ -141,6 +144,28 @@ def test_a_signal_to_one_or_all_ends_the_run_with_its_code(start, number, target
         os.kill(pid, number)
     code, err, took = run.end()
     assert code == 128 + number
-    assert took < 15
+    assert took < 25
     assert err.startswith("interrupted in round ")
     assert len(err.splitlines()) == 1
+
+
+def test_under_retry_a_killed_worker_leaves_no_trace(start, tmp_path):
+    options = ["--federation.on_client_failure=retry", "--trainer.max_epochs=4"]
+    run = start(*options, "--trainer.default_root_dir=killed", "--model.seconds=0.2")
+    os.kill(run.pid(1), signal.SIGKILL)
+    code, err, _ = run.end(seconds=200)
+    assert code == 0, err
+    assert err.startswith("warning: worker 1 died (signal 9), client ")
+    assert "starting all workers again from " in err
+    whole = start("--trainer.max_epochs=4", "--trainer.default_root_dir=whole", "--model.seconds=0")
+    assert whole.end(seconds=200)[0] == 0
+    states = [
+        torch.load(
+            max((tmp_path / name).rglob("last.ckpt"), key=lambda path: path.stat().st_mtime_ns),
+            weights_only=True,
+        )
+        for name in ("killed", "whole")
+    ]
+    assert states[0]["epoch"] == states[1]["epoch"] == 3
+    assert states[0]["global_step"] == states[1]["global_step"]
+    assert same(states[0]["state_dict"], states[1]["state_dict"])
