@@ -251,15 +251,9 @@ class Watchdog:
             self._conclude(WorkerLost(*message["lost"]))
         if "bye" in message:
             if (ending := message["bye"]) is not None:
-                self._peer_failed(peer, ending["text"], ending["code"])
+                self._declare(peer, f"failed: {ending['text']}", ending["code"], died=False)
             return False
         return True
-
-    def _peer_failed(self, peer: _Peer, text: str, code: int) -> None:
-        self._declare(peer, f"failed: {text}", code, died=False)
-        number = code - 128
-        if number in (signal.SIGINT, signal.SIGTERM) and not self._over.wait(1.0):
-            os.kill(os.getpid(), number)
 
     def _look_for_the_silent(self, now: float) -> None:
         for peer in list(self._peers.values()):

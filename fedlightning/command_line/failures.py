@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlightning.command_line.checkpoint_faults import what_is_wrong, while_restoring
-from fedlightning.errors import FedLightningError
+from fedlightning.errors import FedLightningError, WorkerLost
 from fedlightning.user_code import place_of, raised_by_user
 
 __all__ = ["Failure", "causes", "diagnose"]
@@ -64,6 +64,8 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
             return Failure(128 + signal.SIGTERM, interrupted, is_error=False)
         return _exit(error)
     ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
+    if isinstance(ours, WorkerLost) and ours.exit_code > 128:  # a signal to another worker
+        return Failure(ours.exit_code, interrupted, is_error=False)
     if ours is not None:
         client_failed = getattr(ours, "failure", None) is not None
         return (client_failed and _of_the_machine_beneath(ours)) or _failure(
