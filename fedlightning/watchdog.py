@@ -216,8 +216,8 @@ class Watchdog:
                 self._look_for_the_silent(now)
                 if self.lost is not None and now > self._deadline:
                     self._end_by_force(self.lost)
-        for peer in self._peers.values():
-            peer.connection.close()
+        for end in (self._wake, self._woken, *(peer.connection for peer in self._peers.values())):
+            end.close()
 
     def _tell(self, message: dict[str, Any], but: int | None = None) -> None:
         line = json.dumps(message).encode() + b"\n"

@@ -85,8 +85,9 @@ def start(base, write, tmp_path, monkeypatch):
     write("slow.py", SLOW)
     started: list[Run] = []
 
-    def start_(*words: str) -> Run:
-        options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=5000"]
+    def start_(*words: str, rounds: int = 5000) -> Run:
+        options = ["--trainer.accelerator=cpu", "--trainer.devices=2"]
+        options.append(f"--trainer.max_epochs={rounds}")
         command = [sys.executable, "-m", "fedlightning", "fit", "--config", "ok.yaml"]
         process = subprocess.Popen(
             [*command, "--model=slow.Slow", *options, *words],
@@ -125,6 +126,32 @@ def test_a_stopped_worker_is_named_and_ended(start):
     assert err.startswith("error: worker 1 was stopped and gave no sign of life for ")
 
 
+def test_a_worker_in_the_middle_of_a_step_is_ended_by_force(start):
+    run = start("--model.seconds=600")
+    run.pid(0, round_=0)
+    os.kill(run.pid(1, round_=0), signal.SIGKILL)
+    code, err, took = run.end()
+    assert code == 5
+    assert took < 25
+    assert err.startswith("error: worker 1 died (signal 9), client ")
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_outlive_a_first_one_that_is_killed_at_the_start(start):
+    run = start()
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+    while not (pids := children.read_text().split()):
+        time.sleep(0.05)
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.end()
+    for _ in range(300):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{pids} are left behind")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_workers_do_not_outlive_the_first_one(start, number):
     run = start()
@@ -135,6 +162,7 @@ def test_workers_do_not_outlive_the_first_one(start, number):
     assert err.startswith("error: worker 0 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["0", "1", "all"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_or_all_ends_the_run_with_its_code(start, number, target):
@@ -149,15 +177,16 @@ def test_a_signal_to_one_or_all_ends_the_run_with_its_code(start, number, target
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_under_retry_a_killed_worker_leaves_no_trace(start, tmp_path):
-    options = ["--federation.on_client_failure=retry", "--trainer.max_epochs=4"]
-    run = start(*options, "--trainer.default_root_dir=killed", "--model.seconds=0.2")
+    options = ["--federation.on_client_failure=retry", "--trainer.default_root_dir=killed"]
+    run = start(*options, "--model.seconds=0.2", rounds=4)
     os.kill(run.pid(1), signal.SIGKILL)
     code, err, _ = run.end(seconds=200)
     assert code == 0, err
     assert err.startswith("warning: worker 1 died (signal 9), client ")
     assert "starting all workers again from " in err
-    whole = start("--trainer.max_epochs=4", "--trainer.default_root_dir=whole", "--model.seconds=0")
+    whole = start("--trainer.default_root_dir=whole", "--model.seconds=0", rounds=4)
     assert whole.end(seconds=200)[0] == 0
     states = [
         torch.load(
