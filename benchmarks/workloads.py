@@ -32,7 +32,16 @@ class FourConv(Conv4):
         super().__init__(in_channels=1, image_size=28, lr=0.01, lr_milestones=())
 
 
-MODULES = {"W1": FourConv, "W2": LeNet}
+class FourConvRunning(FourConv):
+    """The same with running statistics, so that features do not depend on the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.body.features:
+            block[1] = nn.BatchNorm2d(block[1].num_features)
+
+
+MODULES = {"W1": FourConv, "W2": LeNet, "W3": FourConvRunning}
 
 
 def data() -> FashionMNIST:

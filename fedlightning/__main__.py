@@ -68,6 +68,11 @@ def _run(
         print_warning(warning)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
+    if command.name == "check":
+        from fedlightning.command_line.check import check
+
+        print(check(command))
+        return
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
     run_command(command, watches, report)

@@ -74,7 +74,7 @@ class FederatedCLI(LightningCLI):
         self.watch = watch if watch is not None else RunWatch()
         settings: dict[str, Any] = {
             "trainer_class": FederatedTrainer,
-            "trainer_defaults": {"callbacks": [self.watch]},
+            "trainer_defaults": {"callbacks": [self.watch], "devices": 1},
             "seed_everything_default": 0,
             "save_config_callback": SaveRunConfig,
             "save_config_kwargs": {"overwrite": True},
@@ -117,6 +117,8 @@ class FederatedCLI(LightningCLI):
             fail_untyped=False,
             sub_configs=True,
         )
+        given = {key: value for key, value in self.trainer_defaults.items() if key != "callbacks"}
+        parser.set_defaults({f"trainer.{key}": value for key, value in given.items()})
         for key, title in _TITLES.items():
             if parser.groups and key in parser.groups:
                 parser.groups[key].title = title

@@ -16,7 +16,17 @@ from fedlightning.local_log import LocalLog
 from fedlightning.seeding import Key, forked_generators
 from fedlightning.steps import Step, overrides
 
-__all__ = ["LocalFit", "LocalResult", "time_limit"]
+__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "time_limit"]
+
+LOCAL_HOOKS = (
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_train_end",
+)
+"""The module's own hooks that fire in a client's turn."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,7 @@ class LocalFit:
         self._log = log
         self._hooks = {
             name: getattr(module, name)
-            for name in (
-                "on_train_start",
-                "on_train_epoch_start",
-                "on_train_batch_start",
-                "on_train_batch_end",
-                "on_train_epoch_end",
-                "on_train_end",
-            )
+            for name in LOCAL_HOOKS
             if overrides(module, name, pl.LightningModule)
         }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -16,7 +18,7 @@ from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.strategy import FederatedDDPStrategy
 from fedlightning.tensorboard import TensorBoardBeside
 
-__all__ = ["callbacks_of", "loggers_of", "strategy_of"]
+__all__ = ["callbacks_of", "devices_of", "loggers_of", "strategy_of"]
 
 _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
     "auto": "popen",
@@ -25,6 +27,31 @@ _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
     "ddp_fork": "fork",
     "ddp_notebook": "fork",
 }
+
+
+def devices_of(kwargs: dict[str, Any], cohort_size: int | float) -> Any:
+    """Return how many workers: one unless the user says otherwise, ``auto`` is one for each core.
+
+    Args:
+        kwargs: The trainer's arguments.
+        cohort_size: The federation's; more workers than clients a round would be idle.
+    """
+    given = kwargs.get("devices")
+    if given is None:
+        return 1
+    accelerator = kwargs.get("accelerator") or "auto"
+    on_cpu = accelerator == "cpu" or (
+        accelerator == "auto"
+        and not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    )
+    if given != "auto" or not on_cpu:
+        return given
+    return min(_usable_cores(), cohort_size) if isinstance(cohort_size, int) else _usable_cores()
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # what a container or SLURM leaves us
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def strategy_of(kwargs: dict[str, Any], num_threads: int | None = 1) -> Any:

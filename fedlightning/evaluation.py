@@ -46,15 +46,22 @@ class ClientEvaluator:
         self._given_seed = seed
         self._flags: dict[str, LogFlags] = {}
 
-    def evaluate(self, task: ClientTask) -> dict[str, float]:
-        """Return what the module logs on one client's validation or test data."""
+    def evaluate(
+        self, task: ClientTask, batches: Iterable[Batch] | None = None
+    ) -> dict[str, float]:
+        """Return what the module logs on one client's validation or test data.
+
+        Args:
+            task: Client and split.
+            batches: What stands in for the client's data.
+        """
         trainer = self._trainer
         log = LocalLog(trainer.lightning_module)
         key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=task.client)
         with forked_generators(key, trainer.strategy.root_device):
             scores = evaluate(
                 trainer.lightning_module,
-                self.batches(task.client, task.split),
+                self.batches(task.client, task.split) if batches is None else batches,
                 task.split,
                 log,
                 trainer.precision_plugin,

@@ -30,8 +30,9 @@ class Federation:
         num_threads: CPU threads that torch uses in this process; ``None`` leaves torch's own
             choice. One is the fastest for small models and on a busy machine, and results do not
             depend on the number of cores.
-        channels_last: Whether 4-D weights lie in memory with channels last, which makes
-            convolutions on CPUs and tensor cores faster. Kernels differ, so the last bits do.
+        channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
+            that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
+            so the last bits do: replaying somebody else's run needs a definite choice.
         on_client_failure: What it means when a client raises, is too late, or gives an update that
             cannot be merged (not finite; other keys, shapes or dtypes; no weight). ``fail`` ends
             the run; ``skip`` makes the round without that client; ``retry`` trains it again with
@@ -58,7 +59,7 @@ class Federation:
     head: str | list[str] | None = None
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
-    channels_last: bool = False
+    channels_last: bool | None = None
     on_client_failure: Policy = "fail"
     max_retries: int = 2
     min_clients: int = 1

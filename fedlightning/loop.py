@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
 
 from fedlightning._lightning import RoundLoop, StockStep, forget_failed_step, transfer_batch
 from fedlightning.algorithms import ClientUpdate
@@ -33,6 +34,7 @@ from fedlightning.faults import (
 )
 from fedlightning.federation import Federation
 from fedlightning.local_log import LocalLog, LogFlags
+from fedlightning.model_checks import check_fit, check_lone_examples, trains_by_forward
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Parts, State
@@ -145,7 +147,7 @@ class FederatedLoop(RoundLoop):
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self._freeze()
-        if self.federation.channels_last:  # outputs of a convolution take its weight's layout
+        if self._wants_channels_last():  # outputs of a convolution take its weight's layout
             self.module.to(memory_format=torch.channels_last)
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
@@ -154,6 +156,28 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{algorithm.name}."
             )
+        self._check_model()
+
+    def _check_model(self) -> None:
+        """Show the module two examples before it is trained on thousands."""
+        if not trains_by_forward(self.module):
+            return
+        sizes = self.data.divided.splits.sizes("train")
+        client = int(sizes.argmax())
+        batch = next(self.evaluator.batches(client, "train"), None)
+        if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], torch.Tensor)):
+            return
+        with self.trainer.precision_plugin.forward_context():
+            check_fit(self.module, batch[0][:2], self.data.num_classes)
+            if not self.data.drop_last:
+                check_lone_examples(self.module, batch[0], sizes, self.data.batch_size)
+
+    def _wants_channels_last(self) -> bool:
+        if self.federation.channels_last is not None:
+            return self.federation.channels_last
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        gains = on_cpu or "16" in str(self.trainer.precision)
+        return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""

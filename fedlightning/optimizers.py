@@ -48,7 +48,9 @@ class FreshOptimizers:
     def restore(self) -> None:
         """Forget momentum and other state, restore hyperparameters and step-wise schedules."""
         for optimizer in self._optimizers:
-            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         if self._scaler is not None:
             self._scaler.load_state_dict(self._scale)
         self._load(self._pristine, self._groups, self._schedules)

@@ -7,27 +7,35 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from fedlightning.client import LocalFit
-from fedlightning.datamodules import ClientTask
+from fedlightning.datamodules import ClientTask, Split
 from fedlightning.errors import ConfigError
+from fedlightning.features import (
+    FeatureBatch,
+    NoFeatures,
+    head_module,
+    nearest_mean_accuracy,
+    read_features,
+)
+from fedlightning.head_alone import HeadAlone, nearest_mean_of
+from fedlightning.head_conditions import doubt, obstacle
 from fedlightning.local_log import LocalLog
 from fedlightning.loop import FederatedLoop
 from fedlightning.module import freeze
 from fedlightning.optimizers import FreshOptimizers
-from fedlightning.parts import Part, Parts, State, copy_into, live_state
+from fedlightning.parts import Part, State, copy_into, live_state
 from fedlightning.reporting import ClientRecord
 from fedlightning.seeding import Key
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
 
+Tuned = tuple[dict[str, float], dict[str, float], float]  # before, after, nearest mean
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -60,7 +68,14 @@ class Personalizer:
         epochs: Passes over the client's training data.
         make_optimizer: Builds the optimizer of the part's parameters.
         nearest_mean: Whether to measure the accuracy without the head, too.
+        features_once: Whether the head alone is trained, on features that the body computes once
+            (see :mod:`fedlightning.head_conditions`); ``None`` where that is known to be exact.
+
+    Attributes:
+        why_not_alone: Why the body runs at every step; ``None`` if the head is trained alone.
     """
+
+    why_not_alone: str | None
 
     def __init__(
         self,
@@ -69,12 +84,17 @@ class Personalizer:
         epochs: int,
         make_optimizer: MakeOptimizer,
         nearest_mean: bool = True,
+        features_once: bool | None = None,
     ) -> None:
         self._loop = loop
         self._part: Part = part
         self._epochs = epochs
         self._make_optimizer = make_optimizer
-        self._head = head_module(loop.module, loop.parts) if nearest_mean else None
+        self._nearest = nearest_mean
+        self._features_once = features_once
+        self._head: nn.Module | None = None
+        if nearest_mean or part == "head":
+            self._head = head_module(loop.module, loop.parts)
 
     @contextmanager
     def at_work(self) -> Iterator[Personalizer]:
@@ -96,6 +116,7 @@ class Personalizer:
                 strategy.optimizers = [self._make_optimizer(self._trainable())]
                 strategy.lr_scheduler_configs = []
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
+                self._alone = self._head_alone()
                 loop.visitor = self
                 self._fit = LocalFit(
                     loop.trainer, module, loop.data, loop.choose_step(), LocalLog(module)
@@ -122,12 +143,9 @@ class Personalizer:
             return PersonalResult(ClientRecord(client, num_train, 0, nan, nan, nan, nan))
         self._restore()
         copy_into(live_state(loop.module), loop.personal.get(client) or {})
-        before = self._evaluate(client, num_test)
-        nearest = self._nearest_mean(client)
-        self._set_modes()
-        if num_train:
-            self._fit.run(client, Key(loop.seed, "personalize", client=client), self._epochs)
-        after = self._evaluate(client, num_test)
+        task = ClientTask(client, "test", num_test)
+        *scores, nearest = self._tune_alone(task) or self._tune(task)
+        before, after = ({_short_name(name): value for name, value in s.items()} for s in scores)
         record = ClientRecord(
             client_id=client,
             num_train=num_train,
@@ -138,6 +156,18 @@ class Personalizer:
             loss_after=after.get("loss", math.nan),
         )
         return PersonalResult(record, before, after, nearest)
+
+    def _tune(self, task: ClientTask) -> Tuned:
+        """Evaluate, fine-tune as in a round, evaluate."""
+        loop, client = self._loop, task.client
+        loop.module.eval()
+        before = loop.evaluator.evaluate(task)
+        nearest = self._nearest_mean(client)
+        self._set_modes()
+        if loop.data.num_examples(client):
+            self._fit.run(client, Key(loop.seed, "personalize", client=client), self._epochs)
+        loop.module.eval()
+        return before, loop.evaluator.evaluate(task), nearest
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -180,95 +210,62 @@ class Personalizer:
         if hasattr(self, "_fresh"):
             self._fresh.restore()
 
-    def _evaluate(self, client: int, num_test: int) -> dict[str, float]:
-        self._loop.module.eval()
-        scores = self._loop.evaluator.evaluate(ClientTask(client, "test", num_test))
-        return {_short_name(name): value for name, value in scores.items()}
-
-    @torch.no_grad()
     def _nearest_mean(self, client: int) -> float:
-        if self._head is None:
+        if self._head is None or not self._nearest:
             return math.nan
         try:
-            train, train_labels = self._features(client, "train")
-            test, test_labels = self._features(client, "test")
-        except _NoFeatures as error:
+            train, test = self._read(client, "train"), self._read(client, "test")
+        except NoFeatures as error:
             self._head = None
             rank_zero_warn(f"the accuracy of nearest class means is not measured: {error}.")
             return math.nan
-        if len(train) == 0:
-            return math.nan
-        return nearest_mean_accuracy(train, train_labels, test, test_labels)
+        return nearest_mean_of(train, test)
 
-    def _features(self, client: int, split: str) -> tuple[Tensor, Tensor]:
-        """Return what the head gets, (examples, features), and the labels, (examples,)."""
+    def _read(self, client: int, split: Split) -> list[FeatureBatch]:
         assert self._head is not None
-        seen: list[Tensor] = []
-        labels: list[Tensor] = []
-        handle = self._head.register_forward_pre_hook(
-            lambda _, args: seen.append(args[0].flatten(1))
-        )
+        loop = self._loop
+        batches = loop.evaluator.batches(client, split)
+        return read_features(loop.module, self._head, batches, loop.trainer.precision_plugin)
+
+    # -- the head alone ----------------------------------------------------------------------
+
+    def _head_alone(self) -> HeadAlone | None:
+        """Return what does without the body at every step, where that is the same."""
+        reason = self._why_not_alone()
+        if reason is not None:
+            self._take_the_long_way(reason)
+            return None
+        self.why_not_alone = None
+        assert isinstance(self._head, nn.Linear)
+        return HeadAlone(self._loop, self._head, self._epochs, self._nearest)
+
+    def _why_not_alone(self) -> str | None:
+        loop = self._loop
+        if self._part != "head":
+            return f"part is {self._part!r}"
+        if self._features_once is False:
+            return "features_once is False"
+        known = obstacle(loop.trainer, loop.module, self._head, loop.data)
+        return known if known or self._features_once else doubt(loop.module)
+
+    def _take_the_long_way(self, reason: str) -> None:
+        if self._features_once:
+            raise ConfigError(
+                f"features_once=True cannot be: {reason}. Leave it out: then the body runs at "
+                "every step where it has to."
+            )
+        self.why_not_alone = reason
+        self._alone = None
+
+    def _tune_alone(self, task: ClientTask) -> Tuned | None:
+        """Return ``None`` where it has to be done the long way."""
+        if self._alone is None or not (self._features_once or self._alone.fits(task.client)):
+            return None
         try:
-            for batch in self._loop.evaluator.batches(client, split):  # type: ignore[arg-type]
-                x, y = _classified(batch)
-                with self._loop.trainer.precision_plugin.test_step_context():
-                    try:
-                        self._loop.module(x)
-                    except Exception as error:
-                        name = type(self._loop.module).__name__
-                        raise _NoFeatures(f"{name}.forward(inputs) fails: {error}") from error
-                labels.append(y)
-        finally:
-            handle.remove()
-        if not seen:
-            return torch.empty(0, 0), torch.empty(0, dtype=torch.long)
-        return torch.cat(seen).float(), torch.cat(labels)
-
-
-def nearest_mean_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
-) -> float:
-    """Return the share of test points whose nearest class mean is that of their own class.
-
-    Args:
-        train: Features to take means of, shape (n, d).
-        train_labels: Their classes, shape (n,).
-        test: Features to classify, shape (m, d).
-        test_labels: Their classes, shape (m,).
-
-    Example:
-        >>> train = torch.tensor([[0.0], [2.0], [10.0]])
-        >>> nearest_mean_accuracy(train, torch.tensor([0, 0, 1]),
-        ...                       torch.tensor([[1.5], [9.0], [4.0]]), torch.tensor([0, 1, 1]))
-        0.6666666666666666
-    """
-    classes: Tensor = train_labels.unique()  # type: ignore[no-untyped-call]
-    means = torch.stack([train[train_labels == label].mean(dim=0) for label in classes])
-    nearest = classes[torch.cdist(test, means).argmin(dim=1)]
-    return int((nearest == test_labels).sum()) / len(test_labels)
-
-
-def head_module(module: pl.LightningModule, parts: Parts) -> nn.Module | None:
-    """Return the submodule that is the head, or ``None`` if the head is no single submodule."""
-    head = set(parts.head)
-    for path, child in module.named_modules():
-        if path and {f"{path}.{key}" for key in child.state_dict()} == head:
-            return cast(nn.Module, child)
-    return None
-
-
-class _NoFeatures(Exception):
-    """Features of examples with one class each cannot be had from these batches."""
-
-
-def _classified(batch: Any) -> tuple[Any, Tensor]:
-    """Return inputs and classes of a batch."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise _NoFeatures("batches are not pairs of inputs and labels")
-    x, y = batch
-    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
-        raise _NoFeatures("labels are not one class an example")
-    return x, y
+            return self._alone.run(task)
+        except NoFeatures as error:
+            self._take_the_long_way(str(error))
+            return None
 
 
 def _short_name(name: str) -> str:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
 Purpose = Literal["partition", "cohort", "fit", "personalize", "evaluate"]
+_numpy: Any = np.random  # its type stubs lack two functions
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 
 
@@ -79,24 +81,37 @@ def default_seed(seed: int | None = None) -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+@cache
+def _spare() -> np.random.MT19937:
+    return np.random.MT19937(0)  # to make one costs far more than to seed it
+
+
+def _spare_bit_generator() -> np.random.MT19937:
+    """Return one that nobody draws from now: nested forks must not share theirs."""
+    return _spare() if _numpy.get_bit_generator() is not _spare() else np.random.MT19937(0)
+
+
 @contextmanager
 def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch with ``key``; restore them afterwards.
 
     Dropout, augmentation and whatever else a user's module draws then depends on the key alone.
     Only the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed`` visits
-    every backend and costs sixty times as much.
+    every backend and costs sixty times as much. NumPy's legacy generator gets another bit generator
+    for the time: reading and writing its state would cost more than all the rest. (So the second
+    half of a pair of normal numbers that it may have kept back is gone afterwards.)
     """
     seed = key.integer()
     # torch.cuda, torch.mps, ...: these have the same three functions
     backend = getattr(torch, device.type) if device is not None and device.type != "cpu" else None
     before: tuple[Any, ...] = (
         random.getstate(),
-        np.random.get_state(),
+        _numpy.get_bit_generator(),
         torch.get_rng_state(),
         backend.get_rng_state() if backend is not None else None,
     )
     random.seed(seed)
+    _numpy.set_bit_generator(_spare_bit_generator())
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
     if backend is not None:
@@ -105,7 +120,7 @@ def forked_generators(key: Key, device: torch.device | None = None) -> Iterator[
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        _numpy.set_bit_generator(before[1])
         torch.set_rng_state(before[2])
         if backend is not None:
             backend.set_rng_state(before[3])

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning._lightning import ClientEvaluationLoop, before_optimizers, install_loops
-from fedlightning.defaults import callbacks_of, loggers_of, strategy_of
+from fedlightning.defaults import callbacks_of, devices_of, loggers_of, strategy_of
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
@@ -36,9 +36,10 @@ class FederatedTrainer(pl.Trainer):
     All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
     updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
     ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
-    clients; ``log_every_n_steps`` counts rounds. The metrics always go to a CSV file, and to
-    TensorBoard too where it is installed and no logger is given. ``checkpoints/last.ckpt`` is
-    written after every round.
+    clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
+    cohort (one by default, with ``"auto"`` one for each core, or each GPU). The metrics always go
+    to a CSV file, and to TensorBoard too where it is installed and no logger is given.
+    ``checkpoints/last.ckpt`` is written after every round.
 
     Args:
         federation: How clients learn together; FedBABU with a tenth of the clients by default.
@@ -63,8 +64,7 @@ class FederatedTrainer(pl.Trainer):
         kwargs["logger"] = loggers_of(kwargs.get("logger"), root)
         kwargs["callbacks"] = callbacks_of(kwargs)
         kwargs.setdefault("use_distributed_sampler", False)
-        if kwargs.get("devices") in (None, "auto"):
-            kwargs["devices"] = 1
+        kwargs["devices"] = devices_of(kwargs, self.federation.cohort_size)
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
         self._refuse_unsupported()

@@ -93,3 +93,9 @@ def test_a_misspelt_torchvision_network_is_told_the_near_name():
 def test_numbers_out_of_range_are_refused(argument, value):
     with pytest.raises(ConfigError, match=argument):
         MLP(**{argument: value})
+
+
+@pytest.mark.parametrize(("given", "fused"), [(None, True), (True, True), (False, False)])
+def test_the_optimizer_is_one_kernel_unless_told_otherwise(given, fused):
+    optimizer = MLP(in_features=4, num_classes=2, fused=given).configure_optimizers()
+    assert optimizer.param_groups[0]["fused"] is fused

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedlightning import FedAvg, FederatedModule
 from fedlightning.errors import ConfigError
 from fedlightning.models import MLP, Conv4, MobileNet, ResNet18, TorchvisionClassifier
 from fedlightning.parts import copy_into, first_non_finite, live_state, split_parts
+from tests.toys import fit
 
 
 class Wrapped(nn.Module):
@@ -92,3 +94,13 @@ def test_copying_into_a_module_changes_only_the_given_keys():
 def test_integers_and_empty_tensors_are_always_finite():
     assert first_non_finite({"n": torch.tensor(3), "e": torch.empty(0)}) is None
     assert first_non_finite({"w": torch.tensor([1.0, float("inf")])}) == "w"
+
+
+def test_a_misspelt_attribute_is_noticed_whatever_the_algorithm():
+    class Misspelt(FederatedModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.hed = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    with pytest.raises(ConfigError, match=r"head='head' matches no parameter .*'hed'"):
+        fit(Misspelt(), FedAvg())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import Algorithm, FedBABU, PersonalizationCallback
-from fedlightning.defaults import strategy_of
+from fedlightning.defaults import devices_of, strategy_of
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.strategy import FederatedDDPStrategy
 from fedlightning.workers import Workers, longest_first
@@ -142,6 +142,18 @@ def test_a_failing_client_ends_the_run_on_every_worker(tmp_path):
     assert failure.type in (FederationError, ValueError) or "ProcessRaised" in failure.typename
 
 
+@pytest.mark.parametrize("devices", [2, 3])
+def test_heads_tuned_alone_are_the_same_whoever_tunes_them(devices, tmp_path):
+    def tuned(name: str, devices: int) -> Path:
+        return run(
+            tmp_path / name,
+            devices,
+            callbacks=[PersonalizationCallback(lr=0.5, features_once=True)],
+        )
+
+    assert_same_run(tuned("one", 1), tuned("several", devices))
+
+
 @pytest.mark.parametrize(
     ("strategy", "start"), [("auto", "popen"), ("ddp_spawn", "spawn"), ("ddp_notebook", "fork")]
 )
@@ -153,6 +165,17 @@ def test_lightnings_names_for_starting_workers_are_understood(strategy, start):
 
 def test_one_device_needs_no_workers():
     assert strategy_of({"devices": 1, "strategy": None}) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "cohort_size", "workers"),
+    [(None, 10, 1), (3, 10, 3), ("auto", 10, 4), ("auto", 2, 2), ("auto", 0.1, 4)],
+)
+def test_auto_takes_a_worker_for_each_core_that_a_cohort_can_use(
+    given, cohort_size, workers, monkeypatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert devices_of({"devices": given, "accelerator": "cpu"}, cohort_size) == workers
 
 
 def test_strategies_that_split_a_model_are_refused():

@@ -59,6 +59,7 @@ class Trace:
             lr=s["lr"],
             momentum=s["momentum"],
             weight_decay=s["weight_decay"],
+            fused=False,
         )
         model.load_state_dict(self.state("init"))
         return model
@@ -75,6 +76,7 @@ class Trace:
                 cohort_size=len(s["per_round"][0]["cohort"]),
                 local_epochs=s["local_epochs"],
                 sampler=FixedCohorts([r["cohort"] for r in s["per_round"]]),
+                channels_last=False,
             ),
             callbacks=[personalize],
             max_epochs=rounds,

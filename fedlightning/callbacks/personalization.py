@@ -49,6 +49,11 @@ class PersonalizationCallback(pl.Callback):
         optimizer: Builds another optimizer from parameters; ``lr`` and so on are then not used.
         every_n_rounds: How often during training; ``None`` means only at its end.
         nearest_mean: Whether to measure the accuracy of the nearest class mean in feature space.
+        features_once: Whether the head alone is trained, on features that the body computes once:
+            the same result, without the body in every step. ``None`` does so where that is known to
+            be exact (see :mod:`fedlightning.head_conditions`). ``True`` insists, and is your word
+            for what cannot be known: that layers of your own treat each example by itself.
+            ``False`` never does.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -67,6 +72,7 @@ class PersonalizationCallback(pl.Callback):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         every_n_rounds: int | None = None,
         nearest_mean: bool = True,
+        features_once: bool | None = None,
     ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
@@ -80,6 +86,7 @@ class PersonalizationCallback(pl.Callback):
         self.part: Part = part
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean
+        self.features_once = features_once
         self.results: list[PersonalResult] = []
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
@@ -150,7 +157,12 @@ class PersonalizationCallback(pl.Callback):
                 apart.
         """
         return Personalizer(
-            _loop_of(trainer), self.part, self.epochs, self._make_optimizer, self.nearest_mean
+            _loop_of(trainer),
+            self.part,
+            self.epochs,
+            self._make_optimizer,
+            self.nearest_mean,
+            self.features_once,
         )
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:

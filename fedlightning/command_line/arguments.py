@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedlightning.errors import ConfigError
 __all__ = ["Command", "read_command"]
 
 _CONFIG = ("--config", "-c")
+_STRICT = "FEDLIGHTNING_STRICT"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Command:
     """What to run.
 
     Args:
-        name: ``fit``, ``validate``, ``test`` or ``predict``.
+        name: ``fit``, ``validate``, ``test``, ``predict`` or ``check``.
         options: The words after it, with the paths of the config files in place of their names.
         warnings: What is allowed but likely a slip.
         strict: Whether configs may name classes of this package, torch and Lightning only.
@@ -35,6 +37,8 @@ class Command:
 def read_command(arguments: Sequence[str]) -> Command:
     """Read a command line whose first word is a command.
 
+    ``--strict``, or ``FEDLIGHTNING_STRICT=1`` in the environment, makes it strict.
+
     Raises:
         ConfigError: A config file is missing, or is no proper YAML.
         OSError: A config file cannot be read.
@@ -47,6 +51,8 @@ def read_command(arguments: Sequence[str]) -> Command:
     words = iter(arguments[1:])
     for word in words:
         key, equals, value = word.partition("=")
+        if arguments[0] == "check" and not word.startswith("-"):
+            key, equals, value = "--config", "=", word
         if key not in _CONFIG:
             options.append(word)
             continue
@@ -54,7 +60,7 @@ def read_command(arguments: Sequence[str]) -> Command:
         if not name or name.startswith("--"):
             raise ConfigError("--config expects a file, e.g. --config quickstart.yaml.")
         options += ["--config", str(_checked(find_config(name)))]
-    strict = "--strict" in options
+    strict = "--strict" in options or os.environ.get(_STRICT, "0") not in ("", "0")
     options = [word for word in options if word != "--strict"]
     return Command(arguments[0], tuple(options), tuple(_repetitions(options)), strict)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
+from lightning_utilities.core.enums import StrEnum
 from pytorch_lightning.cli import LightningArgumentParser
 
 from fedlightning.command_line.explain import explain
+from fedlightning.command_line.named_classes import TRUSTED
 from fedlightning.command_line.references import install_resolver, mark_references
 from fedlightning.command_line.strict_yaml import check_text
 from fedlightning.command_line.usage import usage
@@ -20,16 +23,6 @@ from fedlightning.errors import ConfigError
 __all__ = ["FederatedArgumentParser", "prepare_parsing"]
 
 _MODE = "omegaconf+"
-_TRUSTED = (
-    "fedlightning",
-    "lightning_fabric",
-    "pytorch_lightning",
-    "torch.nn",
-    "torch.optim",
-    "torchmetrics",
-    "torchvision.models",
-    "torchvision.transforms",
-)
 
 
 class FederatedArgumentParser(LightningArgumentParser):
@@ -92,14 +85,20 @@ def prepare_parsing(strict: bool = False) -> None:
         "config_read_mode_urls_enabled": False,
         "config_read_mode_fsspec_enabled": False,
         "import_path_denylist": ["*"] if strict else [],
-        "import_path_allowlist": list(_TRUSTED),
+        "import_path_allowlist": list(TRUSTED),
     }
     known = inspect.signature(set_parsing_settings).parameters
     if strict and "import_path_denylist" not in known:
         raise ConfigError("--strict needs a newer jsonargparse; upgrade it.")
     set_parsing_settings(**{name: value for name, value in wanted.items() if name in known})
     set_loader(_MODE, _load, (yaml.YAMLError,))
+    # some defaults of Lightning's, such as Timer's interval, are of a type that YAML cannot write
+    yaml.SafeDumper.add_multi_representer(StrEnum, _write_enum)
     install_resolver()
+
+
+def _write_enum(dumper: yaml.SafeDumper, member: Enum) -> yaml.Node:
+    return dumper.represent_str(str(member.value))
 
 
 def _load(text: str, path: str = "") -> Any:

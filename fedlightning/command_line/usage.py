@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the clients' validation data",
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
+    "check": "say which classes a config would import, and whether it would be accepted",
 }
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"
 _EXPECTED = f"expected one of {', '.join(COMMANDS)}"

@@ -13,7 +13,7 @@ from fedlightning.datamodules.arguments import check_fraction, check_instance, c
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.divided import prepare, sample_name
 from fedlightning.datamodules.division import count_classes
-from fedlightning.datamodules.examples import Examples, SampleError
+from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
 from fedlightning.datamodules.holdings import Holdings
 from fedlightning.datamodules.partition import IID, Partition
 from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
@@ -100,6 +100,27 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
                 round.
         """
         return batch
+
+    @property
+    def transforms_alike(self) -> bool:
+        """Whether :meth:`transform_batch` has one answer for an example, in training or not.
+
+        A subclass that overrides the one may override the other, to say that its transform draws
+        nothing at random, looks at no other example of the batch, and does not ask for
+        ``training``. Then what a model computes from an example need not be computed every time.
+        """
+        return _method_of(self, "transform_batch") is FederatedDataModule.transform_batch
+
+    @property
+    def fixed_examples(self) -> bool:
+        """Whether an example looks the same in every batch that it is in."""
+        return (
+            self.transforms_alike
+            and _method_of(self, "batches") is FederatedDataModule.batches
+            and all(
+                type(pool) is TensorExamples for pool in (self.divided.train, self.divided.test)
+            )
+        )
 
     def epoch_order(self, key: Key, num_examples: int) -> Tensor:
         """Return the order in which a local epoch visits a client's examples.
@@ -189,6 +210,18 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         )
         return self._transformed(stream, client, split, training=key is not None)
 
+    def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
+        """Return which examples the batches of a local epoch hold, as positions in stored order.
+
+        Args:
+            client: Client id.
+            key: Names the local epoch.
+        """
+        order = self.epoch_order(key, self.num_examples(client))
+        size = self.batch_size
+        starts = range(0, len(order) - len(order) % size if self.drop_last else len(order), size)
+        return [order[start : start + size] for start in starts]
+
     def train_dataloader(self) -> ClientLoader:
         """Return a task for each client with training examples."""
         return self._tasks("train")
@@ -225,3 +258,9 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             if error.index is not None:
                 where = sample_name(client, split, self.sample_number(client, split, error.index))
             raise FederationError(f"{where}: {error.text}") from error
+
+
+def _method_of(instance: object, name: str) -> object:
+    """Return the function behind a method, even where the instance has one of its own."""
+    method = getattr(instance, name)
+    return getattr(method, "__func__", method)

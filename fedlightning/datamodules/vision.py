@@ -53,3 +53,9 @@ class VisionDataModule(FederatedDataModule, ABC):
         if training and self.augment:
             images = random_crop_and_flip(images, flip=self.mirrored)
         return self._scaling(images), labels
+
+    @property
+    def transforms_alike(self) -> bool:
+        """Whether images are only scaled, in training as in evaluation."""
+        own = getattr(self.transform_batch, "__func__", None)
+        return own is VisionDataModule.transform_batch and not self.augment

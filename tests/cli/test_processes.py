@@ -22,7 +22,10 @@ def test_without_arguments_it_says_what_it_expects():
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) <= 6
-    assert ended.stderr.splitlines()[-1] == "error: expected one of fit, validate, test, predict"
+    assert (
+        ended.stderr.splitlines()[-1]
+        == "error: expected one of fit, validate, test, predict, check"
+    )
 
 
 def test_help_and_version_are_quick_and_need_no_torch():
