@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -47,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(known.text, file=sys.stderr if known.exit_code else sys.stdout)
         return known.exit_code
     watches: list[RunWatch] = []
+    words = arguments if argv is None else None  # only a process of our own starts again
+    report = partial(_report, watches=watches, words=words)
     with _signals(), quiet():
         try:
-            _run(arguments, watches)
+            _run(arguments, watches, report)
         except BaseException as error:
-            return _report(error, watches)
+            return report(error)
     return 0
 
 
-def _run(arguments: Sequence[str], watches: list[RunWatch]) -> None:
+def _run(
+    arguments: Sequence[str], watches: list[RunWatch], report: Callable[[BaseException], int]
+) -> None:
     from fedlightning.command_line.arguments import read_command
 
     command = read_command(arguments)
@@ -70,19 +75,24 @@ def _run(arguments: Sequence[str], watches: list[RunWatch]) -> None:
         return
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
-    run_command(command, watches)
+    run_command(command, watches, report)
 
 
-def _report(error: BaseException, watches: list[RunWatch]) -> int:
+def _report(error: BaseException, watches: list[RunWatch], words: Sequence[str] | None) -> int:
     from fedlightning.command_line.failures import diagnose
 
     watch = watches[0] if watches else None
     failure = diagnose(error, watch)
     if watch is not None and failure.exit_code:
         watch.remove_half_made()
+    if watch is not None and words is not None and watch.trainer is not None:
+        from fedlightning.command_line.relaunch import relaunch_if_wanted
+
+        relaunch_if_wanted(error, watch, words)
     if failure.exit_code and debugging():
         traceback.print_exception(error)
-    if not (is_first_process() or failure.leaves_work):
+    speaks = watch is None or watch.speaks
+    if not (is_first_process() or (failure.leaves_work and speaks)):
         return failure.exit_code  # the same on all ranks, and the first one says it
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)

@@ -38,6 +38,7 @@ __all__ = [
     "after_environment",
     "before_optimizers",
     "continue_logger",
+    "forget_failed_step",
     "install_loops",
     "rounds_between_looks",
     "transfer_batch",
@@ -216,18 +217,24 @@ class RoundLoop(_FitLoop):
         call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
         self.epoch_loop.batch_progress.increment_started()
 
-    def client_ends(self, outputs: Mapping[str, Any], task: ClientTask, position: int) -> None:
-        """A client's update has arrived: counted as one step."""
+    def client_ends(
+        self, outputs: Mapping[str, Any], task: ClientTask, position: int, counts: bool = True
+    ) -> None:
+        """A client is done: its update counts as one step, if it gave one."""
         progress = self.epoch_loop.batch_progress
         progress.increment_processed()
         progress.is_last_batch = position + 1 == self.max_batches
-        self._count_updates(self.updates + 1)
+        self._count_updates(self.updates + counts)
         call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
         self.trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         self.trainer._logger_connector.update_train_step_metrics()
         if self.workers.size == 1:
             self.stop_if_told_to()
+
+    def listens(self, hook: str) -> bool:
+        """Whether a callback has this hook."""
+        return any(hasattr(callback, hook) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def fire(self, hook: str, *args: Any) -> None:
         """Call a hook that only federated callbacks have (``on_client_end``, ...)."""
@@ -320,7 +327,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
 
     @property
     def _workers(self) -> Workers:
-        return Workers(self.trainer.global_rank, self.trainer.world_size)
+        return Workers.of(self.trainer)
 
     def reset(self) -> None:
         """Forget the last evaluation's scores."""
@@ -341,6 +348,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
         scores: Mapping[str, float] = {}
+        self._workers.check()
         if self._workers.owns(batch_idx) and self._failure is None:
             try:
                 scores = self._scores[batch] = self._evaluate(batch)
@@ -424,6 +432,12 @@ def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
 
 
+def forget_failed_step(trainer: pl.Trainer) -> None:
+    """Undo what a training step that raised has left open in Lightning: hook name, gradients."""
+    trainer.lightning_module._current_fx_name = None
+    trainer.lightning_module.zero_grad()
+
+
 def install_loops(
     trainer: pl.Trainer,
     fit_loop: RoundLoop,
@@ -494,14 +508,20 @@ def _prepare_then(
 
 
 def _only_note_sigterm(trainer: pl.Trainer) -> None:
-    """Have SIGTERM only noted: Lightning's handler waits for ranks that may be busy."""
+    """Have SIGTERM only noted, by all: Lightning's handler waits for ranks that may be busy."""
     connector = trainer._signal_connector
+    watchdog = getattr(trainer.strategy, "watchdog", None)
 
-    def note(signum: int, _: Any) -> None:
-        launcher = trainer.strategy.launcher
-        if not connector.received_sigterm and launcher is not None:
-            launcher.kill(signum)
+    def note(*_: Any) -> None:
+        if not connector.received_sigterm and watchdog is not None:
+            watchdog.pass_on_sigterm()
         connector.received_sigterm = True
+
+    def note_others() -> None:
+        connector.received_sigterm = True
+
+    if watchdog is not None:
+        watchdog.on_sigterm = note_others
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, note)

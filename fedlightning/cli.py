@@ -241,15 +241,19 @@ class FederatedCLI(LightningCLI):
             print(f"files: {folder}")
 
 
-def run_command(command: Command, watches: list[RunWatch]) -> None:
+def run_command(
+    command: Command, watches: list[RunWatch], report: Callable[[BaseException], int] | None = None
+) -> None:
     """Run a command of ``python -m fedlightning``.
 
     Args:
         command: What to run.
         watches: Gets the run's watch, for whoever has to explain a failure.
+        report: Explains a failure, where the process cannot come to its end by itself.
     """
     if command.strict:
         prepare_parsing(strict=True)
     watch = RunWatch()
+    watch.report = report
     watches.append(watch)
     FederatedCLI(watch=watch, args=[command.name, *command.options])

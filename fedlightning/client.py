@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 
 from fedlightning.datamodules import Batch, FederatedDataModule
+from fedlightning.faults import BadUpdate
 from fedlightning.local_log import LocalLog
 from fedlightning.seeding import Key, forked_generators
 from fedlightning.steps import Step, overrides
 
-__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "batch_limit"]
+__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "batch_limit", "time_limit"]
 
 LOCAL_HOOKS = (
     "on_train_start",
@@ -73,13 +75,17 @@ class LocalFit:
             if overrides(module, name, pl.LightningModule)
         }
 
-    def run(self, client: int, key: Key, epochs: int) -> LocalResult:
+    def run(
+        self, client: int, key: Key, epochs: int, after_step: Callable[[int], None] | None = None
+    ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
 
         Args:
             client: Client id.
             key: The client's random stream: data order, dropout and augmentation follow from it.
             epochs: Passes over the data.
+            after_step: Called after every batch with the number of steps so far; what it raises
+                ends the training.
         """
         steps = 0
         device = self._trainer.strategy.root_device
@@ -100,6 +106,8 @@ class LocalFit:
                     loss = self._step(batch, index, due)
                     steps += due
                     self._hook("on_train_batch_end", {"loss": loss}, batch, index)
+                    if after_step is not None:
+                        after_step(steps)
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
             return LocalResult(steps, self._log.collect())
@@ -107,6 +115,26 @@ class LocalFit:
     def _hook(self, name: str, *args: Any) -> Any:
         hook = self._hooks.get(name)
         return hook(*args) if hook is not None else None
+
+
+def time_limit(seconds: float | None) -> Callable[[int], None] | None:
+    """Return what stops a training after so many seconds from now, at the end of a local step.
+
+    Raises:
+        BadUpdate: (the returned function) if the time is over.
+    """
+    if seconds is None:
+        return None
+    start = time.monotonic()
+
+    def check(steps: int) -> None:
+        if time.monotonic() - start > seconds:
+            raise BadUpdate(
+                "timeout",
+                f"not done after federation.client_timeout={seconds:g} s ({steps} steps)",
+            )
+
+    return check
 
 
 def batch_limit(limit: int | float, available: int) -> int:

@@ -17,8 +17,8 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.checkpoints.io import AtomicCheckpointIO
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.strategy import FederatedDDPStrategy
 from fedlightning.tensorboard import TensorBoardBeside
-from fedlightning.workers import FederatedDDPStrategy
 
 __all__ = ["callbacks_of", "devices_of", "loggers_of", "plugins_of", "strategy_of"]
 

@@ -12,6 +12,7 @@ __all__ = [
     "EnvironmentFailure",
     "FedLightningError",
     "FederationError",
+    "WorkerLost",
     "did_you_mean",
 ]
 
@@ -47,6 +48,23 @@ class FederationError(FedLightningError):
     """A client or a round that failed."""
 
     exit_code = 5
+
+
+class WorkerLost(FederationError):
+    """Another process of the run died, stopped or failed, so that the run cannot go on.
+
+    Args:
+        rank: Which worker.
+        text: What happened to it.
+        exit_code: What this process returns because of it.
+        died: Whether it was killed or stopped, rather than ended by an error of its own.
+    """
+
+    def __init__(self, rank: int, text: str, exit_code: int = 5, died: bool = True) -> None:
+        super().__init__(text)
+        self.rank = rank
+        self.exit_code = exit_code
+        self.died = died
 
 
 class EnvironmentFailure(FedLightningError):

@@ -89,7 +89,7 @@ class ClientEvaluator:
         Args:
             scores: What this worker has measured.
         """
-        workers = Workers(self._trainer.global_rank, self._trainer.world_size)
+        workers = Workers.of(self._trainer)
         everyones: dict[ClientTask, Mapping[str, float]] = {}
         for part, flags in workers.gather((dict(scores), self._flags)):
             everyones |= part

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import get_args
 
 from fedlightning.algorithms import Algorithm, FedBABU
-from fedlightning.errors import ConfigError
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.faults import Policy
 from fedlightning.sampling import ClientSampler, UniformSampler, check_cohort_size, cohort_count
 from fedlightning.seeding import Key
 
@@ -37,6 +40,16 @@ class Federation:
             the last bits, also from one number to another.
         personal_memory_mb: How many megabytes of what clients keep (FedPer's heads, say) may lie in
             memory; more than that goes to files in the run folder, under ``personal``.
+        on_client_failure: What it means when a client raises, is too late, or gives an update that
+            cannot be merged (not finite; other keys, shapes or dtypes; no weight). ``fail`` ends
+            the run; ``skip`` makes the round without that client; ``retry`` trains it again with
+            the same random numbers, so that a fault that passes leaves no trace, and ends the run
+            if it does not pass.
+        max_retries: How often ``retry`` tries a client again, and how often a command line starts
+            workers that died again.
+        min_clients: Least number of updates that make a round; with fewer the run ends.
+        client_timeout: Seconds that a client may train; ``None`` means any. The clock is looked at
+            after every local step, so a step that never ends is not interrupted.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
 
     Raises:
@@ -56,6 +69,10 @@ class Federation:
     channels_last: bool | None = None
     clients_per_kernel: int = 1
     personal_memory_mb: float = 256.0
+    on_client_failure: Policy = "fail"
+    max_retries: int = 2
+    min_clients: int = 1
+    client_timeout: float | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +96,54 @@ class Federation:
                 f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
             )
         check_cohort_size(self.cohort_size)
+        self._check_faults()
+
+    def _check_faults(self) -> None:
+        policy = self.on_client_failure
+        if policy not in get_args(Policy):
+            raise ConfigError(
+                f"federation.on_client_failure must be one of {', '.join(get_args(Policy))}, "
+                f"got {policy!r}.{did_you_mean(str(policy), get_args(Policy))}"
+            )
+        for name, value, least in (
+            ("max_retries", self.max_retries, 0),
+            ("min_clients", self.min_clients, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"federation.{name} must be an integer >= {least}, got {value}.")
+        seconds = self.client_timeout
+        if seconds is not None and (
+            isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0)
+        ):
+            raise ConfigError(
+                "federation.client_timeout must be a finite number of seconds > 0, or null for "
+                f"none, got {seconds}."
+            )
+        if seconds is not None and self.clients_per_kernel > 1:
+            raise ConfigError(
+                "federation.client_timeout needs federation.clients_per_kernel=1: there is no "
+                "clock for each of several clients that train at once."
+            )
+        if isinstance(self.cohort_size, int):
+            self.check_min_clients(self.cohort_size)
+
+    @property
+    def retries(self) -> int:
+        """How often a client that fails is tried again."""
+        return self.max_retries if self.on_client_failure == "retry" else 0
+
+    def check_min_clients(self, cohort: int) -> None:
+        """Refuse a cohort of so many clients that could not make a round even if all succeeded.
+
+        Raises:
+            ConfigError: If it has fewer than ``min_clients``.
+        """
+        if self.min_clients > cohort:
+            raise ConfigError(
+                f"federation.min_clients={self.min_clients} with a cohort of {cohort} "
+                f"{'client' if cohort == 1 else 'clients'} can never be met; "
+                "lower it or raise federation.cohort_size."
+            )
 
     def cohort_count(self, population: int) -> int:
         """Return the number of clients a round in a population.

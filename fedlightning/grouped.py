@@ -85,16 +85,34 @@ class GroupedFit:
         self._trained.clear()
         self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
 
-    def run(self, client: int, key: Key, epochs: int) -> LocalResult:
+    def run(
+        self,
+        client: int,
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None = None,
+    ) -> LocalResult:
         """Train on a client's data; the module is changed; see :meth:`LocalFit.run`."""
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
-            self._train(group, key, epochs)
+            try:
+                self._train(group, key, epochs, after_step)
+            except Exception:
+                if len(group) == 1:
+                    raise
+                self._groups.remove(group)  # one of them failed: each by itself, to see which
+                self._train((client,), key, epochs, after_step)
         state, result = self._trained.pop(client)
         copy_into(live_state(self._module), state)
         return result
 
-    def _train(self, group: Sequence[int], key: Key, epochs: int) -> None:
+    def _train(
+        self,
+        group: Sequence[int],
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None,
+    ) -> None:
         limit, counts = self._trainer.limit_train_batches, self._data.num_batches
         steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
         # whoever is done first stands last, so that those at work are a slice of the stack
@@ -124,6 +142,8 @@ class GroupedFit:
             for client, value, (_, y) in zip(active, loss.detach(), batches, strict=True):
                 losses[client].append(value)
                 lengths[client].append(len(y))
+            if after_step is not None:
+                after_step(step + 1)
         # moves nothing, without gradients; schedulers warn where their optimizer never stepped
         self._trainer.optimizers[0].step()
         for index, client in enumerate(clients):

@@ -107,6 +107,14 @@ class LocalLog:
         self._metrics.clear()
         return means
 
+    def discard(self) -> None:
+        """Forget what a client that failed has logged; metric objects start anew."""
+        for child in self._module.modules():
+            if isinstance(child, Metric):
+                child.reset()
+        self._scalars.clear()
+        self._metrics.clear()
+
 
 def batch_length(batch: Any) -> int:
     """Return the number of examples in a batch: the length of the first tensor found in it.

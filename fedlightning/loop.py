@@ -6,7 +6,7 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
-from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
+from fedlightning._lightning import RoundLoop, StockStep, forget_failed_step, transfer_batch
 from fedlightning.algorithms import ClientUpdate
 from fedlightning.checkpoints.settings import (
     Settings,
@@ -24,18 +25,27 @@ from fedlightning.checkpoints.settings import (
     refuse_changes,
     settings_that_matter,
 )
-from fedlightning.client import LocalFit
+from fedlightning.client import LocalFit, time_limit
 from fedlightning.datamodules import ClientTask, FederatedDataModule
-from fedlightning.errors import ConfigError, FederationError
+from fedlightning.errors import ConfigError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
 from fedlightning.exchange import Trained, train_in_parallel
+from fedlightning.faults import (
+    Outcome,
+    ServersOwn,
+    attempt,
+    check_tensors,
+    check_weight,
+    count_clients,
+    require_enough,
+)
 from fedlightning.federation import Federation
 from fedlightning.grouped import GroupedFit
 from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.model_checks import check_fit, check_lone_examples, trains_by_forward
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
-from fedlightning.parts import Parts, State, first_non_finite
+from fedlightning.parts import Parts, State
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
@@ -117,7 +127,7 @@ class FederatedLoop(RoundLoop):
     @property
     def workers(self) -> Workers:
         """The processes that share the work."""
-        return Workers(self.trainer.global_rank, self.trainer.world_size)
+        return Workers.of(self.trainer)
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
@@ -151,6 +161,8 @@ class FederatedLoop(RoundLoop):
         self._freeze()
         if self._wants_channels_last():  # outputs of a convolution take its weight's layout
             self.module.to(memory_format=torch.channels_last)
+        if not getattr(self.trainer, "fast_dev_run", 0):
+            self.federation.check_min_clients(self.clients_per_round())
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
@@ -222,17 +234,24 @@ class FederatedLoop(RoundLoop):
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
-        """Broadcast, client updates, aggregation: the module is the new global model afterwards."""
-        resident = self._begun()
+        """Broadcast, client updates, aggregation: the module is the new global model afterwards.
+
+        Raises:
+            FederationError: If a client failed and the policy is not to go on without it, or too
+                few clients are left.
+        """
+        resident, federation = self._begun(), self.federation
         resident.begin_round()
-        received: list[Trained] = []
         cohort = self.cohort(self.round)
         if isinstance(self._fit, GroupedFit):
             sizes = [self.data.num_examples(client) for client in cohort]
             mine = longest_first(sizes, self.workers.size)[self.workers.rank]
             self._fit.plan([cohort[position] for position in mine])
+        outcomes: list[Outcome[Trained]] = []
         train = self._one_by_one if self.workers.size == 1 else self._in_parallel
-        resident.commit(self.federation.algorithm.aggregate(train(cohort, received)))
+        updates = self._while_enough(train(cohort, outcomes), cohort, outcomes)
+        resident.commit(federation.algorithm.aggregate(updates))
+        received = [outcome.result for outcome in outcomes if outcome.result is not None]
         self.personal.update(
             {
                 trained.update.client: {key: value.cpu() for key, value in trained.kept.items()}
@@ -240,77 +259,144 @@ class FederatedLoop(RoundLoop):
                 if trained.kept
             }
         )
-        return _mean_metrics(received)
+        counts = count_clients(outcomes) if federation.on_client_failure != "fail" else {}
+        return {
+            **_mean_metrics(received),
+            **{name: (value, LogFlags()) for name, value in counts.items()},
+        }
 
     def _one_by_one(
-        self, cohort: tuple[int, ...], received: list[Trained]
+        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Train one client after another, as fast as the aggregation asks for them."""
+        resident = self._begun()
         for position, client in enumerate(cohort):
             task = self._task(client)
             self.client_starts(task, position)
             try:
-                trained = self._train(client)
-                received.append(trained)
-                yield trained.update
+                outcome = self._try(client)
+                self._note(outcome, outcomes)
+                if outcome.result is not None:
+                    yield outcome.result.update
             finally:
-                self._begun().end_turn()
-            self.client_ends(trained.update.outputs, task, position)
+                resident.end_turn()
+            self.client_ends(_outputs(outcome), task, position, counts=outcome.result is not None)
 
     def _in_parallel(
-        self, cohort: tuple[int, ...], received: list[Trained]
+        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Train with all workers; then events and updates come in cohort order on every one."""
         resident, algorithm = self._begun(), self.federation.algorithm
         kept_keys = algorithm.kept_keys(self.parts) if algorithm.stateful else ()
 
-        def train(client: int) -> Trained:
+        def train(client: int) -> Outcome[Trained]:
             try:
-                trained = self._train(client)
-                state = {key: value.clone() for key, value in trained.update.state.items()}
-                return replace(trained, update=replace(trained.update, state=state))
+                outcome = self._try(client)
+                if outcome.result is None:
+                    return outcome
+                update = outcome.result.update
+                state = {key: value.clone() for key, value in update.state.items()}
+                return replace(
+                    outcome, result=replace(outcome.result, update=replace(update, state=state))
+                )
             finally:
                 resident.end_turn()
                 self.fire("on_client_trained")
 
-        sizes = [self.data.num_examples(client) for client in cohort]
         trainings = train_in_parallel(
-            self.workers, cohort, sizes, train, self._shared(), resident.view(kept_keys)
+            self.workers,
+            cohort,
+            [self.data.num_examples(client) for client in cohort],
+            train,
+            self._shared(),
+            resident.view(kept_keys),
+            skip=self.federation.on_client_failure == "skip",
+            told_to_stop=lambda: self.trainer.received_sigterm,
         )
         self.stop_if_told_to()
-        for position, trained in enumerate(trainings):
-            task = self._task(trained.update.client)
+        for position, outcome in enumerate(trainings):
+            task, trained = self._task(outcome.client), outcome.result
             self.client_starts(task, position)
-            received.append(replace(trained, update=replace(trained.update, state={})))
-            yield trained.update
-            self.client_ends(trained.update.outputs, task, position)
+            light = trained and replace(trained, update=replace(trained.update, state={}))
+            self._note(replace(outcome, result=light), outcomes)
+            if trained is not None:
+                yield trained.update
+            self.client_ends(_outputs(outcome), task, position, counts=trained is not None)
+
+    def _while_enough(
+        self,
+        updates: Iterator[ClientUpdate],
+        cohort: tuple[int, ...],
+        outcomes: list[Outcome[Trained]],
+    ) -> Iterator[ClientUpdate]:
+        """Hand on updates; raise in place of the end if they were too few to be merged."""
+        yield from updates
+        least = min(self.federation.min_clients, len(cohort))
+        require_enough(self.round, cohort, outcomes, least)
+
+    def _try(self, client: int) -> Outcome[Trained]:
+        """Give a client its turn, and another one while the federation's policy says so."""
+        return attempt(client, self.round, self.federation.retries, self._train, self._forget_turn)
+
+    def _note(self, outcome: Outcome[Trained], outcomes: list[Outcome[Trained]]) -> None:
+        """Tell of a client's failures; raise if the policy is not to go on without it."""
+        outcomes.append(outcome)
+        policy = self.federation.on_client_failure
+        for failure in outcome.failures:
+            if policy == "skip" or failure.retried:
+                rank_zero_warn(f"{failure} ({'tried again' if failure.retried else 'skipped'})")
+            self.fire("on_client_failure", failure)
+        if outcome.result is None and policy != "skip":
+            raise outcome.give_up()
+
+    def _forget_turn(self) -> None:
+        """Undo a turn that came to no good end: nothing of it may reach the next one."""
+        self._client_log.discard()
+        self._begun().end_turn()
+        forget_failed_step(self.trainer)
 
     def _train(self, client: int) -> Trained:
         """Give a client its turn; its state is a view of the resident model."""
-        algorithm, resident = self.federation.algorithm, self._begun()
+        federation, algorithm, resident = self.federation, self.federation.algorithm, self._begun()
         resident.take_turn(self.personal.get(client) or {})
         self._freeze()
         key = Key(self.seed, "fit", round=self.round, client=client)
-        result = self._fit.run(client, key, self.federation.local_epochs)
-        shared = self._shared()
-        if (bad := first_non_finite(shared)) is not None:
-            raise FederationError(
-                f"client {client}, round {self.round}: {bad} of its update is non-finite after "
-                f"{result.steps} steps; lower the learning rate or set trainer.gradient_clip_val."
-            )
+        self.workers.works_on(client, self.round)
+        result = self._fit.run(client, key, federation.local_epochs, self._after_step())
+        check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
+        resident.settle()
         update = ClientUpdate(
-            client, shared, self.data.num_examples(client), result.steps, result.metrics
+            client, self._shared(), self.data.num_examples(client), result.steps, result.metrics
         )
-        self.fire("on_client_end", update)
+        check_weight(update.num_examples, algorithm.weight(update))
+        if self.listens("on_client_end"):
+            try:
+                self.fire("on_client_end", update)
+            except Exception as error:
+                raise ServersOwn(error) from error
+            check_tensors(update.state, self._shared(), result.steps)
         kept = resident.copy(algorithm.kept_keys(self.parts)) if algorithm.stateful else {}
         return Trained(update, kept, dict(self._client_log.flags))
+
+    def _after_step(self) -> Callable[[int], None] | None:
+        """Return what ends a client's training early: its time is over, or a worker is lost."""
+        in_time, workers = time_limit(self.federation.client_timeout), self.workers
+        if workers.size == 1:
+            return in_time
+
+        def check(steps: int) -> None:
+            workers.check()
+            if in_time is not None:
+                in_time(steps)
+
+        return check
 
     def _task(self, client: int) -> ClientTask:
         return ClientTask(client, "train", self.data.num_examples(client))
 
     def _shared(self) -> State:
         share = self.federation.algorithm.share
-        return self._begun().view(None if share == "full" else self.parts.keys(share))
+        return dict(self._begun().view(None if share == "full" else self.parts.keys(share)))
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -379,6 +465,14 @@ class FederatedLoop(RoundLoop):
         if self._resident is not None:
             self._resident.end_turn()  # of a client whose update could not be merged
         self._resident = None
+
+
+def _outputs(outcome: Outcome[Trained]) -> dict[str, Any]:
+    """Return what ``on_train_batch_end`` gets; of a client that failed, its failure."""
+    if outcome.result is not None:
+        return outcome.result.update.outputs
+    nothing = ClientUpdate(outcome.client, {}, 0).outputs
+    return {**nothing, "failure": outcome.failures[-1]}
 
 
 def _mean_metrics(received: list[Trained]) -> Metrics:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
+from fedlightning.anchors import Anchors
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import State, copy_into, live_state
 
@@ -28,6 +29,7 @@ class Resident:
         self._module = module
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
+        self._anchors = Anchors(module)
         self._state = live_state(module)
         self._global = {key: value.clone() for key, value in self._state.items()}
         # non-persistent buffers are no part of a state: each client finds them as they are now
@@ -55,6 +57,23 @@ class Resident:
         """Return the present values of some keys, or of all; they change with the module."""
         return self._state if keys is None else {key: self._state[key] for key in keys}
 
+    def as_the_client_left_it(self) -> State:
+        """Return the state as the module has it now, with other tensors, keys or shapes if need be.
+
+        A client may have put tensors of its own in the places of the module's.
+        """
+        return live_state(self._module) if self._anchors.moved() else self._state
+
+    def settle(self) -> None:
+        """Have what a client has put in the module's places in the module's own tensors.
+
+        Only for a state of the same keys and shapes.
+        """
+        if self._anchors.moved():
+            present = live_state(self._module)
+            self._anchors.restore()
+            copy_into(self._state, present)
+
     def copy(self, keys: Sequence[str]) -> State:
         """Return a copy of the present values of some keys."""
         return {key: self._state[key].clone() for key in keys}
@@ -63,6 +82,8 @@ class Resident:
         """A client is done: the module is the global model again, its optimizers are fresh."""
         if not self._at_work:
             return
+        if self._anchors.moved():
+            self._anchors.restore()
         copy_into(self._state, self._global)
         copy_into(self._transient, self._transient_start)
         for child, mode in self._modes:
@@ -83,10 +104,11 @@ class Resident:
         if not self._at_work:
             yield
             return
-        local = {key: value.clone() for key, value in self._state.items()}
-        copy_into(self._state, self._global)
-        try:
-            with self.fresh.at_start():
-                yield
-        finally:
-            copy_into(self._state, local)
+        with self._anchors.restored() if self._anchors.moved() else nullcontext():
+            local = {key: value.clone() for key, value in self._state.items()}
+            copy_into(self._state, self._global)
+            try:
+                with self.fresh.at_start():
+                    yield
+            finally:
+                copy_into(self._state, local)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.files import remove_stale_files
-from fedlightning.workers import FederatedDDPStrategy
+from fedlightning.strategy import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer"]
 
@@ -140,7 +140,7 @@ class FederatedTrainer(pl.Trainer):
             ckpt_path = latest_checkpoint(self.default_root_dir)
         data = datamodule if datamodule is not None else train_dataloaders
         with (
-            self._limited_threads(),
+            self._at_work(),
             self._resuming(ckpt_path, model, data),
             evaluation_steps(model),
         ):
@@ -149,19 +149,19 @@ class FederatedTrainer(pl.Trainer):
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
         self._find_last(kwargs)
-        with self._limited_threads(), evaluation_steps(model or self.lightning_module):
+        with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
 
     def _find_last(self, kwargs: dict[str, Any]) -> None:
@@ -190,11 +190,15 @@ class FederatedTrainer(pl.Trainer):
         return self.fit_loop
 
     @contextmanager
-    def _limited_threads(self) -> Iterator[None]:
+    def _at_work(self) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.federation.num_threads or before)
+        strategy = self.strategy
         try:
-            yield
+            with (
+                strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
+            ):
+                yield
         finally:
             torch.set_num_threads(before)
 

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from fedlightning.errors import FederationError
-from fedlightning.parts import State, live_state
+from fedlightning.parts import State
+from fedlightning.watchdog import Watchdog
 
-__all__ = ["FederatedDDPStrategy", "Workers", "longest_first"]
+__all__ = ["Workers", "longest_first"]
 
 T = TypeVar("T")
-
-
-class FederatedDDPStrategy(DDPStrategy):
-    """Lightning's ``ddp`` without its wrapper: every worker trains clients of its own.
-
-    Gradients are never synchronised, because two workers never train the same client. All that is
-    taken from ``ddp`` is the launching of processes and their process group.
-
-    Args:
-        num_threads: CPU threads of torch in each process; ``None`` leaves Lightning's choice.
-        **kwargs: Arguments of DDPStrategy.
-    """
-
-    def __init__(self, num_threads: int | None = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._num_threads = num_threads
-
-    def setup_environment(self) -> None:
-        """Join the process group. Every rank logs the same numbers, so none has to be reduced."""
-        warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
-        super().setup_environment()
-        if self._num_threads is not None:  # the launcher has set its own idea of it
-            torch.set_num_threads(self._num_threads)
-
-    def configure_ddp(self) -> None:
-        """Start every worker from rank 0's weights; wrap nothing."""
-        assert self.model is not None
-        for tensor in live_state(self.model).values():
-            dist.broadcast(tensor, src=0)
 
 
 class Workers:
@@ -54,11 +26,19 @@ class Workers:
     Args:
         rank: This process.
         size: Number of processes; with one, nothing is ever sent.
+        watchdog: Knows which of the others are lost.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, watchdog: Watchdog | None = None) -> None:
         self.rank = rank
         self.size = size
+        self._watchdog = watchdog
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Workers:
+        """Return a trainer's processes."""
+        watchdog = getattr(trainer.strategy, "watchdog", None)
+        return cls(trainer.global_rank, trainer.world_size, watchdog)
 
     def owns(self, index: int) -> bool:
         """Whether this process does the task ``index`` where tasks are dealt out in turn."""
@@ -72,9 +52,34 @@ class Workers:
         """
         if self.size == 1:
             return [value]
+        self._meet()
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def _meet(self) -> None:
+        """Wait for the others where signals and bad news get through: no collective lets them."""
+        arrived, pause = dist.barrier(async_op=True), 1e-4
+        while arrived is not None and not arrived.is_completed():
+            time.sleep(pause)
+            pause = min(1.5 * pause, 5e-3)
+            self.check()
+        if arrived is not None:
+            arrived.wait()
+
+    def check(self) -> None:
+        """Raise if another process is lost.
+
+        Raises:
+            WorkerLost: If one is, and the run cannot go on.
+        """
+        if self._watchdog is not None:
+            self._watchdog.check()
+
+    def works_on(self, client: int, round_index: int) -> None:
+        """Let the others know of the client at work, should this process die."""
+        if self._watchdog is not None:
+            self._watchdog.works_on(client, round_index)
 
     def agree(self, failure: Exception | None) -> None:
         """Raise on every process if one has failed, so that none waits for another in vain.

@@ -182,6 +182,7 @@ class PersonalizationCallback(pl.Callback):
         try:
             with self.personalizer(trainer).at_work() as personalizer:
                 for position in filter(loop.workers.owns, range(len(clients))):
+                    loop.workers.check()
                     mine.append(personalizer.client(clients[position]))
                     loop.fire("on_client_personalized", position + 1, len(clients))
         except Exception as error:

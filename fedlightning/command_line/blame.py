@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from fedlightning.command_line.failures import causes, raised_by_user
+from fedlightning.command_line.failures import causes
 from fedlightning.command_line.known_names import setting_names
 from fedlightning.errors import ConfigError, EnvironmentFailure, FedLightningError
+from fedlightning.user_code import raised_by_user
 
 __all__ = ["blame_constructor"]
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlightning.command_line.checkpoint_faults import what_is_wrong, while_restoring
-from fedlightning.errors import FedLightningError
+from fedlightning.errors import FedLightningError, WorkerLost
+from fedlightning.user_code import place_of, raised_by_user
 
-__all__ = ["Failure", "causes", "diagnose", "raised_by_user"]
+__all__ = ["Failure", "causes", "diagnose"]
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _MOST = 800
@@ -67,8 +64,13 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
             return Failure(128 + signal.SIGTERM, interrupted, is_error=False)
         return _exit(error)
     ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
+    if isinstance(ours, WorkerLost) and ours.exit_code > 128:  # a signal to another worker
+        return Failure(ours.exit_code, interrupted, is_error=False)
     if ours is not None:
-        return _failure(ours.exit_code, _in_place(ours, chain))
+        client_failed = getattr(ours, "failure", None) is not None
+        return (client_failed and _of_the_machine_beneath(ours)) or _failure(
+            ours.exit_code, _in_place(ours, chain)
+        )
     if watch is not None and watch.checkpoint and while_restoring(error):
         return _failure(4, f"ckpt_path={watch.checkpoint!r}: {what_is_wrong(error)}")
     where = watch.where if watch is not None else ""
@@ -80,11 +82,11 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
         return found
     described = f"{type(error).__name__}: {error}".rstrip(": ")
     if at_work or (watch is not None and watch.trainer is not None and raised_by_user(error)):
-        return _failure(5, f"{where}: {described}{_place(error)}".removeprefix(": "))
+        return _failure(5, f"{where}: {described}{place_of(error)}".removeprefix(": "))
     if raised_by_user(error):
-        return _failure(2, f"{described}{_place(error)}")
+        return _failure(2, f"{described}{place_of(error)}")
     return _failure(
-        1, f"internal: {described}{_place(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback."
+        1, f"internal: {described}{place_of(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback."
     )
 
 
@@ -112,6 +114,12 @@ def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
     if module.partition(".")[0] == "wandb":
         return _failure(6, f"wandb: {text}; WANDB_MODE=offline logs without key and network.")
     return None
+
+
+def _of_the_machine_beneath(error: BaseException) -> Failure | None:
+    """The machine's trouble in what made a client fail: more memory helps, another client not."""
+    found = (_of_the_machine(link, at_work=True) for link in list(causes(error))[1:])
+    return next(filter(None, found), None)
 
 
 def _of_a_library(error: BaseException) -> Failure | None:
@@ -157,26 +165,3 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def raised_by_user(error: BaseException) -> bool:
-    """Whether the last line that is no library's is neither ours: code of the user's own."""
-    return _last_own_frame(error) is not None
-
-
-def _place(error: BaseException) -> str:
-    frame = _last_own_frame(error)
-    if frame is None:
-        return ""
-    return f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
-
-
-def _last_own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    package = str(Path(__file__).resolve().parents[1])
-    libraries = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "<frozen")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename.startswith(package):
-            return None
-        if not frame.filename.startswith(libraries) and os.path.isfile(frame.filename):
-            return frame
-    return None

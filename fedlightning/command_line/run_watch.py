@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from fedlightning.checkpoints.resumption import Resumption
 from fedlightning.datamodules import ClientTask
 from fedlightning.errors import FedLightningError, did_you_mean
+from fedlightning.strategy import FederatedDDPStrategy
 
 __all__ = ["RunWatch", "SaveRunConfig"]
 
@@ -24,12 +27,16 @@ class RunWatch(pl.Callback):
         trainer: The trainer, once there is one that runs.
         client: The client at work, ``None`` between clients.
         checkpoint: The checkpoint that the run is to start from.
+        report: Says how the command ended, and returns its exit code.
+        environment: The process's environment before the run.
     """
 
     def __init__(self) -> None:
         self.trainer: pl.Trainer | None = None
         self.client: int | None = None
         self.checkpoint: str | None = None
+        self.environment = dict(os.environ)
+        self.report: Callable[[BaseException], int] | None = None
         self._first_round: int | None = None
         self._root: Path | None = None
         self._before: set[str] = set()
@@ -112,16 +119,23 @@ class RunWatch(pl.Callback):
 
     def saved(self) -> str:
         """Return which checkpoint holds which rounds; nothing if there is none."""
-        checkpoint = self._last_checkpoint()
+        checkpoint = self.last_checkpoint()
         if checkpoint is None:
             return ""
         rounds = "round 0" if self.rounds_done <= 1 else f"rounds 0..{self.rounds_done - 1}"
         return f"{_shown(checkpoint)} holds {rounds}; go on with --ckpt_path last."
 
-    def _last_checkpoint(self) -> Path | None:
+    def last_checkpoint(self) -> Path | None:
+        """Return the run's last checkpoint, if it has one."""
         folder = self.run_folder()
         path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
         return path if path is not None and path.exists() else None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one of its run to say how that ended."""
+        strategy = self.trainer.strategy if self.trainer is not None else None
+        return not isinstance(strategy, FederatedDDPStrategy) or strategy.speaks
 
     # -- the folder ----------------------------------------------------------------------------
 
@@ -138,6 +152,8 @@ class RunWatch(pl.Callback):
     def before_run(self, trainer: pl.Trainer) -> None:
         """Remember the trainer, and what is there before it runs."""
         self.trainer = trainer
+        if isinstance(trainer.strategy, FederatedDDPStrategy):
+            trainer.strategy.last_resort = self.report
         if trainer.loggers and isinstance(
             root := getattr(trainer.loggers[0], "root_dir", None), str
         ):

@@ -48,6 +48,29 @@ def test_a_client_that_raises_is_named_and_earlier_rounds_are_kept(run, plugin, 
     assert (version / "checkpoints" / "last.ckpt").exists()
 
 
+def test_a_round_in_which_all_clients_fail_ends_the_run_under_skip_too(run, plugin):
+    words = ["--federation.on_client_failure=skip", "--trainer.max_epochs=3"]
+    ended = run("B", "--model=plugin.Raises", *words)
+    assert ended.code == 5
+    assert ended.error.startswith(
+        "error: round 1: 0 of 2 clients succeeded, federation.min_clients=1. exception: clients "
+    )
+    assert ended.err.count("ValueError: a bug of mine (plugin.py:31) (skipped)") == 2
+    assert "last.ckpt holds round 0" in ended.err.splitlines()[-1]
+
+
+def test_memory_that_a_client_lacks_is_the_machines_trouble(run, plugin, write):
+    write(
+        "greedy.py",
+        "from fedlightning.models import MLP\n"
+        "class Greedy(MLP):\n"
+        "    def training_step(self, batch, batch_idx): raise MemoryError\n",
+    )
+    ended = run("B", "--model=greedy.Greedy")
+    assert ended.code == 6
+    assert ended.error.startswith("error: out of memory")
+
+
 def test_what_all_processes_of_a_run_find_wrong_is_said_once(run, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     ended = run("B", "--model.lr=1", "--model.lr=2", "--data.batchsize=4")
