@@ -16,7 +16,7 @@ from peers.common import BATCH, COHORT, LR, MOMENTUM, Diary, Pair, Work, argumen
 DEVIATIONS = (
     "cohorts given instead of drawn",
     "no evaluation on the server (its default is one a round)",
-    "its default keeps each client's optimizer, momentum included, from round to round",
+    "persistency=False: its default keeps a client's momentum from round to round",
 )
 
 
@@ -69,6 +69,7 @@ def federation(work: Work) -> ReplayFedAVG:
         model=work.net(),
         client={
             "batch_size": BATCH,
+            "persistency": False,
             "local_epochs": 1,
             "loss": "CrossEntropyLoss",
             "optimizer": {"name": "SGD", "lr": LR, "momentum": MOMENTUM},
