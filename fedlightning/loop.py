@@ -6,56 +6,45 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 
-from fedlightning._lightning import RoundLoop, StockStep, forget_failed_step, transfer_batch
-from fedlightning.algorithms import ClientUpdate
+from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
 from fedlightning.checkpoints.settings import (
     Settings,
     optimizer_settings,
     refuse_changes,
     settings_that_matter,
 )
-from fedlightning.client import LocalFit, time_limit
-from fedlightning.datamodules import ClientTask, FederatedDataModule
+from fedlightning.client import LocalFit
+from fedlightning.cohort_training import CohortTraining
+from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError
 from fedlightning.evaluation import ClientEvaluator, Metrics, federated_data
-from fedlightning.exchange import Trained, train_in_parallel
+from fedlightning.exchange import Trained
 from fedlightning.faults import (
     Outcome,
-    ServersOwn,
-    attempt,
-    check_tensors,
-    check_weight,
-    count_clients,
-    require_enough,
 )
 from fedlightning.federation import Federation
 from fedlightning.grouped import GroupedFit
-from fedlightning.local_log import LocalLog, LogFlags
-from fedlightning.model_checks import check_fit, check_lone_examples, trains_by_forward
+from fedlightning.local_log import LocalLog
+from fedlightning.model_checks import check_module
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
-from fedlightning.parts import Parts, State
+from fedlightning.parts import Parts
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
 from fedlightning.store import PersonalStates
-from fedlightning.workers import Workers, longest_first
+from fedlightning.workers import Workers
 
 __all__ = ["FederatedLoop"]
-
-
-_MOST_LOOKED_AT = 10_000  # clients whose number of examples is checked before the first round
 
 
 class Visitor(Protocol):
@@ -158,7 +147,7 @@ class FederatedLoop(RoundLoop):
         self.trainable = {
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
-        self._freeze()
+        self.freeze()
         if self._wants_channels_last():  # outputs of a convolution take its weight's layout
             self.module.to(memory_format=torch.channels_last)
         if not getattr(self.trainer, "fast_dev_run", 0):
@@ -168,22 +157,7 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{algorithm.name}."
             )
-        self._check_model()
-
-    def _check_model(self) -> None:
-        """Show the module two examples before it is trained on thousands."""
-        if not trains_by_forward(self.module):
-            return
-        some = range(min(self.data.num_clients, _MOST_LOOKED_AT))
-        sizes = [self.data.num_examples(client) for client in some]
-        client = max(some, key=sizes.__getitem__)
-        batch = next(self.evaluator.batches(client, "train"), None)
-        if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], torch.Tensor)):
-            return
-        with self.trainer.precision_plugin.forward_context():
-            check_fit(self.module, batch[0][:2], self.data.num_classes)
-            if not self.data.drop_last:
-                check_lone_examples(self.module, batch[0], sizes, self.data.batch_size)
+        check_module(self.trainer, self.module, self.data, self.evaluator)
 
     def _wants_channels_last(self) -> bool:
         if self.federation.channels_last is not None:
@@ -194,8 +168,6 @@ class FederatedLoop(RoundLoop):
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
-        self._client_log = LocalLog(self.module)
-        self._fit = self.choose_fit()
         schedulers = [
             config.scheduler
             for config in self.trainer.lr_scheduler_configs
@@ -206,16 +178,18 @@ class FederatedLoop(RoundLoop):
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
-        self._resident = Resident(self.module, fresh)
+        self._resident, log = Resident(self.module, fresh), LocalLog(self.module)
+        fit = self._choose_fit(self._resident, log)
+        self._training = CohortTraining(self, self._resident, fit, log)
 
-    def choose_fit(self) -> LocalFit | GroupedFit:
+    def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit:
         """Return what trains clients, one by one or several at once."""
-        trainer, module, data, log = self.trainer, self.module, self.data, self._client_log
+        trainer, module, data = self.trainer, self.module, self.data
         if (size := self.federation.clients_per_kernel) == 1:
             return LocalFit(trainer, module, data, self.choose_step(), log)
         return GroupedFit(
             trainer, module, data, log, size,
-            start=lambda client: self._begun().start(self.personal.get(client) or {}),
+            start=lambda client: resident.start(self.personal.get(client) or {}),
         )  # fmt: skip
 
     def choose_step(self) -> Step:
@@ -226,7 +200,8 @@ class FederatedLoop(RoundLoop):
             return step
         return lambda batch, index, due: step(transfer_batch(self.trainer, batch), index, due)
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
+        """Freeze what the algorithm does not train."""
         algorithm = self.federation.algorithm
         if algorithm.train != "full":
             freeze(self.module, self.parts, "head" if algorithm.train == "body" else "body")
@@ -240,163 +215,19 @@ class FederatedLoop(RoundLoop):
             FederationError: If a client failed and the policy is not to go on without it, or too
                 few clients are left.
         """
-        resident, federation = self._begun(), self.federation
+        resident, training = self._begun()
         resident.begin_round()
-        cohort = self.cohort(self.round)
-        if isinstance(self._fit, GroupedFit):
-            sizes = [self.data.num_examples(client) for client in cohort]
-            mine = longest_first(sizes, self.workers.size)[self.workers.rank]
-            self._fit.plan([cohort[position] for position in mine])
         outcomes: list[Outcome[Trained]] = []
-        train = self._one_by_one if self.workers.size == 1 else self._in_parallel
-        updates = self._while_enough(train(cohort, outcomes), cohort, outcomes)
-        resident.commit(federation.algorithm.aggregate(updates))
-        received = [outcome.result for outcome in outcomes if outcome.result is not None]
+        updates = training.run(self.cohort(self.round), outcomes)
+        resident.commit(self.federation.algorithm.aggregate(updates))
         self.personal.update(
             {
-                trained.update.client: {key: value.cpu() for key, value in trained.kept.items()}
-                for trained in received
-                if trained.kept
+                outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
+                for outcome in outcomes
+                if outcome.result is not None and outcome.result.kept
             }
         )
-        counts = count_clients(outcomes) if federation.on_client_failure != "fail" else {}
-        return {
-            **_mean_metrics(received),
-            **{name: (value, LogFlags()) for name, value in counts.items()},
-        }
-
-    def _one_by_one(
-        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
-    ) -> Iterator[ClientUpdate]:
-        """Train one client after another, as fast as the aggregation asks for them."""
-        resident = self._begun()
-        for position, client in enumerate(cohort):
-            task = self._task(client)
-            self.client_starts(task, position)
-            try:
-                outcome = self._try(client)
-                self._note(outcome, outcomes)
-                if outcome.result is not None:
-                    yield outcome.result.update
-            finally:
-                resident.end_turn()
-            self.client_ends(_outputs(outcome), task, position, counts=outcome.result is not None)
-
-    def _in_parallel(
-        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
-    ) -> Iterator[ClientUpdate]:
-        """Train with all workers; then events and updates come in cohort order on every one."""
-        resident, algorithm = self._begun(), self.federation.algorithm
-        kept_keys = algorithm.kept_keys(self.parts) if algorithm.stateful else ()
-
-        def train(client: int) -> Outcome[Trained]:
-            try:
-                outcome = self._try(client)
-                if outcome.result is None:
-                    return outcome
-                update = outcome.result.update
-                state = {key: value.clone() for key, value in update.state.items()}
-                return replace(
-                    outcome, result=replace(outcome.result, update=replace(update, state=state))
-                )
-            finally:
-                resident.end_turn()
-                self.fire("on_client_trained")
-
-        trainings = train_in_parallel(
-            self.workers,
-            cohort,
-            [self.data.num_examples(client) for client in cohort],
-            train,
-            self._shared(),
-            resident.view(kept_keys),
-            skip=self.federation.on_client_failure == "skip",
-            told_to_stop=lambda: self.trainer.received_sigterm,
-        )
-        self.stop_if_told_to()
-        for position, outcome in enumerate(trainings):
-            task, trained = self._task(outcome.client), outcome.result
-            self.client_starts(task, position)
-            light = trained and replace(trained, update=replace(trained.update, state={}))
-            self._note(replace(outcome, result=light), outcomes)
-            if trained is not None:
-                yield trained.update
-            self.client_ends(_outputs(outcome), task, position, counts=trained is not None)
-
-    def _while_enough(
-        self,
-        updates: Iterator[ClientUpdate],
-        cohort: tuple[int, ...],
-        outcomes: list[Outcome[Trained]],
-    ) -> Iterator[ClientUpdate]:
-        """Hand on updates; raise in place of the end if they were too few to be merged."""
-        yield from updates
-        least = min(self.federation.min_clients, len(cohort))
-        require_enough(self.round, cohort, outcomes, least)
-
-    def _try(self, client: int) -> Outcome[Trained]:
-        """Give a client its turn, and another one while the federation's policy says so."""
-        return attempt(client, self.round, self.federation.retries, self._train, self._forget_turn)
-
-    def _note(self, outcome: Outcome[Trained], outcomes: list[Outcome[Trained]]) -> None:
-        """Tell of a client's failures; raise if the policy is not to go on without it."""
-        outcomes.append(outcome)
-        policy = self.federation.on_client_failure
-        for failure in outcome.failures:
-            if policy == "skip" or failure.retried:
-                rank_zero_warn(f"{failure} ({'tried again' if failure.retried else 'skipped'})")
-            self.fire("on_client_failure", failure)
-        if outcome.result is None and policy != "skip":
-            raise outcome.give_up()
-
-    def _forget_turn(self) -> None:
-        """Undo a turn that came to no good end: nothing of it may reach the next one."""
-        self._client_log.discard()
-        self._begun().end_turn()
-        forget_failed_step(self.trainer)
-
-    def _train(self, client: int) -> Trained:
-        """Give a client its turn; its state is a view of the resident model."""
-        federation, algorithm, resident = self.federation, self.federation.algorithm, self._begun()
-        resident.take_turn(self.personal.get(client) or {})
-        self._freeze()
-        key = Key(self.seed, "fit", round=self.round, client=client)
-        self.workers.works_on(client, self.round)
-        result = self._fit.run(client, key, federation.local_epochs, self._after_step())
-        check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
-        resident.settle()
-        update = ClientUpdate(
-            client, self._shared(), self.data.num_examples(client), result.steps, result.metrics
-        )
-        check_weight(update.num_examples, algorithm.weight(update))
-        if self.listens("on_client_end"):
-            try:
-                self.fire("on_client_end", update)
-            except Exception as error:
-                raise ServersOwn(error) from error
-            check_tensors(update.state, self._shared(), result.steps)
-        kept = resident.copy(algorithm.kept_keys(self.parts)) if algorithm.stateful else {}
-        return Trained(update, kept, dict(self._client_log.flags))
-
-    def _after_step(self) -> Callable[[int], None] | None:
-        """Return what ends a client's training early: its time is over, or a worker is lost."""
-        in_time, workers = time_limit(self.federation.client_timeout), self.workers
-        if workers.size == 1:
-            return in_time
-
-        def check(steps: int) -> None:
-            workers.check()
-            if in_time is not None:
-                in_time(steps)
-
-        return check
-
-    def _task(self, client: int) -> ClientTask:
-        return ClientTask(client, "train", self.data.num_examples(client))
-
-    def _shared(self) -> State:
-        share = self.federation.algorithm.share
-        return dict(self._begun().view(None if share == "full" else self.parts.keys(share)))
+        return training.metrics(outcomes)
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -407,9 +238,9 @@ class FederatedLoop(RoundLoop):
         with holder.at_rest() if holder is not None else nullcontext():
             yield
 
-    def _begun(self) -> Resident:
+    def _begun(self) -> tuple[Resident, CohortTraining]:
         assert self._resident is not None, "begin() comes first"
-        return self._resident
+        return self._resident, self._training
 
     def extra_state(self) -> dict[str, Any]:
         """Return what clients keep, and the settings that a resumed run must share."""
@@ -465,23 +296,3 @@ class FederatedLoop(RoundLoop):
         if self._resident is not None:
             self._resident.end_turn()  # of a client whose update could not be merged
         self._resident = None
-
-
-def _outputs(outcome: Outcome[Trained]) -> dict[str, Any]:
-    """Return what ``on_train_batch_end`` gets; of a client that failed, its failure."""
-    if outcome.result is not None:
-        return outcome.result.update.outputs
-    nothing = ClientUpdate(outcome.client, {}, 0).outputs
-    return {**nothing, "failure": outcome.failures[-1]}
-
-
-def _mean_metrics(received: list[Trained]) -> Metrics:
-    """Average the clients' metrics over the cohort's examples."""
-    metrics: dict[str, tuple[float, LogFlags]] = {}
-    for name, flags in {n: f for trained in received for n, f in trained.flags.items()}.items():
-        logged = [trained.update for trained in received if name in trained.update.metrics]
-        weight = sum(update.num_examples for update in logged)
-        if weight:
-            total = sum(update.metrics[name] * update.num_examples for update in logged)
-            metrics[name] = (total / weight, flags)
-    return metrics

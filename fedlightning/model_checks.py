@@ -11,14 +11,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
+from fedlightning.evaluation import ClientEvaluator
 from fedlightning.module import FederatedModule
 from fedlightning.parts import copy_into, live_state
 from fedlightning.steps import overrides
 
-__all__ = ["check_fit", "check_lone_examples", "trains_by_forward"]
+__all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
 
+_MOST_LOOKED_AT = 10_000  # clients whose number of examples is checked
 _USUAL_SIZES = (28, 32, 8, 16, 24, 48, 64, 84, 96, 128, 224, 256)
+
+
+def check_module(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: FederatedDataModule,
+    evaluator: ClientEvaluator,
+) -> None:
+    """Show the module two examples of a client before it is trained on thousands.
+
+    Args:
+        trainer: The trainer, for its precision.
+        module: A module on its device; only one that :func:`trains_by_forward` is checked.
+        data: The clients' data.
+        evaluator: Gives a client's batches as the module gets them.
+
+    Raises:
+        ConfigError: See :func:`check_fit`.
+        DataError: See :func:`check_fit` and :func:`check_lone_examples`.
+    """
+    if not trains_by_forward(module):
+        return
+    some = range(min(data.num_clients, _MOST_LOOKED_AT))
+    sizes = [data.num_examples(client) for client in some]
+    batch = next(evaluator.batches(max(some, key=sizes.__getitem__), "train"), None)
+    if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
+        return
+    with trainer.precision_plugin.forward_context():
+        check_fit(module, batch[0][:2], data.num_classes)
+        if not data.drop_last:
+            check_lone_examples(module, batch[0], sizes, data.batch_size)
 
 
 def trains_by_forward(module: pl.LightningModule) -> bool:

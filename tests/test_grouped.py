@@ -362,6 +362,7 @@ class OwnOptimizer(Net):
         return MySGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:You have overridden")  # Lightning says which hook it uses
 @pytest.mark.parametrize(
     ("module", "settings", "reason"),
     [

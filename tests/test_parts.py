@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from fedlightning import FedAvg, FederatedModule
@@ -104,3 +106,24 @@ def test_a_misspelt_attribute_is_noticed_whatever_the_algorithm():
 
     with pytest.raises(ConfigError, match=r"head='head' matches no parameter .*'hed'"):
         fit(Misspelt(), FedAvg())
+
+
+@given(st.lists(st.sampled_from(["a", "a.b", "b", "b.0", "b.10", "c"]), min_size=1, unique=True))
+def test_body_and_head_are_disjoint_and_complete_whatever_the_prefixes(prefixes):
+    net = nn.ModuleDict(
+        {
+            "a": nn.ModuleDict({"b": nn.Linear(1, 1), "bb": nn.Linear(1, 1)}),
+            "b": nn.Sequential(*(nn.Linear(1, 1) for _ in range(11))),
+            "c": nn.BatchNorm1d(2),
+            "d": nn.Linear(1, 1),
+        }
+    )
+    parts = split_parts(net, head=prefixes)
+    assert not set(parts.body) & set(parts.head)
+    assert [key for key in net.state_dict() if key in {*parts.body, *parts.head}] == list(
+        net.state_dict()
+    )
+    assert all(
+        any(key.startswith(f"{prefix}.") for prefix in prefixes) == (key in parts.head)
+        for key in net.state_dict()
+    )

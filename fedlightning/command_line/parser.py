@@ -103,10 +103,9 @@ def _write_enum(dumper: yaml.SafeDumper, member: Enum) -> yaml.Node:
 
 def _load(text: str, path: str = "") -> Any:
     """Read a config file, or one value of the command line."""
-    if path or "\n" in text or text.lstrip().startswith(("{", "[")):
-        try:
-            check_text(text, path or "value")
-        except ConfigError as error:
-            if path or not isinstance(error.__cause__, yaml.YAMLError):
-                raise
+    try:
+        check_text(text, path or "value")
+    except ConfigError as error:
+        if path or not isinstance(error.__cause__, yaml.YAMLError):
+            raise
     return mark_references(get_loader("yaml")(text))
