@@ -19,10 +19,9 @@ import warnings
 from dataclasses import dataclass
 from datetime import date
 from statistics import mean, median
-from typing import Any
 
 import torch
-from workloads import data, federation, module
+from workloads import QUIET, data, federation, module
 
 from fedlightning import FederatedTrainer, PersonalizationCallback
 from fedlightning.datamodules import FederatedDataModule
@@ -33,13 +32,6 @@ VARIANTS = {
     "features once": (False, True),
     "plain, channels last": (True, False),
     "features once, channels last": (True, True),
-}
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
 }
 
 

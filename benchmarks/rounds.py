@@ -36,6 +36,7 @@ Variants = dict[str, tuple[str, str | None, list[str]]]
 PLAIN = ["channels_last=false", "fused=false"]
 ENGINE: Variants = {
     "raw loop": ("raw", None, []),
+    "raw loop, ReLU before pooling": ("raw", None, ["published=1"]),
     "raw loop, channels last and fused SGD": ("raw", None, ["fast=1"]),
     "fedlightning, no switch": ("ours", None, PLAIN),
     "fedlightning, fused SGD": ("ours", None, ["channels_last=false"]),

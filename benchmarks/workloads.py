@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,6 +12,14 @@ from fedlightning.datamodules import FashionMNIST, Shards
 from fedlightning.models import Conv4
 
 COHORT, BATCH = 10, 50
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
+"""Trainer arguments with which nothing but the work is timed."""
 
 
 class LeNet(FederatedModule):

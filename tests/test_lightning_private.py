@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
@@ -68,9 +70,25 @@ def test_the_attribute_is_still_there(path):
         value = getattr(value, name)
 
 
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda folder: ModelCheckpoint(), ["_every_n_epochs"]),
+        (lambda folder: TensorBoardLogger(folder), ["_kwargs", "_version"]),
+        (lambda folder: WandbLogger(save_dir=folder, offline=True), ["_id", "_wandb_init"]),
+        (lambda folder: trainer(), ["_signal_connector", "_logger_connector"]),
+    ],
+)
+def test_callbacks_loggers_and_trainer_have_theirs(make, names, tmp_path):
+    made = make(tmp_path)
+    missing = [name for name in names if not hasattr(made, name)]
+    assert not missing, f"Lightning {pl.__version__}: {type(made).__name__} lost {missing}"
+
+
 def test_only_one_file_touches_them():
     own = {"__init__.py", "_lightning.py"}
     theirs = {name for names in NAMES.values() for name in names if name.startswith("_")}
+    theirs |= {"_every_n_epochs", "_wandb_init", "_signal_connector"}
     theirs |= {"_first_loop_iter", "_callback_metrics", "_batches_that_stepped", "_current_fx_name"}
     offenders = [
         f"{path.name}:{node.lineno} {node.attr}"

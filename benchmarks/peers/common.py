@@ -26,17 +26,26 @@ LR, MOMENTUM, BATCH, COHORT = 0.01, 0.9, 50, 10
 Pair = tuple[Tensor, Tensor]
 
 
-class FourConv(nn.Module):
-    """4convNet for grey images of 28x28: the same layers and keys as fedlightning's Conv4."""
+def _pooled(published: bool) -> list[nn.Module]:
+    """Return max-pool and ReLU in the cheaper order, or in that in which they are published."""
+    layers: list[nn.Module] = [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+    return layers[::-1] if published else layers
 
-    def __init__(self) -> None:
+
+class FourConv(nn.Module):
+    """4convNet for grey images of 28x28: the same layers and keys as fedlightning's Conv4.
+
+    Args:
+        published: Whether ReLU comes before pooling: the same function, with more work.
+    """
+
+    def __init__(self, published: bool = False) -> None:
         super().__init__()
         blocks = [
             nn.Sequential(
                 nn.Conv2d(inputs, outputs, 3, padding=1),
                 nn.BatchNorm2d(outputs, track_running_stats=False),
-                nn.MaxPool2d(2),
-                nn.ReLU(inplace=True),
+                *_pooled(published),
             )
             for inputs, outputs in pairwise([1, 64, 64, 64, 64])
         ]
@@ -51,13 +60,17 @@ class FourConv(nn.Module):
 
 
 class LeNet(nn.Module):
-    """Two 5x5 convolutions of 32 and 64 channels, two linear layers."""
+    """Two 5x5 convolutions of 32 and 64 channels, two linear layers.
 
-    def __init__(self) -> None:
+    Args:
+        published: Whether ReLU comes before pooling: the same function, with more work.
+    """
+
+    def __init__(self, published: bool = False) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
-            nn.Conv2d(32, 64, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(1, 32, 5, padding=2), *_pooled(published),
+            nn.Conv2d(32, 64, 5, padding=2), *_pooled(published),
             nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU(),
         )  # fmt: skip
         self.head = nn.Linear(512, 10)
@@ -102,9 +115,9 @@ class Work:
         """Every client's test examples."""
         return _split(self.test_pool, self.test_sizes)
 
-    def net(self) -> nn.Module:
+    def net(self, published: bool = False) -> nn.Module:
         """Return the network with its initial weights."""
-        net = NETS[self.workload]()
+        net = NETS[self.workload](published)
         net.load_state_dict(self.weights)
         return net
 

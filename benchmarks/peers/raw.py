@@ -13,7 +13,7 @@ def main() -> None:
     work, diary = arguments(), Diary()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    net, fast = work.net(), "fast" in options()
+    net, fast = work.net("published" in options()), "fast" in options()
     if fast:
         net.to(memory_format=torch.channels_last)
     server = {key: value.clone() for key, value in net.state_dict().items()}
