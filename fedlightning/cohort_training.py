@@ -70,11 +70,12 @@ class CohortTraining:
         """
         workers = self._loop.workers
         if isinstance(self._fit, GroupedFit):
-            sizes = [self._loop.data.num_examples(client) for client in cohort]
+            sizes = [self._size(client) for client in cohort]
             mine = longest_first(sizes, workers.size)[workers.rank]
             self._fit.plan([cohort[position] for position in mine])
         train = self._one_by_one if workers.size == 1 else self._in_parallel
         yield from train(cohort, outcomes)
+        workers.works_on(None, self._loop.round)
         least = min(self._federation.min_clients, len(cohort))
         require_enough(self._loop.round, cohort, outcomes, least)
 
@@ -131,7 +132,7 @@ class CohortTraining:
         trainings = train_in_parallel(
             self._loop.workers,
             cohort,
-            [self._loop.data.num_examples(client) for client in cohort],
+            [self._size(client) for client in cohort],
             train,
             self._shared(),
             resident.view(kept_keys),
@@ -216,7 +217,14 @@ class CohortTraining:
         return check
 
     def _task(self, client: int) -> ClientTask:
-        return ClientTask(client, "train", self._loop.data.num_examples(client))
+        return ClientTask(client, "train", self._size(client))
+
+    def _size(self, client: int) -> int:
+        """Return how many examples a client has; 0 if that fails, as its training then does."""
+        try:
+            return self._loop.data.num_examples(client)
+        except Exception:
+            return 0
 
     def _shared(self) -> State:
         share = self._federation.algorithm.share

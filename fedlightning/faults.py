@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_args
 
+import torch
 from torch import Tensor
 
 from fedlightning.errors import (
@@ -43,7 +44,10 @@ Cause = Literal["exception", "non_finite", "bad_update", "bad_weight", "timeout"
 
 T = TypeVar("T")
 _MOST = 500
-_NOT_THE_CLIENTS = (ConfigError, CheckpointError, EnvironmentFailure, WorkerLost)
+_NOT_THE_CLIENTS = (
+    ConfigError, CheckpointError, EnvironmentFailure, WorkerLost,
+    MemoryError, torch.cuda.OutOfMemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

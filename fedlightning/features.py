@@ -28,7 +28,7 @@ __all__ = [
 FeatureBatch = tuple[Tensor, Tensor]
 """What the head gets, shape (n, ...), and the labels, int64, shape (n,)."""
 
-_ROWS = 64  # 4convNet takes 1.5 times as long for an image in batches of 128
+_ROWS = 64  # larger batches of a convolutional network's activations do not fit the cache
 
 
 class NoFeatures(Exception):
@@ -136,8 +136,8 @@ def nearest_mean_accuracy(
 def pooling_without_indices(module: nn.Module) -> Iterator[None]:
     """Have 2x2 max-pools look for the maximum alone, inside the ``with`` block: the same values.
 
-    Torch's own also notes where each maximum was, which only a backward pass needs and which takes
-    a third to a half of a small network's forward pass on a CPU.
+    Torch's own also notes where each maximum was, which only a backward pass needs, and which takes
+    a good part of a small network's forward pass on a CPU.
     """
     pools = [
         child

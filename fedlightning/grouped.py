@@ -9,11 +9,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedlightning.client import LOCAL_HOOKS, LocalResult, batch_limit
 from fedlightning.datamodules import Batch, FederatedDataModule
-from fedlightning.errors import ConfigError
+from fedlightning.errors import ConfigError, WorkerLost
 from fedlightning.local_log import LocalLog
 from fedlightning.module import FederatedModule
 from fedlightning.parts import State, copy_into, live_state
@@ -37,8 +38,10 @@ class GroupedFit:
     The first of a group to be asked for is trained together with the others, whose results wait
     for their turns. Each client has the batches, the optimizer and the steps that it would have
     alone; a client with fewer batches leaves the group early, and batches of unlike length are
-    computed apart. Results are those of training one by one, up to rounding. A group starts when
-    its first client does, so what a callback does to the model between two of them is not seen.
+    computed apart. Results are those of training one by one, up to rounding. If one of a group
+    fails, its clients are trained one by one, and so is a client that is tried again. A group
+    starts when its first client does, so what a callback does to the model between two of them is
+    not seen.
 
     Args:
         trainer: The trainer whose limits and optimizer are honoured.
@@ -95,12 +98,17 @@ class GroupedFit:
         """Train on a client's data; the module is changed; see :meth:`LocalFit.run`."""
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
+            if group in self._groups:
+                self._groups.remove(group)  # whoever is tried again is tried by itself
             try:
                 self._train(group, key, epochs, after_step)
-            except Exception:
-                if len(group) == 1:
+            except Exception as error:
+                if len(group) == 1 or isinstance(error, WorkerLost):
                     raise
-                self._groups.remove(group)  # one of them failed: each by itself, to see which
+                rank_zero_warn(
+                    f"clients {', '.join(map(str, group))} are trained one by one this time, to "
+                    f"see whose fault it is: {type(error).__name__}: {error}"
+                )
                 self._train((client,), key, epochs, after_step)
         state, result = self._trained.pop(client)
         copy_into(live_state(self._module), state)

@@ -219,14 +219,15 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         outcomes: list[Outcome[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
-        resident.commit(self.federation.algorithm.aggregate(updates))
-        self.personal.update(
+        merged = self.federation.algorithm.aggregate(updates)
+        self.personal.update(  # may fail on a full disk: the global model is the old one then
             {
                 outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
                 for outcome in outcomes
                 if outcome.result is not None and outcome.result.kept
             }
         )
+        resident.commit(merged)
         return training.metrics(outcomes)
 
     # -- checkpoints ---------------------------------------------------------------------------

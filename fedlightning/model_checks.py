@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.datamodules import FederatedDataModule
+from fedlightning.datamodules.divided import Divided
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.evaluation import ClientEvaluator
 from fedlightning.module import FederatedModule
@@ -20,7 +21,6 @@ from fedlightning.steps import overrides
 
 __all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
 
-_MOST_LOOKED_AT = 10_000  # clients whose number of examples is checked
 _USUAL_SIZES = (28, 32, 8, 16, 24, 48, 64, 84, 96, 128, 224, 256)
 
 
@@ -44,14 +44,15 @@ def check_module(
     """
     if not trains_by_forward(module):
         return
-    some = range(min(data.num_clients, _MOST_LOOKED_AT))
-    sizes = [data.num_examples(client) for client in some]
-    batch = next(evaluator.batches(max(some, key=sizes.__getitem__), "train"), None)
+    # data that are made when asked for are not made for all clients just to be counted
+    sizes = data.held.splits.sizes("train") if isinstance(data.held, Divided) else None
+    largest = int(sizes.argmax()) if sizes is not None else 0
+    batch = next(evaluator.batches(largest, "train"), None)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
         check_fit(module, batch[0][:2], data.num_classes)
-        if not data.drop_last:
+        if sizes is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
             check_lone_examples(module, batch[0], sizes, data.batch_size)
 
 

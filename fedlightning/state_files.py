@@ -22,7 +22,7 @@ import torch
 
 from fedlightning.errors import CheckpointError
 from fedlightning.parts import State
-from fedlightning.reporting.files import write_atomically
+from fedlightning.reporting.files import sync_folder, write_atomically
 
 __all__ = ["read_state", "write_states"]
 
@@ -87,8 +87,10 @@ def _write(folder: Path, states: Mapping[int, State]) -> Path:
     sums = {client: _checksum(state) for client, state in states.items()}
     content = save(tensors, metadata={"crc32": json.dumps(sums)})
     path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
-    if not path.exists():
+    if not path.exists() or path.stat().st_size != len(content):
         write_atomically(path, content)
+        for place in (folder, folder.parent):  # a checkpoint that names the file may come at once
+            sync_folder(place)
     return path
 
 

@@ -72,10 +72,11 @@ class PersonalStates:
                 self._states[client] = state
             if self._bytes <= self._max_bytes or self._folder is None:
                 return
-            states, self._states, self._bytes = self._states, {}, 0
+            states = self._states
         if states:
             assert self._folder is not None
             self._files.update(write_states(self._folder(), states))
+            self._states, self._bytes = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all states, or the names of the files that hold them.

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,7 +174,7 @@ class FederatedDDPStrategy(DDPStrategy):
         try:
             code = self.last_resort(lost) if self.last_resort is not None else lost.exit_code
             if self.last_resort is None:
-                print(f"error: {lost}", flush=True)
+                print(f"error: {lost}", file=sys.stderr, flush=True)
         finally:
             for child in self._children:
                 child.send_signal(signal.SIGKILL)

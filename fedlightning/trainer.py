@@ -243,7 +243,7 @@ class FederatedTrainer(pl.Trainer):
             except Exception as error:
                 failure = error
             else:
-                for place in (folder, folder / "checkpoints"):
+                for place in (folder, folder / "checkpoints", folder / "personal"):
                     remove_stale_files(place)
         self.federated_loop.workers.agree(failure)
 

@@ -47,7 +47,7 @@ class _Peer:
     connection: socket.socket
     pid: int = 0
     host: str = ""
-    at: tuple[int, int] | None = None  # client and round
+    at: tuple[int | None, int] | None = None  # client, if one is trained, and round
     seen: float = field(default_factory=time.monotonic)
     buffer: bytes = b""
 
@@ -144,7 +144,7 @@ class Watchdog:
             rank = int(hello["rank"])
             self._peers[rank] = _Peer(rank, connection, int(hello["pid"]), str(hello["host"]))
 
-    def works_on(self, client: int, round_index: int) -> None:
+    def works_on(self, client: int | None, round_index: int) -> None:
         """Let the others know of the client at work, should this process not live to tell."""
         self._post({"at": [client, round_index]})
 
@@ -280,7 +280,11 @@ class Watchdog:
         """A worker is lost: tell the others, and end."""
         if self.lost is not None or self._over.is_set():
             return
-        where = f", client {peer.at[0]}, round {peer.at[1]}" if died and peer.at else ""
+        where = ""
+        if died and peer.at is not None:
+            client, round_index = peer.at
+            where = "" if client is None else f", client {client}"
+            where += f", round {round_index}"
         text = f"worker {peer.rank} {what}{where}"
         self._tell({"lost": [peer.rank, text, code, died]}, but=peer.rank)
         self._conclude(WorkerLost(peer.rank, text, code, died))

@@ -76,7 +76,7 @@ class Workers:
         if self._watchdog is not None:
             self._watchdog.check()
 
-    def works_on(self, client: int, round_index: int) -> None:
+    def works_on(self, client: int | None, round_index: int) -> None:
         """Let the others know of the client at work, should this process die."""
         if self._watchdog is not None:
             self._watchdog.works_on(client, round_index)

@@ -106,7 +106,12 @@ class PersonalizationCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse, before the first round, what could not be done after the last."""
-        self.personalizer(trainer).check()
+        personalizer = self.personalizer(trainer)
+        personalizer.check()
+        if self.features_once:
+            with personalizer.at_work():
+                pass  # refused here if it cannot be
+        _ = _loop_of(trainer).data.evaluated_clients
         rounds = trainer.max_epochs or -1
         regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
         check_monitors(trainer, ("personalized/", "initial/"), regular)

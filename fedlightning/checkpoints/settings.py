@@ -21,6 +21,7 @@ Settings = dict[str, str]
 
 # Where data lie, how many processes read them, what is shown: no result depends on these.
 _FREE = {"root", "download", "num_workers", "max_epochs", "devices", "verbose", "path", "data_dir"}
+_FREE |= {"cache_size", "eval_clients"}
 # A constructor's arguments that a digest or a setting of its own stands for.
 _ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction"}
 _LARGEST = 400
@@ -69,6 +70,8 @@ def settings_that_matter(
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "trainer.limit_train_batches": trainer.limit_train_batches,
     }
+    if federation.clients_per_kernel > 1:  # who shares a kernel decides about last bits
+        settings["trainer.devices"] = trainer.world_size
     arguments = {k: v for k, v in _arguments(data).items() if k not in _ELSEWHERE}
     settings |= {f"data.{name}": value for name, value in arguments.items()}
     chosen = {**_arguments(module), **module.hparams}

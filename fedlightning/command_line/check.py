@@ -34,8 +34,8 @@ def check(command: Command) -> str:
     if not configs:
         raise ConfigError("check expects a config: python -m fedlightning check FILE [--key=value]")
     contents = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in configs]
-    given = dict(map(read_option, options))
-    named = [found for content in [*contents, given] for found in named_classes(content)]
+    given = [dict([read_option(word)]) for word in options]
+    named = [found for content in [*contents, *given] for found in named_classes(content)]
     foreign = [found for found in named if not found.trusted]
     if foreign and command.strict:
         raise ConfigError(
