@@ -13,6 +13,7 @@ from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.grouped import why_not
 from fedlightning.models import MLP, Conv4
+from fedlightning.sampling import FixedCohorts
 from tests.toys import Net, data, examples, fit, net, same, state, trainer
 
 RAGGED = (12, 5, 9, 12, 1)  # batches of 4: last ones of 1, and clients who are done early
@@ -403,3 +404,31 @@ def test_a_plain_lightning_module_is_refused():
 def test_a_number_of_clients_is_a_number(value):
     with pytest.raises(ConfigError, match=r"federation.clients_per_kernel must be an integer >= 1"):
         trainer(federation={"clients_per_kernel": value})
+
+
+@pytest.mark.filterwarnings("ignore:clients 0, 1, 2, 3 are trained one by one")
+@pytest.mark.filterwarnings("ignore:client 2, round")
+def test_of_a_group_only_the_client_that_fails_is_left_out():
+    class Broken(ClientDatasets):
+        def batches(self, client, split, **kwargs):
+            if client == 2 and split == "train" and kwargs.get("key") is not None:
+                raise ValueError("no data today")
+            return super().batches(client, split, **kwargs)
+
+    class Failures(pl.Callback):
+        seen: list[int] = []  # noqa: RUF012
+
+        def on_client_failure(self, trainer, module, failure):
+            self.seen.append(failure.client)
+
+    given = [examples(8, seed) for seed in range(4)]
+    grouped, alone = net(), net()
+    skipping = {"clients_per_kernel": 4, "on_client_failure": "skip"}
+    broken = Broken(train=given, test=given, num_classes=3, batch_size=4)
+    fit(grouped, FedAvg(), 1, datamodule=broken, federation=skipping, callbacks=[Failures()])
+    assert Failures.seen == [2]
+    whole = ClientDatasets(train=given, test=given, num_classes=3, batch_size=4)
+    cohort = {"sampler": FixedCohorts([[0, 1, 3]])}
+    fit(alone, FedAvg(), 1, cohort=3, datamodule=whole, federation=cohort)
+    for key, value in state(alone).items():
+        torch.testing.assert_close(value, state(grouped)[key], atol=1e-5, rtol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedlightning import Algorithm, PersonalizationCallback
-from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.store import PersonalStates
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
@@ -111,3 +111,11 @@ def test_a_stateless_algorithm_keeps_nothing(tmp_path):
 def test_a_negative_limit_is_refused():
     with pytest.raises(ConfigError, match=r"personal_memory_mb must be >= 0, got -1"):
         trainer(federation={"personal_memory_mb": -1})
+
+
+def test_nothing_is_lost_where_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    states = PersonalStates(lambda: tmp_path / "file" / "personal", max_bytes=0)
+    with pytest.raises(EnvironmentFailure):
+        states.update({3: {"w": torch.ones(2)}})
+    assert torch.equal(states.get(3)["w"], torch.ones(2))

@@ -75,6 +75,14 @@ def test_what_a_run_would_refuse_is_refused(run, tmp_path, options, message):
     assert [path.name for path in tmp_path.iterdir()] == ["ok.yaml"]
 
 
+def test_every_item_put_on_a_list_is_named(run, evil):
+    words = ["--trainer.callbacks+=evilmod.First", "--trainer.callbacks+=evilmod.Second"]
+    ended = run("check", "ok.yaml", *words)
+    assert ended.code == 0
+    assert "evilmod.First" in ended.out
+    assert "evilmod.Second" in ended.out
+
+
 def test_without_a_config_there_is_nothing_to_check(run):
     assert run("check").error.startswith("error: check expects a config")
 
