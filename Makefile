@@ -19,6 +19,7 @@ bench: $(VENV)/.installed  ## Our engine and its switches beside a hand-written 
 	$(BIN)/python benchmarks/personalization.py
 	$(BIN)/python benchmarks/population.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/per_client.py
 
 bench-peers: $(VENV)/.installed  ## Rounds beside other libraries', in environments of their own.
 	$(BIN)/python benchmarks/rounds.py peers $(ARGS)

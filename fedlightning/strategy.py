@@ -58,6 +58,8 @@ class FederatedDDPStrategy(DDPStrategy):
     def setup_environment(self) -> None:
         """Join the process group. Every rank logs the same numbers, so none has to be reduced."""
         warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist=True")
+        # a worker without clients in a round takes no step, and the schedule moves on all the same
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self._take_children()
         with StartGuard(self._children, self._give_up):
             super().setup_environment()

@@ -64,7 +64,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [FedBABU(), KEPT], ids=["FedBABU", "kept"])
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", [2, 3, 4])
 def test_workers_give_the_bits_of_one_process(devices, algorithm, tmp_path):
     assert_same_run(
         run(tmp_path / "one", 1, algorithm), run(tmp_path / "several", devices, algorithm)
