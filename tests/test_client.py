@@ -40,7 +40,7 @@ def test_short_and_stock_path_give_the_same_bits(settings):
     for module_class, step in ((Net, ShortStep), (Stock, StockStep)):
         module = net(module=module_class, dropout=0.3)
         built = fit(module, FedAvg(), rounds=2, federation={"local_epochs": 2}, **settings)
-        chosen = loop_of(built)._fit._step
+        chosen = loop_of(built)._training._fit._step
         if settings.get("precision") not in ("64-true", "bf16-true"):  # these wrap the step
             assert isinstance(chosen, step)
         results.append(state(module))
