@@ -8,7 +8,7 @@ import weakref
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
@@ -274,11 +274,12 @@ def test_an_update_that_is_not_finite_ends_the_run_and_names_client_and_round():
 
 
 def test_channels_last_changes_the_layout_and_nothing_that_matters(tmp_path):
-    images = ClientDatasets(
-        train=[(torch.rand(8, 3, 16, 16), torch.arange(8) % 3) for _ in range(2)],
-        test=[(torch.rand(4, 3, 16, 16), torch.arange(4) % 3) for _ in range(2)],
-        num_classes=3,
-    )
+    random = torch.Generator().manual_seed(0)
+
+    def some(n: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(n, 3, 16, 16, generator=random), torch.arange(n) % 3
+
+    images = ClientDatasets(train=[some(8), some(8)], test=[some(4), some(4)], num_classes=3)
     plain, last = (net(module=Conv4, num_classes=3, image_size=16, width=8) for _ in range(2))
     fit(plain, FedBABU(), datamodule=images, federation={"channels_last": False})
     fit(last, FedBABU(), datamodule=images)  # what it is on a CPU unless somebody says otherwise

@@ -11,7 +11,7 @@ from fedlightning.command_line.explain import explain
 from fedlightning.command_line.references import mark_references
 from fedlightning.command_line.run_watch import RunWatch
 from fedlightning.datamodules import Digits
-from fedlightning.errors import ConfigError
+from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.models import MLP
 
 # LightningCLI's own use of jsonargparse
@@ -46,6 +46,9 @@ def test_a_checkpoints_hyperparameters_override_nothing(tmp_path):
     arguments = ["fit", "--model.hidden=[4]", *OPTIONS, *SILENT]
     FederatedCLI(MLP, Digits, args=arguments)
     again = [*arguments, "--trainer.max_epochs=2", "--ckpt_path=last", "--model.lr=0.5"]
+    with pytest.raises(CheckpointError, match=r"model.lr: 0.1 then, 0.5 now"):
+        FederatedCLI(MLP, Digits, args=again)
+    again[0] = "test"
     assert FederatedCLI(MLP, Digits, args=again).model.lr == 0.5
 
 
