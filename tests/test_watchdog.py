@@ -50,7 +50,7 @@ def connect(monkeypatch):
 
 def die(dog: Watchdog) -> None:
     """Close a worker's connections, as the kernel does when a process ends."""
-    for peer in dog._peers.values():
+    for peer in list(dog._peers.values()):  # its thread lets go of them meanwhile
         peer.connection.shutdown(socket.SHUT_RDWR)
 
 
