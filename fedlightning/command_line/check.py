@@ -14,6 +14,7 @@ import yaml
 
 from fedlightning.command_line.arguments import Command
 from fedlightning.command_line.named_classes import (
+    STRICT_RULE,
     NamedClass,
     named_classes,
     read_option,
@@ -38,10 +39,7 @@ def check(command: Command) -> str:
     named = [found for content in [*contents, *given] for found in named_classes(content)]
     foreign = [found for found in named if not found.trusted]
     if foreign and command.strict:
-        raise ConfigError(
-            f"{foreign[0].key}: {foreign[0].path} not allowed: with --strict, configs name classes "
-            "of fedlightning, Lightning and torch only."
-        )
+        raise ConfigError(f"{foreign[0].key}: {foreign[0].path} not allowed: {STRICT_RULE}.")
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for number, content in enumerate(contents):

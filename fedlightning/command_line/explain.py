@@ -15,6 +15,7 @@ from fedlightning.command_line.known_names import (
     setting_names,
     subclass_names,
 )
+from fedlightning.command_line.named_classes import STRICT_RULE
 from fedlightning.command_line.references import unmark_references
 from fedlightning.command_line.strict_yaml import check_config
 from fedlightning.command_line.wording import any_of, literal, shown
@@ -151,7 +152,7 @@ def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
 def _denied(complaint: Complaint, found: re.Match[str]) -> str:
     why = "configs must not name it"
     if found[2] == "*":
-        why = "with --strict, configs name classes of fedlightning, Lightning and torch only"
+        why = STRICT_RULE
     return f"{complaint.key}: {found[1]} not allowed: {why}."
 
 

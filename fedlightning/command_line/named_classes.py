@@ -10,7 +10,14 @@ from typing import Any
 
 import yaml
 
-__all__ = ["TRUSTED", "NamedClass", "named_classes", "without_classes"]
+__all__ = [
+    "STRICT_RULE",
+    "TRUSTED",
+    "NamedClass",
+    "named_classes",
+    "read_option",
+    "without_classes",
+]
 
 TRUSTED = (
     "fedlightning",
@@ -23,6 +30,8 @@ TRUSTED = (
     "torchvision.transforms",
 )
 """Packages whose classes a config may name with ``--strict``."""
+
+STRICT_RULE = "with --strict, configs name classes of fedlightning, Lightning and torch only"
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _NAME = re.compile(r"[A-Z]\w*")
