@@ -76,7 +76,12 @@ class LocalFit:
         }
 
     def run(
-        self, client: int, key: Key, epochs: int, after_step: Callable[[int], None] | None = None
+        self,
+        client: int,
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None = None,
+        on_epoch: Callable[[int], None] | None = None,
     ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
 
@@ -86,6 +91,7 @@ class LocalFit:
             epochs: Passes over the data.
             after_step: Called after every batch with the number of steps so far; what it raises
                 ends the training.
+            on_epoch: Called at the start of every local epoch with its number.
         """
         steps = 0
         device = self._trainer.strategy.root_device
@@ -94,6 +100,8 @@ class LocalFit:
         with forked_generators(key, device), self._log.capture():
             self._hook("on_train_start")
             for epoch in range(epochs):
+                if on_epoch is not None:
+                    on_epoch(epoch)
                 self._hook("on_train_epoch_start")
                 batches = self._data.batches(
                     client, "train", key=key.at(epoch=epoch), device=device

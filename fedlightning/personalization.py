@@ -159,7 +159,7 @@ class Personalizer:
             nan = math.nan
             return PersonalResult(ClientRecord(client, num_train, 0, nan, nan, nan, nan))
         self._restore()
-        copy_into(live_state(loop.module), loop.personal.get(client) or {})
+        copy_into(live_state(loop.module), loop.personal_model(client))
         task = ClientTask(client, "test", num_test)
         *scores, nearest = self._tune_alone(task) or self._tune(task)
         before, after = ({_short_name(name): value for name, value in s.items()} for s in scores)
