@@ -177,8 +177,8 @@ class Algorithm:
         for item in (self.server, *self.local):
             if isinstance(item, ServerOptimizer) or (item is not None and item.needs_global):
                 raise ConfigError(
-                    f"{type(item).__name__} needs a global model, and with share='none' (as in "
-                    "LocalOnly) there is none."
+                    f"{type(item).__name__} needs a global model, and with share='none' there is "
+                    "none."
                 )
 
 

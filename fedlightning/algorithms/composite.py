@@ -42,7 +42,12 @@ class Composite(Algorithm):
             raise ConfigError(
                 f"federation.algorithm: Composite needs two or more algorithms, got {len(members)}."
             )
-        super().__init__(**_joined(members))
+        choices = _joined(members)
+        try:
+            super().__init__(**choices)
+        except ConfigError as error:
+            names = " and ".join(member.name for member in members)
+            raise ConfigError(f"{names} do not go together: {error}") from None
         self.algorithms = tuple(members)
         self._deciding = {method: _deciding(members, method) for method in ("aggregate", "weight")}
 
