@@ -20,6 +20,7 @@ __all__ = [
     "check_weight",
     "floats_of",
     "require_byzantine",
+    "require_finite",
     "sum_dtype",
     "widest_float",
 ]
@@ -36,14 +37,14 @@ class Merge(Protocol):
 
         Raises:
             ValueError: If the weight is not a finite number > 0, keys or shapes differ, or a value
-                is NaN or infinite.
+                is NaN or infinite (a plain mean, which keeps only a sum, says so at the end).
         """
 
     def result(self) -> State:
         """Return the floating-point tensors of the new state, each in its own dtype.
 
         Raises:
-            ValueError: If nothing was pushed.
+            ValueError: If nothing was pushed, or the result is not finite.
             FederationError: If the rule cannot work with as few states as were pushed.
         """
 
@@ -118,8 +119,7 @@ def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = N
         like: A state that it must resemble.
 
     Raises:
-        ValueError: If keys or shapes of the floating-point tensors differ, or a value is NaN or
-            infinite.
+        ValueError: If keys or shapes of the floating-point tensors differ.
 
     Example:
         >>> floats_of({"w": torch.zeros(1), "n": torch.tensor(3)})
@@ -135,9 +135,17 @@ def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = N
                 raise ValueError(
                     f"shapes differ: {key} is {tuple(value.shape)}, not {tuple(like[key].shape)}"
                 )
-    if (bad := first_non_finite(values)) is not None:
-        raise ValueError(f"{bad} holds a NaN or an infinity")
     return values
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse values that no rule can compare or add.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    if (bad := first_non_finite(state)) is not None:
+        raise ValueError(f"{bad} holds a NaN or an infinity")
 
 
 def require_byzantine(number: int) -> None:

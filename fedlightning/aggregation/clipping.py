@@ -16,6 +16,7 @@ from fedlightning.aggregation.base import (
     Sums,
     check_weight,
     floats_of,
+    require_finite,
     widest_float,
 )
 from fedlightning.aggregation.gathered import Gathered
@@ -103,6 +104,7 @@ class _ClippedMean:
         """Take one client's state in; it may be overwritten afterwards."""
         check_weight(weight)
         values = floats_of(state, self._reference)
+        require_finite(values)
         norm = update_norm(values, self._reference, self._parameters)
         share = 1.0 if norm <= self._max_norm else self._max_norm / norm
         self._mean.push(

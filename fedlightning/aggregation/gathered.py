@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedlightning.aggregation.base import Aggregator, check_weight, floats_of
+from fedlightning.aggregation.base import Aggregator, check_weight, floats_of, require_finite
 from fedlightning.parts import State
 
 __all__ = ["Gathered", "blocks"]
@@ -46,6 +46,7 @@ class Gathered:
         """
         check_weight(weight)
         values = floats_of(state, self._reference)
+        require_finite(values)
         self._states.append({key: value.clone() for key, value in values.items()})
         self._weights.append(weight)
 

@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from fedlightning.aggregation.base import Aggregator, Sums, check_weight, floats_of, sum_dtype
+from fedlightning.aggregation.base import (
+    Aggregator,
+    Sums,
+    check_weight,
+    floats_of,
+    require_finite,
+    sum_dtype,
+)
 from fedlightning.parts import State
 
 __all__ = ["Mean", "WeightedMean"]
@@ -65,8 +72,8 @@ class WeightedMean:
             weight: Its weight, > 0.
 
         Raises:
-            ValueError: If the weight is not a finite number > 0, keys or shapes differ from the
-                first's, or a value is NaN or infinite.
+            ValueError: If the weight is not a finite number > 0, or keys or shapes differ from
+                the first's.
         """
         check_weight(weight)
         values = floats_of(state, self._sums)
@@ -88,13 +95,16 @@ class WeightedMean:
         """Return the mean, each tensor in its own dtype.
 
         Raises:
-            ValueError: If nothing was pushed.
+            ValueError: If nothing was pushed, or the mean is not finite: a NaN or an infinity in
+                any of the states is still there in the sum.
         """
         if self._sums is None:
             raise ValueError("the mean of no states")
-        return {
+        mean = {
             key: (total / self._weight).to(self._dtypes[key]) for key, total in self._sums.items()
         }
+        require_finite(mean)
+        return mean
 
     def _dtype(self, value: Tensor) -> torch.dtype:
         return sum_dtype(value.device, self._sums_in)
