@@ -151,8 +151,8 @@ def krum_scores(
     pairs = torch.zeros(count * (count - 1) // 2, dtype=torch.float64)
     for key in states[0]:
         if key in parameters:
-            for block in blocks(states, key):
-                pairs += _squared_distances(block)
+            on_device = [_squared_distances(block) for block in blocks(states, key)]
+            pairs += torch.stack(on_device).sum(dim=0).cpu() if on_device else 0.0
     distances = torch.zeros(count, count, dtype=torch.float64)
     row, column = torch.triu_indices(count, count, offset=1)
     distances[row, column] = distances[column, row] = pairs
@@ -162,9 +162,9 @@ def krum_scores(
 
 
 def _squared_distances(block: Tensor) -> Tensor:
-    """Return the squared distances of all pairs of rows, as 01, 02, ..., 12, ..., on the CPU."""
+    """Return the squared distances of all pairs of rows: 01, 02, ..., 12, ..."""
     wide = block.cpu().double() if block.device.type == "mps" else block.double()
-    return F.pdist(wide).square().cpu()
+    return F.pdist(wide).square()
 
 
 def _best_first(
