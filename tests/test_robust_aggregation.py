@@ -145,7 +145,7 @@ def test_clipping_shortens_updates_and_keeps_weights(table, limit, data):
 def test_clipping_to_the_median_needs_no_limit():
     table = [[3, 0, 0], [0, 1, 0], [0, 0, 100]]  # norms 3, 1, 100
     assert merge(NormClipping("median"), table) == close([1, 1 / 3, 1])
-    assert merge(NormClipping("median"), table) == merge(NormClipping(3.0), table)
+    assert merge(NormClipping("median"), table, [1, 2, 5]) == close([3 / 8, 2 / 8, 15 / 8])
 
 
 def test_updates_shorter_than_the_limit_give_the_mean_bit_for_bit():
