@@ -126,6 +126,11 @@ class FederatedLoop(RoundLoop):
         return self._roles
 
     @property
+    def parameters(self) -> frozenset[str]:
+        """The keys of the module's parameters; the other keys are buffers'."""
+        return frozenset(key for key, _ in self.module.named_parameters())
+
+    @property
     def seed(self) -> int:
         """The seed of everything in the run that is random."""
         return default_seed(self.federation.seed)
@@ -170,6 +175,8 @@ class FederatedLoop(RoundLoop):
             self.module.to(memory_format=torch.channels_last)
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
+            if self.federation.aggregator is not None:
+                self.federation.aggregator.check(self.clients_per_round())
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
@@ -191,7 +198,9 @@ class FederatedLoop(RoundLoop):
 
     def _start_server(self) -> Server:
         """Return the server; it goes on from the state that a checkpoint had."""
-        server = Server(self.federation.algorithm, self.data.num_clients)
+        server = Server(
+            self.federation.algorithm, self.data.num_clients, self.federation.aggregator
+        )
         shared = [key for key, _ in self.module.named_parameters() if key in set(self.roles.shared)]
         trained = set(self.roles.trained)
         moving = [key for key in shared if key in trained and self.trainable[key]]
@@ -293,7 +302,7 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         outcomes: list[Outcome[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
-        merged = self.server.merge(updates, resident.received)
+        merged = self.server.merge(updates, resident.received, self.roles.shared)
         self.personal.update(  # may fail on a full disk: the global model is the old one then
             {
                 outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
