@@ -182,4 +182,7 @@ class Algorithm:
                 )
 
 
-_FIELDS = {*_CHOICES, "local", "server", "claims"}
+CHOSEN = (*_CHOICES, "local", "server")
+"""The names of an algorithm's choices."""
+
+_FIELDS = {*CHOSEN, "claims"}
