@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 SIZES = (8, 6, 7, 6)  # of the clients; batches of four, so none has a single example
 COHORTS = [(0, 1, 3), (3, 2, 0), (1, 0, 2)]  # of the rounds
 BODY, HEAD = ["body.0.weight", "body.0.bias"], ["head.weight", "head.bias"]
-LR, MOMENTUM, EPOCHS = 0.1, 0.5, 2
+LR, MOMENTUM, EPOCHS, BATCH = 0.1, 0.5, 2, 4
 
 
 def clients() -> ClientDatasets:
@@ -34,7 +34,7 @@ def clients() -> ClientDatasets:
         train=[(x.double(), y) for x, y in pairs],
         test=[(x.double(), y) for x, y in tests],
         num_classes=3,
-        batch_size=4,
+        batch_size=BATCH,
     )
     made.setup()
     return made
@@ -131,7 +131,9 @@ def sizes(cohort: Iterable[int]) -> list[float]:
     return [float(SIZES[client]) for client in cohort]
 
 
-def assert_close(got: Mapping[str, Tensor], want: Mapping[str, Tensor], bound: float = 1e-9) -> None:
+def assert_close(
+    got: Mapping[str, Tensor], want: Mapping[str, Tensor], bound: float = 1e-9
+) -> None:
     """Compare two states of the same keys."""
     assert got.keys() == want.keys()
     for k, value in want.items():
@@ -141,5 +143,3 @@ def assert_close(got: Mapping[str, Tensor], want: Mapping[str, Tensor], bound: f
 def global_and_own(loop: Any, client: int) -> Weights:
     """Return a client's whole model: the global one, and where it has its own, that."""
     return {**state(loop.module), **loop.personal_model(client)}
-
-
