@@ -8,6 +8,7 @@ from typing import Any
 
 from fedlightning.aggregation import Merge
 from fedlightning.algorithms.base import CHOSEN, Algorithm
+from fedlightning.algorithms.roles import ModelKeys, Roles
 from fedlightning.algorithms.update import ClientUpdate
 from fedlightning.errors import ConfigError
 from fedlightning.parts import State
@@ -19,8 +20,8 @@ class Composite(Algorithm):
     """An algorithm with the choices of several others; ``a + b`` in Python.
 
     Choices that one of them makes and the others leave open are taken over; local methods are
-    joined. What two of them choose differently is refused. An ``aggregate`` or ``weight`` of a
-    member's own decides for all of them, with the choices of all of them.
+    joined. What two of them choose differently is refused. A member's own ``roles``,
+    ``weight`` or ``aggregate`` decides for all of them, with the choices of all of them.
 
     Args:
         algorithms: Two or more algorithms.
@@ -51,7 +52,9 @@ class Composite(Algorithm):
             names = " and ".join(member.name for member in members)
             raise ConfigError(f"{names} do not go together: {error}") from None
         self.algorithms = tuple(members)
-        self._deciding = {method: _deciding(members, method) for method in ("aggregate", "weight")}
+        self._deciding = {
+            method: _deciding(members, method) for method in ("aggregate", "weight", "roles")
+        }
 
     @property
     def name(self) -> str:
@@ -60,6 +63,11 @@ class Composite(Algorithm):
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.algorithms))
+
+    def roles(self, keys: ModelKeys) -> Roles:
+        """Return which keys are trained, shared and kept; by a member's own rule, if one has it."""
+        owner = self._deciding["roles"]
+        return super().roles(keys) if owner is None else self._for_all(owner).roles(keys)
 
     def weight(self, update: ClientUpdate) -> float:
         """Return an update's weight in the mean; a member's own rule, if one has it."""
