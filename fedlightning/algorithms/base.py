@@ -71,6 +71,8 @@ class Algorithm:
         local: list[LocalMethod] | None = None,
         server: ServerOptimizer | None = None,
     ) -> None:
+        if not isinstance(local, (list, tuple, type(None))):
+            raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
         given = {
             "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
             "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,

@@ -48,7 +48,7 @@ def start(**kwargs: Any) -> Any:
 def trained(algorithm: Any, module: Any = None, federation: Any = None, **kwargs: Any) -> Any:
     """Fit three rounds with :data:`COHORTS` and return the loop; the module holds the result."""
     settings = {"local_epochs": EPOCHS, **(federation or {})}
-    built = trainer(algorithm, rounds=3, cohort=3, federation=settings, **kwargs)
+    built = trainer(algorithm, cohort=3, federation=settings, **{"rounds": 3, **kwargs})
     loop_of(built).cohort = COHORTS.__getitem__
     built.fit(module if module is not None else start(), datamodule=clients())
     return loop_of(built)

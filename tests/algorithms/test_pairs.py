@@ -1,4 +1,4 @@
-"""Which algorithms go together: every pair of the family either runs or is refused with a reason."""
+"""Which algorithms go together: every pair of the family runs, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _part(key: str, one: str, other: str) -> str:
 
 
 REFUSED: dict[tuple[str, str], str] = {
-    **{pair: _SERVER for pair in combinations((*SERVERS, "PFedMe"), 2)},  # PFedMe's with beta
+    **dict.fromkeys(combinations((*SERVERS, "PFedMe"), 2), _SERVER),  # PFedMe's with beta
     **{(name, "LocalOnly"): _NOBODY for name in ("FedProx", *SERVERS, "SCAFFOLD")},
     **{(name, "LocalOnly"): _NOBODY for name in ("Ditto", "APFL", "PFedMe")},
     ("FedProx", "PFedMe"): "Proximal changes gradients, MoreauEnvelope has its own",
@@ -48,7 +48,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LGFedAvg", "FedRoD"): _part("share", "head", "full"),
     ("LGFedAvg", "LocalOnly"): _part("share", "head", "none"),
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
-    **{pair: _STEP for pair in combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2)},
+    **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from fedlightning import FedBABU, FedBN, FedPer, FedRep, LGFedAvg, LocalOnly
+from fedlightning import SCAFFOLD, FedBABU, FedBN, FedPer, FedProx, FedRep, LGFedAvg, LocalOnly
 from tests.algorithms.by_hand import (
     BODY,
     COHORTS,
     HEAD,
+    LR,
     Sgd,
     Weights,
     assert_close,
@@ -104,6 +105,52 @@ def test_fedbabu_with_fedbn_keeps_the_bodys_norms_alone():
     loop = trained(FedBABU() + FedBN(), start(norm=True))
     assert_close(state(loop.module), w)
     assert_close(global_and_own(loop, 3), {**w, **own[3]})
+
+
+def test_the_proximal_term_leaves_alone_what_stays_with_the_client():
+    received = {}
+
+    def turn(mine: Weights, client: int, round_: int) -> None:
+        optimizer = Sgd(mine)
+        received.update(copy(mine))
+        for batch in batches(client, round_):
+            g = gradient(mine, batch)
+            g |= {k: g[k] + 2.0 * (mine[k] - received[k]) for k in BODY}
+            optimizer.step(g)
+
+    w, own = by_hand(state(start()), turn, BODY, HEAD)
+    loop = trained(FedPer() + FedProx(mu=2.0))
+    assert_close(state(loop.module), w)
+    assert_close(loop.personal_model(3), own[3])
+
+
+def test_scaffold_counts_the_steps_of_a_part_alone():
+    first = state(start())
+    c = {k: 0 * first[k] for k in BODY}
+    controls = {client: copy(c) for client in range(4)}
+    changes = []
+
+    def turn(mine: Weights, client: int, round_: int) -> None:
+        if len(changes) == 3:  # of the last round
+            c.update({k: c[k] + sum(change[k] for change in changes) / 4 for k in BODY})
+            changes.clear()
+        for batch in batches(client, round_, epochs=2):
+            g = gradient(mine, batch, HEAD)
+            mine.update({k: mine[k] - LR * g[k] for k in HEAD})
+        began, steps, ci = copy(mine), 0, controls[client]
+        for batch in batches(client, round_, epochs=(2, 3)):
+            g, steps = gradient(mine, batch, BODY), steps + 1
+            mine.update({k: mine[k] - LR * (g[k] - ci[k] + c[k]) for k in BODY})
+        new = {k: ci[k] - c[k] + (began[k] - mine[k]) / (steps * LR) for k in BODY}
+        changes.append({k: new[k] - ci[k] for k in BODY})
+        controls[client] = new
+
+    w, own = by_hand(first, turn, BODY, HEAD, lambda _: [1.0] * 3)
+    loop = trained(SCAFFOLD() + FedRep(head_epochs=2), start(momentum=0.0))
+    assert_close(state(loop.module), w)
+    assert_close(loop.personal_model(0), own[0])
+    kept = loop.personal.get(1)
+    assert_close({k: kept[f"scaffold/{k}"] for k in BODY}, controls[1])
 
 
 def test_a_client_that_never_trained_has_the_global_model():
