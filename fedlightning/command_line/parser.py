@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning_utilities.core.enums import StrEnum
 from pytorch_lightning.cli import LightningArgumentParser
 
@@ -52,6 +52,21 @@ class FederatedArgumentParser(LightningArgumentParser):
                 found[1], _without_value(found[1], getattr(self, "args", [])), 1
             )
         raise ConfigError(explain(message, parser.option_names())) from ex
+
+    def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Any:
+        """Return the defaults; of a class that is one, without its settings.
+
+        They are filled in at the end. A class that is named in its place would inherit those of
+        the same name: FedAvg the uniform weights of FedBABU.
+        """
+        defaults = super().get_defaults(skip_validation, **kwargs)
+        for action in self._actions:
+            given: Any = action.default
+            if not isinstance(given, (dict, Namespace)):
+                continue
+            if "class_path" in given and "init_args" not in given:
+                defaults.get(action.dest, {}).pop("init_args", None)
+        return defaults
 
     def option_names(self) -> list[str]:
         """Return the names of the options, without dashes."""
