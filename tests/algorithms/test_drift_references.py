@@ -23,7 +23,7 @@ from tests.algorithms.by_hand import (
     start,
     trained,
 )
-from tests.toys import state
+from tests.toys import Net, net, state
 
 
 def proximal_loss(w: Weights, received: Weights, mu: float, batch) -> torch.Tensor:
@@ -118,3 +118,14 @@ def test_a_control_variate_holds_the_losses_gradient_and_nothing_of_the_proximal
         c = {k: c[k] + sum(change[k] for change in changes) / 4 for k in c}
     assert_close(state(loop.module), x)
     assert_close(loop.personal.get(0), {f"scaffold/{k}": v for k, v in own[0].items()})
+
+
+def test_a_client_without_a_step_keeps_its_control_variate():
+    class Pauses(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.trainer.current_epoch == 2 else None
+
+    loop = trained(SCAFFOLD(), net(module=Pauses, lr_milestones=()).double())
+    before = trained(SCAFFOLD(), start(momentum=0.9), rounds=2)
+    assert_close(loop.personal.get(1), before.personal.get(1))
+    assert_close(loop.server.state_dict(), before.server.state_dict())
