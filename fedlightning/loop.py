@@ -42,6 +42,7 @@ from fedlightning.parts import Parts, State, live_state
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.server import Server
+from fedlightning.server_training import ServerFit
 from fedlightning.steps import ShortStep, Step, needs_stock_step, through_transfer
 from fedlightning.store import PersonalStates
 from fedlightning.turns import MethodFit
@@ -230,6 +231,8 @@ class FederatedLoop(RoundLoop):
         self._resident, log = Resident(self.module, fresh), LocalLog(self.module)
         self.server = self._start_server()
         fit = self._choose_fit(self._resident, log)
+        settings = self.federation.algorithm.server_data
+        self._server_fit = ServerFit(self, self._resident, settings) if settings else None
         self._training = CohortTraining(self, self._resident, fit, log)
 
     def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit | MethodFit:
@@ -303,6 +306,8 @@ class FederatedLoop(RoundLoop):
         outcomes: list[Outcome[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
         merged = self.server.merge(updates, resident.received, self.roles.shared)
+        if self._server_fit is not None:
+            merged = self._server_fit.run(merged)
         self.personal.update(  # may fail on a full disk: the global model is the old one then
             {
                 outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
