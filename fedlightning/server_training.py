@@ -67,11 +67,9 @@ class ServerFit:
         except FedLightningError:
             raise
         except Exception as error:
-            what = (
-                str(error) if isinstance(error, BadUpdate) else f"{type(error).__name__}: {error}"
-            )
+            kind = "" if isinstance(error, BadUpdate) else f"{type(error).__name__}: "
             raise FederationError(
-                f"round {loop.round}, the server's own training: {what}"
+                f"round {loop.round}, the server's own training: {kind}{error}"
             ) from error
         finally:
             self._log.discard()

@@ -194,13 +194,16 @@ def test_the_server_trains_what_clients_train() -> None:
     assert all(torch.equal(state(helped)[key], start[key]) for key in helped.part_keys("head"))
 
 
-def test_the_server_may_train_another_part() -> None:
-    module = net()
-    start = state(module)
-    body = FedAvg(train="body") + ServerData(0.5, part="head")
-    fit(module, body, rounds=1)
-    assert not torch.equal(state(module)["head.weight"], start["head.weight"])
-    with pytest.raises(ConfigError, match="share='body' is all that reaches the clients"):
+def test_the_server_may_train_one_part_alone() -> None:
+    """One turn of every client, then the server's head: the body is that of clients alone."""
+    alone, helped = net(), net()
+    fit(alone, FedAvg(), rounds=1)
+    fit(helped, FedAvg() + ServerData(0.5, part="head"), rounds=1)
+    changed = [
+        key for key in state(alone) if not torch.equal(state(alone)[key], state(helped)[key])
+    ]
+    assert changed == ["head.weight", "head.bias"]
+    with pytest.raises(ConfigError, match="the server cannot train part 'head' where clients"):
         FedBABU() + ServerData(0.5, part="head")
 
 

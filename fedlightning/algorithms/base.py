@@ -190,10 +190,11 @@ class Algorithm:
 
     def _refuse_for_nobody(self) -> None:
         """Refuse what acts on what is shared, where nothing is."""
-        if self.server_part not in (None, self.share) and self.share != "full":
+        part = self.server_part
+        if part and not ({self.train, self.share} <= {"full", part}):
             raise ConfigError(
-                f"algorithm.part: the server would train part {self.server_part!r}, but "
-                f"share={self.share!r} is all that reaches the clients."
+                f"algorithm.part: the server cannot train part {part!r} where clients train "
+                f"{self.train!r} and share {self.share!r}."
             )
         if self.share != "none":
             return
