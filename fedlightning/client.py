@@ -76,7 +76,12 @@ class LocalFit:
         }
 
     def run(
-        self, client: int, key: Key, epochs: int, after_step: Callable[[int], None] | None = None
+        self,
+        client: int,
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None = None,
+        after_epoch: Callable[[int], None] | None = None,
     ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
 
@@ -86,6 +91,7 @@ class LocalFit:
             epochs: Passes over the data.
             after_step: Called after every batch with the number of steps so far; what it raises
                 ends the training.
+            after_epoch: Called after every epoch with the number of epochs so far.
         """
         steps = 0
         device = self._trainer.strategy.root_device
@@ -109,6 +115,8 @@ class LocalFit:
                     if after_step is not None:
                         after_step(steps)
                 self._hook("on_train_epoch_end")
+                if after_epoch is not None:
+                    after_epoch(epoch + 1)
             self._hook("on_train_end")
             return LocalResult(steps, self._log.collect())
 

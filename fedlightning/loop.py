@@ -35,6 +35,7 @@ from fedlightning.federation import Federation
 from fedlightning.grouped import GroupedFit
 from fedlightning.local_log import LocalLog
 from fedlightning.model_checks import check_module
+from fedlightning.model_selection import warn_of_test_metrics
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Parts
@@ -120,7 +121,7 @@ class FederatedLoop(RoundLoop):
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
-        size = self.federation.cohort_count(self.data.num_clients)
+        size = self.federation.cohort_count(len(self.data.training_clients))
         fast = int(getattr(self.trainer, "fast_dev_run", 0))
         return min(size, fast) if fast else size
 
@@ -128,7 +129,8 @@ class FederatedLoop(RoundLoop):
         """Return the clients of a round, in the order in which they train."""
         key = Key(self.seed, "cohort", round=round_index)
         size = self.clients_per_round()
-        cohort = self.federation.cohort(key, self.data.num_clients, size)
+        clients = self.data.training_clients
+        cohort = self.federation.cohort(key, self.data.num_clients, size, clients)
         if len(cohort) < size:
             raise ConfigError(
                 f"the cohort of round {round_index} has {len(cohort)} clients, "
@@ -168,6 +170,7 @@ class FederatedLoop(RoundLoop):
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
+        warn_of_test_metrics(self.trainer)
         schedulers = [
             config.scheduler
             for config in self.trainer.lr_scheduler_configs

@@ -302,6 +302,7 @@ def test_a_module_without_a_known_head_is_personalised_as_a_whole():
         fit(Plain(), FedAvg(), callbacks=[PersonalizationCallback(part="head")])
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 @pytest.mark.parametrize(("every_n_rounds", "validation"), [(1, 1), (2, 2), (1, 2), (None, 4)])
 def test_a_callback_may_monitor_what_personalization_measures(every_n_rounds, validation):
     fit(

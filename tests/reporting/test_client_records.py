@@ -24,7 +24,9 @@ def test_spread_of_four_numbers_by_hand():
 
 
 def test_spread_leaves_nan_out_and_counts_it():
-    assert Spread.of([math.nan, 0.5, math.nan]) == Spread(0.5, 0.0, 0.5, 0.5, 0.5, 1, 2)
+    assert Spread.of([math.nan, 0.5, math.nan]) == Spread(
+        0.5, 0.0, 0.5, 0.5, 0.5, 1, 2, p90=0.5, worst_decile=0.5, jain=1.0
+    )
 
 
 def test_spread_of_nothing_is_nan_without_a_warning():
