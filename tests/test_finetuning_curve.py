@@ -10,7 +10,7 @@ import torch
 
 from fedlightning import FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
-from tests.toys import CLASSES, FEATURES, Net, data, examples, fit, net, same, state
+from tests.toys import CLASSES, Net, data, examples, fit, net, same, state
 
 WAYS = {
     "head alone": {"part": "head"},
@@ -34,7 +34,7 @@ class Noisy(Net):
 def personalised(epochs=3, module=Net, datamodule=None, **kwargs):
     """Fit a round, personalise every client; return results, states and the personalizer."""
     made = net(module=module, dropout=0.3, norm=True)
-    some = datamodule or data((8, 6, 7, 8), val_fraction=0.3)
+    some = datamodule or data((12, 9, 11, 10), val_fraction=0.3)
     built = fit(made, FedBABU(), rounds=1, datamodule=some)
     callback = PersonalizationCallback(**{"epochs": epochs, "lr": 0.2, **kwargs})
     results, states = [], []
@@ -77,17 +77,30 @@ def test_without_epochs_there_is_one_point():
     assert result.curve == (result.before,) == (result.after,)
 
 
+class NothingToTrainOn(ClientDatasets):
+    """Clients of which the one that is held out has no training data."""
+
+    def num_examples(self, client, split="train"):
+        return len(self.indices(client, split))
+
+    def indices(self, client, split="train"):
+        rows = super().indices(client, split)
+        return rows[:0] if split == "train" and self.is_held_out(client) else rows
+
+
 @ways
 def test_a_client_without_training_data_stays_where_it_is(way):
-    empty = torch.empty(0, FEATURES), torch.empty(0, dtype=torch.long)
-    some = ClientDatasets(
-        train=[examples(8, 0), examples(8, 1), empty],
+    some = NothingToTrainOn(
+        train=[examples(8, seed) for seed in range(3)],
         test=[examples(4, seed) for seed in range(3)],
         num_classes=CLASSES,
         batch_size=4,
+        held_out_clients=1,
     )
     results, _, _ = personalised(datamodule=some, curve=True, **way)
-    assert results[2].curve == (results[2].before,) * 4
+    (client,) = some.held_out_ids
+    assert results[client].record.num_train == 0
+    assert results[client].curve == (results[client].before,) * 4
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -105,7 +118,7 @@ def test_momentum_goes_on_from_epoch_to_epoch(momentum, nesterov):
 
 def test_the_table_is_of_the_clients_curves(tmp_path):
     callback = PersonalizationCallback(epochs=3, lr=0.2, curve=True)
-    some = data((8, 6, 7, 8), val_fraction=0.3)
+    some = data((12, 9, 11, 10), val_fraction=0.3)
     fit(net(), FedBABU(), folder=tmp_path, datamodule=some, callbacks=[callback])
     with next(tmp_path.rglob("finetuning.csv")).open() as file:
         rows = list(csv.DictReader(file))

@@ -71,7 +71,7 @@ def test_they_are_never_trained():
 def test_a_share_is_one_of_those_that_train():
     built = fit(net(), FedAvg(), cohort=0.5, datamodule=clients())
     assert len(loop_of(built).cohort(0)) == 2
-    with pytest.raises(ConfigError, match="cohort_size=5 is more than .* clients to train: 4"):
+    with pytest.raises(ConfigError, match=r"cohort_size=5 is more than .* clients to train: 4"):
         fit(net(), FedAvg(), cohort=5, datamodule=clients())
 
 

@@ -264,6 +264,7 @@ def test_weights_alone_cannot_be_gone_on_from(tmp_path):
         go_on(tmp_path, module=net(), rounds=2, ckpt=next(tmp_path.rglob("alone.ckpt")))
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_what_does_not_matter_may_change(tmp_path):
     fit(lasting(), FedBABU(), rounds=1, folder=tmp_path)
     fit(
