@@ -382,22 +382,36 @@ class ClientEvaluationLoop(_EvaluationLoop):
         super()._on_evaluation_end(*args, **kwargs)
 
 
+class _Adjuster(pl.Callback):
+    """Stands among the callbacks while an algorithm's step is taken."""
+
+    def __init__(self, adjust: Callable[[], None]) -> None:
+        self._adjust = adjust
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._adjust()
+
+
 class StockStep:
     """A training step through Lightning's own optimization loops: every hook and plugin takes part.
 
     Args:
         trainer: A trainer whose fit loop is a :class:`RoundLoop`.
+        adjust: Changes the gradients before they are clipped and the optimizer steps.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer, adjust: Callable[[], None] | None = None) -> None:
         self._trainer = trainer
         assert isinstance(trainer.fit_loop, RoundLoop)
         self._loop = trainer.fit_loop
+        self._adjuster = [_Adjuster(adjust)] if adjust is not None else []
 
     def __call__(self, batch: Any, batch_idx: int, due: bool) -> Tensor | None:
         """Train on one batch."""
         trainer, epoch_loop = self._trainer, self._loop.epoch_loop
         updates, self._loop.accumulating = self._loop.updates, not due
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = self._adjuster  # before anyone else's hooks
         try:
             kwargs = epoch_loop._build_kwargs({}, batch, batch_idx)  # type: ignore[arg-type]
             if trainer.lightning_module.automatic_optimization:
@@ -411,6 +425,7 @@ class StockStep:
             else:
                 output = epoch_loop.manual_optimization.run(kwargs)
         finally:
+            del callbacks[: len(self._adjuster)]
             self._loop.accumulating = False
             self._loop._count_updates(updates)
         loss = output.get("loss")

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fedlightning.parts import State
 
-__all__ = ["Sums", "WeightedMean", "widest_float"]
+__all__ = ["Merge", "Sums", "WeightedMean", "widest_float"]
 
 Sums = Literal["float64", "float32"]
+
+
+class Merge(Protocol):
+    """Takes in states one at a time and returns what they are together."""
+
+    def push(self, state: Mapping[str, Tensor], weight: float) -> None:
+        """Take in one state."""
+
+    def result(self) -> State:
+        """Return the merged state."""
 
 
 class WeightedMean:

@@ -81,7 +81,7 @@ class LocalFit:
         key: Key,
         epochs: int,
         after_step: Callable[[int], None] | None = None,
-        after_epoch: Callable[[int], None] | None = None,
+        on_epoch: Callable[[int], None] | None = None,
     ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
 
@@ -91,7 +91,7 @@ class LocalFit:
             epochs: Passes over the data.
             after_step: Called after every batch with the number of steps so far; what it raises
                 ends the training.
-            after_epoch: Called after every epoch with the number of epochs so far.
+            on_epoch: Called at the start of every local epoch with its number.
         """
         steps = 0
         device = self._trainer.strategy.root_device
@@ -100,6 +100,8 @@ class LocalFit:
         with forked_generators(key, device), self._log.capture():
             self._hook("on_train_start")
             for epoch in range(epochs):
+                if on_epoch is not None:
+                    on_epoch(epoch)
                 self._hook("on_train_epoch_start")
                 batches = self._data.batches(
                     client, "train", key=key.at(epoch=epoch), device=device
@@ -115,8 +117,6 @@ class LocalFit:
                     if after_step is not None:
                         after_step(steps)
                 self._hook("on_train_epoch_end")
-                if after_epoch is not None:
-                    after_epoch(epoch + 1)
             self._hook("on_train_end")
             return LocalResult(steps, self._log.collect())
 

@@ -28,6 +28,8 @@ from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.parts import State
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key
+from fedlightning.server import num_bytes
+from fedlightning.turns import MethodFit
 from fedlightning.workers import longest_first
 
 if TYPE_CHECKING:
@@ -47,7 +49,11 @@ class CohortTraining:
     """
 
     def __init__(
-        self, loop: FederatedLoop, resident: Resident, fit: LocalFit | GroupedFit, log: LocalLog
+        self,
+        loop: FederatedLoop,
+        resident: Resident,
+        fit: LocalFit | GroupedFit | MethodFit,
+        log: LocalLog,
     ) -> None:
         self._loop = loop
         self._federation = loop.federation
@@ -84,9 +90,13 @@ class CohortTraining:
         received = [outcome.result for outcome in outcomes if outcome.result is not None]
         fails = self._federation.on_client_failure == "fail"
         counts = {} if fails else count_clients(outcomes)
+        traffic = {
+            "communication/bytes_up": float(sum(t.update.bytes_up for t in received)),
+            "communication/bytes_down": float(len(outcomes) * self._bytes_down()),
+        }
         return {
             **_mean_metrics(received),
-            **{name: (value, LogFlags()) for name, value in counts.items()},
+            **{name: (value, LogFlags()) for name, value in {**counts, **traffic}.items()},
         }
 
     def _one_by_one(
@@ -112,8 +122,7 @@ class CohortTraining:
         self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Train with all workers; then events and updates come in cohort order on every one."""
-        resident, algorithm = self._resident, self._federation.algorithm
-        kept_keys = algorithm.kept_keys(self._loop.parts) if algorithm.stateful else ()
+        resident = self._resident
 
         def train(client: int) -> Outcome[Trained]:
             try:
@@ -135,7 +144,7 @@ class CohortTraining:
             [self._size(client) for client in cohort],
             train,
             self._shared(),
-            resident.view(kept_keys),
+            self._loop.trainer.strategy.root_device,
             skip=self._federation.on_client_failure == "skip",
             told_to_stop=lambda: self._loop.trainer.received_sigterm,
         )
@@ -174,34 +183,40 @@ class CohortTraining:
 
     def _train(self, client: int) -> Trained:
         """Give a client its turn; its state is a view of the resident model."""
-        federation, algorithm, resident = (
-            self._federation,
-            self._federation.algorithm,
-            self._resident,
-        )
-        resident.take_turn(self._loop.personal.get(client) or {})
-        self._loop.freeze()
-        key = Key(self._loop.seed, "fit", round=self._loop.round, client=client)
-        self._loop.workers.works_on(client, self._loop.round)
-        result = self._fit.run(client, key, federation.local_epochs, self._after_step())
+        loop, algorithm, resident = self._loop, self._federation.algorithm, self._resident
+        kept = loop.personal.get(client) or {}
+        resident.take_turn({key: kept[key] for key in loop.roles.kept if key in kept})
+        loop.freeze()
+        turn = self._fit.start(client, kept) if isinstance(self._fit, MethodFit) else None
+        key = Key(loop.seed, "fit", round=loop.round, client=client)
+        loop.workers.works_on(client, loop.round)
+        result = self._fit.run(client, key, self._federation.local_epochs, self._after_step())
         check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
         resident.settle()
+        sent = turn.sent if turn is not None else {}
         update = ClientUpdate(
             client,
             self._shared(),
-            self._loop.data.num_examples(client),
+            loop.data.num_examples(client),
             result.steps,
             result.metrics,
+            sent,
+            bytes_up=num_bytes(self._shared()) + num_bytes(sent),
+            bytes_down=self._bytes_down(),
         )
         check_weight(update.num_examples, algorithm.weight(update))
-        if self._loop.listens("on_client_end"):
+        if loop.listens("on_client_end"):
             try:
-                self._loop.fire("on_client_end", update)
+                loop.fire("on_client_end", update)
             except Exception as error:
                 raise ServersOwn(error) from error
             check_tensors(update.state, self._shared(), result.steps)
-        kept = resident.copy(algorithm.kept_keys(self._loop.parts)) if algorithm.stateful else {}
-        return Trained(update, kept, dict(self._log.flags))
+        own = resident.copy(loop.roles.kept) | (turn.kept_after if turn is not None else {})
+        return Trained(update, own, dict(self._log.flags))
+
+    def _bytes_down(self) -> int:
+        """Return how many bytes a client of this round gets."""
+        return num_bytes(self._shared()) + num_bytes(self._loop.server.sent_along)
 
     def _after_step(self) -> Callable[[int], None] | None:
         """Return what ends a client's training early: its time is over, or a worker is lost."""
@@ -227,8 +242,7 @@ class CohortTraining:
             return 0
 
     def _shared(self) -> State:
-        share = self._federation.algorithm.share
-        return dict(self._resident.view(None if share == "full" else self._loop.parts.keys(share)))
+        return dict(self._resident.view(self._loop.roles.shared))
 
 
 def _outputs(outcome: Outcome[Trained]) -> dict[str, Any]:

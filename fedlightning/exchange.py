@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedlightning.algorithms import ClientUpdate
@@ -14,6 +15,9 @@ from fedlightning.parts import State
 from fedlightning.workers import Workers, longest_first
 
 __all__ = ["Trained", "train_in_parallel"]
+
+
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class _Report:
     steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     flags: Mapping[str, LogFlags] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    kept: Layout = field(default_factory=dict)
+    extras: Layout = field(default_factory=dict)
 
 
 def train_in_parallel(
@@ -49,7 +57,7 @@ def train_in_parallel(
     sizes: Sequence[int],
     train: Callable[[int], Outcome[Trained]],
     shared: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
+    device: torch.device,
     skip: bool,
     told_to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome[Trained]]:
@@ -65,7 +73,7 @@ def train_in_parallel(
         sizes: How much work each of them is.
         train: Trains one client.
         shared: Tensors like a client's shared part.
-        kept: Tensors like the part that a client keeps.
+        device: Where tensors are sent from and received.
         skip: Whether to go on without the clients that failed. Otherwise the first of them in the
             cohort is all that is handed on.
         told_to_stop: Whether to leave the rest of this worker's clients alone: the caller stops on
@@ -88,7 +96,7 @@ def train_in_parallel(
         own = mine.get(at)
         error = own.error if own is not None else None
         return iter([Outcome(cohort[at], None, reports[at].failures, error)])
-    return _in_cohort_order(workers, cohort, shares, mine, reports, shared, kept)
+    return _in_cohort_order(workers, cohort, shares, mine, reports, shared, device)
 
 
 def _in_cohort_order(
@@ -98,7 +106,7 @@ def _in_cohort_order(
     mine: dict[int, Outcome[Trained]],
     reports: Mapping[int, _Report],
     shared: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
+    device: torch.device,
 ) -> Iterator[Outcome[Trained]]:
     owner = {position: rank for rank, share in enumerate(shares) for position in share}
     for position, client in enumerate(cohort):
@@ -107,20 +115,49 @@ def _in_cohort_order(
             yield Outcome(client, None, report.failures, own.error if own is not None else None)
             continue
         trained = own.result if own is not None else None
+        source = owner[position]
         state = workers.send(
-            dict(trained.update.state) if trained is not None else None, shared, owner[position]
+            dict(trained.update.state) if trained is not None else None, shared, source
         )
-        own_part = (
-            workers.send(trained.kept if trained is not None else None, kept, owner[position])
-            if kept
-            else {}
+        kept = workers.send(
+            trained.kept if trained is not None else None, _room(report.kept, device), source
         )
-        update = ClientUpdate(client, state, report.num_examples, report.steps, report.metrics)
-        yield Outcome(client, Trained(update, own_part, report.flags), report.failures)
+        extras = workers.send(
+            dict(trained.update.extras) if trained is not None else None,
+            _room(report.extras, device),
+            source,
+        )
+        update = ClientUpdate(
+            client, state, report.num_examples, report.steps, report.metrics, extras,
+            report.bytes_up, report.bytes_down,
+        )  # fmt: skip
+        yield Outcome(client, Trained(update, kept, report.flags), report.failures)
 
 
 def _report(outcome: Outcome[Trained]) -> _Report:
     if outcome.result is None:
         return _Report(outcome.failures, succeeded=False)
-    update, flags = outcome.result.update, outcome.result.flags
-    return _Report(outcome.failures, True, update.num_examples, update.steps, update.metrics, flags)
+    update = outcome.result.update
+    return _Report(
+        outcome.failures,
+        True,
+        update.num_examples,
+        update.steps,
+        update.metrics,
+        outcome.result.flags,
+        update.bytes_up,
+        update.bytes_down,
+        _layout(outcome.result.kept),
+        _layout(update.extras),
+    )
+
+
+def _layout(state: Mapping[str, Tensor]) -> Layout:
+    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+
+
+def _room(layout: Layout, device: torch.device) -> State:
+    return {
+        name: torch.empty(shape, dtype=dtype, device=device)
+        for name, (shape, dtype) in layout.items()
+    }

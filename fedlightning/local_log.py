@@ -43,6 +43,16 @@ class LocalLog:
         self._metrics: dict[str, Metric] = {}
         self._reductions: dict[str, str] = {}
         self._batch: Any = None
+        self._muted = False
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Take nothing inside the ``with`` block."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
 
     @contextmanager
     def capture(self) -> Iterator[LocalLog]:
@@ -79,6 +89,8 @@ class LocalLog:
         **_: Any,
     ) -> None:
         """Take one value; the arguments are those of ``LightningModule.log``."""
+        if self._muted:
+            return
         if name not in self.flags:
             self.flags[name] = LogFlags(prog_bar, logger)
             self._reductions[name] = getattr(reduce_fx, "__name__", str(reduce_fx))

@@ -6,7 +6,7 @@ callbacks an epoch is a round and a batch is a client; to the module an epoch is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from fedlightning._lightning import RoundLoop, StockStep, transfer_batch
+from fedlightning._lightning import RoundLoop, StockStep
+from fedlightning.algorithms.roles import ModelKeys, Roles, norm_keys
 from fedlightning.checkpoints.settings import (
     Settings,
     optimizer_settings,
@@ -38,11 +39,13 @@ from fedlightning.model_checks import check_module
 from fedlightning.model_selection import warn_of_test_metrics
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
-from fedlightning.parts import Parts
+from fedlightning.parts import Parts, State, live_state
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
-from fedlightning.steps import ShortStep, Step, needs_stock_step, transfers_batches
+from fedlightning.server import Server
+from fedlightning.steps import ShortStep, Step, needs_stock_step, through_transfer
 from fedlightning.store import PersonalStates
+from fedlightning.turns import MethodFit
 from fedlightning.workers import Workers
 
 __all__ = ["FederatedLoop"]
@@ -76,7 +79,10 @@ class FederatedLoop(RoundLoop):
         self.federation = federation
         self.personal = PersonalStates(self._personal_folder, federation.personal_memory_mb * 2**20)
         self.evaluator = ClientEvaluator(trainer, federation.seed)
+        self.server: Server
+        self._roles: Roles | None = None
         self._parts: Parts | None = None
+        self._server_state: State = {}
         self.trainable: dict[str, bool] = {}
         self.visitor: Visitor | None = None
         self._resident: Resident | None = None
@@ -108,6 +114,17 @@ class FederatedLoop(RoundLoop):
         if self._parts is None:
             self._parts = resolve_parts(self.module, self.federation.head)
         return self._parts
+
+    @property
+    def roles(self) -> Roles:
+        """Which of the module's keys are trained, shared and kept.
+
+        Raises:
+            ConfigError: If body and head cannot be told apart, and have to be.
+        """
+        if self._roles is None:
+            self._roles = self._find_roles()
+        return self._roles
 
     @property
     def seed(self) -> int:
@@ -142,13 +159,14 @@ class FederatedLoop(RoundLoop):
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
-        self._parts = None
+        self._parts = self._roles = None
         algorithm = self.federation.algorithm
         if algorithm.needs_parts or self.federation.head is not None or names_its_head(self.module):
             _ = self.parts  # checked before anything is trained, needed or not
         self.trainable = {
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
+        self._roles = self._find_roles()
         self.freeze()
         if self._wants_channels_last():  # outputs of a convolution take its weight's layout
             self.module.to(memory_format=torch.channels_last)
@@ -160,6 +178,28 @@ class FederatedLoop(RoundLoop):
                 f"{algorithm.name}."
             )
         check_module(self.trainer, self.module, self.data, self.evaluator)
+
+    def _find_roles(self) -> Roles:
+        algorithm, module = self.federation.algorithm, self.module
+        norms = norm_keys(module) if algorithm.own_norms else ()
+        if algorithm.own_norms and not norms:
+            raise ConfigError(
+                f"{algorithm.name} leaves BatchNorm layers to the clients, and "
+                f"{type(module).__name__} has none."
+            )
+        known = algorithm.needs_parts or self._parts is not None
+        parts = self.parts if known else Parts(body=tuple(live_state(module)), head=())
+        return algorithm.roles(ModelKeys(parts, norms))
+
+    def _start_server(self) -> Server:
+        """Return the server; it goes on from the state that a checkpoint had."""
+        server = Server(self.federation.algorithm, len(self.data.training_clients))
+        shared = [key for key, _ in self.module.named_parameters() if key in set(self.roles.shared)]
+        trained = set(self.roles.trained)
+        moving = [key for key in shared if key in trained and self.trainable[key]]
+        server.load_state_dict(self._server_state)
+        server.start(live_state(self.module), shared, moving)
+        return server
 
     def _wants_channels_last(self) -> bool:
         if self.federation.channels_last is not None:
@@ -182,26 +222,60 @@ class FederatedLoop(RoundLoop):
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
         self._resident, log = Resident(self.module, fresh), LocalLog(self.module)
+        self.server = self._start_server()
         fit = self._choose_fit(self._resident, log)
         self._training = CohortTraining(self, self._resident, fit, log)
 
-    def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit:
+    def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit | MethodFit:
         """Return what trains clients, one by one or several at once."""
         trainer, module, data = self.trainer, self.module, self.data
-        if (size := self.federation.clients_per_kernel) == 1:
+        algorithm, size = self.federation.algorithm, self.federation.clients_per_kernel
+        if size > 1 and algorithm.local:
+            raise ConfigError(
+                f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
+                f"{algorithm.name} takes part in their steps; set it to 1."
+            )
+        if algorithm.local:
+            return MethodFit(self, resident, log)
+        if size == 1:
             return LocalFit(trainer, module, data, self.choose_step(), log)
         return GroupedFit(
             trainer, module, data, log, size,
-            start=lambda client: resident.start(self.personal.get(client) or {}),
+            start=lambda client: resident.start(self.kept_part(client)),
         )  # fmt: skip
 
-    def choose_step(self) -> Step:
-        """Return the shortest training step that honours everything that wants to take part."""
+    def kept_part(self, client: int) -> State:
+        """Return the parts of the model that a client has kept."""
+        kept = self.personal.get(client) or {}
+        return {key: kept[key] for key in self.roles.kept if key in kept}
+
+    def personal_model(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one.
+
+        The module must hold the global model.
+        """
+        kept = self.personal.get(client)
+        if not kept:
+            return {}
+        own = {key: kept[key] for key in self.roles.kept if key in kept}
+        model = {**live_state(self.module), **own}
+        for method in self.federation.algorithm.local:
+            own |= method.personal(kept, model)
+        return own
+
+    def choose_step(self, adjust: Callable[[], None] | None = None) -> Step:
+        """Return the shortest training step that honours everything that wants to take part.
+
+        Args:
+            adjust: Changes gradients before they are clipped and the optimizer steps.
+        """
         stock = needs_stock_step(self.trainer, self.module) is not None
-        step: Step = StockStep(self.trainer) if stock else ShortStep(self.trainer, self.module)
-        if not transfers_batches(self.trainer, self.module):
-            return step
-        return lambda batch, index, due: step(transfer_batch(self.trainer, batch), index, due)
+        step: Step = (
+            StockStep(self.trainer, adjust)
+            if stock
+            else ShortStep(self.trainer, self.module, adjust)
+        )
+        return through_transfer(self.trainer, self.module, step)
 
     def freeze(self) -> None:
         """Freeze what the algorithm does not train."""
@@ -222,7 +296,7 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         outcomes: list[Outcome[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
-        merged = self.federation.algorithm.aggregate(updates)
+        merged = self.server.merge(updates, resident.received)
         self.personal.update(  # may fail on a full disk: the global model is the old one then
             {
                 outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
@@ -231,6 +305,7 @@ class FederatedLoop(RoundLoop):
             }
         )
         resident.commit(merged)
+        self.server.commit()
         return training.metrics(outcomes)
 
     # -- checkpoints ---------------------------------------------------------------------------
@@ -248,7 +323,11 @@ class FederatedLoop(RoundLoop):
 
     def extra_state(self) -> dict[str, Any]:
         """Return what clients keep, and the settings that a resumed run must share."""
-        return {"personal": self.personal.state_dict(), "settings": self._settings}
+        return {
+            "personal": self.personal.state_dict(),
+            "server": self.server.state_dict(),
+            "settings": self._settings,
+        }
 
     def compare_settings(
         self, checkpoint: Mapping[str, Any], module: pl.LightningModule, data: FederatedDataModule
@@ -273,8 +352,9 @@ class FederatedLoop(RoundLoop):
         refuse_changes(state["settings"], self._compared)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what clients keep."""
+        """Take back what clients keep and what the server remembers."""
         self.load_personal(state["personal"])
+        self._server_state = state.get("server", {})
 
     def load_personal(self, state: dict[str, Any]) -> None:
         """Take back what clients keep; their files may have moved along with the checkpoint."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["FreshOptimizers"]
+__all__ = ["FreshOptimizers", "optimizer_like"]
 
 
 class FreshOptimizers:
@@ -77,6 +79,24 @@ class FreshOptimizers:
                 group.update(value)
         for scheduler, schedule in zip(self._schedulers, schedules, strict=True):
             scheduler.load_state_dict(copy.deepcopy(schedule))
+
+
+def optimizer_like(like: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> Optimizer:
+    """Return a fresh optimizer of the same kind and settings for other tensors.
+
+    Args:
+        like: The optimizer.
+        stand_in: Returns what shall be in the place of one of its parameters; ``None`` leaves the
+            parameter out.
+    """
+    groups = [
+        {**group, "params": [t for p in group["params"] if (t := stand_in(p)) is not None]}
+        for group in like.param_groups
+    ]
+    cls = type(like)
+    accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
+    settings = {name: value for name, value in like.defaults.items() if name in accepted}
+    return cls([group for group in groups if group["params"]], **settings)
 
 
 def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

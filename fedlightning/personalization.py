@@ -143,7 +143,7 @@ class Personalizer:
         if sizes[1] == 0:
             return PersonalResult.of(client, *sizes, scores=())
         self._restore()
-        copy_into(live_state(loop.module), loop.personal.get(client) or {})
+        copy_into(live_state(loop.module), loop.personal_model(client))
         scores, nearest = self._tune_alone(client) or self._tune(client)
         if self._curve:
             scores = _one_an_epoch(scores, self._epochs)
@@ -157,14 +157,14 @@ class Personalizer:
         nearest = self._nearest_mean(client)
         self._set_modes()
 
-        def after_epoch(epochs: int) -> None:
-            if self._curve and epochs < self._epochs:
+        def on_epoch(epochs: int) -> None:
+            if self._curve and epochs:
                 with undisturbed(loop.module):
                     scores.append(self._measure(client))
 
         if loop.data.num_examples(client):
             key = Key(loop.seed, "personalize", client=client)
-            self._fit.run(client, key, self._epochs, after_epoch=after_epoch)
+            self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
         loop.module.eval()
         return [*scores, self._measure(client)], nearest
 

@@ -44,6 +44,11 @@ class Resident:
         self._modes = [(child, child.training) for child in self._module.modules()]
         self._flags = [(p, p.requires_grad) for p in self._module.parameters()]
 
+    @property
+    def received(self) -> State:
+        """The global model as clients receive it; not to be changed."""
+        return self._global
+
     def start(self, kept: Mapping[str, Tensor]) -> State:
         """Return the state from which a client with these kept values starts."""
         return {**self._global, **kept}

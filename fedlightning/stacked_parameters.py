@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedlightning.optimizers import optimizer_like
 from fedlightning.parts import State
 
 __all__ = ["StackedParameters", "unsupported_optimizer"]
@@ -70,13 +69,7 @@ class StackedParameters:
         self._optimizer.zero_grad()
 
     def _fresh_optimizer(self) -> Optimizer:
-        groups = [
-            {**group, "params": [self._rows[self._keys[id(p)]] for p in group["params"]]}
-            for group in self._like.param_groups
-        ]
-        cls = type(self._like)
-        accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
-        return cls(groups, **{n: v for n, v in self._like.defaults.items() if n in accepted})
+        return optimizer_like(self._like, lambda p: self._rows[self._keys[id(p)]])
 
 
 def unsupported_optimizer(optimizer: Optimizer, module: nn.Module) -> str | None:

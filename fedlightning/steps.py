@@ -13,6 +13,7 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 
+from fedlightning._lightning import transfer_batch
 from fedlightning.datamodules import Batch
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Step",
     "needs_stock_step",
     "overrides",
+    "through_transfer",
     "transfers_batches",
     "with_index",
 ]
@@ -60,10 +62,17 @@ class ShortStep:
     Args:
         trainer: For precision, clipping and accumulation.
         module: The resident module.
+        adjust: Changes the gradients before they are clipped and the optimizer steps.
     """
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        adjust: Callable[[], None] | None = None,
+    ) -> None:
         self._module = module
+        self._adjust = adjust
         self._training_step = with_index(module.training_step)
         self._trainer = trainer  # a callback may change its accumulation from round to round
         self._clip_val = trainer.gradient_clip_val
@@ -79,6 +88,15 @@ class ShortStep:
 
     def __call__(self, batch: Batch, batch_idx: int, due: bool) -> Tensor | None:
         """Train on one batch."""
+        loss = self.gradient(batch, batch_idx)
+        if loss is None:
+            return None
+        if due:
+            self.update(batch_idx)
+        return loss.detach()
+
+    def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Add the gradient of the module's loss to what is there; return the loss."""
         with self._context():
             output = self._training_step(batch, batch_idx)
         loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
@@ -86,19 +104,23 @@ class ShortStep:
             return None
         accumulate = self._trainer.accumulate_grad_batches
         (loss / accumulate if accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
-        if due:
-            if self._clip_val:
-                self._module.clip_gradients(
-                    self._optimizer,
-                    gradient_clip_val=self._clip_val,
-                    gradient_clip_algorithm=self._clip_algorithm,
-                )
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            for config in self._schedulers:
-                if (batch_idx + 1) % config.frequency == 0:
-                    self._module.lr_scheduler_step(config.scheduler, None)
-        return loss.detach()
+        return loss
+
+    def update(self, batch_idx: int) -> None:
+        """Take the optimizer's step, and forget the gradients."""
+        if self._adjust is not None:
+            self._adjust()
+        if self._clip_val:
+            self._module.clip_gradients(
+                self._optimizer,
+                gradient_clip_val=self._clip_val,
+                gradient_clip_algorithm=self._clip_algorithm,
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        for config in self._schedulers:
+            if (batch_idx + 1) % config.frequency == 0:
+                self._module.lr_scheduler_step(config.scheduler, None)
 
 
 def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
@@ -131,6 +153,13 @@ def transfers_batches(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     return overrides(trainer.precision_plugin, "convert_input", Precision) or any(
         overrides(owner, hook, base) for owner, base in owners for hook in _TRANSFER_HOOKS
     )
+
+
+def through_transfer(trainer: pl.Trainer, module: pl.LightningModule, step: Step) -> Step:
+    """Return a step that sends batches through hooks and plugins first, where any wants them."""
+    if not transfers_batches(trainer, module):
+        return step
+    return lambda batch, index, due: step(transfer_batch(trainer, batch), index, due)
 
 
 def overrides(instance: object, name: str, base: type) -> bool:

@@ -1,7 +1,72 @@
 """Federated algorithms: few orthogonal choices, and names for the well-known combinations."""
 
-from fedlightning.algorithms.base import Algorithm, ClientUpdate, Weights
-from fedlightning.algorithms.fedavg import FedAvg
+from fedlightning.algorithms.apfl import APFL, Mixture
+from fedlightning.algorithms.base import Algorithm, Weights
+from fedlightning.algorithms.composite import Composite
+from fedlightning.algorithms.ditto import Ditto, OwnModel
+from fedlightning.algorithms.fedavg import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from fedlightning.algorithms.fedbabu import FedBABU
+from fedlightning.algorithms.fedprox import FedProx, Proximal
+from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.local import LocalMethod
+from fedlightning.algorithms.own_parts import (
+    FedBN,
+    FedPer,
+    FedRep,
+    HeadThenBody,
+    LGFedAvg,
+    LocalOnly,
+)
+from fedlightning.algorithms.perfedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
+from fedlightning.algorithms.roles import ModelKeys, Roles
+from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
+from fedlightning.algorithms.server import (
+    ServerAdagrad,
+    ServerAdam,
+    ServerOptimizer,
+    ServerSGD,
+    ServerYogi,
+)
+from fedlightning.algorithms.update import ClientUpdate
 
-__all__ = ["Algorithm", "ClientUpdate", "FedAvg", "FedBABU", "Weights"]
+__all__ = [
+    "APFL",
+    "SCAFFOLD",
+    "Algorithm",
+    "ClientUpdate",
+    "Composite",
+    "ControlVariates",
+    "Ditto",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedBABU",
+    "FedBN",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedRoD",
+    "FedYogi",
+    "HeadThenBody",
+    "LGFedAvg",
+    "LocalMethod",
+    "LocalOnly",
+    "MetaGradient",
+    "Mixture",
+    "ModelKeys",
+    "MoreauEnvelope",
+    "OwnModel",
+    "PFedMe",
+    "PerFedAvg",
+    "Proximal",
+    "Roles",
+    "ServerAdagrad",
+    "ServerAdam",
+    "ServerOptimizer",
+    "ServerSGD",
+    "ServerYogi",
+    "TwoHeads",
+    "Weights",
+]

@@ -2,102 +2,101 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
+from fedlightning.aggregation import Merge, Sums, WeightedMean
+from fedlightning.algorithms.local import LocalMethod
+from fedlightning.algorithms.roles import Roles, Shared
+from fedlightning.algorithms.server import ServerOptimizer
+from fedlightning.algorithms.update import ClientUpdate
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.parts import Part, State
 
-from fedlightning.aggregation import Sums, WeightedMean
-from fedlightning.errors import ConfigError
-from fedlightning.parts import Part, Parts, State
-
-__all__ = ["Algorithm", "ClientUpdate", "Weights"]
+__all__ = ["Algorithm", "Weights"]
 
 Weights = Literal["uniform", "examples"]
 
-
-@dataclass(frozen=True)
-class ClientUpdate:
-    """What comes back from one client.
-
-    Args:
-        client: Client id.
-        state: The shared part after local training. It is a view of the resident model and is
-            overwritten when the next client starts: clone what must live longer.
-        num_examples: Number of the client's training examples.
-        steps: Optimizer steps taken.
-        metrics: Example-weighted means of what the client logged.
-    """
-
-    client: int
-    state: Mapping[str, Tensor]
-    num_examples: int
-    steps: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> dict[str, Any]:
-        """What ``on_train_batch_end`` gets: ``loss``, ``client`` and ``metrics``."""
-        losses = [value for name, value in self.metrics.items() if "loss" in name]
-        return {
-            "loss": torch.tensor(losses[0] if losses else math.nan),
-            "client": self.client,
-            "metrics": dict(self.metrics),
-        }
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "train": get_args(Part),
+    "share": get_args(Shared),
+    "weights": get_args(Weights),
+    "keep": (True, False),
+    "sums": get_args(Sums),
+    "own_norms": (True, False),
+}
 
 
 class Algorithm:
-    """Federated learning as a choice of two parts and a mean.
+    """Federated learning as a few choices that are independent of each other.
 
     Each round the cohort's clients start from the global model, train the part ``train`` and send
     back the part ``share``; the server averages what it gets. What a client trains and does not
-    share it keeps for the next time it is chosen, unless ``keep`` is false.
+    share it keeps for the next time it is chosen, unless ``keep`` is false. Local methods take part
+    in a client's turn; a server optimizer makes the mean a step.
+
+    A choice that is left out (``None``) is FedAvg's, and free to be made by another algorithm:
+    ``FedBABU() + FedProx(mu=0.1)`` has the choices of both, and is refused where they contradict
+    each other.
 
     Args:
         train: The part that moves during local training; the rest is frozen.
-        share: The part that is averaged.
+        share: The part that is averaged, or ``none``.
         weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
         keep: Whether clients keep what they train and do not share.
         sums: Precision in which the server adds (see
             :class:`fedlightning.aggregation.WeightedMean`).
+        own_norms: Whether BatchNorm layers stay with the clients.
+        local: What takes part in a client's turn.
+        server: What makes the clients' mean the next global model; ``None`` takes the mean itself.
 
     Raises:
         ConfigError: If a value is not one of the choices.
 
     Example:
         >>> Algorithm(train="body", share="body", weights="uniform")
-        Algorithm(train='body', share='body', weights='uniform', keep=True, sums='float64')
+        Algorithm(train='body', share='body', weights='uniform')
+        >>> Algorithm().train, Algorithm().weights, Algorithm().keep
+        ('full', 'examples', True)
     """
 
     def __init__(
         self,
-        train: Part = "full",
-        share: Part = "full",
-        weights: Weights = "examples",
-        keep: bool = True,
-        sums: Sums = "float64",
+        train: Part | None = None,
+        share: Shared | None = None,
+        weights: Weights | None = None,
+        keep: bool | None = None,
+        sums: Sums | None = None,
+        own_norms: bool | None = None,
+        local: list[LocalMethod] | None = None,
+        server: ServerOptimizer | None = None,
     ) -> None:
-        for key, value, choices in (
-            ("train", train, get_args(Part)),
-            ("share", share, get_args(Part)),
-            ("weights", weights, get_args(Weights)),
-            ("sums", sums, get_args(Sums)),
-        ):
+        given = {
+            "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
+            "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
+        }  # fmt: skip
+        self.claims: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        for key, choices in _CHOICES.items():
+            value = self.claims.get(key, choices[0])
             if value not in choices:
                 raise ConfigError(
-                    f"algorithm.{key} must be one of {', '.join(choices)}, got {value!r}."
+                    f"algorithm.{key} must be one of {', '.join(map(str, choices))}, "
+                    f"got {value!r}.{did_you_mean(str(value), [str(c) for c in choices])}"
                 )
-        self.train = train
-        self.share = share
-        self.weights = weights
-        self.keep = keep
-        self.sums: Sums = sums
+        self._check_methods()
+        self.train: Part = train or "full"
+        self.share: Shared = share or "full"
+        self.weights: Weights = weights or "examples"
+        self.keep = keep is not False
+        self.sums: Sums = sums or "float64"
+        self.own_norms = bool(own_norms)
+        self.local: tuple[LocalMethod, ...] = self.claims.get("local", ())
+        self.server = server
+        self._refuse_for_nobody()
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        own = {k: v for k, v in vars(self).items() if k not in _FIELDS and not k.startswith("_")}
+        settings = ", ".join(f"{key}={value!r}" for key, value in {**own, **self.claims}.items())
         return f"{type(self).__name__}({settings})"
 
     def __eq__(self, other: object) -> bool:
@@ -105,6 +104,16 @@ class Algorithm:
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+    def __add__(self, other: Algorithm) -> Algorithm:
+        """Return the algorithm with the choices of both.
+
+        Raises:
+            ConfigError: If they contradict each other.
+        """
+        from fedlightning.algorithms.composite import Composite
+
+        return Composite([self, other])
 
     @property
     def name(self) -> str:
@@ -114,43 +123,63 @@ class Algorithm:
     @property
     def needs_parts(self) -> bool:
         """Whether body and head must be told apart."""
-        return self.train != "full" or self.share != "full"
+        return self.train != "full" or self.share in ("body", "head") or self._head_methods
 
     @property
-    def stateful(self) -> bool:
-        """Whether clients keep something from round to round."""
-        return self.keep and self.share != "full" and self.train != self.share
+    def _head_methods(self) -> bool:
+        return any(method.needs_head for method in self.local)
 
-    def kept_keys(self, parts: Parts) -> tuple[str, ...]:
-        """Return the keys that stay with a client: trained, not shared.
+    @property
+    def personal(self) -> bool:
+        """Whether clients that trained have models of their own, beside the global one."""
+        keeps = self.keep and (self.share != "full" or self.own_norms) and self.train != self.share
+        return keeps or (self.keep and self.own_norms) or any(m.personal_model for m in self.local)
 
-        Example:
-            >>> parts = Parts(body=("body.weight",), head=("head.weight",))
-            >>> Algorithm(train="full", share="body").kept_keys(parts)
-            ('head.weight',)
-            >>> Algorithm(train="body", share="body").kept_keys(parts)
-            ()
+    def roles(self, keys: Any) -> Roles:
+        """Return which of a model's keys are trained, shared and kept.
+
+        Args:
+            keys: The model's keys (see :class:`fedlightning.algorithms.roles.ModelKeys`).
         """
-        if not self.stateful:
-            return ()
-        shared = set(parts.keys(self.share))
-        return tuple(key for key in parts.keys(self.train) if key not in shared)
+        return Roles.of(keys, self.train, self.share, self.keep, self.own_norms)
 
     def weight(self, update: ClientUpdate) -> float:
         """Return an update's weight in the mean."""
         return 1.0 if self.weights == "uniform" else float(update.num_examples)
 
-    def aggregate(self, updates: Iterable[ClientUpdate]) -> State:
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
         """Merge a cohort's updates into the next global state of the shared part.
 
         Args:
             updates: One per client, in cohort order. They are produced while they are read: each is
                 valid until the next one is asked for.
+            merge: What merges (``federation.aggregator``); the weighted mean by default.
 
         Returns:
             The new values; keys that are left out keep their old ones.
         """
-        mean = WeightedMean(self.sums)
+        merge = merge if merge is not None else WeightedMean(self.sums)
         for update in updates:
-            mean.push(update.state, self.weight(update))
-        return mean.result()
+            merge.push(update.state, self.weight(update))
+        return merge.result()
+
+    def _check_methods(self) -> None:
+        for key, kind in (("local", LocalMethod), ("server", ServerOptimizer)):
+            value = self.claims.get(key)
+            for item in value if isinstance(value, tuple) else [value] if value else []:
+                if not isinstance(item, kind):
+                    raise ConfigError(f"algorithm.{key} must be a {kind.__name__}, got {item!r}.")
+
+    def _refuse_for_nobody(self) -> None:
+        """Refuse what acts on what is shared, where nothing is."""
+        if self.share != "none":
+            return
+        for item in (self.server, *self.local):
+            if isinstance(item, ServerOptimizer) or (item is not None and item.needs_global):
+                raise ConfigError(
+                    f"{type(item).__name__} needs a global model, and with share='none' there is "
+                    "none."
+                )
+
+
+_FIELDS = {*_CHOICES, "local", "server", "claims"}

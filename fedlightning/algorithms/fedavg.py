@@ -1,11 +1,13 @@
-"""FedAvg: everything is trained, everything is averaged."""
+"""FedAvg: everything is trained, everything is averaged; and the same with a server optimizer."""
 
 from __future__ import annotations
 
-from fedlightning.aggregation import Sums
-from fedlightning.algorithms.base import Algorithm, Weights
+from typing import Any
 
-__all__ = ["FedAvg"]
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.server import ServerAdagrad, ServerAdam, ServerSGD, ServerYogi
+
+__all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi"]
 
 
 class FedAvg(Algorithm):
@@ -15,8 +17,7 @@ class FedAvg(Algorithm):
     :math:`\theta \leftarrow \sum_{i \in S} \frac{n_i}{n} \theta_i`.
 
     Args:
-        weights: ``examples`` for the formula above, ``uniform`` for :math:`1/|S|`.
-        sums: Precision in which the server adds.
+        **choices: Those of :class:`Algorithm`, such as ``weights="uniform"`` for :math:`1/|S|`.
 
     Source:
         McMahan, Moore, Ramage, Hampson, Agüera y Arcas. Communication-Efficient Learning of Deep
@@ -27,5 +28,103 @@ class FedAvg(Algorithm):
         ('full', 'full')
     """
 
-    def __init__(self, weights: Weights = "examples", sums: Sums = "float64") -> None:
-        super().__init__(train="full", share="full", weights=weights, sums=sums)
+    def __init__(self, **choices: Any) -> None:
+        super().__init__(**choices)
+
+
+class FedAvgM(Algorithm):
+    r"""FedAvg with server momentum.
+
+    With :math:`\Delta` the clients' mean change,
+    :math:`v \leftarrow \beta v + \Delta`, :math:`\theta \leftarrow \theta + \eta v`.
+
+    Args:
+        lr: The server's learning rate :math:`\eta`.
+        momentum: :math:`\beta`.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated
+        Visual Classification. 2019. https://arxiv.org/abs/1909.06335
+    """
+
+    def __init__(self, lr: float = 1.0, momentum: float = 0.9, **choices: Any) -> None:
+        super().__init__(server=ServerSGD(lr, momentum), **choices)
+
+
+class FedAdagrad(Algorithm):
+    r"""FedAvg with Adagrad at the server.
+
+    :math:`m \leftarrow \beta_1 m + (1 - \beta_1) \Delta`, :math:`v \leftarrow v + \Delta^2`,
+    :math:`\theta \leftarrow \theta + \eta\, m / (\sqrt{v} + \tau)`; :math:`v` starts at
+    :math:`\tau^2`.
+
+    Args:
+        lr: The server's learning rate :math:`\eta`.
+        beta1: :math:`\beta_1`; 0 in the paper.
+        tau: :math:`\tau`, how far the step adapts.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295
+    """
+
+    def __init__(
+        self, lr: float = 0.01, beta1: float = 0.0, tau: float = 1e-3, **choices: Any
+    ) -> None:
+        super().__init__(server=ServerAdagrad(lr, beta1, tau), **choices)
+
+
+class FedAdam(Algorithm):
+    r"""FedAvg with Adam at the server.
+
+    As :class:`FedAdagrad`, with :math:`v \leftarrow \beta_2 v + (1 - \beta_2) \Delta^2`.
+
+    Args:
+        lr: The server's learning rate :math:`\eta`.
+        beta1: :math:`\beta_1`.
+        beta2: :math:`\beta_2`.
+        tau: :math:`\tau`, how far the step adapts.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        tau: float = 1e-3,
+        **choices: Any,
+    ) -> None:
+        super().__init__(server=ServerAdam(lr, beta1, beta2, tau), **choices)
+
+
+class FedYogi(Algorithm):
+    r"""FedAvg with Yogi at the server.
+
+    As :class:`FedAdagrad`, with
+    :math:`v \leftarrow v - (1 - \beta_2) \Delta^2 \operatorname{sign}(v - \Delta^2)`.
+
+    Args:
+        lr: The server's learning rate :math:`\eta`.
+        beta1: :math:`\beta_1`.
+        beta2: :math:`\beta_2`.
+        tau: :math:`\tau`, how far the step adapts.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        tau: float = 1e-3,
+        **choices: Any,
+    ) -> None:
+        super().__init__(server=ServerYogi(lr, beta1, beta2, tau), **choices)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedlightning.aggregation import Sums
+from typing import Any
+
 from fedlightning.algorithms.base import Algorithm, Weights
 
 __all__ = ["FedBABU"]
@@ -19,7 +20,7 @@ class FedBABU(Algorithm):
     Args:
         weights: ``uniform`` as in the authors' code, ``examples`` as in the paper's formula; the
             two are the same where all clients have equally many examples.
-        sums: Precision in which the server adds.
+        **choices: Those of :class:`Algorithm`.
 
     Source:
         Oh, Kim, Yun. FedBABU: Toward Enhanced Representation for Federated Image Classification.
@@ -30,5 +31,5 @@ class FedBABU(Algorithm):
         ('body', 'body')
     """
 
-    def __init__(self, weights: Weights = "uniform", sums: Sums = "float64") -> None:
-        super().__init__(train="body", share="body", weights=weights, sums=sums)
+    def __init__(self, weights: Weights = "uniform", **choices: Any) -> None:
+        super().__init__(train="body", share="body", weights=weights, **choices)

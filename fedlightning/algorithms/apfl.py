@@ -1,0 +1,129 @@
+"""APFL: a client's model is a mixture of the global model and one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.datamodules import Batch
+from fedlightning.parts import State
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["APFL", "Mixture"]
+
+_NAME = "apfl"
+_ALPHA = f"{_NAME}:alpha"
+
+
+class Mixture(LocalMethod):
+    r"""Trains :math:`v_i` through :math:`\bar v_i = \alpha_i v_i + (1 - \alpha_i) w_i`.
+
+    Args:
+        alpha: :math:`\alpha_i` at first.
+        adaptive: Whether every client learns its own :math:`\alpha_i`, a step a turn.
+    """
+
+    personal_model = True
+
+    def __init__(self, alpha: float, adaptive: bool) -> None:
+        check_number("alpha", alpha, most=1.0)
+        self.alpha = alpha
+        self.adaptive = adaptive
+
+    def begin(self, turn: Turn) -> None:
+        """Take up the client's own model: at first the global one that it received."""
+        own = turn.kept(_NAME) or turn.trained_state()
+        weights = {key: own[key].clone().requires_grad_() for key in turn.parameters}
+        buffers = {key: value.clone() for key, value in own.items() if key not in weights}
+        kept = turn.kept_values(_ALPHA)
+        turn.scratch[_NAME] = {
+            "weights": weights,
+            "buffers": buffers,
+            "alpha": float(kept) if kept is not None else self.alpha,
+            "optimizer": turn.optimizer_like(weights),
+            "adapt": self.adaptive,
+        }
+
+    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Take the gradients at both models where they are, then move both."""
+        own = turn.scratch[_NAME]
+        loss = turn.gradient(batch, batch_idx)
+        gradients, weights, alpha = turn.gradients(), turn.weights(), own["alpha"]
+        mixed = {
+            key: alpha * v.detach() + (1 - alpha) * weights[key]
+            for key, v in own["weights"].items()
+        }
+        with turn.quiet(), turn.at(mixed, own["buffers"]):
+            turn.gradient(batch, batch_idx)
+            slope = turn.gradients()
+        if own["adapt"]:
+            own["adapt"] = False
+            own["alpha"] = self._adapted(alpha, slope, own["weights"], weights, turn.lr)
+        for key, v in own["weights"].items():
+            v.grad = alpha * slope[key] if key in slope else None
+        own["optimizer"].step()
+        turn.set_gradients(gradients)
+        turn.update(batch_idx)
+        return loss
+
+    def end(self, turn: Turn) -> None:
+        """Keep the client's own model and its share in the mixture."""
+        own = turn.scratch[_NAME]
+        weights = {key: value.detach() for key, value in own["weights"].items()}
+        turn.keep(_NAME, {**weights, **own["buffers"]})
+        turn.keep_values(_ALPHA, torch.tensor(own["alpha"], dtype=torch.float64))
+
+    def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
+        """Return the mixture of the client's own model and the present global one."""
+        if _ALPHA not in kept:
+            return {}
+        alpha, start = float(kept[_ALPHA]), f"{_NAME}/"
+        own = {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        return {
+            key: alpha * value + (1 - alpha) * model[key].to(value.device)
+            if value.is_floating_point()
+            else value
+            for key, value in own.items()
+        }
+
+    @staticmethod
+    @torch.no_grad()
+    def _adapted(
+        alpha: float, slope: State, own: Mapping[str, Tensor], shared: State, rate: float
+    ) -> float:
+        gradient = sum(
+            float((slope[key].double() * (own[key].double() - shared[key].double())).sum())
+            for key in slope
+        )
+        return min(max(alpha - rate * gradient, 0.0), 1.0)
+
+
+class APFL(Algorithm):
+    r"""Adaptive personalized federated learning.
+
+    In every local step :math:`w_i \leftarrow w_i - \eta \nabla f_i(w_i)` and
+    :math:`v_i \leftarrow v_i - \eta\, \alpha_i \nabla f_i(\bar v_i)` with
+    :math:`\bar v_i = \alpha_i v_i + (1 - \alpha_i) w_i`; clients send :math:`w_i`. Once a turn
+    :math:`\alpha_i \leftarrow \alpha_i - \eta \langle \nabla f_i(\bar v_i), v_i - w_i \rangle`,
+    within [0, 1]. A client's model is its :math:`v_i` mixed with the present global model; of
+    BatchNorm statistics, too, it has the mixture.
+
+    Args:
+        alpha: The share :math:`\alpha_i` of the client's own model at first.
+        adaptive: Whether clients learn it.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Deng, Kamani, Mahdavi. Adaptive Personalized Federated Learning. 2020.
+        https://arxiv.org/abs/2003.13461
+    """
+
+    def __init__(self, alpha: float = 0.5, adaptive: bool = True, **choices: Any) -> None:
+        super().__init__(local=[Mixture(alpha, adaptive)], **choices)

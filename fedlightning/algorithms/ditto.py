@@ -1,0 +1,74 @@
+"""Ditto: beside the global model every client trains one of its own, pulled towards the former."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.fedprox import pull
+from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.errors import ConfigError
+from fedlightning.parts import State
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["Ditto", "OwnModel"]
+
+_NAME = "ditto"
+
+
+class OwnModel(LocalMethod):
+    r"""Trains a model of the client's own, with :math:`\frac{\lambda}{2} \|v_i - w_t\|^2`.
+
+    Args:
+        strength: :math:`\lambda`.
+        epochs: Its epochs in a turn; ``None`` means ``federation.local_epochs``.
+    """
+
+    personal_model = True
+
+    def __init__(self, strength: float, epochs: int | None = None) -> None:
+        check_number("strength", strength)
+        if epochs is not None and (isinstance(epochs, bool) or epochs < 1):
+            raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
+        self.strength = strength
+        self.own_epochs = epochs
+
+    def begin(self, turn: Turn) -> None:
+        """Train the client's own model, apart from what it will send."""
+        trained = turn.train_apart(
+            turn.kept(_NAME),
+            adjust=lambda: pull(turn, self.strength),
+            epochs=self.own_epochs or turn.local_epochs,
+        )
+        turn.keep(_NAME, trained)
+
+    def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
+        """Return the client's own model."""
+        start = f"{_NAME}/"
+        return {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+
+
+class Ditto(Algorithm):
+    r"""Ditto.
+
+    A chosen client trains the global model :math:`w_t` as in FedAvg and, apart from that, its own
+    model by :math:`v_i \leftarrow v_i - \eta (\nabla F_i(v_i) + \lambda (v_i - w_t))`. A client's
+    own model starts as the first global model that it received.
+
+    Args:
+        strength: :math:`\lambda`: 0 is local training, large values are the global model.
+        epochs: Local epochs of the client's own model; ``None`` means ``federation.local_epochs``.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Li, Hu, Beirami, Smith. Ditto: Fair and Robust Federated Learning Through Personalization.
+        ICML 2021. https://arxiv.org/abs/2012.04221
+    """
+
+    def __init__(self, strength: float = 0.75, epochs: int | None = None, **choices: Any) -> None:
+        super().__init__(local=[OwnModel(strength, epochs)], **choices)

@@ -1,0 +1,62 @@
+"""FedProx: local training is pulled towards the global model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.local import LocalMethod, check_number
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["FedProx", "Proximal"]
+
+
+class Proximal(LocalMethod):
+    r"""Adds :math:`\frac{\mu}{2} \|w - w_t\|^2` to the local loss, by its gradient.
+
+    Args:
+        mu: Strength of the pull towards :math:`w_t`, the global model of the round.
+    """
+
+    def __init__(self, mu: float) -> None:
+        check_number("mu", mu)
+        self.mu = mu
+
+    def adjust(self, turn: Turn) -> None:
+        """Add the term's gradient."""
+        if self.mu:
+            pull(turn, self.mu)
+
+
+@torch.no_grad()
+def pull(turn: Turn, strength: float) -> None:
+    """Add the gradient of a pull towards the model that the client received."""
+    gradients = turn.gradients()
+    if gradients:
+        present: list[Tensor] = [turn.parameters[key] for key in gradients]
+        away = torch._foreach_sub(present, [turn.received[key] for key in gradients])
+        torch._foreach_add_(list(gradients.values()), away, alpha=strength)
+
+
+class FedProx(Algorithm):
+    r"""FedAvg with a proximal term.
+
+    Clients minimise :math:`F_i(w) + \frac{\mu}{2} \|w - w_t\|^2` from the global model
+    :math:`w_t`; the server averages as in FedAvg. All clients do all their local epochs.
+
+    Args:
+        mu: Strength of the proximal term; the paper tries 0.001 to 1.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith. Federated Optimization in Heterogeneous
+        Networks. MLSys 2020. https://arxiv.org/abs/1812.06127
+    """
+
+    def __init__(self, mu: float = 0.01, **choices: Any) -> None:
+        super().__init__(local=[Proximal(mu)], **choices)

@@ -1,0 +1,107 @@
+"""FedRoD: one body, a head for everybody and a head of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.local import LocalMethod
+from fedlightning.datamodules import Batch
+from fedlightning.errors import ConfigError
+from fedlightning.parts import State
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["FedRoD", "TwoHeads"]
+
+_NAME = "fedrod"
+
+
+class TwoHeads(LocalMethod):
+    """Trains the shared head with a balanced loss, and on its features one of the client's own.
+
+    The loss is balanced by adding the logarithm of the client's class frequencies to the shared
+    head's logits while it trains, so the module's own training step computes it.
+    """
+
+    needs_head = True
+    personal_model = True
+
+    def begin(self, turn: Turn) -> None:
+        """Take up the client's own head, zero at first, and its class frequencies."""
+        head = turn.linear_head()
+        keys = turn.head_keys()
+        own = turn.kept(_NAME)
+        values = [own.get(key, torch.zeros_like(turn.received[key])) for key in keys]
+        weights = [value.clone().requires_grad_() for value in values]
+        optimizer = turn.optimizer_like(dict(zip(keys, weights, strict=True)))
+        counts = turn.class_counts(head.out_features).to(head.weight.device)
+        frequencies = (counts / counts.sum()).log().to(head.weight.dtype)
+        turn.scratch[_NAME] = head, keys, weights, optimizer, frequencies
+
+    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Move the shared model by the balanced loss, the own head by the plain one."""
+        head, _, own, optimizer, frequencies = turn.scratch[_NAME]
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def balance(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+            seen.append((inputs[0].detach(), logits.detach()))
+            balanced: Tensor = logits + frequencies
+            return balanced
+
+        with turn.hooked(head, balance):
+            loss = turn.gradient(batch, batch_idx)
+        if seen:
+            features, logits = seen[-1]
+            own_loss = F.cross_entropy(logits + F.linear(features, *own), _labels(batch))
+            own_loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+        turn.update(batch_idx)
+        return loss
+
+    def end(self, turn: Turn) -> None:
+        """Keep the client's own head."""
+        _, keys, own, _, _ = turn.scratch[_NAME]
+        turn.keep(_NAME, {key: value.detach() for key, value in zip(keys, own, strict=True)})
+
+    def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
+        """Return the sum of both heads: their logits add up."""
+        start = f"{_NAME}/"
+        own = {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        return {key: value + model[key].to(value.device) for key, value in own.items()}
+
+
+class FedRoD(Algorithm):
+    r"""Federated robust decoupling.
+
+    Body and shared head are trained with the balanced softmax loss, whose logits are
+    :math:`g_c(x) + \log n_{i,c}`, and averaged as in FedAvg. A client's own head :math:`h_i`, zero
+    at first, is trained with the plain loss of the logits :math:`g(x) + h_i(z)` on features
+    :math:`z` that it does not move. For classification with one linear head; a client's model is
+    the network with the sum of both heads.
+
+    Args:
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Chen, Chao. On Bridging Generic and Personalized Federated Learning for Image
+        Classification. ICLR 2022. https://arxiv.org/abs/2107.00778
+    """
+
+    def __init__(self, **choices: Any) -> None:
+        super().__init__(train="full", share="full", local=[TwoHeads()], **choices)
+
+
+def _labels(batch: Any) -> Tensor:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        labels = batch[1]
+        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+            return labels
+    raise ConfigError("FedRoD needs batches (inputs, labels) with one class a sample.")

@@ -1,0 +1,118 @@
+"""pFedMe: clients' own models are solutions of a problem that the global model regularises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.algorithms.server import ServerSGD
+from fedlightning.datamodules import Batch
+from fedlightning.errors import ConfigError
+from fedlightning.parts import State
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["MoreauEnvelope", "PFedMe"]
+
+_NAME = "pfedme"
+
+
+class MoreauEnvelope(LocalMethod):
+    r"""Solves :math:`\min_\theta f(\theta) + \frac{\lambda}{2} \|\theta - w\|^2` in every batch.
+
+    Args:
+        strength: :math:`\lambda`.
+        inner_steps: Optimizer steps for each of these problems.
+        lr: Step size of :math:`w`; ``None`` means the optimizer's learning rate.
+    """
+
+    personal_model = True
+    whole_step = True
+
+    def __init__(self, strength: float, inner_steps: int, lr: float | None) -> None:
+        check_number("strength", strength, open_=True)
+        if lr is not None:
+            check_number("lr", lr, open_=True)
+        if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
+            raise ConfigError(f"algorithm.inner_steps must be an integer >= 1, got {inner_steps}.")
+        self.strength = strength
+        self.inner_steps = inner_steps
+        self.lr = lr
+
+    def begin(self, turn: Turn) -> None:
+        """Start both models at the global one."""
+        turn.scratch[_NAME] = turn.weights()
+
+    @torch.no_grad()
+    def adjust(self, turn: Turn) -> None:
+        """Add the regulariser's gradient, towards the local model."""
+        local = turn.scratch[_NAME]
+        for key, parameter in turn.parameters.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - local[key], alpha=self.strength)
+
+    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Take the inner steps, then one of the local model."""
+        loss = turn.gradient(batch, batch_idx)
+        turn.update(batch_idx)
+        with turn.quiet():
+            for _ in range(self.inner_steps - 1):
+                turn.gradient(batch, batch_idx)
+                turn.update(batch_idx)
+        rate = self.strength * (self.lr if self.lr is not None else turn.lr)
+        with torch.no_grad():
+            for key, local in turn.scratch[_NAME].items():
+                local.add_(local - turn.parameters[key], alpha=-rate)
+        return loss
+
+    def end(self, turn: Turn) -> None:
+        """Keep the client's own model; leave the local one in the module, to be sent."""
+        turn.keep(_NAME, turn.trained_state())
+        turn.set_weights(turn.scratch[_NAME])
+
+    def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
+        """Return the client's own model."""
+        start = f"{_NAME}/"
+        return {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+
+
+class PFedMe(Algorithm):
+    r"""Personalized FL with Moreau envelopes.
+
+    For every local batch a client finds
+    :math:`\theta_i \approx \arg\min_\theta f_i(\theta) + \frac{\lambda}{2} \|\theta - w_i\|^2` by
+    ``inner_steps`` steps of the module's optimizer, going on from the last batch's, and takes
+    :math:`w_i \leftarrow w_i - \eta \lambda (w_i - \theta_i)`. The server takes
+    :math:`w \leftarrow (1 - \beta) w + \beta \overline{w_i}`; :math:`\theta_i` stays with the
+    client.
+
+    Args:
+        strength: :math:`\lambda`.
+        inner_steps: :math:`K`.
+        lr: :math:`\eta`; ``None`` means the optimizer's learning rate.
+        beta: :math:`\beta`; 1 is the plain mean.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Dinh, Tran, Nguyen. Personalized Federated Learning with Moreau Envelopes. NeurIPS 2020.
+        https://arxiv.org/abs/2006.08848
+    """
+
+    def __init__(
+        self,
+        strength: float = 15.0,
+        inner_steps: int = 5,
+        lr: float | None = None,
+        beta: float = 1.0,
+        **choices: Any,
+    ) -> None:
+        check_number("beta", beta, open_=True)
+        server = ServerSGD(beta) if beta != 1 else None
+        local: list[LocalMethod] = [MoreauEnvelope(strength, inner_steps, lr)]
+        super().__init__(local=local, server=server, **choices)

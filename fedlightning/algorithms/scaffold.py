@@ -1,0 +1,101 @@
+"""SCAFFOLD: control variates correct the drift of clients from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.algorithms.base import Algorithm, Weights
+from fedlightning.algorithms.local import LocalMethod
+from fedlightning.algorithms.server import ServerSGD
+from fedlightning.parts import State
+
+if TYPE_CHECKING:
+    from fedlightning.turn import Turn
+
+__all__ = ["SCAFFOLD", "ControlVariates"]
+
+_NAME = "scaffold"
+
+
+class ControlVariates(LocalMethod):
+    r"""Adds :math:`c - c_i` to every local gradient.
+
+    :math:`c_i` is the mean of the client's gradients along its last turn, :math:`c` that over
+    clients. For plain SGD of :math:`K` steps this mean is the paper's second option,
+    :math:`c_i - c + (x - y_i) / (K \eta_l)`; unlike that formula it also means something with
+    momentum, weight decay and learning rates that change. Parameters that are trained but not
+    shared have none.
+    """
+
+    first = True  # a control variate is made of the loss's own gradients
+
+    def begin(self, turn: Turn) -> None:
+        """Read both control variates and start a new mean."""
+        server, own = turn.server(_NAME), turn.kept(_NAME)
+        shift = {
+            key: c - own[key] if key in own else c.clone()
+            for key, c in server.items()
+            if key in turn.parameters
+        }
+        turn.scratch[_NAME] = shift, {key: torch.zeros_like(c) for key, c in shift.items()}, [0]
+
+    @torch.no_grad()
+    def adjust(self, turn: Turn) -> None:
+        """Take the gradient into the mean; correct it."""
+        shift, sums, steps = turn.scratch[_NAME]
+        present = turn.gradients()
+        keys = [key for key in shift if key in present]
+        steps[0] += 1
+        if keys:
+            gradients = [present[key] for key in keys]
+            torch._foreach_add_([sums[key] for key in keys], gradients)
+            torch._foreach_add_(gradients, [shift[key] for key in keys])
+
+    @torch.no_grad()
+    def end(self, turn: Turn) -> None:
+        """Keep the new control variate; send by how much it has changed."""
+        _, sums, steps = turn.scratch[_NAME]
+        own = turn.kept(_NAME)
+        new = {key: total / max(steps[0], 1) for key, total in sums.items()}
+        turn.keep(_NAME, new)
+        turn.send(_NAME, {k: c - own[k] if k in own else c.clone() for k, c in new.items()})
+
+    def server_state(self, parameters: Mapping[str, Tensor]) -> State:
+        """Return control variates of zero."""
+        return {f"{_NAME}/{key}": torch.zeros_like(value) for key, value in parameters.items()}
+
+    def merge(
+        self, server: Mapping[str, Tensor], extras: Mapping[str, Tensor], clients: int, among: int
+    ) -> State:
+        r"""Return :math:`c + \frac{|S|}{N} \overline{\Delta c_i}`."""
+        share = clients / among
+        return {key: c + share * extras[key] if key in extras else c for key, c in server.items()}
+
+
+class SCAFFOLD(Algorithm):
+    r"""Stochastic controlled averaging.
+
+    Clients take steps :math:`y \leftarrow y - \eta_l (g_i(y) - c_i + c)` and send
+    :math:`y - x` and :math:`\Delta c_i = c_i^+ - c_i`; the server takes
+    :math:`x \leftarrow x + \frac{\eta_g}{|S|} \sum (y_i - x)` and
+    :math:`c \leftarrow c + \frac{1}{N} \sum \Delta c_i`.
+
+    Args:
+        lr: The server's learning rate :math:`\eta_g`; 1 is the plain mean.
+        weights: Weights of the mean; the paper's is uniform.
+        **choices: Those of :class:`Algorithm`.
+
+    Source:
+        Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. SCAFFOLD: Stochastic Controlled Averaging
+        for Federated Learning. ICML 2020. https://arxiv.org/abs/1910.06378
+    """
+
+    def __init__(
+        self, lr: float = 1.0, weights: Weights | None = "uniform", **choices: Any
+    ) -> None:
+        server = ServerSGD(lr) if lr != 1 else None
+        super().__init__(local=[ControlVariates()], server=server, weights=weights, **choices)
