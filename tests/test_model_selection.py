@@ -32,18 +32,22 @@ WAYS = [
         ("held_out/personalized/acc", "personalized/val_acc"),
     ],
 )
-@pytest.mark.parametrize("kind", [ModelCheckpoint, EarlyStopping])
-def test_selecting_by_test_data_is_said_in_one_line(metric, better, kind, tmp_path):
+def test_selecting_by_test_data_is_said_in_one_line(metric, better):
+    personal = PersonalizationCallback(epochs=1, every_n_rounds=1)
     with pytest.warns(UserWarning, match="selects by test data") as caught:
         fit(
-            net(), FedBABU(), rounds=2, folder=tmp_path,
-            datamodule=data(held_out_clients=1, seed=0),
-            callbacks=[kind(monitor=metric), PersonalizationCallback(epochs=1, every_n_rounds=1)],
+            net(), FedBABU(), rounds=1, datamodule=data(held_out_clients=1, seed=0),
+            callbacks=[EarlyStopping(metric), personal],
         )  # fmt: skip
     (text,) = {str(w.message) for w in caught if "selects" in str(w.message)}
-    assert text.startswith(f"{kind.__name__} looks at {metric!r}: ")
+    assert text.startswith(f"EarlyStopping looks at {metric!r}: ")
     assert text.endswith(f"(data.val_fraction) and take {better!r}.")
     assert "\n" not in text
+
+
+def test_a_checkpoint_of_the_best_round_is_told_too(tmp_path):
+    with pytest.warns(UserWarning, match="ModelCheckpoint looks at 'global/loss'"):
+        fit(net(), FedAvg(), folder=tmp_path, callbacks=[ModelCheckpoint(monitor="global/loss")])
 
 
 @pytest.mark.parametrize("metric", ["val/acc", "personalized/val_acc", "initial/val_loss"])

@@ -129,6 +129,12 @@ def test_logged_statistics_are_those_of_the_clients(tmp_path):
     assert logged["personalized/acc_std"] == pytest.approx(float(after.std(correction=0)))
     assert logged["personalized/acc_min"] == pytest.approx(float(after.min()))
     assert logged["personalized/acc_p10"] == pytest.approx(float(after.quantile(0.1)))
+    assert logged["personalized/acc_p90"] == pytest.approx(float(after.quantile(0.9)))
+    assert logged["personalized/acc_worst_decile"] == pytest.approx(float(after.min()))
+    jain = float(after.sum() ** 2 / (4 * (after**2).sum()))
+    assert logged["personalized/acc_jain"] == pytest.approx(jain)
+    spread = {name.partition("/")[2] for name in logged if name.startswith("personalized/acc_")}
+    assert spread <= {name.partition("/")[2] for name in logged if name.startswith("initial/")}
     assert logged["initial/acc"] == pytest.approx(logged["global/acc"])
 
 

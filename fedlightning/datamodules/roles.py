@@ -9,7 +9,6 @@ from typing import overload
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.population import evaluated_clients
 from fedlightning.errors import ConfigError
 from fedlightning.seeding import Key, default_seed
@@ -127,13 +126,14 @@ def check_held_out(value: int | float, num_clients: int) -> int | float:
         Traceback (most recent call last):
         fedlightning.errors.ConfigError: held_out_clients=100 leaves none of 100 clients to train...
     """
+    count = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
     share = isinstance(value, float) and 0 <= value < 1
-    if not share:
-        value = check_integer(
-            "held_out_clients, unless it is a share in [0, 1),", value, at_least=0
+    if not (count or share):
+        raise ConfigError(
+            f"held_out_clients must be a number of clients or a share in [0, 1), got {value!r}"
         )
     if value and (value >= num_clients or num_clients == 1):
         raise ConfigError(
             f"held_out_clients={value} leaves none of {num_clients} clients to train; lower it"
         )
-    return value
+    return int(value) if count else value
