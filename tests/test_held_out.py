@@ -9,9 +9,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
+from fedlightning import SCAFFOLD, Algorithm, FedAvg, FedBABU, PersonalizationCallback
+from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
-from tests.toys import data, fit, loop_of, net, same, state
+from tests.toys import CLASSES, data, examples, fit, loop_of, net, same, state
 
 SIZES = (8, 6, 7, 5, 9, 6)
 TABLES = (
@@ -54,6 +55,23 @@ def test_global_metrics_are_those_of_clients_that_train_and_the_others_have_thei
     assert expected != others
     assert logged["global/acc"] == pytest.approx(expected)
     assert logged["held_out/global/acc"] == pytest.approx(others)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), SCAFFOLD()], ids=["FedAvg", "SCAFFOLD"])
+def test_training_is_that_of_a_federation_without_them(algorithm):
+    some = clients(batch_size=100)
+    others = ClientDatasets(
+        train=[examples(SIZES[client], client) for client in some.training_clients],
+        test=[examples(4, 100 + client) for client in some.training_clients],
+        num_classes=CLASSES,
+        batch_size=100,
+    )
+    with_them, without = net(), net()
+    fit(with_them, algorithm, rounds=3, cohort=2, datamodule=some)
+    fit(without, algorithm, rounds=3, cohort=2, datamodule=others)
+    for key, value in state(with_them).items():  # sums differ in their order
+        torch.testing.assert_close(state(without)[key], value, rtol=1e-5, atol=1e-6)
+    assert not same(state(with_them), state(net()))
 
 
 def test_they_are_never_trained():

@@ -44,6 +44,7 @@ class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
         held_out_clients: Clients that never train, but are evaluated and personalised like the
             others and reported apart, under ``held_out/``: an int is a number of clients, a float
             in [0, 1) a share. Which ones is a function of the seed; the partition stays the same.
+            ``eval_clients`` is then the size of a sample of each kind.
 
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
