@@ -320,6 +320,7 @@ def test_a_callback_may_monitor_what_personalization_measures(every_n_rounds, va
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_a_callback_that_looks_too_often_is_told_what_to_set():
     callbacks = [EarlyStopping("personalized/acc"), PersonalizationCallback(epochs=1)]
     with pytest.raises(ConfigError, match=r"every 1 rounds, but .* every 4; set every_n_rounds=1"):
