@@ -15,8 +15,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 # Classes go by their bare names once they are imported.
+import fedlightning.aggregation
 import fedlightning.algorithms
 import fedlightning.callbacks
+import fedlightning.compression
 import fedlightning.datamodules
 import fedlightning.models
 import fedlightning.sampling  # noqa: F401

@@ -11,6 +11,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from fedlightning._lightning import forget_failed_step
 from fedlightning.algorithms import ClientUpdate
 from fedlightning.client import LocalFit, time_limit
+from fedlightning.compressed import compressed
+from fedlightning.compression import num_bytes
 from fedlightning.datamodules import ClientTask
 from fedlightning.evaluation import Metrics
 from fedlightning.exchange import Trained, train_in_parallel
@@ -28,7 +30,6 @@ from fedlightning.local_log import LocalLog, LogFlags
 from fedlightning.parts import State
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key
-from fedlightning.server import num_bytes
 from fedlightning.turns import MethodFit
 from fedlightning.workers import longest_first
 
@@ -212,6 +213,11 @@ class CohortTraining:
                 raise ServersOwn(error) from error
             check_tensors(update.state, self._shared(), result.steps)
         own = resident.copy(loop.roles.kept) | (turn.kept_after if turn is not None else {})
+        if self._federation.compression is not None:
+            update, left = compressed(
+                self._federation.compression, update, resident.received, loop.parameters, kept
+            )
+            own |= left
         return Trained(update, own, dict(self._log.flags))
 
     def _bytes_down(self) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
+from fedlightning.aggregation import Aggregator
 from fedlightning.algorithms import Algorithm, FedBABU
+from fedlightning.compression import Compression
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.faults import Policy
 from fedlightning.sampling import (
@@ -28,6 +31,10 @@ class Federation:
 
     Args:
         algorithm: What is trained, what is shared, how it is merged.
+        aggregator: What the server makes of a cohort's updates; ``None`` means the algorithm's
+            weighted mean. Robust rules are in :mod:`fedlightning.aggregation`.
+        compression: How clients write their updates in fewer bytes; ``None`` sends them as they
+            are.
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
             all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
@@ -68,6 +75,8 @@ class Federation:
     """
 
     algorithm: Algorithm = field(default_factory=FedBABU)
+    aggregator: Aggregator | None = None
+    compression: Compression | None = None
     cohort_size: int | float = 0.1
     local_epochs: int = 1
     head: str | list[str] | None = None
@@ -88,6 +97,7 @@ class Federation:
                 "federation.algorithm must be an Algorithm such as FedBABU(), "
                 f"got {self.algorithm!r}."
             )
+        self._check_server()
         for name in ("local_epochs", "clients_per_kernel"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -104,6 +114,26 @@ class Federation:
             )
         check_cohort_size(self.cohort_size)
         self._check_faults()
+
+    def _check_server(self) -> None:
+        for name, kind in (("aggregator", Aggregator), ("compression", Compression)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"federation.{name} must be a {kind.__name__}, got {value!r}.")
+            if value is not None and self.algorithm.share == "none":
+                raise ConfigError(
+                    f"federation.{name}: {self.algorithm.name} shares nothing, so {value!r} has "
+                    "nothing to do; leave it out."
+                )
+        if self.aggregator is None:
+            return
+        if len(inspect.signature(self.algorithm.aggregate).parameters) < 2:
+            raise ConfigError(
+                f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
+                "give it a second argument `merge`, or leave the aggregator out."
+            )
+        if isinstance(self.cohort_size, int):
+            self.aggregator.check(self.cohort_size)
 
     def _check_faults(self) -> None:
         policy = self.on_client_failure

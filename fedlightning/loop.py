@@ -43,6 +43,7 @@ from fedlightning.parts import Parts, State, live_state
 from fedlightning.resident import Resident
 from fedlightning.seeding import Key, default_seed
 from fedlightning.server import Server
+from fedlightning.server_training import ServerFit
 from fedlightning.steps import ShortStep, Step, needs_stock_step, through_transfer
 from fedlightning.store import PersonalStates
 from fedlightning.turns import MethodFit
@@ -127,6 +128,11 @@ class FederatedLoop(RoundLoop):
         return self._roles
 
     @property
+    def parameters(self) -> frozenset[str]:
+        """The keys of the module's parameters; the other keys are buffers'."""
+        return frozenset(key for key, _ in self.module.named_parameters())
+
+    @property
     def seed(self) -> int:
         """The seed of everything in the run that is random."""
         return default_seed(self.federation.seed)
@@ -172,6 +178,8 @@ class FederatedLoop(RoundLoop):
             self.module.to(memory_format=torch.channels_last)
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
+            if self.federation.aggregator is not None:
+                self.federation.aggregator.check(self.clients_per_round())
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
@@ -193,7 +201,8 @@ class FederatedLoop(RoundLoop):
 
     def _start_server(self) -> Server:
         """Return the server; it goes on from the state that a checkpoint had."""
-        server = Server(self.federation.algorithm, len(self.data.training_clients))
+        algorithm, aggregator = self.federation.algorithm, self.federation.aggregator
+        server = Server(algorithm, len(self.data.training_clients), aggregator)
         shared = [key for key, _ in self.module.named_parameters() if key in set(self.roles.shared)]
         trained = set(self.roles.trained)
         moving = [key for key in shared if key in trained and self.trainable[key]]
@@ -224,6 +233,8 @@ class FederatedLoop(RoundLoop):
         self._resident, log = Resident(self.module, fresh), LocalLog(self.module)
         self.server = self._start_server()
         fit = self._choose_fit(self._resident, log)
+        settings = self.federation.algorithm.server_data
+        self._server_fit = ServerFit(self, self._resident, settings) if settings else None
         self._training = CohortTraining(self, self._resident, fit, log)
 
     def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit | MethodFit:
@@ -296,7 +307,9 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         outcomes: list[Outcome[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
-        merged = self.server.merge(updates, resident.received)
+        merged = self.server.merge(updates, resident.received, self.roles.shared)
+        if self._server_fit is not None:
+            merged = self._server_fit.run(merged)
         self.personal.update(  # may fail on a full disk: the global model is the old one then
             {
                 outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}

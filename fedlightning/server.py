@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from fedlightning.aggregation import Merge, WeightedMean
+from fedlightning.aggregation import Aggregator, WeightedMean
 from fedlightning.algorithms import Algorithm, ClientUpdate
-from fedlightning.parts import State
+from fedlightning.errors import FederationError
+from fedlightning.parts import State, first_non_finite
 
-__all__ = ["Server", "num_bytes"]
+__all__ = ["Server"]
 
 _OPTIMIZER = "optimizer/"
 
@@ -23,10 +24,14 @@ class Server:
     Args:
         algorithm: How updates are merged.
         among: The number of clients that take part in training.
+        aggregator: What merges updates, if not the algorithm's mean.
     """
 
-    def __init__(self, algorithm: Algorithm, among: int) -> None:
+    def __init__(
+        self, algorithm: Algorithm, among: int, aggregator: Aggregator | None = None
+    ) -> None:
         self._algorithm = algorithm
+        self._aggregator = aggregator
         self._among = among
         self._state: State = {}
         self._next: State = {}
@@ -67,24 +72,34 @@ class Server:
         self,
         updates: Iterable[ClientUpdate],
         model: Mapping[str, Tensor],
-        merge: Merge | None = None,
+        shared: Iterable[str],
     ) -> State:
         """Return the next values of the shared part; :meth:`commit` makes them count.
 
         Args:
             updates: One a client, in cohort order, each valid until the next is asked for.
             model: The global model.
-            merge: What merges them, if not the algorithm's mean.
+            shared: Its keys that clients share.
         """
         extras, count = WeightedMean(self._algorithm.sums), [0]
         noted = self._noting(updates, extras, count)
-        aggregate = self._algorithm.aggregate
-        merged = aggregate(noted) if merge is None else aggregate(noted, merge)
+        if self._aggregator is None:
+            merged = self._algorithm.aggregate(noted)
+        else:
+            reference = {key: model[key] for key in shared}
+            merge = self._aggregator.start(reference, self._parameters, self._algorithm.sums)
+            merged = self._algorithm.aggregate(noted, merge)
         self._next = {k: v for k, v in self._state.items() if k.startswith(_OPTIMIZER)}
         sent = extras.result() if count[0] else {}
         for method in self._algorithm.local:
             self._next |= method.merge(self.sent_along, sent, count[0], self._among)
-        return {**merged, **self._step(merged, model)}
+        moved = self._step(merged, model)
+        if (bad := first_non_finite(moved)) is not None:
+            raise FederationError(
+                f"{bad} of the global model is non-finite after the step of "
+                f"{self._algorithm.server!r}; lower its learning rate."
+            )
+        return {**merged, **moved}
 
     def commit(self) -> None:
         """Have what the last merge remembered count."""
@@ -117,14 +132,3 @@ class Server:
         moved, after = optimizer.move({key: model[key] for key in keys}, merged, before)
         self._next |= {_OPTIMIZER + name: value for name, value in after.items()}
         return moved
-
-
-def num_bytes(state: Mapping[str, Tensor]) -> int:
-    """Return how many bytes a state's values take.
-
-    Example:
-        >>> import torch
-        >>> num_bytes({"w": torch.zeros(3), "n": torch.tensor(1)})
-        20
-    """
-    return sum(value.numel() * value.element_size() for value in state.values())

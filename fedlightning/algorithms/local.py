@@ -10,6 +10,7 @@ from torch import Tensor
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
 from fedlightning.parts import State
+from fedlightning.values import Value
 
 if TYPE_CHECKING:
     from fedlightning.turn import Turn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalMethod", "check_number"]
 
 
-class LocalMethod:
+class LocalMethod(Value):
     """One more thing that happens in a client's turn; a subclass overrides what it needs.
 
     A method has settings and nothing else: whatever belongs to a client is in its
@@ -115,16 +116,6 @@ class LocalMethod:
             among: The number of clients that take part in training.
         """
         return dict(server)
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
 
 
 def check_number(

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fedlightning.algorithms.local import check_number
 from fedlightning.parts import State
+from fedlightning.values import Value
 
 __all__ = ["ServerAdagrad", "ServerAdam", "ServerOptimizer", "ServerSGD", "ServerYogi"]
 
 
-class ServerOptimizer:
+class ServerOptimizer(Value):
     r"""Moves the global model by the mean of the clients' changes.
 
     With :math:`\Delta_t` the mean of :math:`x_{t,i} - x_t`, a subclass returns :math:`x_{t+1}`. It
@@ -47,16 +48,6 @@ class ServerOptimizer:
             state: The optimizer's state of this parameter, changed in place.
         """
         raise NotImplementedError
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and vars(other) == vars(self)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
 
     @torch.no_grad()
     def move(

@@ -51,6 +51,8 @@ def settings_that_matter(
     settings: dict[str, Any] = {
         "seed": seed,
         "federation.algorithm": federation.algorithm,
+        "federation.aggregator": federation.aggregator,
+        "federation.compression": federation.compression,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.head": federation.head,

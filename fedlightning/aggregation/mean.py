@@ -1,28 +1,40 @@
-"""Merging what clients send: float64 sums in cohort order, rounded once."""
+"""The weighted mean: float64 sums in cohort order, rounded once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from fedlightning.aggregation.base import (
+    Aggregator,
+    Sums,
+    check_weight,
+    floats_of,
+    require_finite,
+    sum_dtype,
+)
 from fedlightning.parts import State
 
-__all__ = ["Merge", "Sums", "WeightedMean", "widest_float"]
-
-Sums = Literal["float64", "float32"]
+__all__ = ["Mean", "WeightedMean"]
 
 
-class Merge(Protocol):
-    """Takes in states one at a time and returns what they are together."""
+class Mean(Aggregator):
+    r"""The weighted mean of the clients' states, :math:`\sum_i w_i \theta_i / \sum_i w_i`.
 
-    def push(self, state: Mapping[str, Tensor], weight: float) -> None:
-        """Take in one state."""
+    It keeps one sum, however large the cohort. One client can move it as far as it likes.
 
-    def result(self) -> State:
-        """Return the merged state."""
+    Example:
+        >>> Mean().start({"w": torch.zeros(2)}, parameters=["w"])
+        <fedlightning.aggregation.mean.WeightedMean object at ...>
+    """
+
+    def start(
+        self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
+    ) -> WeightedMean:
+        """Start the merging of one round."""
+        return WeightedMean(sums)
 
 
 class WeightedMean:
@@ -47,7 +59,7 @@ class WeightedMean:
 
     def __init__(self, sums: Sums = "float64") -> None:
         self._sums_in: Sums = sums
-        self._sums: dict[str, Tensor] = {}
+        self._sums: State | None = None
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
 
@@ -60,20 +72,17 @@ class WeightedMean:
             weight: Its weight, > 0.
 
         Raises:
-            ValueError: If the weight is not a finite number > 0, or the keys differ from the
-                first's.
+            ValueError: If the weight is not a finite number > 0, or keys or shapes differ from
+                the first's.
         """
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"weight must be a finite number > 0, got {weight}")
-        values = {key: value for key, value in state.items() if value.is_floating_point()}
-        if not self._dtypes:
+        check_weight(weight)
+        values = floats_of(state, self._sums)
+        if self._sums is None:
             self._dtypes = {key: value.dtype for key, value in values.items()}
             self._sums = {
                 key: torch.zeros_like(value, dtype=self._dtype(value))
                 for key, value in values.items()
             }
-        if values.keys() != self._sums.keys():
-            raise ValueError(f"keys differ: {sorted(values.keys() ^ self._sums.keys())}")
         self._weight += weight
         if values:
             torch._foreach_add_(
@@ -86,18 +95,16 @@ class WeightedMean:
         """Return the mean, each tensor in its own dtype.
 
         Raises:
-            ValueError: If nothing was pushed.
+            ValueError: If nothing was pushed, or the mean is not finite: a NaN or an infinity in
+                any of the states is still there in the sum.
         """
-        if not self._weight:
+        if self._sums is None:
             raise ValueError("the mean of no states")
-        return {
+        mean = {
             key: (total / self._weight).to(self._dtypes[key]) for key, total in self._sums.items()
         }
+        require_finite(mean)
+        return mean
 
     def _dtype(self, value: Tensor) -> torch.dtype:
-        return torch.float32 if self._sums_in == "float32" else widest_float(value.device)
-
-
-def widest_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on Apple's GPUs, which have no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
+        return sum_dtype(value.device, self._sums_in)
