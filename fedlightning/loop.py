@@ -36,6 +36,7 @@ from fedlightning.federation import Federation
 from fedlightning.grouped import GroupedFit
 from fedlightning.local_log import LocalLog
 from fedlightning.model_checks import check_module
+from fedlightning.model_selection import warn_of_test_metrics
 from fedlightning.module import freeze, names_its_head, resolve_parts
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Parts, State, live_state
@@ -143,7 +144,7 @@ class FederatedLoop(RoundLoop):
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
-        size = self.federation.cohort_count(self.data.num_clients)
+        size = self.federation.cohort_count(len(self.data.training_clients))
         fast = int(getattr(self.trainer, "fast_dev_run", 0))
         return min(size, fast) if fast else size
 
@@ -151,7 +152,8 @@ class FederatedLoop(RoundLoop):
         """Return the clients of a round, in the order in which they train."""
         key = Key(self.seed, "cohort", round=round_index)
         size = self.clients_per_round()
-        cohort = self.federation.cohort(key, self.data.num_clients, size)
+        clients = self.data.training_clients
+        cohort = self.federation.cohort(key, self.data.num_clients, size, clients)
         if len(cohort) < size:
             raise ConfigError(
                 f"the cohort of round {round_index} has {len(cohort)} clients, "
@@ -199,9 +201,8 @@ class FederatedLoop(RoundLoop):
 
     def _start_server(self) -> Server:
         """Return the server; it goes on from the state that a checkpoint had."""
-        server = Server(
-            self.federation.algorithm, self.data.num_clients, self.federation.aggregator
-        )
+        algorithm, aggregator = self.federation.algorithm, self.federation.aggregator
+        server = Server(algorithm, len(self.data.training_clients), aggregator)
         shared = [key for key, _ in self.module.named_parameters() if key in set(self.roles.shared)]
         trained = set(self.roles.trained)
         moving = [key for key in shared if key in trained and self.trainable[key]]
@@ -218,6 +219,7 @@ class FederatedLoop(RoundLoop):
 
     def begin(self) -> None:
         """Copy the global model aside and make ready to train clients."""
+        warn_of_test_metrics(self.trainer)
         schedulers = [
             config.scheduler
             for config in self.trainer.lr_scheduler_configs

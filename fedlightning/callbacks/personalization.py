@@ -15,16 +15,12 @@ from torch.optim import Optimizer
 
 from fedlightning.callbacks.monitors import check_monitors
 from fedlightning.errors import ConfigError
+from fedlightning.evaluation import HELD_OUT
 from fedlightning.loop import FederatedLoop
 from fedlightning.parts import Part
-from fedlightning.personalization import Personalizer, PersonalResult
-from fedlightning.reporting import (
-    ClientRecord,
-    Spread,
-    clients_figure,
-    save_figure,
-    write_clients_csv,
-)
+from fedlightning.personal_results import PersonalResult, metrics_of, write_results
+from fedlightning.personalization import Personalizer
+from fedlightning.reporting import ClientRecord
 
 __all__ = ["PersonalizationCallback"]
 
@@ -36,10 +32,14 @@ class PersonalizationCallback(pl.Callback):
     ``test``. Every client takes part, chosen in a cohort or not (of very many a sample: see
     ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model of that
     moment (with an algorithm that lets clients keep a part: with the part it kept). The global
-    model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and
-    ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
-    ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
-    ``clients.csv`` and ``clients.png``.
+    model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min``,
+    ``_p10``, ``_p90``, ``_worst_decile`` and ``_jain`` (see
+    :class:`~fedlightning.reporting.Spread`), ``personalized/loss``, the same before fine-tuning as
+    ``initial/...``, and ``initial/acc_nearest_mean``, the accuracy of the features without any
+    head. Where ``data.val_fraction`` holds examples out, ``personalized/val_acc`` and ``val_loss``
+    are measured on these: choose settings by them. Clients that ``data.held_out_clients`` holds out
+    of training have the same metrics under ``held_out/``. The run folder gets ``clients.csv``,
+    ``clients.png`` and ``held_out_clients.csv``.
 
     Args:
         epochs: Passes over each client's training data.
@@ -56,6 +56,9 @@ class PersonalizationCallback(pl.Callback):
             be exact (see :mod:`fedlightning.head_conditions`). ``True`` insists, and is your word
             for what cannot be known: that layers of your own treat each example by itself.
             ``False`` never does.
+        curve: Whether clients are also evaluated after every epoch of fine-tuning. The run folder
+            then gets ``finetuning.csv`` (see :class:`~fedlightning.reporting.EpochRecord`) and
+            ``finetuning.png``, and ``held_out_finetuning.csv``; no other result changes.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -75,6 +78,7 @@ class PersonalizationCallback(pl.Callback):
         every_n_rounds: int | None = None,
         nearest_mean: bool = True,
         features_once: bool | None = None,
+        curve: bool = False,
     ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
@@ -89,7 +93,9 @@ class PersonalizationCallback(pl.Callback):
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean
         self.features_once = features_once
+        self.curve = curve
         self.results: list[PersonalResult] = []
+        self.held_out_results: list[PersonalResult] = []
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
                 parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -99,7 +105,7 @@ class PersonalizationCallback(pl.Callback):
 
     @property
     def records(self) -> list[ClientRecord]:
-        """The clients of the last personalization, by client id."""
+        """The clients of the last personalization that may train, by client id."""
         return [result.record for result in self.results]
 
     # -- when ----------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ class PersonalizationCallback(pl.Callback):
         _ = _loop_of(trainer).data.evaluated_clients
         rounds = trainer.max_epochs or -1
         regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
-        check_monitors(trainer, ("personalized/", "initial/"), regular)
+        check_monitors(trainer, regular)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run where validation runs, so that monitors see the metrics."""
@@ -177,6 +183,7 @@ class PersonalizationCallback(pl.Callback):
             self._make_optimizer,
             self.nearest_mean,
             self.features_once,
+            self.curve,
         )
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
@@ -194,28 +201,13 @@ class PersonalizationCallback(pl.Callback):
             failure = error
         loop.workers.agree(failure)
         everyones = [result for part in loop.workers.gather(mine) for result in part]
-        self.results = sorted(everyones, key=lambda result: result.record.client_id)
+        self.results, self.held_out_results = [], []
+        for result in sorted(everyones, key=lambda result: result.record.client_id):
+            held_out = loop.data.is_held_out(result.record.client_id)
+            (self.held_out_results if held_out else self.results).append(result)
         if _has_folder(trainer):
             self._write(trainer)
-        return self._metrics()
-
-    def _metrics(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for prefix, scores in (
-            ("initial", [result.before for result in self.results]),
-            ("personalized", [result.after for result in self.results]),
-        ):
-            for name in dict.fromkeys(name for values in scores for name in values):
-                spread = Spread.of(values[name] for values in scores if name in values)
-                metrics[f"{prefix}/{name}"] = spread.mean
-                if name == "acc":
-                    metrics[f"{prefix}/acc_std"] = spread.std
-                    metrics[f"{prefix}/acc_min"] = spread.min
-                    metrics[f"{prefix}/acc_p10"] = spread.p10
-        nearest = Spread.of(result.nearest_mean_acc for result in self.results)
-        if nearest.count:
-            metrics["initial/acc_nearest_mean"] = nearest.mean
-        return metrics
+        return metrics_of(self.results) | metrics_of(self.held_out_results, HELD_OUT)
 
     def _write(self, trainer: pl.Trainer) -> None:
         from fedlightning.reporting.loggers import log_clients
@@ -226,9 +218,7 @@ class PersonalizationCallback(pl.Callback):
         if folder is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_clients_csv(Path(folder) / "clients.csv", self.records)
-        if any(record.tested for record in self.records):
-            save_figure(clients_figure(self.records), Path(folder) / "clients.png")
+        write_results(Path(folder), self.results, self.held_out_results)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

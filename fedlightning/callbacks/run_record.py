@@ -31,6 +31,10 @@ _FILES = (
     "curves.png",
     "clients.csv",
     "clients.png",
+    "held_out_clients.csv",
+    "finetuning.csv",
+    "finetuning.png",
+    "held_out_finetuning.csv",
     "partition.csv",
     "partition.png",
     "personal",
@@ -125,7 +129,7 @@ class RunRecord(pl.Callback):
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
-            clients=loop.data.num_clients,
+            clients=len(loop.data.training_clients),
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
             global_acc=Spread.of(scores) if scores else None,
@@ -138,12 +142,39 @@ class RunRecord(pl.Callback):
             files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
             before_values=before,
             after_values=after,
-            evaluated=len(loop.data.evaluated_clients) if scores or known else None,
+            evaluated=_evaluated(loop) if scores or known else None,
+            **_of_held_out(loop, personal, measured),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Keep nothing."""
         return {}
+
+
+def _evaluated(loop: FederatedLoop) -> int:
+    """Return how many of the clients that may train are evaluated."""
+    data = loop.data
+    return sum(not data.is_held_out(client) for client in data.evaluated_clients)
+
+
+def _of_held_out(
+    loop: FederatedLoop, personal: list[PersonalizationCallback], measured: bool
+) -> dict[str, Any]:
+    """Return what the summary says of clients that never train."""
+    before: Spread | None
+    after: Spread | None
+    records = [result.record for result in personal[-1].held_out_results] if personal else []
+    if any(record.tested for record in records):
+        before = Spread.of(record.acc_before for record in records)
+        after = Spread.of(record.acc_after for record in records)
+    else:
+        scores = loop.evaluator.last_held_out_accuracies if measured else []
+        before, after = Spread.of(scores) if scores else None, None
+    return {
+        "held_out": len(loop.data.held_out_ids),
+        "held_out_before": before,
+        "held_out_after": after,
+    }
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:

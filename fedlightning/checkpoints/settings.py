@@ -23,7 +23,7 @@ Settings = dict[str, str]
 _FREE = {"root", "download", "num_workers", "max_epochs", "devices", "verbose", "path", "data_dir"}
 _FREE |= {"cache_size", "eval_clients"}
 # A constructor's arguments that a digest or a setting of its own stands for.
-_ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction"}
+_ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
 _LARGEST = 400
 
 
@@ -53,7 +53,7 @@ def settings_that_matter(
         "federation.algorithm": federation.algorithm,
         "federation.aggregator": federation.aggregator,
         "federation.compression": federation.compression,
-        "federation.cohort_size": federation.cohort_count(data.num_clients),
+        "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.head": federation.head,
         "federation.channels_last": federation.channels_last,
@@ -63,6 +63,7 @@ def settings_that_matter(
         else f"{type(sampler).__name__}{_plain_ones(vars(sampler))}",
         "torch threads": threads if threads is not None else torch.get_num_threads(),
         "partition": data.partition_digest()[:16],
+        "data.held_out_clients": data.held_out_digest(),
         "dataset": data.dataset_fingerprint(),
         "data": type(data).__name__,
         "trainer.precision": trainer.precision,

@@ -51,6 +51,7 @@ class GeneratedClients(FederatedDataModule):
         drop_last: Leave a client's last training batch out if it is shorter.
         seed: Seed of the held-out examples; None takes that of the run.
         eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
+        held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
 
     Raises:
         ConfigError: An argument that cannot work whatever the data.
@@ -79,6 +80,7 @@ class GeneratedClients(FederatedDataModule):
         drop_last: bool = False,
         seed: int | None = None,
         eval_clients: int | None = None,
+        held_out_clients: int | float = 0,
     ) -> None:
         super().__init__(
             num_clients=num_clients,
@@ -88,6 +90,7 @@ class GeneratedClients(FederatedDataModule):
             drop_last=drop_last,
             seed=seed,
             eval_clients=eval_clients,
+            held_out_clients=held_out_clients,
         )
         if not callable(examples):
             raise ConfigError(f"examples must be a function of client and split, got {examples!r}")

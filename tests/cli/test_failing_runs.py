@@ -24,6 +24,11 @@ import pytest
             2,
             "a is never logged",
         ),
+        (
+            "--trainer.callbacks=ModelCheckpoint --trainer.callbacks.monitor=val/acc",
+            2,
+            "data.val_fraction holds validation data out.",
+        ),
     ],
 )
 def test_a_run_that_fails_before_its_first_round_is_done_leaves_nothing(
