@@ -18,6 +18,8 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
     "check": "say which classes a config would import, and whether it would be accepted",
+    "compare": "run a study: several algorithms, seeds and settings, and a report on them",
+    "report": "compare finished runs: tables, tests and figures in one HTML file",
 }
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"
 _EXPECTED = f"expected one of {', '.join(COMMANDS)}"
