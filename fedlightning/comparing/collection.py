@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,8 +122,13 @@ def _named(runs: Sequence[Run]) -> list[Run]:
 def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> list[Group]:
     found: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
+        other = found.get((run.condition, run.variant), {}).get(run.seed)
+        if other is not None and differing_settings([run, other]):
+            name = f"{run.variant} ({_place(run.folder)})"
+            warnings.append(f"other settings under the same name: {run.folder} is called {name}")
+            run = replace(run, variant=name)
+            other = None
         seeds = found.setdefault((run.condition, run.variant), {})
-        other = seeds.get(run.seed)
         if other is not None:
             warnings.append(
                 f"two runs of {run.variant}, seed {run.seed}: {other.folder} and {run.folder}; the "
@@ -131,7 +137,7 @@ def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> 
             run = max(run, other, key=lambda each: (each.folder / "metrics.csv").stat().st_mtime)
         seeds[run.seed] = run
     places = {name: at for at, name in enumerate(order)}
-    conditions = list(dict.fromkeys(condition for condition, _ in found))
+    conditions = sorted({condition for condition, _ in found}, key=_by_numbers)
     appearance = list(dict.fromkeys(variant for _, variant in found))
 
     def place(key: tuple[str, str]) -> tuple[int, float, int]:
@@ -142,9 +148,7 @@ def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> 
             appearance.index(variant),
         )
 
-    return [
-        Group(*key, dict(sorted(found[key].items()))) for key in sorted(found, key=place)
-    ]
+    return [Group(*key, dict(sorted(found[key].items()))) for key in sorted(found, key=place)]
 
 
 def _mixtures(groups: Sequence[Group]) -> list[str]:
@@ -185,6 +189,20 @@ def _mixtures(groups: Sequence[Group]) -> list[str]:
 
 def _has_clients(group: Group) -> bool:
     return any(run.clients for run in group.runs.values())
+
+
+def _place(folder: Path) -> str:
+    """Return what tells a run folder from others: its path without what all of them have."""
+    parts = [part for part in folder.parts if part not in ("runs", "lightning_logs", "/", "..")]
+    return "/".join(parts[-4:])
+
+
+def _by_numbers(name: str) -> list[tuple[int, float, str]]:
+    """Return a key that sorts numbers within names by their size."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [
+        (0, float(part), "") if at % 2 else (1, 0.0, part.lower()) for at, part in enumerate(parts)
+    ]
 
 
 def _last(key: str) -> str:

@@ -17,8 +17,6 @@ __all__ = ["Progress"]
 _REDRAW = 1.0
 
 
-
-
 class Progress:
     """A line for each run that ends; on a terminal, below them, one line about those at work.
 

@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fedlightning._version import __version__
 from fedlightning.checkpoints import LAST, PREVIOUS
@@ -166,5 +166,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {**found, "machine": f"{platform.system()} {platform.machine()}"}
-
-

@@ -12,7 +12,15 @@ import numpy as np
 from fedlightning.comparing.collection import Group
 from fedlightning.comparing.run_reading import Numbers, Run
 
-__all__ = ["Summary", "best", "jain_index", "local_only", "plain_fedavg", "summarise", "worst_decile"]
+__all__ = [
+    "Summary",
+    "best",
+    "jain_index",
+    "local_only",
+    "plain_fedavg",
+    "summarise",
+    "worst_decile",
+]
 
 
 @dataclass(frozen=True)

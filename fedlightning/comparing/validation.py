@@ -52,7 +52,9 @@ def _check(run: PlannedRun, name: str, strict: bool) -> None:
     if (run.config.get("trainer") or {}).get("logger") is False:
         raise ConfigError(f"{name}: trainer.logger=false leaves nothing to compare.")
     if run.config.get("ckpt_path"):
-        raise ConfigError(f"{name}: ckpt_path: a study starts its runs from the start; leave it out.")
+        raise ConfigError(
+            f"{name}: ckpt_path: a study starts its runs from the start; leave it out."
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(config_text(run), encoding="utf-8")
