@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlightning._version import __version__
-from fedlightning.command_line.recipes import recipe_title, shipped_recipes
+from fedlightning.command_line.recipes import recipe_title, shipped_recipes, shipped_studies
 from fedlightning.errors import did_you_mean
 
 __all__ = ["COMMANDS", "Answer", "answer", "usage"]
@@ -82,6 +82,9 @@ def _help() -> str:
             "",
             "recipes that come along; --config finds them by name from any folder",
             *_columns(recipes),
+            "",
+            "studies that come along, for compare",
+            *_columns({name: recipe_title(path) for name, path in shipped_studies().items()}),
             "",
             "more",
             *_columns(

@@ -35,6 +35,19 @@ _FLAGS = ("dry-run", "rerun", "no-report", "strict")
 _OF_STUDY = ("output", "workers", "seeds", "baseline")
 _VALUES = ("config", "only", *_OF_STUDY)
 _MOST_NAMED = 5
+_HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...]
+
+  --config STUDY     the study file, or the name of one that comes along (studies/digits.yaml)
+  --workers N        runs at the same time
+  --seeds [0,1]      in place of the file's seeds
+  --output DIR       the folder of the study
+  --baseline NAME    the variant that the others are tested against
+  --only PATTERN     only runs of that name, e.g. 'FedAvg*' or '*seed 0'
+  --dry-run          say what would run
+  --rerun            run again what has other settings by now; the old runs go to replaced/
+  --no-report        leave the report out
+  --strict           refuse classes of other packages
+  --KEY.KEY=VALUE    a setting of all runs, e.g. --trainer.max_epochs=2"""
 
 
 def compare(words: Sequence[str]) -> int:
@@ -51,6 +64,9 @@ def compare(words: Sequence[str]) -> int:
         EnvironmentFailure: Another command is at work in the study's folder.
         FederationError: A run failed; all others have been run.
     """
+    if {"-h", "--help"} & set(words):
+        print(_HELP)
+        return 0
     given = read_words(words, "compare", _FLAGS, _VALUES)
     path = _study_file(given)
     study = read_study(path, {key: given.values[key] for key in _OF_STUDY if key in given.values})
@@ -138,12 +154,14 @@ def _run(
 def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
     from fedlightning.comparing.report_command import write_report
 
+    there = [run for run in runs if any(run.folder.glob("**/metrics.csv"))]
     write_report(
-        [run.folder for run in runs],
+        [run.folder for run in there],
         study.output,
         title=study.name,
         baseline=study.baseline,
         order=tuple(study.variants),
+        missing=[run.name for run in runs if run not in there],
     )
 
 

@@ -12,7 +12,7 @@ from fedlightning.comparing.collection import Group
 from fedlightning.comparing.figure_svg import Look
 from fedlightning.comparing.run_reading import Numbers, Run
 from fedlightning.comparing.tables import cumulative_bytes
-from fedlightning.reporting.figure_style import MUTED, new_figure, style
+from fedlightning.reporting.figure_style import new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["learning_figure"]
 
+_MOST_BANDS = 8
 _METRICS = {
     "global/acc": "accuracy, global model (%)",
     "personalized/acc": "accuracy, personalized (%)",
@@ -31,6 +32,8 @@ _SECONDS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "sec
 
 def learning_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure | None:
     """Draw mean and standard deviation over seeds, for each metric that has a curve.
+
+    More than eight variants are drawn without the latter, which would hide the curves.
 
     Bytes are those of both directions, seconds those of training; a column is left out where no
     run knows them.
@@ -46,20 +49,21 @@ def learning_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure |
     axes = _x_axes(groups)
     if not metrics:
         return None
+    bands = len(groups) <= _MOST_BANDS
     with style():
         figure = new_figure(3.9 * len(axes) + 0.4, 2.9 * len(metrics) + 0.5)
         grid = figure.subplots(len(metrics), len(axes), squeeze=False, sharex="col", sharey="row")
         for row, metric in enumerate(metrics):
-            for column, (label, scale, xs_of) in enumerate(axes):
+            for column, x_axis in enumerate(axes):
                 ax = grid[row][column]
                 for group in groups:
-                    _draw(ax, group, metric, xs_of, scale, looks[group.variant])
+                    _draw(ax, group, metric, x_axis, looks[group.variant], bands)
                 ax.grid(linewidth=0.6)
                 ax.margins(x=0.01)
                 if column == 0:
                     ax.set_ylabel(_METRICS[metric])
                 if row == len(metrics) - 1:
-                    ax.set_xlabel(label)
+                    ax.set_xlabel(x_axis[0])
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside upper left", ncols=min(len(labels), 2 * len(axes))
@@ -100,7 +104,10 @@ def _points(group: Group, metric: str) -> int:
     )
 
 
-def _draw(ax: Axes, group: Group, metric: str, kind: str, scale: float, look: Look) -> None:
+def _draw(
+    ax: Axes, group: Group, metric: str, x_axis: tuple[str, float, str], look: Look, bands: bool
+) -> None:
+    _, scale, kind = x_axis
     percent = 100.0 if metric.endswith("acc") else 1.0
     by_round: dict[int, list[tuple[float, float]]] = {}
     for run in group.runs.values():
@@ -118,8 +125,6 @@ def _draw(ax: Axes, group: Group, metric: str, kind: str, scale: float, look: Lo
     ys = np.array([each[:, 1].mean() for each in points])
     colour, dashes = look
     ax.plot(xs, ys, color=colour, linestyle=dashes, linewidth=1.6, label=group.variant)
-    if full > 1:
+    if full > 1 and bands:
         spread = np.array([each[:, 1].std(ddof=1) for each in points])
         ax.fill_between(xs, ys - spread, ys + spread, color=colour, alpha=0.15, linewidth=0)
-    if not len(points):
-        ax.plot([], [], color=MUTED)

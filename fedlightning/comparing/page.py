@@ -6,7 +6,23 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-__all__ = ["document", "folded", "number", "paragraph", "percent", "section", "table"]
+__all__ = [
+    "DASH",
+    "MINUS",
+    "document",
+    "folded",
+    "number",
+    "paragraph",
+    "percent",
+    "section",
+    "table",
+]
+
+DASH = "\u2013"
+"""What stands for a number that is not known."""
+
+MINUS = "\u2212"
+"""As long as a plus, unlike a hyphen."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --muted: #5a6775; --grid: #d9dee4;
@@ -96,10 +112,10 @@ def table(
     best: Iterable[tuple[int, int]] = (),
     wide: Iterable[int] = (),
 ) -> str:
-    """Return a table that scrolls in itself where the screen is narrow.
+    r"""Return a table that scrolls in itself where the screen is narrow.
 
     Args:
-        header: The columns' names; ``\\n`` breaks them.
+        header: The columns' names; ``\n`` breaks them.
         rows: The cells, as HTML; the first of a row names it.
         best: Row and column of cells to stress.
         wide: Columns of text that may wrap.
@@ -127,8 +143,8 @@ def percent(value: float, spread: float = math.nan, signed: bool = False) -> str
         ('50.0', '−1.1', '–')
     """
     if math.isnan(value):
-        return "–"
-    text = f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
+        return DASH
+    text = f"{100 * value:{'+' if signed else ''}.1f}".replace("-", MINUS)
     if math.isnan(spread):
         return text
     return f'{text} <span class="spread">± {100 * spread:.1f}</span>'
@@ -142,7 +158,7 @@ def number(value: float, unit: str = "") -> str:
         ('1.23 M', '0.5 s', '–')
     """
     if math.isnan(value):
-        return "–"
+        return DASH
     for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 10 * size or (size > 1e3 and abs(value) >= size):
             return f"{value / size:.3g} {prefix}{unit}"

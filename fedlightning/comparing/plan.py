@@ -47,8 +47,8 @@ class PlannedRun:
         """The run, for messages.
 
         Example:
-            >>> PlannedRun("FedAvg", {"federation.cohort_size": "cohort_size=5"}, 0, Path(), {}).name
-            'FedAvg, cohort_size=5, seed 0'
+            >>> PlannedRun("FedAvg", {"data.batch_size": "batch_size=5"}, 0, Path(), {}).name
+            'FedAvg, batch_size=5, seed 0'
         """
         return ", ".join([self.variant, *self.point.values(), f"seed {self.seed}"])
 
@@ -75,7 +75,8 @@ def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Plann
         ConfigError: A variant sets what the grid varies, or two runs would share a folder.
 
     Example:
-        >>> study = Study("s", Path("out"), {"model": "MLP"}, {"A": {"x": 1}, "B": {"x": 2}}, (0, 1))
+        >>> variants = {"A": {"model.lr": 1}, "B": {"model.lr": 2}}
+        >>> study = Study("s", Path("out"), {"model": "MLP"}, variants, (0, 1))
         >>> [run.folder.as_posix() for run in plan(study)][:2]
         ['out/runs/A/seed_0', 'out/runs/B/seed_0']
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ _VALUES = ("output", "baseline", "metric", "title")
 _METRICS = ("acc_after", "acc_before")
 _FILES = ("summary.csv", "tests.csv", "curves.csv", "clients.csv")
 _MOST_WARNED = 6
+_HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
+
+  DIR...             folders with runs in them, at any depth
+  --output DIR       where the report goes; by default DIR, or report/ if there are several
+  --baseline NAME    the variant that the others are tested against
+  --metric NAME      what is tested: acc_after (the default) or acc_before
+  --title TEXT       the report's title"""
 
 
 def report(words: Sequence[str]) -> int:
@@ -44,6 +52,9 @@ def report(words: Sequence[str]) -> int:
         ConfigError: An option is wrong, or there is no such folder.
         DataError: There is no finished run.
     """
+    if {"-h", "--help"} & set(words):
+        print(_HELP)
+        return 0
     given = read_words(words, "report", (), _VALUES)
     if given.settings:
         raise ConfigError(f"report changes no settings: --{next(iter(given.settings))}.")
@@ -77,6 +88,7 @@ def write_report(
     baseline: str | None = None,
     order: Sequence[str] = (),
     metric: str = "acc_after",
+    missing: Sequence[str] = (),
 ) -> None:
     """Write ``report.html``, ``summary.csv``, ``clients.csv``, ``curves.csv`` and ``tests.csv``.
 
@@ -88,12 +100,16 @@ def write_report(
             best one.
         order: Variants in the order in which they are shown.
         metric: The column of ``clients.csv`` that is tested.
+        missing: Names of runs that have left nothing yet.
 
     Raises:
         ConfigError: There is no such folder or baseline.
         DataError: There is no finished run.
     """
     collection = collect(folders, order)
+    if missing:
+        warning = f"left out, not run yet: {'; '.join(missing)}"
+        collection = replace(collection, warnings=[warning, *collection.warnings])
     conditions = collection.conditions
     summaries = [s for condition in conditions for s in summarise(collection.of(condition))]
     held_out = [

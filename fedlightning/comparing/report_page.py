@@ -42,11 +42,11 @@ _MOST_PARTITIONS = 4
 _TABLE_NOTE = (
     "Accuracies in percent, on each client's own test data, before and after personalization. "
     "Each number is a mean over seeds of a number over clients. ± beside an accuracy is the "
-    "standard deviation of that mean over seeds (n − 1 in the denominator; none for a single "
-    "seed), “± over clients” the mean over seeds of the standard deviation over clients. The worst "
-    "tenth is the mean over the tenth of the clients that is served worst. Jain's index is 1 where "
-    "all clients have the same accuracy. Bytes are those of all clients of a round together. Bold: "
-    "the best of a column."
+    "standard deviation of that mean over seeds (with n-1 in the denominator; none for a single "
+    "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
+    "worst tenth is the mean over the tenth of the clients that is served worst. Jain's index is 1 "
+    "where all clients have the same accuracy. Bytes are those of all clients of a round together. "
+    "Bold: the best of a column."
 )
 _TEST_NOTE = (
     "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. What is paired: "
@@ -95,13 +95,12 @@ def page(findings: Findings) -> str:
     body += _warnings(collection.warnings)
     body.append(_contents(findings, several))
     if several:
-        body.append(
-            section("Overview", "overview", [
-                conditions_table(findings.summaries),
-                paragraph("Accuracy after personalization in percent, mean over clients and seeds "
-                          "± standard deviation over seeds.", note=True),
-            ])
-        )  # fmt: skip
+        note = (
+            "Accuracy after personalization in percent, mean over clients and seeds ± standard "
+            "deviation over seeds."
+        )
+        parts = [conditions_table(findings.summaries), paragraph(note, note=True)]
+        body.append(section("Overview", "overview", parts))
     for at, condition in enumerate(collection.conditions):
         parts = list(_condition(findings, condition, looks))
         if several:
@@ -143,21 +142,22 @@ def _contents(findings: Findings, several: bool) -> str:
 def _condition(findings: Findings, condition: str, looks: dict[str, Look]) -> Iterator[str]:
     groups = findings.collection.of(condition)
     mine = [summary for summary in findings.summaries if summary.condition == condition]
-    yield section("Results", f"results-{condition}", [
-        summary_table(mine), paragraph(_TABLE_NOTE, note=True)], level=3)  # fmt: skip
+    results = [summary_table(mine), paragraph(_TABLE_NOTE, note=True)]
+    yield section("Results", f"results-{condition}", results, level=3)
     if any(run.clients for group in groups for run in group.runs.values()):
         yield _figure(svg(distributions_figure(groups, looks), "accuracy per client"))
         yield _figure(svg(shares_figure(groups, looks), "shares of clients by accuracy"))
         yield _figure(svg(fairness_figure(groups, looks), "mean accuracy and the worst tenth"))
     if (drawn := learning_figure(groups, looks)) is not None:
-        yield section("Learning curves", f"curves-{condition}", [
-            _figure(svg(drawn, "learning curves"),
-                    "Mean over seeds, shaded one standard deviation.")], level=3)  # fmt: skip
+        caption = "Mean over seeds; shaded: one standard deviation, for up to eight variants."
+        curves = [_figure(svg(drawn, "learning curves"), caption)]
+        yield section("Learning curves", f"curves-{condition}", curves, level=3)
     yield section("Differences", f"tests-{condition}", _tests(findings, condition), level=3)
-    unseen = [summary for summary in findings.held_out if summary.condition == condition]
-    if unseen:
-        yield section("Clients that could not take part in training", f"unseen-{condition}",
-                      _unseen(groups, unseen, looks), level=3)  # fmt: skip
+    if unseen := [summary for summary in findings.held_out if summary.condition == condition]:
+        parts = _unseen(groups, unseen, looks)
+        yield section(
+            "Clients that could not take part in training", f"unseen-{condition}", parts, level=3
+        )
 
 
 def _tests(findings: Findings, condition: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from fedlightning.comparing.collection import Collection, differing_settings
-from fedlightning.comparing.page import number, percent, table
+from fedlightning.comparing.page import DASH, MINUS, number, percent, table
 from fedlightning.comparing.paired_tests import PairedTest
 from fedlightning.comparing.run_reading import Run
 from fedlightning.comparing.statistics import Summary
@@ -32,7 +32,7 @@ _ACCURACIES: dict[str, Callable[[Summary], str]] = {
     "p10": lambda s: percent(s.acc_after_p10),
     "p90": lambda s: percent(s.acc_after_p90),
     "worst\ntenth": lambda s: percent(s.acc_after_worst_decile),
-    "Jain\nindex": lambda s: "–" if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}",
+    "Jain\nindex": lambda s: DASH if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}",
 }
 _GAINS: dict[str, Callable[[Summary], str]] = {
     "gain over\nLocalOnly": lambda s: percent(s.gain_over_local, signed=True),
@@ -60,7 +60,9 @@ _STRESSED = {
 def summary_table(summaries: Sequence[Summary], held_out: bool = False) -> str:
     """Return variants by metrics; the best of a column is stressed, columns without a number go."""
     columns = {**_ACCURACIES, **_GAINS, **({} if held_out else _COSTS)}
-    shown = {name: cell for name, cell in columns.items() if any(cell(s) != "–" for s in summaries)}
+    shown = {
+        name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
+    }
     rows = [
         [html.escape(s.variant), str(s.seeds), *(cell(s) for cell in shown.values())]
         for s in summaries
@@ -87,7 +89,7 @@ def conditions_table(summaries: Sequence[Summary]) -> str:
             summary = of.get((variant, condition))
             known = [value for (_, where), value in results.items() if where == condition]
             cells.append(
-                "–" if summary is None else percent(_result(summary), summary.acc_after_std_seeds)
+                DASH if summary is None else percent(_result(summary), summary.acc_after_std_seeds)
             )
             if len(known) > 1 and results.get((variant, condition)) == max(known):
                 best.append((row, column))
@@ -104,7 +106,7 @@ def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
     """
     header = ["variant", *(["against"] if name_both else [])]
     header += ["mean\ndifference", "median", "clients better /\nsame / worse", "seeds\nbetter"]
-    header += ["effect\n(−1 to 1)", "p", "p, Holm", "finding"]
+    header += [f"effect\n({MINUS}1 to 1)", "p", "p, Holm", "finding"]
     rows = []
     for test in tests:
         names = [html.escape(test.variant)] + [html.escape(test.other)] * name_both
@@ -115,7 +117,7 @@ def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
                 percent(test.median_difference, signed=True),
                 f"{test.better} / {test.ties} / {test.worse}",
                 f"{test.seeds_better} of {test.seeds}",
-                "–" if math.isnan(test.rank_biserial) else _signed(test.rank_biserial),
+                DASH if math.isnan(test.rank_biserial) else _signed(test.rank_biserial),
                 _p(test.p_value),
                 _p(test.p_holm),
                 html.escape(_finding(test)),
@@ -156,13 +158,13 @@ def runs_table(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
     rows = [
         [
             html.escape(run.variant),
-            html.escape(run.condition) or "–",
+            html.escape(run.condition) or DASH,
             str(run.seed),
             str(len(run.rounds)),
             percent(run.last("global/acc")),
-            percent(float(run.values("acc_after").mean()) if run.clients else math.nan),
-            f"<code>{html.escape(run.partition[:8]) or '–'}</code>",
-            f"<code>{run.cohorts_sum or '–'}</code>",
+            percent(_mean(run)),
+            f"<code>{html.escape(run.partition[:8]) or DASH}</code>",
+            f"<code>{run.cohorts_sum or DASH}</code>",
             f"<code>{html.escape(folder_of(run))}</code>",
         ]
         for run in runs
@@ -185,6 +187,11 @@ def versions_table(runs: Sequence[Run]) -> str:
     return table(["package", "version"], rows, wide=[1])
 
 
+def _mean(run: Run) -> float:
+    values = run.values("acc_after")
+    return float(values.mean()) if values.size else math.nan
+
+
 def _result(summary: Summary) -> float:
     return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
 
@@ -205,16 +212,16 @@ def _finding(test: PairedTest) -> str:
 
 def _p(value: float) -> str:
     if math.isnan(value):
-        return "–"
+        return DASH
     return "&lt; 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+.2f}".replace("-", MINUS)
 
 
 def _shown(value: object) -> str:
     if value is None:
-        return "–"
+        return DASH
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -71,7 +71,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
-    """Read a study file.
+    r"""Read a study file.
 
     Args:
         path: The file.
@@ -233,8 +233,8 @@ def _workers(given: Any) -> int:
 
 def _baseline(given: Any, variants: Any) -> str | None:
     names = list(_variants(variants))
-    if given is None or given in names:
-        return given
+    if given is None or str(given) in names:
+        return None if given is None else str(given)
     raise ConfigError(
         f"baseline {given!r} is no variant.{did_you_mean(str(given), names)} "
         f"They are: {', '.join(names)}."
