@@ -114,9 +114,8 @@ def compare_groups(
             for run in (first, second)
         )
         shared = sorted(mine.keys() & its.keys())
-        # accuracies are float32 quotients: what differs by less than a digit of these does not
-        differences = np.array([mine[client] - its[client] for client in shared], float)
-        by_seed.append(np.where(np.abs(differences) < 1e-6, 0.0, differences))
+        # accuracies are float32 quotients: rounded, what should be a tie is one
+        by_seed.append(np.round([mine[client] - its[client] for client in shared], 6))
     every = np.concatenate(by_seed) if by_seed else np.empty(0)
     statistic, p_value = _wilcoxon(every)
     return PairedTest(
