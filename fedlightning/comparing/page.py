@@ -144,7 +144,8 @@ def percent(value: float, spread: float = math.nan, signed: bool = False) -> str
     """
     if math.isnan(value):
         return DASH
-    text = f"{100 * value:{'+' if signed else ''}.1f}".replace("-", MINUS)
+    rounded = round(100 * value, 1) + 0.0  # no minus before a zero
+    text = f"{rounded:{'+' if signed and rounded else ''}.1f}".replace("-", MINUS)
     if math.isnan(spread):
         return text
     return f'{text} <span class="spread">± {100 * spread:.1f}</span>'

@@ -132,13 +132,14 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
     differing = differing_settings(runs)
     groups = collection.groups
     rows = []
-    for key in differing:
+    for group in groups:
         cells = []
-        for group in groups:
+        for key in differing:
             values = {_shown(run.settings.get(key)): None for run in group.runs.values()}
             cells.append("<br>".join(html.escape(value) for value in values))
-        rows.append([f"<code>{html.escape(key)}</code>", *cells])
-    names = [_title(group.condition, group.variant) for group in groups]
+        names = filter(None, [group.variant, group.condition])
+        rows.append([html.escape(", ".join(names)), *cells])
+    keys = [key.replace(".", ".\n", 1) for key in differing]
     settings = runs[0].settings
     common = [
         [f"<code>{html.escape(key)}</code>", html.escape(_shown(value))]
@@ -146,7 +147,7 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
         if key not in differing and value is not None
     ]
     return (
-        table(["setting", *names], rows) if rows else "<p>Nothing but the seed.</p>",
+        table(["variant", *keys], rows) if differing else "<p>Nothing but the seed.</p>",
         table(["setting", "value"], common, wide=[1]),
     )
 
@@ -194,10 +195,6 @@ def _mean(run: Run) -> float:
 
 def _result(summary: Summary) -> float:
     return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
-
-
-def _title(condition: str, variant: str) -> str:
-    return f"{variant}\n{condition}" if condition else variant
 
 
 def _finding(test: PairedTest) -> str:

@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
     seconds, cohorts = _read_rounds(folder / "rounds.csv", rounds)
     return Run(
         folder=folder,
-        algorithm=str(settings.get("federation.algorithm", "FedBABU")),
+        algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from fedlightning.__main__ import main
+from fedlightning.comparing.collection import collect
+from fedlightning.comparing.plan import PlannedRun
+from fedlightning.comparing.run_state import set_aside
+from fedlightning.comparing.study_lock import study_lock
 
 STUDY = """
 output: out
@@ -149,12 +153,19 @@ def _other_settings_are_refused_or_run_again(out, capsys):
     error = capsys.readouterr().err
     assert "FedAvg, seed 1 (model.lr: not set then, 0.5 now)" in error
     assert "--rerun" in error
-    before = states(out)
-    assert main([*words, "--rerun"]) == 0
-    after = states(out)
-    changed = [name for name in before if before[name] != after[name]]
-    assert changed == ["FedAvg/seed_1"]
-    assert len(list((out / "replaced").rglob("clients.csv"))) == 1
+    assert main([*words, "--rerun", "--dry-run"]) == 0
+    assert "to be run again" in capsys.readouterr().out
+
+
+def test_an_old_run_is_moved_and_not_reported(make_run, tmp_path):
+    make_run("FedAvg", 0)
+    make_run("FedAvg", 1)
+    folder = tmp_path / "runs" / "FedAvg" / "seed_1"
+    moved = set_aside(PlannedRun("FedAvg", {}, 1, folder, {}), tmp_path)
+    assert not folder.exists()
+    assert moved.relative_to(tmp_path).parts[0] == "replaced"
+    assert len(list(moved.rglob("clients.csv"))) == 1
+    assert [run.seed for run in collect([tmp_path]).runs] == [0]
 
 
 def test_a_run_that_fails_stops_no_other_and_is_named(study, tmp_path, capsys):
@@ -196,8 +207,6 @@ def test_what_is_wrong_is_said_before_anything_is_made(study, tmp_path, words, m
 
 
 def test_a_second_command_is_kept_out(study, tmp_path, capsys):
-    from fedlightning.comparing.study_lock import study_lock
-
     with study_lock(tmp_path / "out"):
         assert main(["compare", "study.yaml"]) == 6
     assert "another compare, or a run that one has left" in capsys.readouterr().err
