@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
+from fedlightning._lightning import Phase
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.checkpoints.resumption import Resumption, logged_by
 from fedlightning.datamodules.population import listed_clients
@@ -22,12 +24,14 @@ from fedlightning.reporting import (
     save_figure,
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.round_table import RoundTable
 
 __all__ = ["RunRecord"]
 
 _FILES = (
     "config.yaml",
     "metrics.csv",
+    "rounds.csv",
     "curves.png",
     "clients.csv",
     "clients.png",
@@ -43,7 +47,11 @@ _FILES = (
 
 
 class RunRecord(pl.Callback):
-    """Writes partition and learning curves into the run folder and prints a closing summary.
+    """Writes partition, rounds and learning curves into the run folder and prints a summary.
+
+    ``rounds.csv`` has what differs from one machine to the next, or is no metric: the ``seconds``
+    that a round took from its start to the new global model (evaluation not counted), the number of
+    ``clients`` in its cohort, and a check sum of their ids, by which runs can be compared.
 
     Args:
         summary: Whether to print the closing summary.
@@ -53,6 +61,8 @@ class RunRecord(pl.Callback):
         self.summary = summary
         self._started = time.monotonic()
         self._first_round: int | None = None
+        self._rounds: RoundTable | None = None
+        self._round_started = self._started
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -65,19 +75,36 @@ class RunRecord(pl.Callback):
         resumption = getattr(trainer, "resumption", None)
         if isinstance(resumption, Resumption):
             resumption.cut_back(trainer.loggers)
+        if self._rounds is not None:
+            self._rounds.truncate(_next_round(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that something was trained."""
+        """Remember that something is trained, and since when."""
+        self._round_started = time.monotonic()
         if self._first_round is None:
             self._first_round = trainer.current_epoch
 
+    def on_aggregate_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write who took part in the round, and how long it took."""
+        if self._rounds is None or not isinstance(loop := trainer.fit_loop, FederatedLoop):
+            return
+        cohort = loop.cohort(loop.round)
+        facts = {
+            "seconds": round(time.monotonic() - self._round_started, 4),
+            "clients": len(cohort),
+            "cohort_crc32": zlib.crc32(",".join(map(str, cohort)).encode()),
+        }
+        self._rounds.record(trainer.current_epoch, facts)
+        self._rounds.save()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write who has which data."""
-        self._started, self._first_round = time.monotonic(), None
+        self._started, self._first_round, self._rounds = time.monotonic(), None, None
         folder, loop = _folder(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
+        self._rounds = RoundTable(folder / "rounds.csv")
         loop.data.write_partition(folder)
         clients = loop.data.num_clients
         listed = listed_clients(clients)
@@ -183,6 +210,13 @@ def _folder(trainer: pl.Trainer) -> Path | None:
         return None
     folder = trainer.log_dir
     return Path(folder) if folder is not None and trainer.is_global_zero else None
+
+
+def _next_round(trainer: pl.Trainer) -> int:
+    """Return the round that will be aggregated next; a checkpoint may lie within an evaluation."""
+    loop = trainer.fit_loop
+    merged = isinstance(loop, FederatedLoop) and loop.phase in (Phase.AGGREGATED, Phase.VALIDATED)
+    return trainer.current_epoch + merged
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

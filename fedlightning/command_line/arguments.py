@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from fedlightning.command_line.recipes import find_config
 from fedlightning.command_line.strict_yaml import check_config
 from fedlightning.errors import ConfigError
@@ -71,6 +73,10 @@ def _checked(path: Path) -> Path:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
     check_config(text, str(path))
+    if "variants:" in text and {"base", "variants"} <= set(yaml.safe_load(text)):
+        raise ConfigError(
+            f"{path} is a study of several runs: python -m fedlightning compare --config {path}"
+        )
     return path
 
 

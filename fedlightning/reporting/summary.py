@@ -20,6 +20,7 @@ _FILES = {
     "config.yaml": "every setting; runs again as it is",
     "hparams.yaml": "the model's settings",
     "metrics.csv": "one row a round",
+    "rounds.csv": "seconds and cohort of each round",
     "clients.csv": "one row a client, before and after personalization",
     "clients.png": "clients.csv as a picture",
     "held_out_clients.csv": "the same of clients that never trained",
