@@ -81,7 +81,7 @@ class _Share:
 
     def __init__(self, data: FederatedDataModule, fraction: float, seed: int) -> None:
         self._data = data
-        pool = np.concatenate([data.indices(client) for client in range(data.num_clients)])
+        pool = np.concatenate([data.indices(client) for client in data.training_clients])
         pool = np.sort(pool)
         count = round(fraction * len(pool))
         if count < 1:
