@@ -392,4 +392,5 @@ class FederatedLoop(RoundLoop):
             parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
         if self._resident is not None:
             self._resident.end_turn()  # of a client whose update could not be merged
+            self._server_state = self.server.state_dict()  # another fit goes on, as clients do
         self._resident = None

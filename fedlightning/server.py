@@ -89,7 +89,7 @@ class Server:
             reference = {key: model[key] for key in shared}
             merge = self._aggregator.start(reference, self._parameters, self._algorithm.sums)
             merged = self._algorithm.aggregate(noted, merge)
-        self._next = {k: v for k, v in self._state.items() if k.startswith(_OPTIMIZER)}
+        self._next = dict(self._state)
         sent = extras.result() if count[0] else {}
         for method in self._algorithm.local:
             self._next |= method.merge(self.sent_along, sent, count[0], self._among)
@@ -128,7 +128,11 @@ class Server:
         keys = [key for key in self._parameters if key in merged]
         if optimizer is None or not keys:
             return {}
-        before = {k.removeprefix(_OPTIMIZER): v for k, v in self._next.items()}
+        before = {
+            k.removeprefix(_OPTIMIZER): v
+            for k, v in self._state.items()
+            if k.startswith(_OPTIMIZER)
+        }
         moved, after = optimizer.move({key: model[key] for key in keys}, merged, before)
         self._next |= {_OPTIMIZER + name: value for name, value in after.items()}
         return moved

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fedlightning._lightning import transfer_batch
 from fedlightning.datamodules import Batch
@@ -110,17 +111,21 @@ class ShortStep:
         """Take the optimizer's step, and forget the gradients."""
         if self._adjust is not None:
             self._adjust()
-        if self._clip_val:
-            self._module.clip_gradients(
-                self._optimizer,
-                gradient_clip_val=self._clip_val,
-                gradient_clip_algorithm=self._clip_algorithm,
-            )
+        self.clip(self._optimizer)
         self._optimizer.step()
         self._optimizer.zero_grad()
         for config in self._schedulers:
             if (batch_idx + 1) % config.frequency == 0:
                 self._module.lr_scheduler_step(config.scheduler, None)
+
+    def clip(self, optimizer: Optimizer) -> None:
+        """Clip the gradients of an optimizer's parameters, if the trainer says so."""
+        if self._clip_val:
+            self._module.clip_gradients(
+                optimizer,
+                gradient_clip_val=self._clip_val,
+                gradient_clip_algorithm=self._clip_algorithm,
+            )
 
 
 def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:

@@ -151,6 +151,19 @@ class Turn:
         assert self.step is not None
         self.step.update(batch_idx)
 
+    def move(self, optimizer: Optimizer) -> None:
+        """Clip the gradients of an optimizer of :meth:`optimizer_like`, and take its step."""
+        assert self.step is not None
+        self.step.clip(optimizer)
+        optimizer.step()
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Have torch's random numbers of the ``with`` block come again after it."""
+        device = self.module.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+
     def quiet(self) -> AbstractContextManager[None]:
         """Leave out, inside the ``with`` block, what the module logs."""
         return self.muted()

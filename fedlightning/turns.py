@@ -55,6 +55,8 @@ class MethodFit:
     def start(self, client: int, kept: Mapping[str, Tensor]) -> Turn:
         """Begin a client's turn; the module holds what the client starts from."""
         loop, resident = self._loop, self._resident
+        if self._short is not None:
+            self._refuse_accumulation()  # which a callback may have begun since the last round
         self._turn = Turn(
             client=client,
             round=loop.round,
@@ -84,6 +86,7 @@ class MethodFit:
             method.begin(turn)
             epochs = method.epochs(epochs)
         result = self._fit.run(client, key, epochs, after_step, self._begin_epoch)
+        self._settle(result.steps)
         for method in self._methods:
             method.end(turn)
         if (name := turn.first_non_finite()) is not None:
@@ -93,6 +96,13 @@ class MethodFit:
                 "lower the learning rate or set trainer.gradient_clip_val.",
             )
         return result
+
+    def _settle(self, steps: int) -> None:
+        """Have in the module's own tensors what the client may have put in their places."""
+        left = self._resident.as_the_client_left_it()
+        if left is not self._resident.view():
+            check_tensors(left, self._resident.view(), steps)
+            self._resident.settle()
 
     def _begin_epoch(self, epoch: int) -> None:
         for method in self._methods:
@@ -112,14 +122,10 @@ class MethodFit:
         stepping = next((method for method in self._methods if method.steps_itself), None)
         if stepping is None:
             return None
-        loop, name = self._loop, self._loop.federation.algorithm.name
-        reason = needs_stock_step(loop.trainer, loop.module)
-        if loop.trainer.accumulate_grad_batches != 1:
-            reason = "trainer.accumulate_grad_batches"
-        if reason is not None:
-            raise ConfigError(
-                f"{name} says how to train on a batch, and so does {reason}; do without the latter."
-            )
+        loop = self._loop
+        if (reason := needs_stock_step(loop.trainer, loop.module)) is not None:
+            self._refuse(reason)
+        self._refuse_accumulation()
         self._short = ShortStep(
             loop.trainer, loop.module, self._adjust if self._adjusting else None
         )
@@ -129,6 +135,16 @@ class MethodFit:
             return stepping.train_on(self._now, batch, batch_idx)
 
         return through_transfer(loop.trainer, loop.module, step)
+
+    def _refuse_accumulation(self) -> None:
+        if (batches := self._loop.trainer.accumulate_grad_batches) != 1:
+            self._refuse(f"trainer.accumulate_grad_batches={batches}")
+
+    def _refuse(self, reason: str) -> None:
+        raise ConfigError(
+            f"{self._loop.federation.algorithm.name} says how to train on a batch, and so does "
+            f"{reason}; do without the latter."
+        )
 
     def _train_apart(
         self, turn: Turn, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int

@@ -68,7 +68,7 @@ class Mixture(LocalMethod):
             own["alpha"] = self._adapted(alpha, slope, own["weights"], weights, turn.lr)
         for key, v in own["weights"].items():
             v.grad = alpha * slope[key] if key in slope else None
-        own["optimizer"].step()
+        turn.move(own["optimizer"])
         turn.set_gradients(gradients)
         turn.update(batch_idx)
         return loss

@@ -74,6 +74,8 @@ class Algorithm:
         server: ServerOptimizer | None = None,
         server_data: ServerTraining | None = None,
     ) -> None:
+        if not isinstance(local, (list, tuple, type(None))):
+            raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
         given = {
             "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
             "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
@@ -206,4 +208,7 @@ class Algorithm:
                 )
 
 
-_FIELDS = {*_CHOICES, "local", "server", "server_data", "claims"}
+CHOSEN = (*_CHOICES, "local", "server", "server_data")
+"""The names of an algorithm's choices."""
+
+_FIELDS = {*CHOSEN, "claims"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedlightning.aggregation import Merge
-from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.base import CHOSEN, Algorithm
+from fedlightning.algorithms.roles import ModelKeys, Roles
 from fedlightning.algorithms.update import ClientUpdate
 from fedlightning.errors import ConfigError
 from fedlightning.parts import State
@@ -18,7 +20,8 @@ class Composite(Algorithm):
     """An algorithm with the choices of several others; ``a + b`` in Python.
 
     Choices that one of them makes and the others leave open are taken over; local methods are
-    joined. What two of them choose differently is refused.
+    joined. What two of them choose differently is refused. A member's own ``roles``,
+    ``weight`` or ``aggregate`` decides for all of them, with the choices of all of them.
 
     Args:
         algorithms: Two or more algorithms.
@@ -49,7 +52,9 @@ class Composite(Algorithm):
             names = " and ".join(member.name for member in members)
             raise ConfigError(f"{names} do not go together: {error}") from None
         self.algorithms = tuple(members)
-        self._deciding = {method: _deciding(members, method) for method in ("aggregate", "weight")}
+        self._deciding = {
+            method: _deciding(members, method) for method in ("aggregate", "weight", "roles")
+        }
 
     @property
     def name(self) -> str:
@@ -59,17 +64,30 @@ class Composite(Algorithm):
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.algorithms))
 
+    def roles(self, keys: ModelKeys) -> Roles:
+        """Return which keys are trained, shared and kept; by a member's own rule, if one has it."""
+        owner = self._deciding["roles"]
+        return super().roles(keys) if owner is None else self._for_all(owner).roles(keys)
+
     def weight(self, update: ClientUpdate) -> float:
         """Return an update's weight in the mean; a member's own rule, if one has it."""
         owner = self._deciding["weight"]
-        return super().weight(update) if owner is None else owner.weight(update)
+        return super().weight(update) if owner is None else self._for_all(owner).weight(update)
 
     def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
         """Merge a cohort's updates; by a member's own rule, if one has it."""
         owner = self._deciding["aggregate"]
         if owner is None:
             return super().aggregate(updates, merge)
+        owner = self._for_all(owner)
+        vars(owner)["weight"] = self.weight
         return owner.aggregate(updates) if merge is None else owner.aggregate(updates, merge)
+
+    def _for_all(self, member: Algorithm) -> Algorithm:
+        """Return a member with the choices of all: what it asks itself is asked of all of them."""
+        member = copy.copy(member)
+        vars(member).update({name: vars(self)[name] for name in CHOSEN})
+        return member
 
 
 def _flat(algorithms: Sequence[Any]) -> list[Algorithm]:

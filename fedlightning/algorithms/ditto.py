@@ -33,7 +33,8 @@ class OwnModel(LocalMethod):
 
     def __init__(self, strength: float, epochs: int | None = None) -> None:
         check_number("strength", strength)
-        if epochs is not None and (isinstance(epochs, bool) or epochs < 1):
+        counts = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs >= 1
+        if epochs is not None and not counts:
             raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
         self.strength = strength
         self.own_epochs = epochs

@@ -35,8 +35,12 @@ class Proximal(LocalMethod):
 
 @torch.no_grad()
 def pull(turn: Turn, strength: float) -> None:
-    """Add the gradient of a pull towards the model that the client received."""
-    gradients = turn.gradients()
+    """Add the gradient of a pull towards the model that the client received.
+
+    What stays with the client (a head of its own) is in no global model, and not pulled.
+    """
+    shared = set(turn.roles.shared)
+    gradients = {key: g for key, g in turn.gradients().items() if key in shared}
     if gradients:
         present: list[Tensor] = [turn.parameters[key] for key in gradients]
         away = torch._foreach_sub(present, [turn.received[key] for key in gradients])
@@ -47,7 +51,8 @@ class FedProx(Algorithm):
     r"""FedAvg with a proximal term.
 
     Clients minimise :math:`F_i(w) + \frac{\mu}{2} \|w - w_t\|^2` from the global model
-    :math:`w_t`; the server averages as in FedAvg. All clients do all their local epochs.
+    :math:`w_t`; the server averages as in FedAvg. All clients do all their local epochs. What
+    another algorithm leaves with the clients (FedPer's heads) is not pulled.
 
     Args:
         mu: Strength of the proximal term; the paper tries 0.001 to 1.

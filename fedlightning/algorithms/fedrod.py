@@ -59,9 +59,10 @@ class TwoHeads(LocalMethod):
             loss = turn.gradient(batch, batch_idx)
         if seen:
             features, logits = seen[-1]
+            features, logits = features.to(own[0].dtype), logits.to(own[0].dtype)
             own_loss = F.cross_entropy(logits + F.linear(features, *own), _labels(batch))
             own_loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            turn.move(optimizer)
             optimizer.zero_grad()
         turn.update(batch_idx)
         return loss

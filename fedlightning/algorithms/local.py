@@ -107,7 +107,7 @@ class LocalMethod(Value):
     def merge(
         self, server: Mapping[str, Tensor], extras: Mapping[str, Tensor], clients: int, among: int
     ) -> State:
-        """Return the server's state after a round.
+        """Return those entries of the server's state that a round has changed.
 
         Args:
             server: The state before.
@@ -115,11 +115,16 @@ class LocalMethod(Value):
             clients: How many have sent.
             among: The number of clients that take part in training.
         """
-        return dict(server)
+        return {}
 
 
 def check_number(
-    name: str, value: float, least: float = 0.0, most: float = float("inf"), open_: bool = False
+    name: str,
+    value: float,
+    least: float = 0.0,
+    most: float = float("inf"),
+    open_: bool = False,
+    below: float = float("inf"),
 ) -> None:
     """Refuse a setting of an algorithm that is not a finite number within its range.
 
@@ -129,6 +134,7 @@ def check_number(
         least: The smallest value.
         most: The largest value.
         open_: Whether ``least`` itself is refused, too.
+        below: What it has to be smaller than.
 
     Raises:
         ConfigError: If it is out of its range.
@@ -139,10 +145,11 @@ def check_number(
         fedlightning.errors.ConfigError: algorithm.mu must be a finite number >= 0, got -1.0.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    within = number and least <= value <= most and value != float("inf")
+    within = number and least <= value <= most and value < below
     if within and not (open_ and value == least):
         return
     upper = f" and <= {most:g}" if most != float("inf") else ""
+    upper = f" and < {below:g}" if below != float("inf") else upper
     raise ConfigError(
         f"algorithm.{name} must be a finite number {'>' if open_ else '>='} {least:g}{upper}, "
         f"got {value}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -71,7 +72,8 @@ class MetaGradient(LocalMethod):
         slopes = []
         for sign in (1, -1):
             turn.shift(direction, sign * self.delta)
-            turn.gradient(batch, batch_idx)
+            with turn.rewound() if sign > 0 else nullcontext():  # both see the same dropout
+                turn.gradient(batch, batch_idx)
             slopes.append(turn.gradients())
             turn.set_weights(weights)
         ahead, behind = slopes

@@ -27,8 +27,9 @@ class ControlVariates(LocalMethod):
     :math:`c_i` is the mean of the client's gradients along its last turn, :math:`c` that over
     clients. For plain SGD of :math:`K` steps this mean is the paper's second option,
     :math:`c_i - c + (x - y_i) / (K \eta_l)`; unlike that formula it also means something with
-    momentum, weight decay and learning rates that change. Parameters that are trained but not
-    shared have none.
+    momentum, weight decay and learning rates that change. Steps in which a parameter had no
+    gradient, since another part's turn it was, do not count for it. Parameters that are trained
+    but not shared have none.
     """
 
     first = True  # a control variate is made of the loss's own gradients
@@ -41,7 +42,8 @@ class ControlVariates(LocalMethod):
             for key, c in server.items()
             if key in turn.parameters
         }
-        turn.scratch[_NAME] = shift, {key: torch.zeros_like(c) for key, c in shift.items()}, [0]
+        sums = {key: torch.zeros_like(c) for key, c in shift.items()}
+        turn.scratch[_NAME] = shift, sums, dict.fromkeys(shift, 0)
 
     @torch.no_grad()
     def adjust(self, turn: Turn) -> None:
@@ -49,7 +51,8 @@ class ControlVariates(LocalMethod):
         shift, sums, steps = turn.scratch[_NAME]
         present = turn.gradients()
         keys = [key for key in shift if key in present]
-        steps[0] += 1
+        for key in keys:
+            steps[key] += 1
         if keys:
             gradients = [present[key] for key in keys]
             torch._foreach_add_([sums[key] for key in keys], gradients)
@@ -59,10 +62,10 @@ class ControlVariates(LocalMethod):
     def end(self, turn: Turn) -> None:
         """Keep the new control variate; send by how much it has changed."""
         _, sums, steps = turn.scratch[_NAME]
-        own = turn.kept(_NAME)
-        new = {key: total / max(steps[0], 1) for key, total in sums.items()}
+        own = {key: torch.zeros_like(total) for key, total in sums.items()} | turn.kept(_NAME)
+        new = {key: sums[key] / steps[key] if steps[key] else own[key] for key in sums}
         turn.keep(_NAME, new)
-        turn.send(_NAME, {k: c - own[k] if k in own else c.clone() for k, c in new.items()})
+        turn.send(_NAME, {key: c - own[key] for key, c in new.items()})
 
     def server_state(self, parameters: Mapping[str, Tensor]) -> State:
         """Return control variates of zero."""
@@ -72,8 +75,9 @@ class ControlVariates(LocalMethod):
         self, server: Mapping[str, Tensor], extras: Mapping[str, Tensor], clients: int, among: int
     ) -> State:
         r"""Return :math:`c + \frac{|S|}{N} \overline{\Delta c_i}`."""
-        share = clients / among
-        return {key: c + share * extras[key] if key in extras else c for key, c in server.items()}
+        share, start = clients / among, f"{_NAME}/"
+        sent = {key: change for key, change in extras.items() if key.startswith(start)}
+        return {key: server[key] + share * change for key, change in sent.items()}
 
 
 class SCAFFOLD(Algorithm):

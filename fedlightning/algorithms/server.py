@@ -29,7 +29,7 @@ class ServerOptimizer(Value):
     """
 
     def __init__(self, lr: float) -> None:
-        check_number("server.lr", lr, open_=True)
+        check_number("lr", lr, open_=True)
         self.lr = lr
 
     def start(self, parameters: Mapping[str, Tensor]) -> State:
@@ -87,7 +87,7 @@ class ServerSGD(ServerOptimizer):
 
     def __init__(self, lr: float = 1.0, momentum: float = 0.0) -> None:
         super().__init__(lr)
-        check_number("momentum", momentum, most=0.9999999)
+        check_number("momentum", momentum, below=1.0)
         self.momentum = momentum
 
     def start(self, parameters: Mapping[str, Tensor]) -> State:
@@ -109,11 +109,11 @@ class _Adaptive(ServerOptimizer):
 
     def __init__(self, lr: float, beta1: float, beta2: float | None, tau: float) -> None:
         super().__init__(lr)
-        check_number("beta1", beta1, most=0.9999999)
+        check_number("beta1", beta1, below=1.0)
         check_number("tau", tau, open_=True)
         self.beta1 = beta1
         if beta2 is not None:
-            check_number("beta2", beta2, most=0.9999999)
+            check_number("beta2", beta2, below=1.0)
             self.beta2 = beta2
         self.tau = tau
 
