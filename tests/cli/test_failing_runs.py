@@ -24,11 +24,6 @@ import pytest
             2,
             "a is never logged",
         ),
-        (
-            "--trainer.callbacks=ModelCheckpoint --trainer.callbacks.monitor=val/acc",
-            2,
-            "data.val_fraction holds validation data out.",
-        ),
     ],
 )
 def test_a_run_that_fails_before_its_first_round_is_done_leaves_nothing(
@@ -39,6 +34,13 @@ def test_a_run_that_fails_before_its_first_round_is_done_leaves_nothing(
     assert ended.code == code
     assert ended.error.startswith(f"error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_who_monitors_validation_data_that_are_not_there_is_told_how_to_get_some(run):
+    ended = run("B", "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val/acc")
+    assert ended.code == 2
+    assert ended.error.startswith("error: val/acc is never logged")
+    assert ended.error.endswith(" data.val_fraction holds validation data out.")
 
 
 def test_a_client_that_raises_is_named_and_earlier_rounds_are_kept(run, plugin, version):
