@@ -64,7 +64,7 @@ class Progress:
 
     def draw(self, runs: Sequence[PlannedRun]) -> None:
         """Show the runs at work, on a terminal, once a second."""
-        if not self._live or time.monotonic() - self._drawn < _REDRAW:
+        if not self._live or not runs or time.monotonic() - self._drawn < _REDRAW:
             return
         self._drawn = time.monotonic()
         rounds = {run.name: rounds_done(run.folder) for run in runs}
@@ -90,6 +90,6 @@ class Progress:
         """Return how much longer it may take, once there is something to tell it from."""
         fresh = sum(max(0, at - self._before.get(name, 0)) for name, at in rounds.items())
         made, elapsed = self._ended_rounds + fresh, time.monotonic() - self._started
-        if self._rounds is None or made < 3 or elapsed < 10:
+        if self._rounds is None or made < 3 or elapsed < 10 or made >= self._rounds:
             return ""
-        return f", about {duration(max(0, self._rounds - made) * elapsed / made)} left"
+        return f", about {duration((self._rounds - made) * elapsed / made)} left"

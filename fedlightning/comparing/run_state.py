@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from fedlightning._version import __version__
-from fedlightning.checkpoints import LAST, PREVIOUS
 from fedlightning.comparing.plan import PlannedRun, changed_settings
 from fedlightning.comparing.study import load_yaml
 from fedlightning.comparing.validation import config_text
@@ -124,6 +123,8 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
 
 def can_go_on(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
+    from fedlightning.checkpoints import LAST, PREVIOUS  # torch: seconds
+
     return any(
         path.is_file()
         for name in (LAST, PREVIOUS)

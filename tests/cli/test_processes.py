@@ -24,7 +24,7 @@ def test_without_arguments_it_says_what_it_expects():
     assert len(ended.stderr.splitlines()) <= 6
     assert (
         ended.stderr.splitlines()[-1]
-        == "error: expected one of fit, validate, test, predict, check"
+        == "error: expected one of fit, validate, test, predict, check, compare, report"
     )
 
 

@@ -1,7 +1,11 @@
 import csv
 import math
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -75,11 +79,24 @@ def test_the_page_needs_nothing_from_outside_and_is_well_formed(study, capsys):
     assert f"report: {study / 'report.html'}" in capsys.readouterr().out
 
 
-def test_the_same_runs_give_the_same_page(study):
-    main(["report", str(study)])
-    first = (study / "report.html").read_bytes()
-    main(["report", str(study)])
-    assert (study / "report.html").read_bytes() == first
+def test_the_same_runs_give_the_same_page(make_run, tmp_path):
+    make_run("FedAvg")
+    main(["report", str(tmp_path)])
+    first = (tmp_path / "report.html").read_bytes()
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_neither_torch_nor_lightning_is_needed_for_a_report():
+    source = (
+        "import sys, fedlightning.comparing.report_command, fedlightning.comparing.study; "
+        "print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_the_tables(study):
