@@ -148,8 +148,7 @@ class FederatedLoop(RoundLoop):
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self.freeze()
-        if self._wants_channels_last():  # outputs of a convolution take its weight's layout
-            self.module.to(memory_format=torch.channels_last)
+        self.lay_out()
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
@@ -158,6 +157,11 @@ class FederatedLoop(RoundLoop):
                 f"{algorithm.name}."
             )
         check_module(self.trainer, self.module, self.data, self.evaluator)
+
+    def lay_out(self) -> None:
+        """Lay the weights out as they are trained: a convolution's output takes its layout."""
+        if self._wants_channels_last():
+            self.module.to(memory_format=torch.channels_last)
 
     def _wants_channels_last(self) -> bool:
         if self.federation.channels_last is not None:

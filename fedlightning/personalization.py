@@ -93,6 +93,7 @@ class Personalizer:
         self._nearest = nearest_mean
         self._features_once = features_once
         self._head = self._find_head()
+        self._kept: tuple[int, State] = (-1, {})
 
     def check(self) -> None:
         """Refuse what could not be fine-tuned.
@@ -125,6 +126,7 @@ class Personalizer:
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
+        loop.lay_out()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():
@@ -159,7 +161,7 @@ class Personalizer:
             nan = math.nan
             return PersonalResult(ClientRecord(client, num_train, 0, nan, nan, nan, nan))
         self._restore()
-        copy_into(live_state(loop.module), loop.personal.get(client) or {})
+        copy_into(live_state(loop.module), self.kept(client))
         task = ClientTask(client, "test", num_test)
         *scores, nearest = self._tune_alone(task) or self._tune(task)
         before, after = ({_short_name(name): value for name, value in s.items()} for s in scores)
@@ -174,6 +176,31 @@ class Personalizer:
         )
         return PersonalResult(record, before, after, nearest)
 
+    def kept(self, client: int) -> State:
+        """Return what a client has kept from round to round, by the model's keys."""
+        if self._kept[0] != client:  # it may lie in a file, and is asked for twice
+            self._kept = client, self._loop.personal.get(client) or {}
+        return self._kept[1]
+
+    def own_state(self, record: ClientRecord) -> State:
+        """Return what the client whose turn it was does not share with the global model.
+
+        That is the part that is fine-tuned, and what the client has kept. One that could not be
+        evaluated is fine-tuned now.
+        """
+        module, client = self._loop.module, record.client_id
+        kept = self.kept(client)
+        if not record.tested:
+            self._restore()
+            copy_into(live_state(module), kept)
+            self._set_modes()
+            if record.num_train:
+                self._run_epochs(client)
+        state = live_state(module)
+        part = state if self._part == "full" else self._loop.parts.keys(self._part)
+        own = {*part, *kept}
+        return {key: value for key, value in state.items() if key in own}
+
     def _tune(self, task: ClientTask) -> Tuned:
         """Evaluate, fine-tune as in a round, evaluate."""
         loop, client = self._loop, task.client
@@ -182,9 +209,12 @@ class Personalizer:
         nearest = self._nearest_mean(client)
         self._set_modes()
         if loop.data.num_examples(client):
-            self._fit.run(client, Key(loop.seed, "personalize", client=client), self._epochs)
+            self._run_epochs(client)
         loop.module.eval()
         return before, loop.evaluator.evaluate(task), nearest
+
+    def _run_epochs(self, client: int) -> None:
+        self._fit.run(client, Key(self._loop.seed, "personalize", client=client), self._epochs)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

@@ -16,7 +16,9 @@ COMMANDS = {
     "fit": "train: rounds of local training and aggregation, then personalization",
     "validate": "evaluate a checkpoint on the clients' validation data",
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
+    "personalize": "make clients' own models from a checkpoint, of new clients, too",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
+    "export": "write a client's full model, or the global one, for use elsewhere",
     "check": "say which classes a config would import, and whether it would be accepted",
 }
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"

@@ -1,0 +1,358 @@
+"""Personal models as files: ``personalized/`` in the run folder, one small file for each client.
+
+A file holds what a client does not share with the global model: the part that was fine-tuned, and
+what the client has kept. It is in the safetensors format, its metadata say which global model it
+goes with, and its bytes are a function of what it holds. ``index.json`` has the digests of all
+files. The folder is filled under another name and then takes its own, so that a reader finds one
+personalization or another, never some files of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlightning._version import __version__
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.parts import Part, State, first_non_finite
+from fedlightning.reporting.files import (
+    sync_folder,
+    teaching_os_errors,
+    temporary_beside,
+    write_atomically,
+)
+from fedlightning.workers import Workers
+
+__all__ = [
+    "FOLDER",
+    "INDEX",
+    "About",
+    "PersonalIndex",
+    "PersonalWriter",
+    "read_index",
+    "read_personal",
+    "remove_unfinished",
+    "state_digest",
+]
+
+FORMAT = 1
+"""Number of the layout that this version writes; a newer one is refused."""
+
+FOLDER, INDEX = "personalized", "index.json"
+_NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
+
+
+@dataclass(frozen=True)
+class About:
+    """What all files of one personalization have in common.
+
+    Args:
+        round: The last round that the global model has behind it; -1 if none.
+        part: What was fine-tuned.
+        global_sha256: Digest of the global model, see :func:`state_digest`.
+        checkpoint: The checkpoint that the global model came from, seen from the run folder; None
+            where the run itself has trained it.
+        input_shape: Shape of one input of the model, where that is one tensor.
+        input_dtype: Its dtype, such as ``float32``.
+    """
+
+    round: int
+    part: Part
+    global_sha256: str
+    checkpoint: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    input_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class PersonalIndex:
+    """What ``index.json`` says.
+
+    Args:
+        folder: The folder that it lies in.
+        about: What all files have in common.
+        digests: SHA-256 of each client's file, in hexadecimal.
+    """
+
+    folder: Path
+    about: About
+    digests: dict[int, str]
+
+
+def state_digest(state: State) -> str:
+    """Return a SHA-256 of keys, dtypes, shapes and values, whatever their order and layout.
+
+    Args:
+        state: Tensors by key.
+
+    Example:
+        >>> one = {"weight": torch.ones(2, 3), "steps": torch.tensor(4)}
+        >>> state_digest(one) == state_digest(dict(reversed(one.items())))
+        True
+        >>> state_digest(one) == state_digest({**one, "steps": torch.tensor(5)})
+        False
+    """
+    content = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        content.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        content.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+class PersonalWriter:
+    """Writes the files of one personalization; several workers write each their own clients'.
+
+    The files are not flushed to the disk one by one, which would cost milliseconds each: after a
+    power failure one of them may be cut short, and then its digest says so.
+
+    Args:
+        run: The run folder.
+        about: What the files have in common.
+        workers: The processes that share the work; all of them call :meth:`open` and
+            :meth:`publish`.
+
+    Example:
+        >>> run = getfixture("tmp_path")
+        >>> writer = PersonalWriter(run, About(round=3, part="head", global_sha256="ab"))
+        >>> writer.open()
+        >>> writer.keep(7, {"head.bias": torch.ones(2)})
+        >>> writer.publish()
+        >>> sorted(path.name for path in (run / "personalized").iterdir())
+        ['client_00007.safetensors', 'index.json']
+        >>> read_personal(read_index(run), 7)
+        {'head.bias': tensor([1., 1.])}
+    """
+
+    def __init__(self, run: Path, about: About, workers: Workers | None = None) -> None:
+        self._run = run
+        self._about = about
+        self._workers = workers if workers is not None else Workers()
+        self._digests: dict[int, str] = {}
+
+    def open(self) -> None:
+        """Make the folder to be filled, empty.
+
+        Raises:
+            EnvironmentFailure: It cannot be made.
+        """
+        failure = None
+        if self._workers.rank == 0:
+            try:
+                remove_unfinished(self._run)
+                with teaching_os_errors("create", self._run / _NEW):
+                    (self._run / _NEW).mkdir(parents=True)
+            except Exception as error:
+                failure = error
+        self._workers.agree(failure)
+
+    def keep(self, client: int, state: State) -> None:
+        """Write a client's file.
+
+        Args:
+            client: The client.
+            state: What it does not share with the global model.
+
+        Raises:
+            EnvironmentFailure: It cannot be written.
+        """
+        about = self._about
+        content = _serialised(
+            state,
+            {
+                "format": str(FORMAT),
+                "fedlightning": __version__,
+                "client": str(client),
+                "round": str(about.round),
+                "part": about.part,
+                "global_sha256": about.global_sha256,
+            },
+        )
+        path = self._run / _NEW / _file_name(client)
+        with teaching_os_errors("write", path), temporary_beside(path) as temporary:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        self._digests[client] = hashlib.sha256(content).hexdigest()
+
+    def publish(self) -> None:
+        """Write the index, and put the folder in the place of a former one.
+
+        Raises:
+            EnvironmentFailure: It cannot be done; what was there before is untouched.
+        """
+        digests = {
+            client: digest
+            for part in self._workers.gather(self._digests)
+            for client, digest in part.items()
+        }
+        failure = None
+        if self._workers.rank == 0:
+            try:
+                self._publish(digests)
+            except Exception as error:
+                failure = error
+        self._workers.agree(failure)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        if self._workers.rank == 0:
+            shutil.rmtree(self._run / _NEW, ignore_errors=True)
+
+    def _publish(self, digests: dict[int, str]) -> None:
+        index = {
+            "format": FORMAT,
+            "fedlightning": __version__,
+            **asdict(self._about),
+            "clients": {str(client): digests[client] for client in sorted(digests)},
+        }
+        new, own, old = (self._run / name for name in (_NEW, FOLDER, _OLD))
+        write_atomically(new / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        with teaching_os_errors("write", own):
+            if own.exists():
+                os.replace(own, old)
+            os.replace(new, own)
+        sync_folder(self._run)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed process has left half-made; a former personalization stays, or returns.
+
+    Nobody else may be writing there.
+    """
+    shutil.rmtree(run / _NEW, ignore_errors=True)
+    if not (run / _OLD).exists():
+        return
+    if (run / FOLDER).exists():
+        shutil.rmtree(run / _OLD, ignore_errors=True)
+    else:
+        os.replace(run / _OLD, run / FOLDER)
+
+
+def read_index(run: str | os.PathLike[str]) -> PersonalIndex:
+    """Return what a run's ``personalized/index.json`` says.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or in a newer format.
+    """
+    path = Path(run) / FOLDER / INDEX
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}: no personal models are saved there. `personalize` "
+            "makes them from a checkpoint."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: it is no JSON.") from error
+    number = content.get("format") if isinstance(content, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {number} > supported {FORMAT}; upgrade fedlightning to read it."
+        )
+    try:
+        return PersonalIndex(path.parent, _about(content), _digests(content["clients"]))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def read_personal(index: PersonalIndex, client: int) -> State:
+    """Return what a client does not share with the global model.
+
+    Its digest is compared before anything in the file is interpreted.
+
+    Args:
+        index: What the run's index says.
+        client: The client.
+
+    Raises:
+        ConfigError: The client was not personalised.
+        CheckpointError: Its file is missing or damaged, goes with another global model than the
+            index says, or holds values that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = index.folder / _file_name(client)
+    if client not in index.digests:
+        raise ConfigError(
+            f"client {client} has no personal model in {index.folder}: it has those of "
+            f"{_shown(index.digests)}. `personalize` makes others from a checkpoint."
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if hashlib.sha256(content).hexdigest() != index.digests[client]:
+        raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
+    try:
+        state, header = load(content), _header(content).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    own = (header.get("client"), header.get("global_sha256"))
+    if own != (str(client), index.about.global_sha256):
+        raise CheckpointError(f"{path} is of another client, or goes with another global model.")
+    if (key := first_non_finite(state)) is not None:
+        raise CheckpointError(f"{path}: non-finite values in {key}: fine-tuning has diverged.")
+    return state
+
+
+def _file_name(client: int) -> str:
+    return f"client_{client:05d}.safetensors"
+
+
+def _serialised(state: State, metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file whose metadata are in order: the library's come in a random one."""
+    from safetensors.torch import save
+
+    tensors = {  # copies, because the format refuses tensors that share memory
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
+    content = save(tensors, metadata)
+    header = json.dumps(_header(content), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + _header_size(content) :]
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(content[8 : 8 + _header_size(content)])
+    return header
+
+
+def _header_size(content: bytes) -> int:
+    return int.from_bytes(content[:8], "little")
+
+
+def _about(content: dict[str, Any]) -> About:
+    shape, checkpoint = content["input_shape"], content["checkpoint"]
+    return About(
+        round=int(content["round"]),
+        part=content["part"],
+        global_sha256=str(content["global_sha256"]),
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        input_shape=None if shape is None else tuple(int(size) for size in shape),
+        input_dtype=content["input_dtype"],
+    )
+
+
+def _digests(clients: dict[str, str]) -> dict[int, str]:
+    return {int(client): str(digest) for client, digest in clients.items()}
+
+
+def _shown(clients: dict[int, str]) -> str:
+    if not clients:
+        return "no client"
+    if len(clients) <= 10:
+        return f"{', '.join(map(str, clients))}"
+    return f"{len(clients):,} clients, {min(clients)} to {max(clients)}"
