@@ -73,6 +73,11 @@ def _run(
 
         print(check(command))
         return
+    if command.name == "export":
+        from fedlightning.command_line.export import export
+
+        print(export(command))
+        return
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
     run_command(command, watches, report)

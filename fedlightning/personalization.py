@@ -126,7 +126,8 @@ class Personalizer:
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
-        loop.lay_out()
+        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+            loop.lay_out()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():

@@ -91,9 +91,15 @@ class RoundProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int, clients: int
     ) -> None:
         """Count a personalised client."""
-        if trainer.state.fn == TrainerFn.FITTING and self.is_enabled:
+        if not self.is_enabled:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
             text = f"Personalizing {done}/{clients}" if done < clients else "Personalized"
             self.train_progress_bar.set_description_str(text)
+        elif getattr(trainer, "personalizes", False) and sys.stdout.isatty():
+            bar = self.test_progress_bar
+            bar.total, bar.n = clients, done
+            bar.set_description_str("Personalizing")
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

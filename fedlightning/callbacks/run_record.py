@@ -31,6 +31,7 @@ _FILES = (
     "curves.png",
     "clients.csv",
     "clients.png",
+    "personalized",
     "partition.csv",
     "partition.png",
     "personal",

@@ -22,6 +22,7 @@ _FILES = {
     "metrics.csv": "one row a round",
     "clients.csv": "one row a client, before and after personalization",
     "clients.png": "clients.csv as a picture",
+    "personalized": "what each client's own model does not share; export makes it whole",
     "curves.png": "metrics over the rounds",
     "partition.csv": "examples of each class that each client holds",
     "partition.json": "who has which example; PartitionFile reads it",
