@@ -232,8 +232,8 @@ class FederatedCLI(LightningCLI):
                     "no PersonalizationCallback among trainer.callbacks: "
                     f"part={chosen.part}, epochs={chosen.epochs} and its other defaults are used"
                 )
-        clients = self._get(self.config_init, "clients")
-        self.trainer.personalize(**kwargs, clients=clients)
+        assert isinstance(self.trainer, FederatedTrainer)
+        self.trainer.personalize(**kwargs, clients=self._get(self.config_init, "clients"))
         self._say_where()
 
     def predict(self, **kwargs: Any) -> None:

@@ -136,7 +136,9 @@ def _checkpoint(loop: FederatedLoop, run: Path) -> str | None:
         return str(Path(path).resolve())
 
 
-def _input(loop: FederatedLoop, clients: Sequence[int]) -> tuple[tuple[int, ...] | None, str | None]:
+def _input(
+    loop: FederatedLoop, clients: Sequence[int]
+) -> tuple[tuple[int, ...] | None, str | None]:
     """Return shape and dtype of one input of the model, where that is a tensor."""
     splits: tuple[Split, ...] = ("test", "train")
     for client in clients:

@@ -38,10 +38,11 @@ def chosen_clients(given: ChosenClients) -> list[int] | None:
     """
     if given is None:
         return None
+    items: Any = given
     if isinstance(given, str):
-        given = re.split(r"\s*,\s*", given.strip().removeprefix("[").removesuffix("]").strip())
+        items = re.split(r"\s*,\s*", given.strip().removeprefix("[").removesuffix("]").strip())
     chosen: set[int] = set()
-    for item in given if isinstance(given, Sequence) else [given]:
+    for item in items if isinstance(items, Sequence) else [items]:
         found = _ITEM.fullmatch(str(item))
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
         if isinstance(item, bool) or not 0 <= last - first < _MOST:

@@ -190,7 +190,7 @@ def test_clients_who_have_none_and_models_that_diverged(tmp_path):
     writer.keep(3, {"head.bias": torch.tensor([1.0, float("nan")])})
     writer.publish()
     index = read_index(tmp_path)
-    with pytest.raises(ConfigError, match="client 4 has no personal model .* those of 3"):
+    with pytest.raises(ConfigError, match=r"client 4 has no personal model .* those of 3"):
         read_personal(index, 4)
     with pytest.raises(CheckpointError, match=r"non-finite values in head\.bias"):
         read_personal(index, 3)

@@ -35,11 +35,11 @@ class PersonalizationCallback(pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
 
     Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate``,
-    ``test`` and ``personalize``. Every client takes part, chosen in a cohort or not (of very many a sample: see
-    ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model of that
-    moment (with an algorithm that lets clients keep a part: with the part it kept). The global
-    model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and
-    ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
+    ``test`` and ``personalize``. Every client takes part, chosen in a cohort or not (of very many a
+    sample: see ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model
+    of that moment (with an algorithm that lets clients keep a part: with the part it kept). The
+    global model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min``
+    and ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
     ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
     ``clients.csv``, ``clients.png`` and the clients' own models, in ``personalized``.
 

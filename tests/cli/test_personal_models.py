@@ -105,13 +105,13 @@ def test_checkpoints_that_are_none(run, done, tmp_path):
 # -- export ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--run={run}", "--client=3"], ["--run", "{run}", "--client", "3"]])
+@pytest.mark.parametrize("words", ["--run={run} --client=3", "--run {run} --client 3"])
 def test_export_writes_the_whole_model_of_a_client(run, done, words):
-    words = [word.format(run=done) for word in words]
-    ended = run("export", *words, "--output=mine.safetensors")
+    ended = run("export", *words.format(run=done).split(), "--output=mine.safetensors")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("the model of client 3 (MLP, safetensors, ")
-    own, globally = read_personal(read_index(done), 3), load_file(done / "checkpoints" / "model.safetensors")
+    own = read_personal(read_index(done), 3)
+    globally = load_file(done / "checkpoints" / "model.safetensors")
     found = load_file("mine.safetensors")
     assert found.keys() == globally.keys()
     assert all(torch.equal(found[key], {**globally, **own}[key]) for key in found)
