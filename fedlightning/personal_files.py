@@ -253,7 +253,7 @@ def read_index(run: str | os.PathLike[str]) -> PersonalIndex:
             f"{path}: {error.strerror or error}: no personal models are saved there. `personalize` "
             "makes them from a checkpoint."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: it is no JSON.") from error
     number = content.get("format") if isinstance(content, dict) else None
     if isinstance(number, int) and number > FORMAT:
@@ -335,14 +335,16 @@ def _header_size(content: bytes) -> int:
 
 
 def _about(content: dict[str, Any]) -> About:
-    shape, checkpoint = content["input_shape"], content["checkpoint"]
+    shape, dtype, checkpoint = (
+        content[name] for name in ("input_shape", "input_dtype", "checkpoint")
+    )
     return About(
         round=int(content["round"]),
         part=content["part"],
         global_sha256=str(content["global_sha256"]),
         checkpoint=None if checkpoint is None else str(checkpoint),
         input_shape=None if shape is None else tuple(int(size) for size in shape),
-        input_dtype=content["input_dtype"],
+        input_dtype=None if dtype is None else str(dtype),
     )
 
 

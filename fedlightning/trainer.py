@@ -202,7 +202,7 @@ class FederatedTrainer(pl.Trainer):
         if ckpt_path == "last":
             ckpt_path = latest_checkpoint(self.default_root_dir)
         module = model or self.lightning_module
-        if ckpt_path not in (None, "", "hpc"):
+        if ckpt_path not in (None, "", "hpc", "best"):
             check_loadable(Path(ckpt_path), module)
         data = datamodule or getattr(self, "datamodule", None)
         with (

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.personal_files import (
     About,
     PersonalWriter,
@@ -126,6 +126,19 @@ def test_what_a_killed_process_leaves_is_cleared_away(tmp_path, moment):
     remove_unfinished(tmp_path)
     assert names(tmp_path) == ["personalized"]
     assert read_index(tmp_path).about.round == 4
+
+
+def test_a_disk_that_takes_no_more_is_the_machines_fault_and_the_former_one_stays(tmp_path):
+    written(tmp_path)
+    writer = PersonalWriter(tmp_path, about(round=9))
+    writer.open()
+    shutil.rmtree(tmp_path / ".personalized.new")
+    with pytest.raises(EnvironmentFailure, match=r"cannot write .*client_00000\.safetensors"):
+        writer.keep(0, STATE)
+    writer.discard()
+    assert read_index(tmp_path).about.round == 4
+    with pytest.raises(EnvironmentFailure, match="cannot create"):
+        PersonalWriter(tmp_path / "personalized" / "index.json", about()).open()
 
 
 # -- what is refused -------------------------------------------------------------------------

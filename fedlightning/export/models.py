@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -59,6 +60,8 @@ def client_model(
     folder = Path(run)
     if not folder.is_dir():
         raise ConfigError(f"run={os.fspath(run)!r} is no folder; give a run's folder.")
+    if client != "global" and not isinstance(client, (int, np.integer)):
+        raise ConfigError(f"client must be a client's id or 'global', got {client!r}.")
     index = read_index(folder) if client != "global" else _index_if_any(folder)
     path = _checkpoint(folder, index, ckpt_path)
     checkpoint = read_checkpoint(path)

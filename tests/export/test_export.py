@@ -145,6 +145,8 @@ def test_folders_that_are_no_runs(tmp_path, run):
     folder, _ = run
     with pytest.raises(ConfigError, match="is no folder"):
         client_model(tmp_path / "nothing", 7)
+    with pytest.raises(ConfigError, match="client must be a client's id or 'global', got '7'"):
+        client_model(folder, "7")
     with pytest.raises(CheckpointError, match="no personal models"):
         client_model(tmp_path, 7)
     with pytest.raises(CheckpointError, match="has no checkpoints: give one with ckpt_path"):
