@@ -12,14 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.personal_files import (
-    About,
-    PersonalWriter,
-    read_index,
-    read_personal,
-    remove_unfinished,
-    state_digest,
-)
+from fedlightning.personal_files import About, PersonalWriter, remove_unfinished, state_digest
+from fedlightning.personal_reading import read_index, read_personal
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.ones(2)}
 

@@ -13,7 +13,8 @@ from torch import nn
 from fedlightning import Algorithm, FedBABU, FederatedModule, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.personal_files import read_index, read_personal, state_digest
+from fedlightning.personal_files import state_digest
+from fedlightning.personal_reading import read_index, read_personal
 from fedlightning.personalize import chosen_clients
 from tests.toys import data, examples, fit, loop_of, net, same, state, trainer
 

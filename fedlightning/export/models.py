@@ -16,14 +16,8 @@ from fedlightning.checkpoints import good_checkpoint, read_checkpoint
 from fedlightning.checkpoints.reading import check_network
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.parts import State, copy_into, live_state
-from fedlightning.personal_files import (
-    FOLDER,
-    INDEX,
-    PersonalIndex,
-    read_index,
-    read_personal,
-    state_digest,
-)
+from fedlightning.personal_files import FOLDER, INDEX, state_digest
+from fedlightning.personal_reading import PersonalIndex, read_index, read_personal
 
 __all__ = ["client_model", "example_input"]
 
