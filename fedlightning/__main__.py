@@ -73,6 +73,11 @@ def _run(
 
         print(check(command))
         return 0
+    if command.name == "export":
+        from fedlightning.command_line.export import export
+
+        print(export(command))
+        return 0
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
     run_command(command, watches, report)

@@ -174,8 +174,7 @@ class FederatedLoop(RoundLoop):
         }
         self._roles = self._find_roles()
         self.freeze()
-        if self._wants_channels_last():  # outputs of a convolution take its weight's layout
-            self.module.to(memory_format=torch.channels_last)
+        self.lay_out()
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
             if self.federation.aggregator is not None:
@@ -209,6 +208,11 @@ class FederatedLoop(RoundLoop):
         server.load_state_dict(self._server_state)
         server.start(live_state(self.module), shared, moving)
         return server
+
+    def lay_out(self) -> None:
+        """Lay the weights out as they are trained: a convolution's output takes its layout."""
+        if self._wants_channels_last():
+            self.module.to(memory_format=torch.channels_last)
 
     def _wants_channels_last(self) -> bool:
         if self.federation.channels_last is not None:

@@ -30,6 +30,7 @@ from fedlightning.module import freeze
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Part, State, copy_into, live_state
 from fedlightning.personal_results import PersonalResult
+from fedlightning.reporting import ClientRecord
 from fedlightning.seeding import Key
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
@@ -78,6 +79,7 @@ class Personalizer:
         self._features_once = features_once
         self._curve = curve
         self._head = self._find_head()
+        self._kept: tuple[int, State] = (-1, {})
 
     def check(self) -> None:
         """Refuse what could not be fine-tuned.
@@ -110,6 +112,8 @@ class Personalizer:
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
+        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+            loop.lay_out()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():
@@ -143,11 +147,35 @@ class Personalizer:
         if sizes[1] == 0:
             return PersonalResult.of(client, *sizes, scores=())
         self._restore()
-        copy_into(live_state(loop.module), loop.personal_model(client))
+        copy_into(live_state(loop.module), self.kept(client))
         scores, nearest = self._tune_alone(client) or self._tune(client)
         if self._curve:
             scores = _one_an_epoch(scores, self._epochs)
         return PersonalResult.of(client, *sizes, scores, nearest, self._curve)
+
+    def kept(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one at first."""
+        if self._kept[0] != client:  # it may lie in a file, and is asked for twice
+            self._kept = client, self._loop.personal_model(client)
+        return self._kept[1]
+
+    def own_state(self, record: ClientRecord) -> State:
+        """Return what the client whose turn it was does not share with the global model.
+
+        That is the part that is fine-tuned, and what the client has kept. One that could not be
+        evaluated is fine-tuned now.
+        """
+        module, client = self._loop.module, record.client_id
+        if not record.tested:
+            self._restore()
+            copy_into(live_state(module), self.kept(client))
+            self._set_modes()
+            if record.num_train:
+                self._run_epochs(client)
+        state = live_state(module)
+        part = state if self._part == "full" else self._loop.parts.keys(self._part)
+        own = {*part, *self.kept(client)}
+        return {key: value for key, value in state.items() if key in own}
 
     def _tune(self, client: int) -> Tuned:
         """Measure, fine-tune as in a round, measure."""
@@ -163,13 +191,16 @@ class Personalizer:
                     scores.append(self._measure(client))
 
         if loop.data.num_examples(client):
-            key = Key(loop.seed, "personalize", client=client)
-            self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
+            self._run_epochs(client, on_epoch)
         loop.module.eval()
         return [*scores, self._measure(client)], nearest
 
     def _measure(self, client: int) -> dict[str, float]:
         return measure(self._loop.data, client, self._loop.evaluator.evaluate)
+
+    def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
+        key = Key(self._loop.seed, "personalize", client=client)
+        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:

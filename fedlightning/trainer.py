@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ from fedlightning._lightning import (
 from fedlightning.checkpoints.lock import RunLock
 from fedlightning.checkpoints.resumption import (
     Resumption,
+    check_loadable,
     check_resumable,
     prepared_data,
     resumption_of,
@@ -40,6 +42,8 @@ from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
+from fedlightning.personal_files import remove_unfinished
+from fedlightning.personalize import ChosenClients, personalizing
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.files import remove_stale_files
 from fedlightning.strategy import FederatedDDPStrategy
@@ -102,6 +106,7 @@ class FederatedTrainer(pl.Trainer):
         )
         before_optimizers(self, loop.prepare)
         after_environment(self, self._open_folder)
+        self.personalizes = False
         self.resumption: Resumption | None = None
         self._lock: RunLock | None = None
 
@@ -163,6 +168,55 @@ class FederatedTrainer(pl.Trainer):
         self._find_last(kwargs)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
+
+    def personalize(
+        self,
+        model: pl.LightningModule | None = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        clients: ChosenClients = None,
+        verbose: bool = True,
+    ) -> Any:
+        """Personalise clients from a finished run, whether they took part in it or not.
+
+        The settings are those of the trainer's :class:`PersonalizationCallback`, or its defaults.
+        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``; the models are
+        those that the run itself gives, bit for bit. With other data than the run's, clients are
+        new and start from the global model.
+
+        Args:
+            model: The client's module.
+            datamodule: The clients' data.
+            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None means
+                the module as it is.
+            clients: Ids of the clients, a list or a text such as ``"3,7,10-19"``; None means those
+                that the data evaluate.
+            verbose: Whether to print the metrics.
+
+        Returns:
+            The metrics, as ``test`` does.
+
+        Raises:
+            FedLightningError: If something a person can mend is wrong.
+        """
+        if ckpt_path == "last":
+            ckpt_path = latest_checkpoint(self.default_root_dir)
+        module = model or self.lightning_module
+        if ckpt_path not in (None, "", "hpc", "best"):
+            check_loadable(Path(ckpt_path), module)
+        data = datamodule or getattr(self, "datamodule", None)
+        with (
+            self._at_work(),
+            evaluation_steps(module),
+            personalizing(self, data, clients),
+        ):
+            return super().test(
+                model,
+                ckpt_path=ckpt_path,
+                verbose=verbose,
+                datamodule=datamodule,
+                **_plain_values_only(),
+            )
 
     def _find_last(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("ckpt_path") == "last":
@@ -245,6 +299,7 @@ class FederatedTrainer(pl.Trainer):
             else:
                 for place in (folder, folder / "checkpoints", folder / "personal"):
                     remove_stale_files(place)
+                remove_unfinished(folder)
         self.federated_loop.workers.agree(failure)
 
     # -- what is refused -----------------------------------------------------------------------
@@ -261,3 +316,9 @@ class FederatedTrainer(pl.Trainer):
                     f"{type(callback).__name__} has no federated meaning: it trains outside of "
                     "rounds."
                 )
+
+
+def _plain_values_only() -> dict[str, Any]:
+    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
+    known = inspect.signature(pl.Trainer.test).parameters
+    return {"weights_only": True} if "weights_only" in known else {}

@@ -39,6 +39,7 @@ _FILES = (
     "finetuning.csv",
     "finetuning.png",
     "held_out_finetuning.csv",
+    "personalized",
     "partition.csv",
     "partition.png",
     "personal",

@@ -24,7 +24,7 @@ class Command:
     """What to run.
 
     Args:
-        name: ``fit``, ``validate``, ``test``, ``predict`` or ``check``.
+        name: A command (see :data:`fedlightning.command_line.usage.COMMANDS`).
         options: The words after it, with the paths of the config files in place of their names.
         warnings: What is allowed but likely a slip.
         strict: Whether configs may name classes of this package, torch and Lightning only.

@@ -31,11 +31,17 @@ class FederatedArgumentParser(LightningArgumentParser):
     ``omegaconf+`` resolves when files and command line are merged; plain ``omegaconf`` while each
     file is read, so that an override would not reach what refers to it.
 
+    Args:
+        *args: Arguments of Lightning's parser.
+        command: The command whose options it reads, for who adds options to one command alone.
+        **kwargs: Arguments of Lightning's parser.
+
     Raises:
         ConfigError: Wherever jsonargparse would print its usage and exit.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        self.command = command
         kwargs.setdefault("parser_mode", _MODE)
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("prog", "python -m fedlightning")

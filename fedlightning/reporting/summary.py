@@ -27,6 +27,7 @@ _FILES = {
     "finetuning.csv": "accuracy after each epoch of fine-tuning",
     "finetuning.png": "finetuning.csv as a picture",
     "held_out_finetuning.csv": "the same of clients that never trained",
+    "personalized": "what each client's own model does not share; export makes it whole",
     "curves.png": "metrics over the rounds",
     "partition.csv": "examples of each class that each client holds",
     "partition.json": "who has which example; PartitionFile reads it",
