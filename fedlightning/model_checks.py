@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,11 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.divided import Divided
-from fedlightning.errors import ConfigError, DataError
+from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.evaluation import ClientEvaluator
 from fedlightning.module import FederatedModule
 from fedlightning.parts import copy_into, live_state
 from fedlightning.steps import overrides
+from fedlightning.user_code import place_of
 
 __all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
 
@@ -40,6 +42,7 @@ def check_module(
 
     Raises:
         ConfigError: See :func:`check_fit`.
+        FederationError: The client's batch cannot be made.
         DataError: See :func:`check_fit` and :func:`check_lone_examples`.
     """
     if not trains_by_forward(module):
@@ -47,7 +50,7 @@ def check_module(
     # data that are made when asked for are not made for all clients just to be counted
     sizes = data.held.splits.sizes("train") if isinstance(data.held, Divided) else None
     largest = int(sizes.argmax()) if sizes is not None else 0
-    batch = next(evaluator.batches(largest, "train"), None)
+    batch = _first_batch(evaluator, largest)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
@@ -129,6 +132,17 @@ def check_lone_examples(
                 f"batch of 1 sample, which {type(module).__name__}'s BatchNorm cannot train on; "
                 "set data.drop_last=true, change data.batch_size, or use GroupNorm."
             ) from error
+
+
+def _first_batch(evaluator: ClientEvaluator, client: int) -> Any:
+    """Return a client's first batch: code of the user's own makes it, and may fail."""
+    try:
+        return next(evaluator.batches(client, "train"), None)
+    except (FedLightningError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise FederationError(f"client {client}, its first batch: {text}") from error
 
 
 @contextmanager

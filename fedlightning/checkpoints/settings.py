@@ -21,7 +21,7 @@ Settings = dict[str, str]
 
 # Where data lie, how many processes read them, what is shown: no result depends on these.
 _FREE = {"root", "download", "num_workers", "max_epochs", "devices", "verbose", "path", "data_dir"}
-_FREE |= {"cache_size", "eval_clients"}
+_FREE |= {"cache_size", "eval_clients", "check_data"}
 # A constructor's arguments that a digest or a setting of its own stands for.
 _ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction"}
 _LARGEST = 400

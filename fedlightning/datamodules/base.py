@@ -42,6 +42,10 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         eval_clients: How many clients are evaluated, personalised and predicted for: a random
             sample, the same each time. None means all; of more than 10,000 clients it means 1,000,
             and a warning says so.
+        check_data: Whether ``setup`` looks for labels outside the classes, numbers that are not
+            finite and items that cannot be read. With false a bad example is noticed, if at all,
+            when a client is trained on it; where labels are left out of a loss on purpose, as
+            cross-entropy does with -100, that is what one wants.
 
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
@@ -77,6 +81,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         drop_last: bool = False,
         seed: int | None = None,
         eval_clients: int | None = None,
+        check_data: bool = True,
     ) -> None:
         super().__init__()
         self.num_clients = check_integer("num_clients", num_clients, at_least=1)
@@ -92,6 +97,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             if eval_clients is None
             else check_integer("eval_clients", eval_clients, at_least=1)
         )
+        self.check_data = check_data
 
     @abstractmethod
     def load(self) -> tuple[Examples, Examples] | ClientData:
@@ -182,6 +188,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             val_fraction=self.val_fraction,
             seed=default_seed(self.seed),
             sample=self.sample_number,
+            check=self.check_data,
         )
         if self.drop_last:
             check_batches(divided.splits.sizes("train"), self.batch_size)
