@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedlightning.datamodules import FederatedDataModule
+from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.divided import Divided
 from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.evaluation import ClientEvaluator
@@ -48,15 +48,35 @@ def check_module(
     if not trains_by_forward(module):
         return
     # data that are made when asked for are not made for all clients just to be counted
-    sizes = data.held.splits.sizes("train") if isinstance(data.held, Divided) else None
-    largest = int(sizes.argmax()) if sizes is not None else 0
+    splits = data.held.splits if isinstance(data.held, Divided) else None
+    largest = int(splits.sizes("train").argmax()) if splits is not None else 0
     batch = _first_batch(evaluator, largest)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
         check_fit(module, batch[0][:2], data.num_classes)
-        if sizes is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
-            check_lone_examples(module, batch[0], sizes, data.batch_size)
+        if splits is not None and not overrides(module, "test_step", FederatedModule):
+            _check_test_inputs(module, batch[0], splits.sizes("test"), evaluator)
+        if splits is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
+            check_lone_examples(module, batch[0], splits.sizes("train"), data.batch_size)
+
+
+def _check_test_inputs(
+    module: pl.LightningModule, trained_on: Tensor, sizes: np.ndarray, evaluator: ClientEvaluator
+) -> None:
+    """Refuse test examples of another shape, if the module cannot take them."""
+    if not sizes.any():
+        return
+    client = int(sizes.argmax())
+    batch = _first_batch(evaluator, client, "test")
+    if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
+        return
+    if batch[0].shape[1:] == trained_on.shape[1:] and batch[0].dtype == trained_on.dtype:
+        return
+    try:
+        check_fit(module, batch[0][:2], num_classes=0)
+    except DataError as error:
+        raise DataError(f"client {client}, test data: {error}") from error.__cause__
 
 
 def trains_by_forward(module: pl.LightningModule) -> bool:
@@ -134,10 +154,10 @@ def check_lone_examples(
             ) from error
 
 
-def _first_batch(evaluator: ClientEvaluator, client: int) -> Any:
+def _first_batch(evaluator: ClientEvaluator, client: int, split: Split = "train") -> Any:
     """Return a client's first batch: code of the user's own makes it, and may fail."""
     try:
-        return next(evaluator.batches(client, "train"), None)
+        return next(evaluator.batches(client, split), None)
     except (FedLightningError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:

@@ -94,3 +94,10 @@ def test_a_transform_of_ones_own_that_fails_names_the_client_it_was_tried_on():
 
     with pytest.raises(FederationError, match=r"client 1, its first batch: ValueError: no colour"):
         fit(net(), FedAvg(), datamodule=clients(4, 5, cls=Own))
+
+
+def test_test_examples_that_the_module_cannot_take_are_refused_before_training():
+    train, narrow = (torch.rand(6, 4), torch.arange(6) % 3), (torch.rand(2, 5), torch.arange(2))
+    both = ClientDatasets(train=[train, train], test=[(narrow[0][:1], narrow[1][:1]), narrow])
+    with pytest.raises(DataError, match=r"client 1, test data: Net.* got 5"):
+        fit(net(), FedAvg(), datamodule=both)
