@@ -42,6 +42,7 @@ __all__ = [
     "install_loops",
     "rounds_between_looks",
     "transfer_batch",
+    "wandb_settings",
 ]
 
 
@@ -498,6 +499,13 @@ def continue_logger(logger: Logger, version: int | str | None, step: int) -> Non
             logger._version = version
     elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
         logger._id = logger._wandb_init["id"] = str(version)
+
+
+def wandb_settings(logger: Logger) -> dict[str, Any] | None:
+    """Return what an online W&B logger will start its run with; ``None`` for any other logger."""
+    if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
+        return None
+    return dict(logger._wandb_init)
 
 
 def _prepare_then(

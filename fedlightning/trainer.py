@@ -35,6 +35,7 @@ from fedlightning.checkpoints.resumption import (
 )
 from fedlightning.checkpoints.search import latest_checkpoint
 from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
+from fedlightning.environment import check_environment
 from fedlightning.errors import ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
@@ -195,6 +196,7 @@ class FederatedTrainer(pl.Trainer):
         torch.set_num_threads(self.federation.num_threads or before)
         strategy = self.strategy
         try:
+            check_environment(self)
             with (
                 strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
             ):
