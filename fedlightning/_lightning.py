@@ -40,6 +40,7 @@ __all__ = [
     "continue_logger",
     "forget_failed_step",
     "install_loops",
+    "requeued_checkpoint",
     "rounds_between_looks",
     "transfer_batch",
     "wandb_settings",
@@ -499,6 +500,11 @@ def continue_logger(logger: Logger, version: int | str | None, step: int) -> Non
             logger._version = version
     elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
         logger._id = logger._wandb_init["id"] = str(version)
+
+
+def requeued_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the newest checkpoint that a preempted job has left in the run's root, if any."""
+    return trainer._checkpoint_connector._hpc_resume_path
 
 
 def wandb_settings(logger: Logger) -> dict[str, Any] | None:
