@@ -27,6 +27,7 @@ from fedlightning._lightning import (
     install_loops,
     requeued_checkpoint,
 )
+from fedlightning.checkpoints.io import LAST
 from fedlightning.checkpoints.lock import RunLock
 from fedlightning.checkpoints.resumption import (
     Resumption,
@@ -37,6 +38,7 @@ from fedlightning.checkpoints.resumption import (
 )
 from fedlightning.checkpoints.search import latest_checkpoint
 from fedlightning.checkpoints.settings import warn_of_changes
+from fedlightning.checkpoints.superseded import PersonalFiles
 from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
 from fedlightning.environment import check_environment
 from fedlightning.errors import CheckpointError, ConfigError
@@ -108,6 +110,7 @@ class FederatedTrainer(pl.Trainer):
         after_environment(self, self._open_folder)
         self.resumption: Resumption | None = None
         self._lock: RunLock | None = None
+        self._personal_files: PersonalFiles | None = None
 
     # -- running -------------------------------------------------------------------------------
 
@@ -195,6 +198,24 @@ class FederatedTrainer(pl.Trainer):
         """Save the global model and the run's state; amid a round, those of its start."""
         with self.federated_loop.at_rest():
             super().save_checkpoint(*args, **kwargs)
+        self._clear_personal(Path(args[0] if args else kwargs["filepath"]))
+
+    def _clear_personal(self, saved: Path) -> None:
+        """Remove what clients had kept in rounds that no checkpoint goes back to any more."""
+        in_use = self.federated_loop.personal.files
+        if not in_use:
+            return
+        folder = self.log_dir  # every rank must ask
+        if folder is None or not self.is_global_zero or not saved.is_file():
+            return
+        run = Path(folder).absolute()
+        files = self._personal_files
+        if files is None or files.folder.parent != run:
+            root = Path(self.default_root_dir).absolute()
+            self._personal_files = files = PersonalFiles(run / "personal", run, root)
+        files.saved(saved, in_use)
+        if saved.name == LAST:
+            files.remove_superseded(in_use)
 
     @property
     def logger(self) -> Logger | None:
