@@ -161,7 +161,9 @@ class RunWatch(pl.Callback):
             self._before = _entries(self._root)
             self._missing = [
                 # os.path, because a Path raises where a folder above may not be looked into
-                path for path in (self._root, *self._root.parents) if not os.path.exists(path)
+                path
+                for path in (self._root, *self._root.parents)
+                if not os.path.exists(path)
             ]
 
     def remove_half_made(self) -> None:
