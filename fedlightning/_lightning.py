@@ -45,8 +45,10 @@ __all__ = [
     "forget_failed_step",
     "install_loops",
     "personalization_loop",
+    "requeued_checkpoint",
     "rounds_between_looks",
     "transfer_batch",
+    "wandb_settings",
 ]
 
 
@@ -553,6 +555,18 @@ def continue_logger(logger: Logger, version: int | str | None, step: int) -> Non
             logger._version = version
     elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
         logger._id = logger._wandb_init["id"] = str(version)
+
+
+def requeued_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the newest checkpoint that a preempted job has left in the run's root, if any."""
+    return trainer._checkpoint_connector._hpc_resume_path
+
+
+def wandb_settings(logger: Logger) -> dict[str, Any] | None:
+    """Return what an online W&B logger will start its run with; ``None`` for any other logger."""
+    if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
+        return None
+    return dict(logger._wandb_init)
 
 
 def _prepare_then(

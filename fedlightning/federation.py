@@ -24,6 +24,8 @@ from fedlightning.seeding import Key
 
 __all__ = ["Federation"]
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Federation:
@@ -106,8 +108,11 @@ class Federation:
             raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"federation.num_threads must be >= 1, got {self.num_threads}.")
+        threads = self.num_threads
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise ConfigError(
+                f"federation.num_threads must be >= 1 and <= {_MOST_THREADS}, got {threads}."
+            )
         if not self.personal_memory_mb >= 0:
             raise ConfigError(
                 f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."

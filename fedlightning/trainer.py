@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
@@ -25,7 +26,9 @@ from fedlightning._lightning import (
     after_environment,
     before_optimizers,
     install_loops,
+    requeued_checkpoint,
 )
+from fedlightning.checkpoints.io import LAST
 from fedlightning.checkpoints.lock import RunLock
 from fedlightning.checkpoints.resumption import (
     Resumption,
@@ -36,8 +39,11 @@ from fedlightning.checkpoints.resumption import (
     run_folder,
 )
 from fedlightning.checkpoints.search import latest_checkpoint
+from fedlightning.checkpoints.settings import warn_of_changes
+from fedlightning.checkpoints.superseded import PersonalFiles
 from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
-from fedlightning.errors import ConfigError
+from fedlightning.environment import check_environment
+from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
@@ -109,6 +115,7 @@ class FederatedTrainer(pl.Trainer):
         self.personalizes = False
         self.resumption: Resumption | None = None
         self._lock: RunLock | None = None
+        self._personal_files: PersonalFiles | None = None
 
     # -- running -------------------------------------------------------------------------------
 
@@ -141,8 +148,7 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: If something a person can mend is wrong.
         """
-        if ckpt_path == "last":
-            ckpt_path = latest_checkpoint(self.default_root_dir)
+        ckpt_path = self._found(ckpt_path)
         data = datamodule if datamodule is not None else train_dataloaders
         with (
             self._at_work(),
@@ -153,19 +159,19 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
 
@@ -199,8 +205,7 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: If something a person can mend is wrong.
         """
-        if ckpt_path == "last":
-            ckpt_path = latest_checkpoint(self.default_root_dir)
+        ckpt_path = self._found(ckpt_path)
         module = model or self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
             check_loadable(Path(ckpt_path), module)
@@ -218,14 +223,52 @@ class FederatedTrainer(pl.Trainer):
                 **_plain_values_only(),
             )
 
-    def _find_last(self, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = latest_checkpoint(self.default_root_dir)
+    def _found(self, ckpt_path: Any) -> Any:
+        """Return the file that a name stands for, a requeued job's own among them."""
+        if ckpt_path == "last":
+            return latest_checkpoint(self.default_root_dir)
+        if ckpt_path == "hpc" or (ckpt_path is None and SLURMEnvironment.detect()):
+            found = requeued_checkpoint(self)
+            if found is None and ckpt_path == "hpc":
+                raise CheckpointError(
+                    f"ckpt_path='hpc': no hpc_ckpt_*.ckpt of a preempted job in "
+                    f"{self.default_root_dir}; give a path, or 'last'."
+                )
+            return found
+        return ckpt_path
+
+    def _find(self, kwargs: dict[str, Any], model: Any, args: tuple[Any, ...]) -> None:
+        """Find the checkpoint to evaluate, and say where it does not go with the settings."""
+        if kwargs.get("ckpt_path") in (None, "", "best"):
+            return
+        path = kwargs["ckpt_path"] = self._found(kwargs["ckpt_path"])
+        module = model or self.lightning_module
+        data = prepared_data(kwargs.get("datamodule") or next(iter(args), None))
+        checkpoint = self.strategy.checkpoint_io.load_checkpoint(path)
+        warn_of_changes(checkpoint, path, self.federation, module, data)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the global model and the run's state; amid a round, those of its start."""
         with self.federated_loop.at_rest():
             super().save_checkpoint(*args, **kwargs)
+        self._clear_personal(Path(args[0] if args else kwargs["filepath"]))
+
+    def _clear_personal(self, saved: Path) -> None:
+        """Remove what clients had kept in rounds that no checkpoint goes back to any more."""
+        in_use = self.federated_loop.personal.files
+        if not in_use:
+            return
+        folder = self.log_dir  # every rank must ask
+        if folder is None or not self.is_global_zero or not saved.is_file():
+            return
+        run = Path(folder).absolute()
+        files = self._personal_files
+        if files is None or files.folder.parent != run:
+            root = Path(self.default_root_dir).absolute()
+            self._personal_files = files = PersonalFiles(run / "personal", run, root)
+        files.saved(saved, in_use)
+        if saved.name == LAST:
+            files.remove_superseded(in_use)
 
     @property
     def logger(self) -> Logger | None:
@@ -249,6 +292,7 @@ class FederatedTrainer(pl.Trainer):
         torch.set_num_threads(self.federation.num_threads or before)
         strategy = self.strategy
         try:
+            check_environment(self)
             with (
                 strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
             ):
@@ -263,7 +307,7 @@ class FederatedTrainer(pl.Trainer):
         """Check the checkpoint before anything is written; give the folder free at the end."""
         self.resumption, rounds = None, self.max_epochs
         try:
-            if path not in (None, "", "hpc", "best"):
+            if path not in (None, "", "best"):
                 self.resumption = self._check_checkpoint(Path(path), model, data)
                 if rounds is not None and 0 <= rounds < self.resumption.round:
                     self.fit_loop.max_epochs = self.resumption.round  # nothing to do, no mistake

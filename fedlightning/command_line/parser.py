@@ -112,6 +112,8 @@ def _load(text: str, path: str = "") -> Any:
     try:
         check_text(text, path or "value")
     except ConfigError as error:
-        if path or not isinstance(error.__cause__, yaml.YAMLError):
+        if path or not isinstance(error.__cause__, (yaml.YAMLError, ValueError, OverflowError)):
             raise
+        if not isinstance(error.__cause__, yaml.YAMLError):
+            return text  # the setting's type says what it should have been
     return mark_references(get_loader("yaml")(text))

@@ -45,6 +45,10 @@ class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
             others and reported apart, under ``held_out/``: an int is a number of clients, a float
             in [0, 1) a share. Which ones is a function of the seed; the partition stays the same.
             ``eval_clients`` is then the size of a sample of each kind.
+        check_data: Whether ``setup`` looks for labels outside the classes, numbers that are not
+            finite and items that cannot be read. With false a bad example is noticed, if at all,
+            when a client is trained on it; where labels are left out of a loss on purpose, as
+            cross-entropy does with -100, that is what one wants.
 
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
@@ -81,6 +85,7 @@ class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
         seed: int | None = None,
         eval_clients: int | None = None,
         held_out_clients: int | float = 0,
+        check_data: bool = True,
     ) -> None:
         super().__init__()
         self.num_clients = check_integer("num_clients", num_clients, at_least=1)
@@ -97,6 +102,7 @@ class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
             else check_integer("eval_clients", eval_clients, at_least=1)
         )
         self.held_out_clients = check_held_out(held_out_clients, self.num_clients)
+        self.check_data = check_data
 
     @abstractmethod
     def load(self) -> tuple[Examples, Examples] | ClientData:
@@ -187,6 +193,7 @@ class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
             val_fraction=self.val_fraction,
             seed=default_seed(self.seed),
             sample=self.sample_number,
+            check=self.check_data,
         )
         if self.drop_last:
             check_batches(divided.splits.sizes("train"), self.batch_size)

@@ -90,6 +90,7 @@ class ClientDatasets(FederatedDataModule):
         seed: Seed of the held-out examples; None takes that of the run.
         eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
         held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
+        check_data: Whether the examples are checked, see :class:`FederatedDataModule`.
 
     Raises:
         ConfigError: No client, or train and test of another number of clients.
@@ -115,6 +116,7 @@ class ClientDatasets(FederatedDataModule):
         seed: int | None = None,
         eval_clients: int | None = None,
         held_out_clients: int | float = 0,
+        check_data: bool = True,
     ) -> None:
         if not train or len(train) != len(test):
             raise ConfigError(
@@ -130,6 +132,7 @@ class ClientDatasets(FederatedDataModule):
             seed=seed,
             eval_clients=eval_clients,
             held_out_clients=held_out_clients,
+            check_data=check_data,
         )
         self._sources = train, test
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)

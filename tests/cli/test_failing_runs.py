@@ -11,6 +11,7 @@ import pytest
         ("--data.num_clients=2000", 3, "2000 clients > "),
         ("--model.head=fc", 2, "head='fc' matches no parameter of MLP"),
         ("--federation.cohort_size=6", 2, ""),
+        ("--model.lr=1e30", 5, "client 2, round 0: the norm of body.1.weight of its update is"),
         (
             "--trainer.callbacks=plugin.Breaks",
             5,
