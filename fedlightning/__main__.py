@@ -52,30 +52,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = partial(_report, watches=watches, words=words)
     with _signals(), quiet():
         try:
-            _run(arguments, watches, report)
+            return _run(arguments, watches, report)
         except BaseException as error:
             return report(error)
-    return 0
 
 
 def _run(
     arguments: Sequence[str], watches: list[RunWatch], report: Callable[[BaseException], int]
-) -> None:
+) -> int:
     from fedlightning.command_line.arguments import read_command
 
+    if arguments[0] in ("compare", "report"):
+        return _study(arguments)
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
         print_warning(warning)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
+    _find_own_classes()
     if command.name == "check":
         from fedlightning.command_line.check import check
 
         print(check(command))
-        return
+        return 0
+    if command.name == "export":
+        from fedlightning.command_line.export import export
+
+        print(export(command))
+        return 0
     from fedlightning.cli import run_command  # torch and Lightning: seconds
 
     run_command(command, watches, report)
+    return 0
+
+
+def _study(arguments: Sequence[str]) -> int:
+    _find_own_classes()
+    if arguments[0] == "compare":
+        from fedlightning.comparing.compare_command import compare
+
+        return compare(arguments[1:])
+    from fedlightning.comparing.report_command import report
+
+    return report(arguments[1:])
+
+
+def _find_own_classes() -> None:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
 
 
 def _report(error: BaseException, watches: list[RunWatch], words: Sequence[str] | None) -> int:

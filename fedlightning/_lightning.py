@@ -9,7 +9,9 @@ from __future__ import annotations
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -32,6 +35,7 @@ from fedlightning.workers import Workers
 
 __all__ = [
     "ClientEvaluationLoop",
+    "PersonalizationLoop",
     "Phase",
     "RoundLoop",
     "StockStep",
@@ -40,8 +44,11 @@ __all__ = [
     "continue_logger",
     "forget_failed_step",
     "install_loops",
+    "personalization_loop",
+    "requeued_checkpoint",
     "rounds_between_looks",
     "transfer_batch",
+    "wandb_settings",
 ]
 
 
@@ -392,6 +399,21 @@ class _Adjuster(pl.Callback):
         self._adjust()
 
 
+class PersonalizationLoop(ClientEvaluationLoop):
+    """A test in which nobody is evaluated: callbacks personalise at its end, as in any test."""
+
+    @property
+    def skip(self) -> bool:
+        """Never: clients without test data are personalised, too."""
+        return False
+
+    def setup_data(self) -> None:
+        """Take no loader: there is nothing to walk through."""
+        self._combined_loader = CombinedLoader([[]], "sequential")
+        self._max_batches = [0]
+        self._seen_batches_per_dataloader = defaultdict(int)
+
+
 class StockStep:
     """A training step through Lightning's own optimization loops: every hook and plugin takes part.
 
@@ -474,6 +496,26 @@ def install_loops(
     )
 
 
+@contextmanager
+def personalization_loop(
+    trainer: pl.Trainer, evaluation: Callable[..., ClientEvaluationLoop]
+) -> Iterator[None]:
+    """Have ``trainer.test`` personalise and evaluate nothing, inside the ``with`` block.
+
+    Args:
+        trainer: The trainer.
+        evaluation: Makes a :class:`PersonalizationLoop`.
+    """
+    before = trainer.test_loop
+    trainer.test_loop = evaluation(
+        TrainerFn.TESTING, RunningStage.TESTING, inference_mode=before.inference_mode
+    )
+    try:
+        yield
+    finally:
+        trainer.test_loop = before
+
+
 def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
     """Have ``prepare`` called when the module is complete and its optimizers are not built yet."""
     trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
@@ -513,6 +555,18 @@ def continue_logger(logger: Logger, version: int | str | None, step: int) -> Non
             logger._version = version
     elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
         logger._id = logger._wandb_init["id"] = str(version)
+
+
+def requeued_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the newest checkpoint that a preempted job has left in the run's root, if any."""
+    return trainer._checkpoint_connector._hpc_resume_path
+
+
+def wandb_settings(logger: Logger) -> dict[str, Any] | None:
+    """Return what an online W&B logger will start its run with; ``None`` for any other logger."""
+    if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
+        return None
+    return dict(logger._wandb_init)
 
 
 def _prepare_then(

@@ -15,11 +15,14 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
 # Classes go by their bare names once they are imported.
+import fedlightning.aggregation
 import fedlightning.algorithms
 import fedlightning.callbacks
+import fedlightning.compression
 import fedlightning.datamodules
 import fedlightning.models
 import fedlightning.sampling  # noqa: F401
+from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.command_line.arguments import Command
 from fedlightning.command_line.blame import blame_constructor
@@ -33,6 +36,7 @@ from fedlightning.command_line.usage import usage
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation import Federation
+from fedlightning.personalize import chosen_clients
 from fedlightning.trainer import FederatedTrainer
 
 __all__ = ["FederatedCLI", "run_command"]
@@ -79,7 +83,9 @@ class FederatedCLI(LightningCLI):
             "save_config_callback": SaveRunConfig,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": FederatedArgumentParser,
-            "parser_kwargs": {name: {"usage": usage(name)} for name in self.subcommands()},
+            "parser_kwargs": {
+                name: {"usage": usage(name), "command": name} for name in self.subcommands()
+            },
             "subclass_mode_model": model_class is None,
             "subclass_mode_data": datamodule_class is None,
         }
@@ -119,6 +125,13 @@ class FederatedCLI(LightningCLI):
         )
         given = {key: value for key, value in self.trainer_defaults.items() if key != "callbacks"}
         parser.set_defaults({f"trainer.{key}": value for key, value in given.items()})
+        if getattr(parser, "command", None) == "personalize":
+            parser.add_argument(
+                "--clients",
+                type=chosen_clients,
+                default=SUPPRESS,
+                help="Whose models to make, e.g. 3,7,10-19; by default those that data evaluate.",
+            )
         for key, title in _TITLES.items():
             if parser.groups and key in parser.groups:
                 parser.groups[key].title = title
@@ -131,6 +144,7 @@ class FederatedCLI(LightningCLI):
             "fit": {*skip, "train_dataloaders", "val_dataloaders"},
             "validate": {*skip, "dataloaders"},
             "test": {*skip, "dataloaders"},
+            "personalize": {*skip, "clients"},
             "predict": {*skip, "dataloaders"},
         }
 
@@ -207,6 +221,21 @@ class FederatedCLI(LightningCLI):
         """Evaluate on the clients' test data."""
         self._make_ready()
         self.trainer.test(**kwargs, **plain_values_only(pl.Trainer.test))
+        self._say_where()
+
+    def personalize(self, **kwargs: Any) -> None:
+        """Make clients' own models from a checkpoint."""
+        self._make_ready()
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, PersonalizationCallback) for callback in callbacks):
+            callbacks.append(chosen := PersonalizationCallback())
+            if self.trainer.is_global_zero:
+                print(
+                    "no PersonalizationCallback among trainer.callbacks: "
+                    f"part={chosen.part}, epochs={chosen.epochs} and its other defaults are used"
+                )
+        assert isinstance(self.trainer, FederatedTrainer)
+        self.trainer.personalize(**kwargs, clients=self._get(self.config_init, "clients"))
         self._say_where()
 
     def predict(self, **kwargs: Any) -> None:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 
-from fedlightning.datamodules import Batch, FederatedDataModule
+from fedlightning.datamodules import Batch, Split
 from fedlightning.faults import BadUpdate
 from fedlightning.local_log import LocalLog
 from fedlightning.seeding import Key, forked_generators
@@ -42,6 +43,18 @@ class LocalResult:
     metrics: Mapping[str, float]
 
 
+class Trainable(Protocol):
+    """Whose examples can be trained on: a data module's clients, or the server."""
+
+    def num_batches(self, client: int) -> int:
+        """Return how many batches a local epoch has."""
+
+    def batches(
+        self, client: int, split: Split, *, key: Key, device: torch.device
+    ) -> Iterator[Batch]:
+        """Return the batches of a local epoch."""
+
+
 class LocalFit:
     """Local epochs of one client after another on the resident module.
 
@@ -60,7 +73,7 @@ class LocalFit:
         self,
         trainer: pl.Trainer,
         module: pl.LightningModule,
-        data: FederatedDataModule,
+        data: Trainable,
         step: Step,
         log: LocalLog,
     ) -> None:

@@ -32,11 +32,11 @@ def compressed(
         parameters: Keys of parameters; buffers go as they are.
         kept: What the client has kept, its last residual included.
     """
+    exact = [key for key in update.state if key not in parameters]
     delta = {
-        key: value - received[key] if value.is_floating_point() else value
+        key: value - received[key] if key in parameters else value
         for key, value in update.state.items()
     }
-    exact = [key for key in delta if key not in parameters]
     if compression.error_feedback:
         residual = {
             key: kept[_NAME + key].to(value.device)
@@ -48,8 +48,7 @@ def compressed(
         encoded = compression.compress(delta, exact)
         arrived, left, size = encoded.state, {}, encoded.num_bytes
     state = {
-        key: received[key] + value if value.is_floating_point() else value
-        for key, value in arrived.items()
+        key: received[key] + value if key in parameters else value for key, value in arrived.items()
     }
     bytes_up = size + num_bytes(update.extras)
     own = {_NAME + key: value for key, value in left.items()}

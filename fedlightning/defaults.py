@@ -16,12 +16,14 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.checkpoints.io import AtomicCheckpointIO
+from fedlightning.errors import ConfigError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.strategy import FederatedDDPStrategy
 from fedlightning.tensorboard import TensorBoardBeside
 
 __all__ = ["callbacks_of", "devices_of", "loggers_of", "plugins_of", "strategy_of"]
 
+_MOST_WORKERS = 64
 _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
     "auto": "popen",
     "ddp": "popen",
@@ -37,6 +39,9 @@ def devices_of(kwargs: dict[str, Any], cohort_size: int | float) -> Any:
     Args:
         kwargs: The trainer's arguments.
         cohort_size: The federation's; more workers than clients a round would be idle.
+
+    Raises:
+        ConfigError: On CPUs, another number than could be started.
     """
     given = kwargs.get("devices")
     if given is None:
@@ -46,9 +51,23 @@ def devices_of(kwargs: dict[str, Any], cohort_size: int | float) -> Any:
         accelerator == "auto"
         and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
-    if given != "auto" or not on_cpu:
+    if not on_cpu:
         return given
+    if given != "auto":
+        return _checked_workers(given)
     return min(_usable_cores(), cohort_size) if isinstance(cohort_size, int) else _usable_cores()
+
+
+def _checked_workers(given: Any) -> Any:
+    """Refuse what is no number of processes, or more of them than a machine can start."""
+    most = max(_MOST_WORKERS, 4 * _usable_cores())
+    number = int(given) if isinstance(given, str) and given.isdecimal() else given
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
+        raise ConfigError(
+            f"trainer.devices must be auto or a number of workers from 1 to {most} on this "
+            f"machine's {_usable_cores()} cores, got {given!r}."
+        )
+    return given
 
 
 def _usable_cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,17 @@ from fedlightning.seeding import Key, default_seed, forked_generators
 from fedlightning.steps import overrides, transfers_batches, with_index
 from fedlightning.workers import Workers
 
-__all__ = ["ClientEvaluator", "Metrics", "evaluate", "evaluation_steps", "federated_data"]
+__all__ = [
+    "HELD_OUT",
+    "ClientEvaluator",
+    "Metrics",
+    "evaluate",
+    "evaluation_steps",
+    "federated_data",
+]
+
+HELD_OUT = "held_out/"
+"""What stands before the names of metrics of clients that never train."""
 
 Metrics = Mapping[str, tuple[float, LogFlags]]
 
@@ -35,12 +46,14 @@ class ClientEvaluator:
         seed: Seed of what an evaluation step draws; ``None`` means the run's.
 
     Attributes:
-        last_accuracies: ``global/acc`` of every client at the last evaluation.
+        last_accuracies: ``global/acc`` of every client that trains, at the last evaluation.
+        last_held_out_accuracies: The same of every client that is held out of training.
         last_round: The round of that evaluation; ``None`` before the first one.
     """
 
     def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
         self.last_accuracies: list[float] = []
+        self.last_held_out_accuracies: list[float] = []
         self.last_round: int | None = None
         self._trainer = trainer
         self._given_seed = seed
@@ -86,6 +99,8 @@ class ClientEvaluator:
     def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
         """Return the mean over clients of what each of them logged, on whatever worker.
 
+        Clients held out of training have means of their own, whose names begin with ``held_out/``.
+
         Args:
             scores: What this worker has measured.
         """
@@ -97,16 +112,30 @@ class ClientEvaluator:
         scores = dict(
             sorted(everyones.items(), key=lambda entry: (entry[0].split, entry[0].client))
         )
+        held_out = self._held_out(scores)
         if not self._trainer.sanity_checking:
-            self.last_accuracies = [v["global/acc"] for v in scores.values() if "global/acc" in v]
+            known = [(task, v["global/acc"]) for task, v in scores.items() if "global/acc" in v]
+            self.last_accuracies = [acc for task, acc in known if task.client not in held_out]
+            self.last_held_out_accuracies = [acc for task, acc in known if task.client in held_out]
             self.last_round = self._trainer.current_epoch
         by_name: dict[str, list[float]] = {}
-        for values in scores.values():
+        for task, values in scores.items():
+            prefix = HELD_OUT if task.client in held_out else ""
             for name, value in values.items():
-                by_name.setdefault(name, []).append(value)
+                by_name.setdefault(prefix + name, []).append(value)
         return {
-            name: (sum(values) / len(values), self._flags[name]) for name, values in by_name.items()
+            name: (sum(values) / len(values), self._flags_of(name))
+            for name, values in by_name.items()
         }
+
+    def _held_out(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> set[int]:
+        clients = {task.client for task in scores}
+        return {client for client in clients if federated_data(self._trainer).is_held_out(client)}
+
+    def _flags_of(self, name: str) -> LogFlags:
+        if name in self._flags:
+            return self._flags[name]
+        return replace(self._flags[name.removeprefix(HELD_OUT)], prog_bar=False)
 
 
 def federated_data(trainer: pl.Trainer) -> FederatedDataModule:

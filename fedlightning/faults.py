@@ -18,7 +18,7 @@ from fedlightning.errors import (
     FedLightningError,
     WorkerLost,
 )
-from fedlightning.parts import first_non_finite
+from fedlightning.parts import first_non_finite, first_without_norm
 from fedlightning.user_code import place_of
 
 __all__ = [
@@ -183,7 +183,8 @@ def check_tensors(state: Mapping[str, Any], like: Mapping[str, Tensor], steps: i
         steps: Optimizer steps that led to it, for the message.
 
     Raises:
-        BadUpdate: If keys, shapes or dtypes differ, or a value is NaN or infinite.
+        BadUpdate: If keys, shapes or dtypes differ, or a value is NaN, infinite, or so large that
+            its square is.
 
     Example:
         >>> import torch
@@ -210,10 +211,11 @@ def check_tensors(state: Mapping[str, Any], like: Mapping[str, Tensor], steps: i
                     "bad_update",
                     f"{what} differ: {key} of its update is {got}, the global model's is {wanted}",
                 )
-    if (bad := first_non_finite(state)) is not None:
+    if (bad := first_without_norm(state)) is not None:
+        what = bad if first_non_finite({bad: state[bad]}) else f"the norm of {bad}"
         raise BadUpdate(
             "non_finite",
-            f"{bad} of its update is non-finite after {steps} steps; lower the learning rate or "
+            f"{what} of its update is non-finite after {steps} steps; lower the learning rate or "
             "set trainer.gradient_clip_val.",
         )
 

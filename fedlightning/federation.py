@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -12,10 +13,18 @@ from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.compression import Compression
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.faults import Policy
-from fedlightning.sampling import ClientSampler, UniformSampler, check_cohort_size, cohort_count
+from fedlightning.sampling import (
+    ClientSampler,
+    UniformSampler,
+    check_cohort_size,
+    choose,
+    cohort_count,
+)
 from fedlightning.seeding import Key
 
 __all__ = ["Federation"]
+
+_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Federation:
         compression: How clients write their updates in fewer bytes; ``None`` sends them as they
             are.
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
-            all.
+            all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
         head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
             attribute ``head``; overrides a FederatedModule's own.
@@ -99,8 +108,11 @@ class Federation:
             raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ConfigError(f"federation.num_threads must be >= 1, got {self.num_threads}.")
+        threads = self.num_threads
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise ConfigError(
+                f"federation.num_threads must be >= 1 and <= {_MOST_THREADS}, got {threads}."
+            )
         if not self.personal_memory_mb >= 0:
             raise ConfigError(
                 f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
@@ -183,6 +195,19 @@ class Federation:
         """
         return cohort_count(self.cohort_size, population)
 
-    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
-        """Return the clients of round ``key.round``, in the order in which they train."""
-        return (self.sampler or UniformSampler()).cohort(key, population, size)
+    def cohort(
+        self, key: Key, population: int, size: int, clients: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Return the clients of round ``key.round``, in the order in which they train.
+
+        Args:
+            key: The round's random stream.
+            population: Number of clients.
+            size: Number of clients to choose.
+            clients: Those that may be chosen, in ascending order; ``None`` means all.
+
+        Raises:
+            ConfigError: If a sampler that chooses clients by their ids has chosen another one.
+        """
+        sampler = self.sampler or UniformSampler()
+        return choose(sampler, key, population, size, clients)

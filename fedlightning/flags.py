@@ -1,8 +1,9 @@
-"""Trainer flags that mean nothing to a federation, and the reasons."""
+"""Trainer flags that mean nothing to a federation, or nothing at all, and the reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedlightning.errors import ConfigError
@@ -34,8 +35,44 @@ MEANINGLESS: Mapping[str, tuple[Any, str]] = {
 """Name, the value that changes nothing, and why another value is refused."""
 
 
+def _whole(least: int, also: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, int) and not isinstance(value, bool) and (value >= least or value == also)
+    )
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
+
+
+def _some_batches(value: Any) -> bool:
+    return _whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+# Lightning lets these pass, and trains on nothing, never ends, or fails in a client's turn.
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "max_epochs": (
+        _whole(1, also=-1),
+        "counts rounds and must be an integer >= 1 (or -1 for no end)",
+    ),
+    "min_epochs": (_whole(0), "counts rounds and must be an integer >= 0"),
+    "max_steps": (
+        _whole(1, also=-1),
+        "counts client updates and must be >= 1 (or -1 for any number)",
+    ),
+    "min_steps": (_whole(0), "counts client updates and must be an integer >= 0"),
+    "gradient_clip_val": (_finite, "must be a finite number >= 0"),
+    "accumulate_grad_batches": (_whole(1), "must be an integer >= 1"),
+    "limit_train_batches": (_some_batches, "must be an integer >= 1 or a share in (0, 1]"),
+    "check_val_every_n_epoch": (_whole(1), "counts rounds and must be >= 1"),
+    "log_every_n_steps": (_whole(0), "counts rounds and must be an integer >= 0"),
+    "num_sanity_val_steps": (_whole(-1), "must be an integer >= -1"),
+}
+
+
 def refuse_meaningless(flags: Mapping[str, Any]) -> None:
-    """Refuse trainer arguments that have no federated meaning.
+    """Refuse trainer arguments that have no federated meaning, or no meaning at all.
 
     Raises:
         ConfigError: If there is one; the message says why.
@@ -50,12 +87,19 @@ def refuse_meaningless(flags: Mapping[str, Any]) -> None:
         value = flags.get(name)
         if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
             raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")
-    if flags.get("check_val_every_n_epoch") == 0:
-        raise ConfigError("trainer.check_val_every_n_epoch must be >= 1, got 0.")
-    rounds = flags.get("max_epochs")
-    counts = isinstance(rounds, int) and not isinstance(rounds, bool)
-    if rounds is not None and not (counts and (rounds >= 1 or rounds == -1)):
+    for name, (fits, rule) in _RANGES.items():
+        value = flags.get(name)
+        if value is not None and not fits(value):
+            raise ConfigError(f"trainer.{name} {rule}, got {value!r}.")
+    least, most = flags.get("min_epochs"), flags.get("max_epochs")
+    if least is not None and most is not None and 0 <= most < least:
         raise ConfigError(
-            "trainer.max_epochs counts rounds and must be an integer >= 1 (or -1 for no end), "
-            f"got {rounds!r}."
+            f"trainer.min_epochs={least} with trainer.max_epochs={most} can never be met; lower "
+            "the one or raise the other."
+        )
+    root = flags.get("default_root_dir")
+    if root is not None and "://" in str(root):
+        raise ConfigError(
+            f"trainer.default_root_dir={str(root)!r} is a URL, and runs are written to local "
+            "folders only; mount it."
         )

@@ -57,7 +57,8 @@ def tune_linear_head(
     labels: Tensor,
     batches: Iterable[Tensor],
     sgd: SGDSettings,
-) -> None:
+    velocity: Tensor | None = None,
+) -> Tensor | None:
     """Take one step of SGD on the mean cross-entropy for each batch; the head changes in place.
 
     With X the features of a batch of b examples, a column of ones behind them, Y their one-hot
@@ -80,12 +81,17 @@ def tune_linear_head(
         labels: Their classes, int64, shape (n,).
         batches: The rows of each batch, in the order in which they are visited.
         sgd: How a step is taken.
+        velocity: V, where earlier calls have taken steps.
+
+    Returns:
+        V after the last step, for the next call; ``None`` without momentum. Several calls do to the
+        last bit what one call with all their batches does.
 
     Example:
         >>> head = nn.Linear(1, 2, bias=False)
         >>> _ = nn.init.zeros_(head.weight)
-        >>> tune_linear_head(head, torch.ones(2, 1), torch.tensor([1, 1]),
-        ...                  [torch.tensor([0, 1])], SGDSettings(lr=1.0))
+        >>> _ = tune_linear_head(head, torch.ones(2, 1), torch.tensor([1, 1]),
+        ...                      [torch.tensor([0, 1])], SGDSettings(lr=1.0))
         >>> head.weight.flatten().tolist()  # both classes had 1/2
         [-0.5, 0.5]
     """
@@ -94,7 +100,6 @@ def tune_linear_head(
         inputs = F.pad(features, (0, 1), value=1.0)
         weight = torch.cat([weight, head.bias.detach()[:, None]], dim=1)
     targets = F.one_hot(labels, head.out_features).to(inputs.dtype)
-    velocity: Tensor | None = None
     for batch in batches:
         rows = batch.to(inputs.device)
         x, y = inputs.index_select(0, rows), targets.index_select(0, rows)
@@ -110,6 +115,7 @@ def tune_linear_head(
     head.weight.copy_(weight[:, : head.in_features])
     if head.bias is not None:
         head.bias.copy_(weight[:, -1])
+    return velocity
 
 
 def _watched(optimizer: Optimizer) -> bool:

@@ -56,13 +56,21 @@ class LocalLog:
 
     @contextmanager
     def capture(self) -> Iterator[LocalLog]:
-        """Stand in for ``module.log`` (and so for ``log_dict``) inside the ``with`` block."""
-        self._module.__dict__["log"] = self.record
+        """Stand in for ``module.log`` (and so for ``log_dict``) inside the ``with`` block.
+
+        Blocks may be nested: a client that trains may be evaluated meanwhile.
+        """
+        own = vars(self._module)
+        before = own.get("log")
+        own["log"] = self.record
         try:
             yield self
         finally:
             self._batch = None
-            del self._module.__dict__["log"]
+            if before is None:
+                del own["log"]
+            else:
+                own["log"] = before
 
     def on_batch(self, batch: Any) -> None:
         """Name the batch whose length weights the next values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedlightning.datamodules import FederatedDataModule
+from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.divided import Divided
-from fedlightning.errors import ConfigError, DataError
+from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.evaluation import ClientEvaluator
 from fedlightning.module import FederatedModule
 from fedlightning.parts import copy_into, live_state
 from fedlightning.steps import overrides
+from fedlightning.user_code import place_of
 
 __all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
 
@@ -40,20 +42,41 @@ def check_module(
 
     Raises:
         ConfigError: See :func:`check_fit`.
+        FederationError: The client's batch cannot be made.
         DataError: See :func:`check_fit` and :func:`check_lone_examples`.
     """
     if not trains_by_forward(module):
         return
     # data that are made when asked for are not made for all clients just to be counted
-    sizes = data.held.splits.sizes("train") if isinstance(data.held, Divided) else None
-    largest = int(sizes.argmax()) if sizes is not None else 0
-    batch = next(evaluator.batches(largest, "train"), None)
+    splits = data.held.splits if isinstance(data.held, Divided) else None
+    largest = int(splits.sizes("train").argmax()) if splits is not None else 0
+    batch = _first_batch(evaluator, largest)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
         check_fit(module, batch[0][:2], data.num_classes)
-        if sizes is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
-            check_lone_examples(module, batch[0], sizes, data.batch_size)
+        if splits is not None and not overrides(module, "test_step", FederatedModule):
+            _check_test_inputs(module, batch[0], splits.sizes("test"), evaluator)
+        if splits is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
+            check_lone_examples(module, batch[0], splits.sizes("train"), data.batch_size)
+
+
+def _check_test_inputs(
+    module: pl.LightningModule, trained_on: Tensor, sizes: np.ndarray, evaluator: ClientEvaluator
+) -> None:
+    """Refuse test examples of another shape, if the module cannot take them."""
+    if not sizes.any():
+        return
+    client = int(sizes.argmax())
+    batch = _first_batch(evaluator, client, "test")
+    if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
+        return
+    if batch[0].shape[1:] == trained_on.shape[1:] and batch[0].dtype == trained_on.dtype:
+        return
+    try:
+        check_fit(module, batch[0][:2], num_classes=0)
+    except DataError as error:
+        raise DataError(f"client {client}, test data: {error}") from error.__cause__
 
 
 def trains_by_forward(module: pl.LightningModule) -> bool:
@@ -129,6 +152,17 @@ def check_lone_examples(
                 f"batch of 1 sample, which {type(module).__name__}'s BatchNorm cannot train on; "
                 "set data.drop_last=true, change data.batch_size, or use GroupNorm."
             ) from error
+
+
+def _first_batch(evaluator: ClientEvaluator, client: int, split: Split = "train") -> Any:
+    """Return a client's first batch: code of the user's own makes it, and may fail."""
+    try:
+        return next(evaluator.batches(client, split), None)
+    except (FedLightningError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise FederationError(f"client {client}, its first batch: {text}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ class FederatedModule(pl.LightningModule):
         fused: bool | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
+            _check_number(name, value)
         if not (math.isfinite(lr) and lr > 0):
             raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
         if not 0 <= momentum < 1:
@@ -230,6 +233,11 @@ def freeze(module: pl.LightningModule, parts: Parts, part: Part) -> None:
     if callable(own_hook):
         own_hook()
     _freeze_keys(module, parts.keys(part))
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f"{name} must be a number, got {value!r}.")
 
 
 def _freeze_keys(module: nn.Module, keys: Sequence[str]) -> None:

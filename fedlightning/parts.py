@@ -114,6 +114,25 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
     return next((key for key, value in floats.items() if not torch.isfinite(value).all()), None)
 
 
+def first_without_norm(state: Mapping[str, Tensor]) -> str | None:
+    """Return the first key whose tensor has no finite norm, or ``None``.
+
+    It holds a NaN, an infinity, or numbers whose squares overflow, which no model has any use for.
+
+    Example:
+        >>> first_without_norm({"a": torch.ones(2), "b": torch.tensor([0.0, 1e30])})
+        'b'
+    """
+    norms = {
+        key: torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+        for key, value in state.items()
+        if value.is_floating_point()
+    }
+    if not norms or math.isfinite(float(torch.stack([n.float() for n in norms.values()]).sum())):
+        return None
+    return next((key for key, norm in norms.items() if not norm.isfinite()), None)
+
+
 def _has_prefix(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -14,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fedlightning.client import LocalFit
-from fedlightning.datamodules import ClientTask, Split
+from fedlightning.datamodules import Split
 from fedlightning.errors import ConfigError
 from fedlightning.features import (
     FeatureBatch,
@@ -27,33 +25,18 @@ from fedlightning.head_alone import HeadAlone, nearest_mean_of
 from fedlightning.head_conditions import doubt, obstacle
 from fedlightning.local_log import LocalLog
 from fedlightning.loop import FederatedLoop
+from fedlightning.measuring import measure, undisturbed
 from fedlightning.module import freeze
 from fedlightning.optimizers import FreshOptimizers
 from fedlightning.parts import Part, State, copy_into, live_state
+from fedlightning.personal_results import PersonalResult
 from fedlightning.reporting import ClientRecord
 from fedlightning.seeding import Key
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
 
-Tuned = tuple[dict[str, float], dict[str, float], float]  # before, after, nearest mean
+Tuned = tuple[list[dict[str, float]], float]  # scores in order of time, nearest mean
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-@dataclass(frozen=True)
-class PersonalResult:
-    """One client before and after fine-tuning.
-
-    Args:
-        record: Accuracy and loss, and how many examples they rest on.
-        before: All that the module logs on the client's test data, by short name.
-        after: The same after fine-tuning.
-        nearest_mean_acc: Test accuracy of the nearest class mean in feature space; nan if unknown.
-    """
-
-    record: ClientRecord
-    before: Mapping[str, float] = field(default_factory=dict)
-    after: Mapping[str, float] = field(default_factory=dict)
-    nearest_mean_acc: float = math.nan
 
 
 class Personalizer:
@@ -70,6 +53,7 @@ class Personalizer:
         nearest_mean: Whether to measure the accuracy without the head, too.
         features_once: Whether the head alone is trained, on features that the body computes once
             (see :mod:`fedlightning.head_conditions`); ``None`` where that is known to be exact.
+        curve: Whether to measure after every epoch, too.
 
     Attributes:
         why_not_alone: Why the body runs at every step; ``None`` if the head is trained alone.
@@ -85,6 +69,7 @@ class Personalizer:
         make_optimizer: MakeOptimizer,
         nearest_mean: bool = True,
         features_once: bool | None = None,
+        curve: bool = False,
     ) -> None:
         self._loop = loop
         self._part: Part = part
@@ -92,7 +77,9 @@ class Personalizer:
         self._make_optimizer = make_optimizer
         self._nearest = nearest_mean
         self._features_once = features_once
+        self._curve = curve
         self._head = self._find_head()
+        self._kept: tuple[int, State] = (-1, {})
 
     def check(self) -> None:
         """Refuse what could not be fine-tuned.
@@ -125,6 +112,8 @@ class Personalizer:
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
+        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+            loop.lay_out()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():
@@ -154,37 +143,64 @@ class Personalizer:
         A client without test data is only counted: nothing could be said of its model.
         """
         loop, data = self._loop, self._loop.data
-        num_train, num_test = data.num_examples(client), data.num_examples(client, "test")
-        if num_test == 0:
-            nan = math.nan
-            return PersonalResult(ClientRecord(client, num_train, 0, nan, nan, nan, nan))
+        sizes = data.num_examples(client), data.num_examples(client, "test")
+        if sizes[1] == 0:
+            return PersonalResult.of(client, *sizes, scores=())
         self._restore()
-        copy_into(live_state(loop.module), loop.personal_model(client))
-        task = ClientTask(client, "test", num_test)
-        *scores, nearest = self._tune_alone(task) or self._tune(task)
-        before, after = ({_short_name(name): value for name, value in s.items()} for s in scores)
-        record = ClientRecord(
-            client_id=client,
-            num_train=num_train,
-            num_test=num_test,
-            acc_before=before.get("acc", math.nan),
-            acc_after=after.get("acc", math.nan),
-            loss_before=before.get("loss", math.nan),
-            loss_after=after.get("loss", math.nan),
-        )
-        return PersonalResult(record, before, after, nearest)
+        copy_into(live_state(loop.module), self.kept(client))
+        scores, nearest = self._tune_alone(client) or self._tune(client)
+        if self._curve:
+            scores = _one_an_epoch(scores, self._epochs)
+        return PersonalResult.of(client, *sizes, scores, nearest, self._curve)
 
-    def _tune(self, task: ClientTask) -> Tuned:
-        """Evaluate, fine-tune as in a round, evaluate."""
-        loop, client = self._loop, task.client
+    def kept(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one at first."""
+        if self._kept[0] != client:  # it may lie in a file, and is asked for twice
+            self._kept = client, self._loop.personal_model(client)
+        return self._kept[1]
+
+    def own_state(self, record: ClientRecord) -> State:
+        """Return what the client whose turn it was does not share with the global model.
+
+        That is the part that is fine-tuned, and what the client has kept. One that could not be
+        evaluated is fine-tuned now.
+        """
+        module, client = self._loop.module, record.client_id
+        if not record.tested:
+            self._restore()
+            copy_into(live_state(module), self.kept(client))
+            self._set_modes()
+            if record.num_train:
+                self._run_epochs(client)
+        state = live_state(module)
+        part = state if self._part == "full" else self._loop.parts.keys(self._part)
+        own = {*part, *self.kept(client)}
+        return {key: value for key, value in state.items() if key in own}
+
+    def _tune(self, client: int) -> Tuned:
+        """Measure, fine-tune as in a round, measure."""
+        loop = self._loop
         loop.module.eval()
-        before = loop.evaluator.evaluate(task)
+        scores = [self._measure(client)]
         nearest = self._nearest_mean(client)
         self._set_modes()
+
+        def on_epoch(epochs: int) -> None:
+            if self._curve and epochs:
+                with undisturbed(loop.module):
+                    scores.append(self._measure(client))
+
         if loop.data.num_examples(client):
-            self._fit.run(client, Key(loop.seed, "personalize", client=client), self._epochs)
+            self._run_epochs(client, on_epoch)
         loop.module.eval()
-        return before, loop.evaluator.evaluate(task), nearest
+        return [*scores, self._measure(client)], nearest
+
+    def _measure(self, client: int) -> dict[str, float]:
+        return measure(self._loop.data, client, self._loop.evaluator.evaluate)
+
+    def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
+        key = Key(self._loop.seed, "personalize", client=client)
+        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -254,7 +270,7 @@ class Personalizer:
             return None
         self.why_not_alone = None
         assert isinstance(self._head, nn.Linear)
-        return HeadAlone(self._loop, self._head, self._epochs, self._nearest)
+        return HeadAlone(self._loop, self._head, self._epochs, self._nearest, self._curve)
 
     def _why_not_alone(self) -> str | None:
         loop = self._loop
@@ -274,18 +290,18 @@ class Personalizer:
         self.why_not_alone = reason
         self._alone = None
 
-    def _tune_alone(self, task: ClientTask) -> Tuned | None:
+    def _tune_alone(self, client: int) -> Tuned | None:
         """Return ``None`` where it has to be done the long way."""
-        if self._alone is None or not (self._features_once or self._alone.fits(task.client)):
+        if self._alone is None or not (self._features_once or self._alone.fits(client)):
             return None
         try:
-            return self._alone.run(task)
+            return self._alone.run(client)
         except NoFeatures as error:
             self._take_the_long_way(str(error))
             return None
 
 
-def _short_name(name: str) -> str:
-    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``; other names alike."""
-    short = re.sub(r"^(global|test|val)[/_]", "", name)
-    return "acc" if short.lower() in ("acc", "accuracy") else short
+def _one_an_epoch(scores: list[dict[str, float]], epochs: int) -> list[dict[str, float]]:
+    """Return the scores after 0, 1, ... epochs, also of a client without examples to train on."""
+    unchanged = [scores[0]] * (epochs + 1 - len(scores))
+    return [*unchanged, *scores][: epochs + 1]

@@ -5,15 +5,31 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fedlightning.errors import ConfigError
 from fedlightning.seeding import Key
 
-__all__ = ["ClientSampler", "FixedCohorts", "UniformSampler", "check_cohort_size", "cohort_count"]
+__all__ = [
+    "ClientSampler",
+    "FixedCohorts",
+    "UniformSampler",
+    "check_cohort_size",
+    "choose",
+    "cohort_count",
+]
 
 
 class ClientSampler(ABC):
-    """Chooses the cohort of a round."""
+    """Chooses the cohort of a round.
+
+    Attributes:
+        anonymous: Whether one client is as good as another to it. Where clients are held out
+            (``data.held_out_clients``) such a sampler is asked for places among those that train;
+            any other one is told of all clients and must not choose those that are held out.
+    """
+
+    anonymous: ClassVar[bool] = False
 
     @abstractmethod
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
@@ -35,6 +51,8 @@ class UniformSampler(ClientSampler):
         >>> len(set(first)), first == sampler.cohort(Key(0, "cohort", round=3), 100, 10)
         (10, True)
     """
+
+    anonymous = True
 
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
         """Return ``size`` distinct clients drawn without replacement."""
@@ -71,6 +89,46 @@ class FixedCohorts(ClientSampler):
         return chosen
 
 
+def choose(
+    sampler: ClientSampler,
+    key: Key,
+    population: int,
+    size: int,
+    clients: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """Return a sampler's cohort, made of clients that may be chosen; costs O(cohort).
+
+    Args:
+        sampler: Chooses.
+        key: The round's random stream.
+        population: Number of clients.
+        size: Number of clients to choose.
+        clients: Those that may be chosen, in ascending order; ``None`` means all.
+
+    Raises:
+        ConfigError: If a sampler that chooses clients by their ids has chosen another one.
+
+    Example:
+        >>> choose(FixedCohorts([[5, 0]]), Key(0, "cohort"), population=6, size=2)
+        (5, 0)
+        >>> sorted(choose(UniformSampler(), Key(0, "cohort"), 6, 2, clients=[1, 4]))
+        [1, 4]
+    """
+    if clients is None or len(clients) == population:
+        return sampler.cohort(key, population, size)
+    if sampler.anonymous:
+        return tuple(clients[place] for place in sampler.cohort(key, len(clients), size))
+    cohort = sampler.cohort(key, population, size)
+    for client in cohort:
+        if client not in clients:
+            raise ConfigError(
+                f"{type(sampler).__name__} chose client {client} for round {key.round}, which "
+                "data.held_out_clients holds out of training. A sampler to which all clients are "
+                "alike sets anonymous=True and is asked for places among those that train."
+            )
+    return cohort
+
+
 def cohort_count(cohort_size: int | float, population: int) -> int:
     """Return the number of clients a round: an int is a count, a float in (0, 1] a share.
 
@@ -88,7 +146,8 @@ def cohort_count(cohort_size: int | float, population: int) -> int:
         return max(int(cohort_size * population), 1)
     if cohort_size > population:
         raise ConfigError(
-            f"federation.cohort_size={cohort_size} is more than there are clients: {population}."
+            f"federation.cohort_size={cohort_size} is more than there are clients to train: "
+            f"{population}."
         )
     return cohort_size
 

@@ -19,7 +19,10 @@ import torch
 
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
-Purpose = Literal["partition", "cohort", "fit", "personalize", "evaluate", "apart"]
+Purpose = Literal[
+    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out"
+]
+"""A stream is numbered by its place here: new ones come last, or all others move."""
 _numpy: Any = np.random  # its type stubs lack two functions
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fedlightning.aggregation import Aggregator, WeightedMean
 from fedlightning.algorithms import Algorithm, ClientUpdate
-from fedlightning.parts import State
+from fedlightning.errors import FederationError
+from fedlightning.parts import State, first_non_finite
 
 __all__ = ["Server"]
 
@@ -92,7 +93,13 @@ class Server:
         sent = extras.result() if count[0] else {}
         for method in self._algorithm.local:
             self._next |= method.merge(self.sent_along, sent, count[0], self._among)
-        return {**merged, **self._step(merged, model)}
+        moved = self._step(merged, model)
+        if (bad := first_non_finite(moved)) is not None:
+            raise FederationError(
+                f"{bad} of the global model is non-finite after the step of "
+                f"{self._algorithm.server!r}; lower its learning rate."
+            )
+        return {**merged, **moved}
 
     def commit(self) -> None:
         """Have what the last merge remembered count."""

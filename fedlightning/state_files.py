@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from itertools import islice
@@ -22,9 +23,9 @@ import torch
 
 from fedlightning.errors import CheckpointError
 from fedlightning.parts import State
-from fedlightning.reporting.files import sync_folder, write_atomically
+from fedlightning.reporting.files import sync_folder, teaching_os_errors, write_atomically
 
-__all__ = ["read_state", "write_states"]
+__all__ = ["adopt", "read_state", "write_states"]
 
 _CLIENTS_A_FILE = 256
 
@@ -74,6 +75,26 @@ def read_state(path: Path, client: int) -> State:
     if _checksum(state) != sums.get(str(client)):
         raise CheckpointError(f"{_what(client, path)} is damaged: its checksum is another one.")
     return state
+
+
+def adopt(path: Path, folder: Path) -> Path:
+    """Give a file a second name in another folder, or a copy where that cannot be.
+
+    Returns:
+        Its path there; the one it has if it cannot be read, which whoever needs it will say.
+    """
+    target = folder / path.name
+    with teaching_os_errors("write", target):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            pass
+        except OSError:  # another filesystem, or one without hard links
+            if not os.access(path, os.R_OK):
+                return path
+            write_atomically(target, path.read_bytes())
+    return target
 
 
 def _write(folder: Path, states: Mapping[int, State]) -> Path:

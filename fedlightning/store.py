@@ -10,7 +10,8 @@ import torch
 
 from fedlightning.errors import CheckpointError
 from fedlightning.parts import State
-from fedlightning.state_files import read_state, write_states
+from fedlightning.reporting.files import sync_folder
+from fedlightning.state_files import adopt, read_state, write_states
 
 __all__ = ["PersonalStates"]
 
@@ -20,7 +21,9 @@ class PersonalStates:
 
     Once they take more than ``max_bytes``, all of them go to files (see
     :mod:`fedlightning.state_files`), and a round reads and writes those of its cohort. Files are
-    never changed or removed: an older checkpoint may need them.
+    never changed here, nor removed: an older checkpoint may need them. Those of the run that this
+    one has branched off from get a second name in this run's folder, so that each run can do with
+    its own as it likes.
 
     Args:
         folder: Returns the folder for the files, which is asked for when the first one is written;
@@ -75,8 +78,23 @@ class PersonalStates:
             states = self._states
         if states:
             assert self._folder is not None
+            self._adopt(self._folder())
             self._files.update(write_states(self._folder(), states))
             self._states, self._bytes = {}, 0
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold the states; none while all are in memory."""
+        return set(self._files.values())
+
+    def _adopt(self, folder: Path) -> None:
+        """Have all files in this run's own folder."""
+        foreign = {path for path in self.files if path.parent != folder}
+        if not foreign:
+            return
+        own = {path: adopt(path, folder) for path in foreign}
+        sync_folder(folder)
+        self._files = {client: own.get(path, path) for client, path in self._files.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all states, or the names of the files that hold them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,7 +17,6 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning._lightning import (
     ClientEvaluationLoop,
@@ -25,29 +24,25 @@ from fedlightning._lightning import (
     before_optimizers,
     install_loops,
 )
-from fedlightning.checkpoints.lock import RunLock
 from fedlightning.checkpoints.resumption import (
-    Resumption,
-    check_resumable,
-    prepared_data,
-    resumption_of,
-    run_folder,
+    check_loadable,
 )
-from fedlightning.checkpoints.search import latest_checkpoint
 from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
+from fedlightning.environment import check_environment
 from fedlightning.errors import ConfigError
 from fedlightning.evaluation import evaluation_steps
 from fedlightning.federation import Federation
 from fedlightning.flags import refuse_meaningless
 from fedlightning.loop import FederatedLoop
+from fedlightning.personalize import ChosenClients, personalizing
 from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.reporting.files import remove_stale_files
+from fedlightning.run_keeping import RunKeepingTrainer
 from fedlightning.strategy import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer"]
 
 
-class FederatedTrainer(pl.Trainer):
+class FederatedTrainer(RunKeepingTrainer):
     """A Trainer whose epoch is a round and whose batch is a client.
 
     All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
@@ -102,8 +97,7 @@ class FederatedTrainer(pl.Trainer):
         )
         before_optimizers(self, loop.prepare)
         after_environment(self, self._open_folder)
-        self.resumption: Resumption | None = None
-        self._lock: RunLock | None = None
+        self.personalizes = False
 
     # -- running -------------------------------------------------------------------------------
 
@@ -136,8 +130,7 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: If something a person can mend is wrong.
         """
-        if ckpt_path == "last":
-            ckpt_path = latest_checkpoint(self.default_root_dir)
+        ckpt_path = self._found(ckpt_path)
         data = datamodule if datamodule is not None else train_dataloaders
         with (
             self._at_work(),
@@ -148,30 +141,69 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        self._find_last(kwargs)
+        self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
 
-    def _find_last(self, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("ckpt_path") == "last":
-            kwargs["ckpt_path"] = latest_checkpoint(self.default_root_dir)
+    def personalize(
+        self,
+        model: pl.LightningModule | None = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        clients: ChosenClients = None,
+        verbose: bool = True,
+    ) -> Any:
+        """Personalise clients from a finished run, whether they took part in it or not.
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save the global model and the run's state; amid a round, those of its start."""
-        with self.federated_loop.at_rest():
-            super().save_checkpoint(*args, **kwargs)
+        The settings are those of the trainer's :class:`PersonalizationCallback`, or its defaults.
+        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``; the models are
+        those that the run itself gives, bit for bit. With other data than the run's, clients are
+        new and start from the global model.
+
+        Args:
+            model: The client's module.
+            datamodule: The clients' data.
+            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None means
+                the module as it is.
+            clients: Ids of the clients, a list or a text such as ``"3,7,10-19"``; None means those
+                that the data evaluate.
+            verbose: Whether to print the metrics.
+
+        Returns:
+            The metrics, as ``test`` does.
+
+        Raises:
+            FedLightningError: If something a person can mend is wrong.
+        """
+        ckpt_path = self._found(ckpt_path)
+        module = model or self.lightning_module
+        if ckpt_path not in (None, "", "hpc", "best"):
+            check_loadable(Path(ckpt_path), module)
+        data = datamodule or getattr(self, "datamodule", None)
+        with (
+            self._at_work(),
+            evaluation_steps(module),
+            personalizing(self, data, clients),
+        ):
+            return super().test(
+                model,
+                ckpt_path=ckpt_path,
+                verbose=verbose,
+                datamodule=datamodule,
+                **_plain_values_only(),
+            )
 
     @property
     def logger(self) -> Logger | None:
@@ -183,69 +215,19 @@ class FederatedTrainer(pl.Trainer):
     def logger(self, logger: Logger | None) -> None:
         self.loggers = [logger] if logger is not None else []
 
-    @property
-    def federated_loop(self) -> FederatedLoop:
-        """The loop that runs the rounds."""
-        assert isinstance(self.fit_loop, FederatedLoop)
-        return self.fit_loop
-
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.federation.num_threads or before)
         strategy = self.strategy
         try:
+            check_environment(self)
             with (
                 strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
             ):
                 yield
         finally:
             torch.set_num_threads(before)
-
-    # -- the run's folder ----------------------------------------------------------------------
-
-    @contextmanager
-    def _resuming(self, path: Any, model: pl.LightningModule, data: Any) -> Iterator[None]:
-        """Check the checkpoint before anything is written; give the folder free at the end."""
-        self.resumption, rounds = None, self.max_epochs
-        try:
-            if path not in (None, "", "hpc", "best"):
-                self.resumption = self._check_checkpoint(Path(path), model, data)
-                if rounds is not None and 0 <= rounds < self.resumption.round:
-                    self.fit_loop.max_epochs = self.resumption.round  # nothing to do, no mistake
-            with warnings.catch_warnings():
-                if self.resumption is not None and self.resumption.in_place:
-                    warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
-                yield
-        finally:
-            self.fit_loop.max_epochs = rounds
-            if self._lock is not None:
-                self._lock.release()
-
-    def _check_checkpoint(self, path: Path, model: pl.LightningModule, data: Any) -> Resumption:
-        checkpoint = self.strategy.checkpoint_io.load_checkpoint(path)
-        check_resumable(checkpoint, path, model)
-        if (known := prepared_data(data)) is not None:
-            self.federated_loop.compare_settings(checkpoint, model, known)
-        return resumption_of(path, checkpoint, self)
-
-    def _open_folder(self) -> None:
-        """Take the run's folder, and clear away what a killed process has left there."""
-        if self.state.fn != TrainerFn.FITTING or self.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if self.resumption is not None:
-            self.resumption.continue_loggers(self.loggers)
-        folder, failure = run_folder(self), None
-        if folder is not None and self.is_global_zero:
-            self._lock = RunLock(folder)
-            try:
-                self._lock.acquire()
-            except Exception as error:
-                failure = error
-            else:
-                for place in (folder, folder / "checkpoints", folder / "personal"):
-                    remove_stale_files(place)
-        self.federated_loop.workers.agree(failure)
 
     # -- what is refused -----------------------------------------------------------------------
 
@@ -261,3 +243,9 @@ class FederatedTrainer(pl.Trainer):
                     f"{type(callback).__name__} has no federated meaning: it trains outside of "
                     "rounds."
                 )
+
+
+def _plain_values_only() -> dict[str, Any]:
+    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
+    known = inspect.signature(pl.Trainer.test).parameters
+    return {"weights_only": True} if "weights_only" in known else {}

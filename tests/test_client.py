@@ -218,6 +218,7 @@ def test_the_default_schedule_drops_at_half_and_three_quarters_of_the_rounds():
     assert module.rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_plateau_schedulers_watch_a_metric_of_the_round():
     class Plateau(Net):
         def training_step(self, batch, batch_idx):

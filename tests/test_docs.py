@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fedlightning.__main__ import main
+from fedlightning.command_line.export import read_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,12 +37,33 @@ def test_python_examples_run_in_order(page):
     exec(compile(source, str(page), "exec"), {"__name__": "__docs__"})
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def commands_of(*names: str) -> list[list[str]]:
+    return [command for command in commands() if command[0] in names]
+
+
+@pytest.mark.parametrize(
+    "command", commands_of("fit", "validate", "test", "predict", "check"), ids=" ".join
+)
 def test_commands_have_options_that_exist(command, capsys):
+    if command[0] == "export":
+        assert read_options(command[1:]).run
+        return
     if "--print_config" not in command:
         command = [*command, "--print_config"]
     assert main(command) == 0
     assert "federation:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands_of("compare"), ids=" ".join)
+def test_studies_would_be_accepted(command, capsys):
+    assert main([*command, "--dry-run"]) == 0
+    assert "to be run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands_of("report"), ids=" ".join)
+def test_reports_lack_nothing_but_their_runs(command, capsys):
+    assert main(command) == 2
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

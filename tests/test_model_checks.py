@@ -6,7 +6,7 @@ from torch import nn
 
 from fedlightning import FedAvg, FedBABU, FederatedModule
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.errors import ConfigError, DataError
+from fedlightning.errors import ConfigError, DataError, FederationError
 from fedlightning.model_checks import check_fit, check_lone_examples
 from fedlightning.models import MLP, Conv4
 from tests.toys import fit, net, state
@@ -19,9 +19,11 @@ class Normalised(FederatedModule):
         self.head = nn.Linear(3, 2)
 
 
-def clients(*sizes: int, inputs=(4,), num_classes: int = 2, **options) -> ClientDatasets:
+def clients(
+    *sizes: int, inputs=(4,), num_classes: int = 2, cls=ClientDatasets, **options
+) -> ClientDatasets:
     data = [(torch.rand(n, *inputs), torch.arange(n) % num_classes) for n in sizes]
-    return ClientDatasets(train=data, test=data, num_classes=num_classes, **options)
+    return cls(train=data, test=data, num_classes=num_classes, **options)
 
 
 def test_images_of_another_shape_are_told_the_one_that_fits():
@@ -83,3 +85,19 @@ def test_a_training_step_of_ones_own_may_do_with_the_data_what_it_likes():
             pass
 
     fit(net(module=Own), FedBABU(), datamodule=clients(4, 4, inputs=(2,)))
+
+
+def test_a_transform_of_ones_own_that_fails_names_the_client_it_was_tried_on():
+    class Own(ClientDatasets):
+        def transform_batch(self, batch, training):
+            raise ValueError("no colour")
+
+    with pytest.raises(FederationError, match=r"client 1, its first batch: ValueError: no colour"):
+        fit(net(), FedAvg(), datamodule=clients(4, 5, cls=Own))
+
+
+def test_test_examples_that_the_module_cannot_take_are_refused_before_training():
+    train, narrow = (torch.rand(6, 4), torch.arange(6) % 3), (torch.rand(2, 5), torch.arange(2))
+    both = ClientDatasets(train=[train, train], test=[(narrow[0][:1], narrow[1][:1]), narrow])
+    with pytest.raises(DataError, match=r"client 1, test data: Net.* got 5"):
+        fit(net(), FedAvg(), datamodule=both)

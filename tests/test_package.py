@@ -70,7 +70,8 @@ def test_the_wheels_only_top_level_name_is_the_packages(wheel):
 
 def test_the_wheel_brings_recipes_and_types(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    recipes = {path.name for path in (ROOT / "configs").glob("*.yaml")}
+    configs = ROOT / "configs"
+    recipes = {path.relative_to(configs).as_posix() for path in configs.rglob("*.yaml")}
     assert recipes
     assert {
         name.removeprefix("fedlightning/configs/") for name in names if "configs" in name

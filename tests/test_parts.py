@@ -11,7 +11,13 @@ from torch import nn
 from fedlightning import FedAvg, FederatedModule
 from fedlightning.errors import ConfigError
 from fedlightning.models import MLP, Conv4, MobileNet, ResNet18, TorchvisionClassifier
-from fedlightning.parts import copy_into, first_non_finite, live_state, split_parts
+from fedlightning.parts import (
+    copy_into,
+    first_non_finite,
+    first_without_norm,
+    live_state,
+    split_parts,
+)
 from tests.toys import fit
 
 
@@ -127,3 +133,15 @@ def test_body_and_head_are_disjoint_and_complete_whatever_the_prefixes(prefixes)
         any(key.startswith(f"{prefix}.") for prefix in prefixes) == (key in parts.head)
         for key in net.state_dict()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_norm_that_overflows_is_found_where_all_numbers_are_finite(dtype):
+    largest = {"w": torch.full((3,), 6e4, dtype=dtype)}
+    assert first_without_norm(largest) is None
+    assert first_without_norm({"n": torch.tensor(3), "e": torch.empty(0)}) is None
+    assert first_without_norm({**largest, "x": torch.tensor([float("nan")], dtype=dtype)}) == "x"
+    if dtype in (torch.bfloat16, torch.float32):
+        huge = {"v": torch.full((3,), 1e30, dtype=dtype)}
+        assert first_non_finite(huge) is None
+        assert first_without_norm(huge) == "v"

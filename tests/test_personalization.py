@@ -129,6 +129,12 @@ def test_logged_statistics_are_those_of_the_clients(tmp_path):
     assert logged["personalized/acc_std"] == pytest.approx(float(after.std(correction=0)))
     assert logged["personalized/acc_min"] == pytest.approx(float(after.min()))
     assert logged["personalized/acc_p10"] == pytest.approx(float(after.quantile(0.1)))
+    assert logged["personalized/acc_p90"] == pytest.approx(float(after.quantile(0.9)))
+    assert logged["personalized/acc_worst_decile"] == pytest.approx(float(after.min()))
+    jain = float(after.sum() ** 2 / (4 * (after**2).sum()))
+    assert logged["personalized/acc_jain"] == pytest.approx(jain)
+    spread = {name.partition("/")[2] for name in logged if name.startswith("personalized/acc_")}
+    assert spread <= {name.partition("/")[2] for name in logged if name.startswith("initial/")}
     assert logged["initial/acc"] == pytest.approx(logged["global/acc"])
 
 
@@ -302,6 +308,7 @@ def test_a_module_without_a_known_head_is_personalised_as_a_whole():
         fit(Plain(), FedAvg(), callbacks=[PersonalizationCallback(part="head")])
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 @pytest.mark.parametrize(("every_n_rounds", "validation"), [(1, 1), (2, 2), (1, 2), (None, 4)])
 def test_a_callback_may_monitor_what_personalization_measures(every_n_rounds, validation):
     fit(
@@ -313,6 +320,7 @@ def test_a_callback_may_monitor_what_personalization_measures(every_n_rounds, va
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_a_callback_that_looks_too_often_is_told_what_to_set():
     callbacks = [EarlyStopping("personalized/acc"), PersonalizationCallback(epochs=1)]
     with pytest.raises(ConfigError, match=r"every 1 rounds, but .* every 4; set every_n_rounds=1"):

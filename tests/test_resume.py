@@ -224,6 +224,7 @@ def test_last_means_the_newest_run(tmp_path):
     assert built.global_step == 12
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_a_callbacks_memory_is_resumed(tmp_path):
     def callbacks():
         return [

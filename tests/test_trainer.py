@@ -34,6 +34,7 @@ def metrics(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_model_checkpoint_keeps_the_best_round_by_a_federated_metric(tmp_path):
     best = ModelCheckpoint(monitor="global/loss", filename="best-{epoch}", save_top_k=1)
     fit(net(), FedAvg(), rounds=4, folder=tmp_path, callbacks=[best])
@@ -42,6 +43,7 @@ def test_model_checkpoint_keeps_the_best_round_by_a_federated_metric(tmp_path):
     assert f"epoch={losses.index(min(losses))}" in best.best_model_path
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_model_checkpoint_can_monitor_the_personalized_accuracy(tmp_path):
     best = ModelCheckpoint(monitor="personalized/acc", mode="max")
     personal = PersonalizationCallback(every_n_rounds=1)

@@ -138,14 +138,18 @@ def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = N
     return values
 
 
+class NotFinite(FederationError, ValueError):
+    """A state that no rule can compare or add."""
+
+
 def require_finite(state: Mapping[str, Tensor]) -> None:
     """Refuse values that no rule can compare or add.
 
     Raises:
-        ValueError: If one is NaN or infinite.
+        NotFinite: If one is NaN or infinite.
     """
     if (bad := first_non_finite(state)) is not None:
-        raise ValueError(f"{bad} holds a NaN or an infinity")
+        raise NotFinite(f"{bad} holds a NaN or an infinity")
 
 
 def require_byzantine(number: int) -> None:

@@ -28,6 +28,8 @@ from fedlightning.algorithms.server import (
     ServerSGD,
     ServerYogi,
 )
+from fedlightning.algorithms.server_data import ServerData
+from fedlightning.algorithms.server_training import ServerTraining
 from fedlightning.algorithms.update import ClientUpdate
 
 __all__ = [
@@ -64,8 +66,10 @@ __all__ = [
     "Roles",
     "ServerAdagrad",
     "ServerAdam",
+    "ServerData",
     "ServerOptimizer",
     "ServerSGD",
+    "ServerTraining",
     "ServerYogi",
     "TwoHeads",
     "Weights",

@@ -9,6 +9,7 @@ from fedlightning.aggregation import Merge, Sums, WeightedMean
 from fedlightning.algorithms.local import LocalMethod
 from fedlightning.algorithms.roles import Roles, Shared
 from fedlightning.algorithms.server import ServerOptimizer
+from fedlightning.algorithms.server_training import ServerTraining
 from fedlightning.algorithms.update import ClientUpdate
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.parts import Part, State
@@ -49,6 +50,7 @@ class Algorithm:
         own_norms: Whether BatchNorm layers stay with the clients.
         local: What takes part in a client's turn.
         server: What makes the clients' mean the next global model; ``None`` takes the mean itself.
+        server_data: How the server trains on data of its own, if it has any.
 
     Raises:
         ConfigError: If a value is not one of the choices.
@@ -70,12 +72,14 @@ class Algorithm:
         own_norms: bool | None = None,
         local: list[LocalMethod] | None = None,
         server: ServerOptimizer | None = None,
+        server_data: ServerTraining | None = None,
     ) -> None:
         if not isinstance(local, (list, tuple, type(None))):
             raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
         given = {
             "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
             "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
+            "server_data": server_data,
         }  # fmt: skip
         self.claims: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         for key, choices in _CHOICES.items():
@@ -94,6 +98,7 @@ class Algorithm:
         self.own_norms = bool(own_norms)
         self.local: tuple[LocalMethod, ...] = self.claims.get("local", ())
         self.server = server
+        self.server_data = server_data
         self._refuse_for_nobody()
 
     def __repr__(self) -> str:
@@ -125,7 +130,16 @@ class Algorithm:
     @property
     def needs_parts(self) -> bool:
         """Whether body and head must be told apart."""
-        return self.train != "full" or self.share in ("body", "head") or self._head_methods
+        parts = (self.train, self.share, self.server_part)
+        return any(part in ("body", "head") for part in parts) or self._head_methods
+
+    @property
+    def server_part(self) -> Part | None:
+        """What the server trains on data of its own; ``None`` if it has none."""
+        if self.server_data is None or self.share == "none":
+            return None
+        default = self.share if self.train == "full" else self.train
+        return self.server_data.part or default
 
     @property
     def _head_methods(self) -> bool:
@@ -166,7 +180,11 @@ class Algorithm:
         return merge.result()
 
     def _check_methods(self) -> None:
-        for key, kind in (("local", LocalMethod), ("server", ServerOptimizer)):
+        for key, kind in (
+            ("local", LocalMethod),
+            ("server", ServerOptimizer),
+            ("server_data", ServerTraining),
+        ):
             value = self.claims.get(key)
             for item in value if isinstance(value, tuple) else [value] if value else []:
                 if not isinstance(item, kind):
@@ -174,17 +192,23 @@ class Algorithm:
 
     def _refuse_for_nobody(self) -> None:
         """Refuse what acts on what is shared, where nothing is."""
+        part = self.server_part
+        if part and not ({self.train, self.share} <= {"full", part}):
+            raise ConfigError(
+                f"algorithm.part: the server cannot train part {part!r} where clients train "
+                f"{self.train!r} and share {self.share!r}."
+            )
         if self.share != "none":
             return
-        for item in (self.server, *self.local):
-            if isinstance(item, ServerOptimizer) or (item is not None and item.needs_global):
+        for item in (self.server, self.server_data, *self.local):
+            if item is not None and getattr(item, "needs_global", True):
                 raise ConfigError(
                     f"{type(item).__name__} needs a global model, and with share='none' there is "
                     "none."
                 )
 
 
-CHOSEN = (*_CHOICES, "local", "server")
+CHOSEN = (*_CHOICES, "local", "server", "server_data")
 """The names of an algorithm's choices."""
 
 _FIELDS = {*CHOSEN, "claims"}

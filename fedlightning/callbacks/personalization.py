@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,16 +15,14 @@ from torch.optim import Optimizer
 
 from fedlightning.callbacks.monitors import check_monitors
 from fedlightning.errors import ConfigError
+from fedlightning.evaluation import HELD_OUT
 from fedlightning.loop import FederatedLoop
 from fedlightning.parts import Part
-from fedlightning.personalization import Personalizer, PersonalResult
-from fedlightning.reporting import (
-    ClientRecord,
-    Spread,
-    clients_figure,
-    save_figure,
-    write_clients_csv,
-)
+from fedlightning.personal_files import PersonalWriter
+from fedlightning.personal_results import PersonalResult, metrics_of, write_results
+from fedlightning.personal_runs import discarded_on_failure, load_kept, open_personal_files
+from fedlightning.personalization import Personalizer
+from fedlightning.reporting import ClientRecord
 
 __all__ = ["PersonalizationCallback"]
 
@@ -32,14 +30,18 @@ __all__ = ["PersonalizationCallback"]
 class PersonalizationCallback(pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
 
-    Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate`` and
-    ``test``. Every client takes part, chosen in a cohort or not (of very many a sample: see
-    ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model of that
-    moment (with an algorithm that lets clients keep a part: with the part it kept). The global
-    model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``, ``_min`` and
-    ``_p10``, ``personalized/loss``, the same before fine-tuning as ``initial/...``, and
-    ``initial/acc_nearest_mean``, the accuracy of the features without any head. The run folder gets
-    ``clients.csv`` and ``clients.png``.
+    Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate``,
+    ``test`` and ``personalize``. Every client takes part, chosen in a cohort or not (of very many a
+    sample: see ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model
+    of that moment (with an algorithm that gives clients parts or models of their own: from those).
+    The global model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``,
+    ``_min``, ``_p10``, ``_p90``, ``_worst_decile`` and ``_jain`` (see
+    :class:`~fedlightning.reporting.Spread`), ``personalized/loss``, the same before fine-tuning as
+    ``initial/...``, and ``initial/acc_nearest_mean``, the accuracy of the features without any
+    head. Where ``data.val_fraction`` holds examples out, ``personalized/val_acc`` and ``val_loss``
+    are measured on these: choose settings by them. Clients that ``data.held_out_clients`` holds out
+    of training have the same metrics under ``held_out/``. The run folder gets ``clients.csv``,
+    ``clients.png``, ``held_out_clients.csv``, and the clients' own models in ``personalized``.
 
     Args:
         epochs: Passes over each client's training data.
@@ -56,6 +58,12 @@ class PersonalizationCallback(pl.Callback):
             be exact (see :mod:`fedlightning.head_conditions`). ``True`` insists, and is your word
             for what cannot be known: that layers of your own treat each example by itself.
             ``False`` never does.
+        curve: Whether clients are also evaluated after every epoch of fine-tuning. The run folder
+            then gets ``finetuning.csv`` (see :class:`~fedlightning.reporting.EpochRecord`) and
+            ``finetuning.png``, and ``held_out_finetuning.csv``; no other result changes.
+        save_personal: Whether each client's own part goes to a file of its own in the run folder,
+            under ``personalized`` (see :mod:`fedlightning.personal_files`). ``None`` does so for at
+            most 1,000 clients and 1 GiB, and in ``personalize`` for any number.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -75,6 +83,8 @@ class PersonalizationCallback(pl.Callback):
         every_n_rounds: int | None = None,
         nearest_mean: bool = True,
         features_once: bool | None = None,
+        curve: bool = False,
+        save_personal: bool | None = None,
     ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
@@ -89,18 +99,26 @@ class PersonalizationCallback(pl.Callback):
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean
         self.features_once = features_once
+        self.curve = curve
+        self.save_personal = save_personal
         self.results: list[PersonalResult] = []
+        self.held_out_results: list[PersonalResult] = []
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
                 parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
             )
         )
         self._last_round: int | None = None
+        self._rounds_loaded: int | None = None
 
     @property
     def records(self) -> list[ClientRecord]:
-        """The clients of the last personalization, by client id."""
+        """The clients of the last personalization that may train, by client id."""
         return [result.record for result in self.results]
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the checkpoint of an earlier run."""
+        self._rounds_loaded = None
 
     # -- when ----------------------------------------------------------------------------------
 
@@ -114,7 +132,7 @@ class PersonalizationCallback(pl.Callback):
         _ = _loop_of(trainer).data.evaluated_clients
         rounds = trainer.max_epochs or -1
         regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
-        check_monitors(trainer, ("personalized/", "initial/"), regular)
+        check_monitors(trainer, regular)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run where validation runs, so that monitors see the metrics."""
@@ -177,6 +195,7 @@ class PersonalizationCallback(pl.Callback):
             self._make_optimizer,
             self.nearest_mean,
             self.features_once,
+            self.curve,
         )
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
@@ -184,38 +203,38 @@ class PersonalizationCallback(pl.Callback):
         clients = loop.data.evaluated_clients
         mine: list[PersonalResult] = []
         failure: Exception | None = None
-        try:
-            with self.personalizer(trainer).at_work() as personalizer:
-                for position in filter(loop.workers.owns, range(len(clients))):
-                    loop.workers.check()
-                    mine.append(personalizer.client(clients[position]))
-                    loop.fire("on_client_personalized", position + 1, len(clients))
-        except Exception as error:
-            failure = error
-        loop.workers.agree(failure)
+        files = self._files(trainer, clients)
+        with discarded_on_failure(files):
+            try:
+                with self.personalizer(trainer).at_work() as personalizer:
+                    for position in filter(loop.workers.owns, range(len(clients))):
+                        loop.workers.check()
+                        mine.append(personalizer.client(clients[position]))
+                        if files is not None:
+                            record = mine[-1].record
+                            files.keep(record.client_id, personalizer.own_state(record))
+                        loop.fire("on_client_personalized", position + 1, len(clients))
+            except Exception as error:
+                failure = error
+            loop.workers.agree(failure)
+            if files is not None:
+                files.publish()
         everyones = [result for part in loop.workers.gather(mine) for result in part]
-        self.results = sorted(everyones, key=lambda result: result.record.client_id)
+        self.results, self.held_out_results = [], []
+        for result in sorted(everyones, key=lambda result: result.record.client_id):
+            held_out = loop.data.is_held_out(result.record.client_id)
+            (self.held_out_results if held_out else self.results).append(result)
         if _has_folder(trainer):
             self._write(trainer)
-        return self._metrics()
+        return metrics_of(self.results) | metrics_of(self.held_out_results, HELD_OUT)
 
-    def _metrics(self) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for prefix, scores in (
-            ("initial", [result.before for result in self.results]),
-            ("personalized", [result.after for result in self.results]),
-        ):
-            for name in dict.fromkeys(name for values in scores for name in values):
-                spread = Spread.of(values[name] for values in scores if name in values)
-                metrics[f"{prefix}/{name}"] = spread.mean
-                if name == "acc":
-                    metrics[f"{prefix}/acc_std"] = spread.std
-                    metrics[f"{prefix}/acc_min"] = spread.min
-                    metrics[f"{prefix}/acc_p10"] = spread.p10
-        nearest = Spread.of(result.nearest_mean_acc for result in self.results)
-        if nearest.count:
-            metrics["initial/acc_nearest_mean"] = nearest.mean
-        return metrics
+    def _files(self, trainer: pl.Trainer, clients: Sequence[int]) -> PersonalWriter | None:
+        """Return what writes the clients' files, if they are wanted; all workers must ask."""
+        if not _has_folder(trainer) or self.save_personal is False:
+            return None
+        return open_personal_files(
+            _loop_of(trainer), clients, self.part, self._rounds_loaded, self.save_personal
+        )
 
     def _write(self, trainer: pl.Trainer) -> None:
         from fedlightning.reporting.loggers import log_clients
@@ -226,17 +245,16 @@ class PersonalizationCallback(pl.Callback):
         if folder is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_clients_csv(Path(folder) / "clients.csv", self.records)
-        if any(record.tested for record in self.records):
-            save_figure(clients_figure(self.records), Path(folder) / "clients.png")
+        write_results(Path(folder), self.results, self.held_out_results)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        if trainer.state.fn != TrainerFn.FITTING and "extra" in loops:
-            _loop_of(trainer).load_personal(loops["extra"]["personal"])
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._rounds_loaded = loops.get("round")
+            load_kept(_loop_of(trainer), loops.get("extra", {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

@@ -43,6 +43,17 @@ class RoundProgressBar(TQDMProgressBar):
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         return Tqdm(disable=True) if fitting else super().init_validation_tqdm()
 
+    def init_test_tqdm(self) -> Tqdm:
+        """Return the bar of a test; where clients are personalised, one that counts them."""
+        if not getattr(self.trainer, "personalizes", False):
+            return super().init_test_tqdm()
+        if not sys.stdout.isatty():
+            return Tqdm(disable=True)
+        bar = super().init_test_tqdm()
+        bar.bar_format = "{desc} |{bar}| {n_fmt}/{total_fmt} {elapsed}<{remaining}"
+        bar.set_description_str("Personalizing")
+        return bar
+
     def init_sanity_tqdm(self) -> Tqdm:
         """Return a silent bar."""
         return Tqdm(disable=True)
@@ -91,9 +102,15 @@ class RoundProgressBar(TQDMProgressBar):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int, clients: int
     ) -> None:
         """Count a personalised client."""
-        if trainer.state.fn == TrainerFn.FITTING and self.is_enabled:
+        if not self.is_enabled:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
             text = f"Personalizing {done}/{clients}" if done < clients else "Personalized"
             self.train_progress_bar.set_description_str(text)
+        elif getattr(trainer, "personalizes", False):
+            bar = self.test_progress_bar
+            bar.total, bar.n = clients, done
+            bar.refresh()
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
+from fedlightning._lightning import Phase
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.checkpoints.resumption import Resumption, logged_by
 from fedlightning.datamodules.population import listed_clients
@@ -22,15 +24,22 @@ from fedlightning.reporting import (
     save_figure,
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.round_table import RoundTable
 
 __all__ = ["RunRecord"]
 
 _FILES = (
     "config.yaml",
     "metrics.csv",
+    "rounds.csv",
     "curves.png",
     "clients.csv",
     "clients.png",
+    "held_out_clients.csv",
+    "finetuning.csv",
+    "finetuning.png",
+    "held_out_finetuning.csv",
+    "personalized",
     "partition.csv",
     "partition.png",
     "personal",
@@ -39,7 +48,11 @@ _FILES = (
 
 
 class RunRecord(pl.Callback):
-    """Writes partition and learning curves into the run folder and prints a closing summary.
+    """Writes partition, rounds and learning curves into the run folder and prints a summary.
+
+    ``rounds.csv`` has what differs from one machine to the next, or is no metric: the ``seconds``
+    that a round took from its start to the new global model (evaluation not counted), the number of
+    ``clients`` in its cohort, and a check sum of their ids, by which runs can be compared.
 
     Args:
         summary: Whether to print the closing summary.
@@ -49,6 +62,8 @@ class RunRecord(pl.Callback):
         self.summary = summary
         self._started = time.monotonic()
         self._first_round: int | None = None
+        self._rounds: RoundTable | None = None
+        self._round_started = self._started
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -61,19 +76,36 @@ class RunRecord(pl.Callback):
         resumption = getattr(trainer, "resumption", None)
         if isinstance(resumption, Resumption):
             resumption.cut_back(trainer.loggers)
+        if self._rounds is not None:
+            self._rounds.truncate(_next_round(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that something was trained."""
+        """Remember that something is trained, and since when."""
+        self._round_started = time.monotonic()
         if self._first_round is None:
             self._first_round = trainer.current_epoch
 
+    def on_aggregate_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write who took part in the round, and how long it took."""
+        if self._rounds is None or not isinstance(loop := trainer.fit_loop, FederatedLoop):
+            return
+        cohort = loop.cohort(loop.round)
+        facts = {
+            "seconds": round(time.monotonic() - self._round_started, 4),
+            "clients": len(cohort),
+            "cohort_crc32": zlib.crc32(",".join(map(str, cohort)).encode()),
+        }
+        self._rounds.record(trainer.current_epoch, facts)
+        self._rounds.save()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write who has which data."""
-        self._started, self._first_round = time.monotonic(), None
+        self._started, self._first_round, self._rounds = time.monotonic(), None, None
         folder, loop = _folder(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
+        self._rounds = RoundTable(folder / "rounds.csv")
         loop.data.write_partition(folder)
         clients = loop.data.num_clients
         listed = listed_clients(clients)
@@ -125,7 +157,7 @@ class RunRecord(pl.Callback):
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
-            clients=loop.data.num_clients,
+            clients=len(loop.data.training_clients),
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
             global_acc=Spread.of(scores) if scores else None,
@@ -138,12 +170,39 @@ class RunRecord(pl.Callback):
             files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
             before_values=before,
             after_values=after,
-            evaluated=len(loop.data.evaluated_clients) if scores or known else None,
+            evaluated=_evaluated(loop) if scores or known else None,
+            **_of_held_out(loop, personal, measured),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Keep nothing."""
         return {}
+
+
+def _evaluated(loop: FederatedLoop) -> int:
+    """Return how many of the clients that may train are evaluated."""
+    data = loop.data
+    return sum(not data.is_held_out(client) for client in data.evaluated_clients)
+
+
+def _of_held_out(
+    loop: FederatedLoop, personal: list[PersonalizationCallback], measured: bool
+) -> dict[str, Any]:
+    """Return what the summary says of clients that never train."""
+    before: Spread | None
+    after: Spread | None
+    records = [result.record for result in personal[-1].held_out_results] if personal else []
+    if any(record.tested for record in records):
+        before = Spread.of(record.acc_before for record in records)
+        after = Spread.of(record.acc_after for record in records)
+    else:
+        scores = loop.evaluator.last_held_out_accuracies if measured else []
+        before, after = Spread.of(scores) if scores else None, None
+    return {
+        "held_out": len(loop.data.held_out_ids),
+        "held_out_before": before,
+        "held_out_after": after,
+    }
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:
@@ -152,6 +211,13 @@ def _folder(trainer: pl.Trainer) -> Path | None:
         return None
     folder = trainer.log_dir
     return Path(folder) if folder is not None and trainer.is_global_zero else None
+
+
+def _next_round(trainer: pl.Trainer) -> int:
+    """Return the round that will be aggregated next; a checkpoint may lie within an evaluation."""
+    loop = trainer.fit_loop
+    merged = isinstance(loop, FederatedLoop) and loop.phase in (Phase.AGGREGATED, Phase.VALIDATED)
+    return trainer.current_epoch + merged
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

@@ -14,13 +14,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedlightning._lightning import continue_logger
 from fedlightning.checkpoints.io import LAST, PREVIOUS
-from fedlightning.checkpoints.reading import check_network, is_good, rounds_in
+from fedlightning.checkpoints.reading import check_network, is_good, read_checkpoint, rounds_in
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 
 __all__ = [
     "Resumption",
+    "check_loadable",
     "check_resumable",
     "logged_by",
     "prepared_data",
@@ -98,15 +99,32 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, module: pl.Lightning
                 "it holds the weights alone (save_weights_only), so no run can go on from it; "
                 "`test` and `predict` can use it."
             )
-        kind = type(module)
-        remade = (  # the network is not complete yet, or takes other keys
-            kind.configure_model is not pl.LightningModule.configure_model
-            or kind.on_load_checkpoint is not pl.LightningModule.on_load_checkpoint
-        )
-        if module.strict_loading and not remade:
-            check_network(checkpoint, module)
+        _compare_network(checkpoint, module)
     except CheckpointError as error:
         raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from None
+
+
+def check_loadable(path: Path, module: pl.LightningModule) -> None:
+    """Refuse a checkpoint whose weights a module cannot take, before anything is written.
+
+    Raises:
+        CheckpointError: It is not as a run has written it, or of another network.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        _compare_network(checkpoint, module)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from None
+
+
+def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
+    kind = type(module)
+    remade = (  # the network is not complete yet, or takes other keys
+        kind.configure_model is not pl.LightningModule.configure_model
+        or kind.on_load_checkpoint is not pl.LightningModule.on_load_checkpoint
+    )
+    if module.strict_loading and not remade:
+        check_network(checkpoint, module)
 
 
 def prepared_data(data: Any) -> FederatedDataModule | None:

@@ -8,23 +8,31 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.federation import Federation
 
-__all__ = ["Settings", "optimizer_settings", "refuse_changes", "settings_that_matter"]
+__all__ = [
+    "Settings",
+    "optimizer_settings",
+    "refuse_changes",
+    "settings_that_matter",
+    "warn_of_changes",
+]
 
 Settings = dict[str, str]
 """Values as they are shown, by the names under which they are set."""
 
 # Where data lie, how many processes read them, what is shown: no result depends on these.
 _FREE = {"root", "download", "num_workers", "max_epochs", "devices", "verbose", "path", "data_dir"}
-_FREE |= {"cache_size", "eval_clients"}
+_FREE |= {"cache_size", "eval_clients", "check_data"}
 # A constructor's arguments that a digest or a setting of its own stands for.
-_ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction"}
+_ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
 _LARGEST = 400
+_NONE = (None, "None")
 
 
 def settings_that_matter(
@@ -53,7 +61,7 @@ def settings_that_matter(
         "federation.algorithm": federation.algorithm,
         "federation.aggregator": federation.aggregator,
         "federation.compression": federation.compression,
-        "federation.cohort_size": federation.cohort_count(data.num_clients),
+        "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.head": federation.head,
         "federation.channels_last": federation.channels_last,
@@ -63,6 +71,7 @@ def settings_that_matter(
         else f"{type(sampler).__name__}{_plain_ones(vars(sampler))}",
         "torch threads": threads if threads is not None else torch.get_num_threads(),
         "partition": data.partition_digest()[:16],
+        "data.held_out_clients": data.held_out_digest(),
         "dataset": data.dataset_fingerprint(),
         "data": type(data).__name__,
         "trainer.precision": trainer.precision,
@@ -112,16 +121,54 @@ def refuse_changes(saved: Mapping[str, Any], present: Settings) -> None:
         Traceback (most recent call last):
         fedlightning.errors.CheckpointError: ... checkpoint: seed: 0 then, 5 now. Restore ...
     """
-    changed = [
-        f"{name}: {value} then, {present[name]} now"
-        for name, value in saved.items()
-        if name in present and str(value) != present[name]
-    ]
-    if changed:
+    if changed := _changes(saved, present):
         raise CheckpointError(
             f"this run cannot go on from the checkpoint: {'; '.join(changed)}. Restore these "
             "settings, or load the weights alone with load_from_checkpoint and start anew."
         )
+
+
+def warn_of_changes(
+    checkpoint: Mapping[str, Any],
+    path: Any,
+    federation: Federation,
+    module: pl.LightningModule | None,
+    data: FederatedDataModule | None,
+) -> None:
+    """Warn where a checkpoint that is evaluated means something else to the present settings.
+
+    Args:
+        checkpoint: What the file holds.
+        path: The file.
+        federation: How clients learn together.
+        module: The clients' module, as the user made it, where it is known.
+        data: The clients' data, divided, where they are known.
+    """
+    extra = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("extra")
+    if not isinstance(extra, Mapping):  # the weights alone
+        return
+    kept, settings = extra["personal"], extra["settings"]
+    heads = settings.get("federation.head"), settings.get("model.head")
+    saved = {**settings, "head": next((head for head in heads if head not in _NONE), "head")}
+    present: Settings = {
+        "federation.algorithm": _shown(federation.algorithm),
+        "head": _shown(federation.head or getattr(module, "head_prefix", "head")),
+    }
+    if data is not None and (kept["clients"] or kept.get("files")):
+        present["partition"] = data.partition_digest()[:16]  # whose part is whose
+    if changed := _changes(saved, present):
+        rank_zero_warn(
+            f"{path} was trained otherwise than it is evaluated: {'; '.join(changed)}. Its weights "
+            "are used all the same."
+        )
+
+
+def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
+    return [
+        f"{name}: {value} then, {present[name]} now"
+        for name, value in saved.items()
+        if name in present and str(value) != present[name]
+    ]
 
 
 def _arguments(thing: Any) -> dict[str, Any]:

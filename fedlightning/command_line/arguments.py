@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from fedlightning.command_line.recipes import find_config
 from fedlightning.command_line.strict_yaml import check_config
 from fedlightning.errors import ConfigError
@@ -22,7 +24,7 @@ class Command:
     """What to run.
 
     Args:
-        name: ``fit``, ``validate``, ``test``, ``predict`` or ``check``.
+        name: A command (see :data:`fedlightning.command_line.usage.COMMANDS`).
         options: The words after it, with the paths of the config files in place of their names.
         warnings: What is allowed but likely a slip.
         strict: Whether configs may name classes of this package, torch and Lightning only.
@@ -71,6 +73,10 @@ def _checked(path: Path) -> Path:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
     check_config(text, str(path))
+    if "variants:" in text and {"base", "variants"} <= set(yaml.safe_load(text)):
+        raise ConfigError(
+            f"{path} is a study of several runs: python -m fedlightning compare --config {path}"
+        )
     return path
 
 

@@ -15,6 +15,7 @@ from fedlightning.user_code import raised_by_user
 
 __all__ = ["blame_constructor"]
 
+_EXTRAS = ("wandb", "tensorboard")  # of pyproject.toml
 _BUGS = (NameError, AttributeError, AssertionError)
 
 
@@ -54,7 +55,9 @@ def _first_cause(error: BaseException) -> BaseException:
 def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
     text = str(cause)
     if isinstance(cause, ModuleNotFoundError):
-        return EnvironmentFailure(f"{key}: {text}")
+        extra = next((name for name in _EXTRAS if re.search(rf"\b{name}\b", text)), None)
+        hint = f" Or: pip install fedlightning[{extra}]" if extra is not None else ""
+        return EnvironmentFailure(f"{key}: {text}{hint}")
     if not isinstance(cause, FedLightningError):
         lightnings = key == "trainer" or type(cause).__name__ == "MisconfigurationException"
         described = f"{owner.__name__} cannot be built: {type(cause).__name__}: {text}"

@@ -132,8 +132,9 @@ def _of_a_library(error: BaseException) -> Failure | None:
         return _failure(2, f"{key}: bad reference: {first}".removeprefix(": "))
     for pattern in _UNKNOWN_METRIC:
         if found := re.search(pattern, text):
+            hint = " data.val_fraction holds validation data out." if "val" in found[1] else ""
             return _failure(
-                2, f"{found[1]} is never logged, so it cannot be monitored: {found[2]}."
+                2, f"{found[1]} is never logged, so it cannot be monitored: {found[2]}.{hint}"
             )
     if name == "MisconfigurationException":
         return _failure(2, text)

@@ -31,11 +31,17 @@ class FederatedArgumentParser(LightningArgumentParser):
     ``omegaconf+`` resolves when files and command line are merged; plain ``omegaconf`` while each
     file is read, so that an override would not reach what refers to it.
 
+    Args:
+        *args: Arguments of Lightning's parser.
+        command: The command whose options it reads, for who adds options to one command alone.
+        **kwargs: Arguments of Lightning's parser.
+
     Raises:
         ConfigError: Wherever jsonargparse would print its usage and exit.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        self.command = command
         kwargs.setdefault("parser_mode", _MODE)
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("prog", "python -m fedlightning")
@@ -121,6 +127,8 @@ def _load(text: str, path: str = "") -> Any:
     try:
         check_text(text, path or "value")
     except ConfigError as error:
-        if path or not isinstance(error.__cause__, yaml.YAMLError):
+        if path or not isinstance(error.__cause__, (yaml.YAMLError, ValueError, OverflowError)):
             raise
+        if not isinstance(error.__cause__, yaml.YAMLError):
+            return text  # the setting's type says what it should have been
     return mark_references(get_loader("yaml")(text))

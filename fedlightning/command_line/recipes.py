@@ -6,9 +6,10 @@ from pathlib import Path
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["find_config", "recipe_title", "recipes_folder", "shipped_recipes"]
+__all__ = ["find_config", "recipe_title", "recipes_folder", "shipped_recipes", "shipped_studies"]
 
 _SUFFIXES = (".yaml", ".yml")
+_STUDIES = "studies/"
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -18,6 +19,20 @@ def shipped_recipes() -> dict[str, Path]:
         >>> "quickstart.yaml" in shipped_recipes()
         True
     """
+    return {name: path for name, path in _shipped().items() if not name.startswith(_STUDIES)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return the study files that come with the package, by name, for ``compare``.
+
+    Example:
+        >>> "studies/digits.yaml" in shipped_studies()
+        True
+    """
+    return {name: path for name, path in _shipped().items() if name.startswith(_STUDIES)}
+
+
+def _shipped() -> dict[str, Path]:
     folder = recipes_folder(Path(__file__).resolve().parents[1])
     if folder is None:
         return {}
@@ -66,7 +81,7 @@ def find_config(name: str) -> Path:
     for candidate in here:
         if candidate.is_file():
             return candidate
-    recipes = shipped_recipes()
+    recipes = _shipped()
     short = name.removeprefix("./").removeprefix("configs/")
     for candidate_name in (short, *(short + suffix for suffix in _SUFFIXES)):
         if candidate_name in recipes:

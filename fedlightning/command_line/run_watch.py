@@ -160,7 +160,10 @@ class RunWatch(pl.Callback):
             self._root = Path(root).resolve()
             self._before = _entries(self._root)
             self._missing = [
-                path for path in (self._root, *self._root.parents) if not path.exists()
+                # os.path, because a Path raises where a folder above may not be looked into
+                path
+                for path in (self._root, *self._root.parents)
+                if not os.path.exists(path)
             ]
 
     def remove_half_made(self) -> None:
@@ -204,7 +207,7 @@ def _goes_on(trainer: pl.Trainer) -> bool:
 
 
 def _entries(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.name for path in folder.iterdir()} if os.access(folder, os.R_OK) else set()
 
 
 def _shown(path: Path) -> str:

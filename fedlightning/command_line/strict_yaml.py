@@ -13,6 +13,8 @@ __all__ = ["check_config", "check_text"]
 
 _MOST_VALUES = 100_000
 _DEEPEST = 100
+_LONGEST = 40
+_CONVERTED = {"int", "float", "timestamp"}
 _STANDARD = "tag:yaml.org,2002:"
 _PLAIN = {"str", "int", "float", "bool", "null", "seq", "map", "merge", "timestamp", "value"}
 
@@ -129,7 +131,20 @@ def _check_nodes(root: yaml.Node, name: str) -> None:
             )
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, name)
+        elif node.tag.removeprefix(_STANDARD) in _CONVERTED:
+            _check_value(node, name)
         stack.extend(_children(node))
+
+
+def _check_value(node: yaml.Node, name: str) -> None:
+    """Refuse what looks like a number or a date and is none, such as the 99th of May."""
+    try:
+        yaml.constructor.SafeConstructor().construct_object(node)
+    except (ValueError, OverflowError) as error:
+        value = node.value if len(node.value) <= _LONGEST else f"{node.value[:_LONGEST]}..."
+        raise ConfigError(
+            f"{name}:{_at(node)}: {value} cannot be read ({error}); quote it if it is a text."
+        ) from error
 
 
 def _check_keys(node: yaml.MappingNode, name: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlightning._version import __version__
-from fedlightning.command_line.recipes import recipe_title, shipped_recipes
+from fedlightning.command_line.recipes import recipe_title, shipped_recipes, shipped_studies
 from fedlightning.errors import did_you_mean
 
 __all__ = ["COMMANDS", "Answer", "answer", "usage"]
@@ -16,8 +16,12 @@ COMMANDS = {
     "fit": "train: rounds of local training and aggregation, then personalization",
     "validate": "evaluate a checkpoint on the clients' validation data",
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
+    "personalize": "make clients' own models from a checkpoint, of new clients, too",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
+    "export": "write a client's full model, or the global one, for use elsewhere",
     "check": "say which classes a config would import, and whether it would be accepted",
+    "compare": "run a study: several algorithms, seeds and settings, and a report on them",
+    "report": "compare finished runs: tables, tests and figures in one HTML file",
 }
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"
 _EXPECTED = f"expected one of {', '.join(COMMANDS)}"
@@ -80,6 +84,9 @@ def _help() -> str:
             "",
             "recipes that come along; --config finds them by name from any folder",
             *_columns(recipes),
+            "",
+            "studies that come along, for compare",
+            *_columns({name: recipe_title(path) for name, path in shipped_studies().items()}),
             "",
             "more",
             *_columns(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,7 +18,7 @@ from fedlightning.datamodules.examples import Examples, SampleError, TensorExamp
 from fedlightning.datamodules.held import ClientData
 from fedlightning.datamodules.holdings import Holdings
 from fedlightning.datamodules.partition import IID, Partition
-from fedlightning.datamodules.population import evaluated_clients
+from fedlightning.datamodules.roles import Roles, check_held_out
 from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
 from fedlightning.errors import FederationError
 from fedlightning.seeding import Key, default_seed
@@ -27,7 +26,7 @@ from fedlightning.seeding import Key, default_seed
 __all__ = ["FederatedDataModule"]
 
 
-class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
+class FederatedDataModule(Holdings, Roles, pl.LightningDataModule, ABC):
     """Owns the clients' data. A subclass says in :meth:`load` where they come from.
 
     Args:
@@ -42,6 +41,14 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         eval_clients: How many clients are evaluated, personalised and predicted for: a random
             sample, the same each time. None means all; of more than 10,000 clients it means 1,000,
             and a warning says so.
+        held_out_clients: Clients that never train, but are evaluated and personalised like the
+            others and reported apart, under ``held_out/``: an int is a number of clients, a float
+            in [0, 1) a share. Which ones is a function of the seed; the partition stays the same.
+            ``eval_clients`` is then the size of a sample of each kind.
+        check_data: Whether ``setup`` looks for labels outside the classes, numbers that are not
+            finite and items that cannot be read. With false a bad example is noticed, if at all,
+            when a client is trained on it; where labels are left out of a loss on purpose, as
+            cross-entropy does with -100, that is what one wants.
 
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
@@ -77,6 +84,8 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         drop_last: bool = False,
         seed: int | None = None,
         eval_clients: int | None = None,
+        held_out_clients: int | float = 0,
+        check_data: bool = True,
     ) -> None:
         super().__init__()
         self.num_clients = check_integer("num_clients", num_clients, at_least=1)
@@ -92,6 +101,8 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             if eval_clients is None
             else check_integer("eval_clients", eval_clients, at_least=1)
         )
+        self.held_out_clients = check_held_out(held_out_clients, self.num_clients)
+        self.check_data = check_data
 
     @abstractmethod
     def load(self) -> tuple[Examples, Examples] | ClientData:
@@ -182,6 +193,7 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
             val_fraction=self.val_fraction,
             seed=default_seed(self.seed),
             sample=self.sample_number,
+            check=self.check_data,
         )
         if self.drop_last:
             check_batches(divided.splits.sizes("train"), self.batch_size)
@@ -244,18 +256,9 @@ class FederatedDataModule(Holdings, pl.LightningDataModule, ABC):
         starts = range(0, len(order) - len(order) % size if self.drop_last else len(order), size)
         return [order[start : start + size] for start in starts]
 
-    @cached_property
-    def evaluated_clients(self) -> Sequence[int]:
-        """The clients that are evaluated, in ascending order: all of them, or a sample.
-
-        Raises:
-            ConfigError: ``eval_clients`` is more than there are clients.
-        """
-        return evaluated_clients(self.num_clients, self.eval_clients, default_seed(self.seed))
-
     def train_dataloader(self) -> ClientLoader:
-        """Return a task for each client with training examples."""
-        return ClientLoader(range(self.num_clients), ("train",), self.num_examples)
+        """Return a task for each client that trains and has training examples."""
+        return ClientLoader(self.training_clients, ("train",), self.num_examples)
 
     def val_dataloader(self) -> ClientLoader:
         """Return each evaluated client's tasks: validation data, if some is held out, test data.

@@ -89,6 +89,8 @@ class ClientDatasets(FederatedDataModule):
         drop_last: Leave a client's last training batch out if it is shorter.
         seed: Seed of the held-out examples; None takes that of the run.
         eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
+        held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
+        check_data: Whether the examples are checked, see :class:`FederatedDataModule`.
 
     Raises:
         ConfigError: No client, or train and test of another number of clients.
@@ -113,6 +115,8 @@ class ClientDatasets(FederatedDataModule):
         drop_last: bool = False,
         seed: int | None = None,
         eval_clients: int | None = None,
+        held_out_clients: int | float = 0,
+        check_data: bool = True,
     ) -> None:
         if not train or len(train) != len(test):
             raise ConfigError(
@@ -127,6 +131,8 @@ class ClientDatasets(FederatedDataModule):
             drop_last=drop_last,
             seed=seed,
             eval_clients=eval_clients,
+            held_out_clients=held_out_clients,
+            check_data=check_data,
         )
         self._sources = train, test
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)

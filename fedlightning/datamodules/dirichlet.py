@@ -13,6 +13,7 @@ from fedlightning.errors import DataError
 __all__ = ["Dirichlet"]
 
 _DRAWS = 10
+_LEAST = 10
 
 
 class Dirichlet(Partition):
@@ -23,13 +24,15 @@ class Dirichlet(Partition):
     got, class by class.
 
     A draw that leaves a client with fewer than ``min_samples`` training examples is thrown away.
-    The tenth is kept and mended: the largest clients give examples of their most frequent class to
-    those that have too few. A client's indices are in ascending order.
+    After ten the best one is kept and mended: the largest clients give examples of their most
+    frequent class to those that have too few. A client's indices are in ascending order.
 
     Args:
         alpha: Concentration, the same for every client; greater than 0.
         min_samples: The fewest training examples that a client may have. With 0 nothing is redrawn,
-            and a client without any is an error.
+            and a client without any is an error. None means 10, but that a client without any is
+            an error, too: an ``alpha`` so small that somebody gets nothing ten times over is not
+            quietly made another one.
 
     Raises:
         ConfigError: ``alpha`` is not a finite number > 0, or ``min_samples`` no integer >= 0.
@@ -46,9 +49,11 @@ class Dirichlet(Partition):
         Visual Classification. 2019. https://arxiv.org/abs/1909.06335
     """
 
-    def __init__(self, alpha: float, min_samples: int = 10) -> None:
+    def __init__(self, alpha: float, min_samples: int | None = None) -> None:
         self.alpha = check_positive("alpha", alpha)
-        self.min_samples = check_integer("min_samples", min_samples, at_least=0)
+        if min_samples is not None:
+            check_integer("min_samples", min_samples, at_least=0)
+        self.min_samples = min_samples
 
     def assign(
         self,
@@ -59,21 +64,26 @@ class Dirichlet(Partition):
         rng: np.random.Generator,
     ) -> Assignment:
         """Divide class by class; see :meth:`Partition.assign`."""
-        wanted = self.min_samples * num_clients
+        least = _LEAST if self.min_samples is None else self.min_samples
+        wanted = least * num_clients
         if wanted > len(train_labels):
             raise DataError(
-                f"min_samples={self.min_samples} x {num_clients} clients = {wanted} > "
+                f"min_samples={least} x {num_clients} clients = {wanted} > "
                 f"{len(train_labels)} samples; lower min_samples or num_clients"
             )
         available = np.bincount(train_labels, minlength=num_classes)
+        fewest = -1
         for _ in range(_DRAWS):
-            drawn = _proportions(self.alpha, num_classes, num_clients, rng)
-            counts = _divide(available, drawn)
-            if counts.sum(axis=0).min() >= self.min_samples:
+            shares = _proportions(self.alpha, num_classes, num_clients, rng)
+            divided = _divide(available, shares)
+            if (smallest := int(divided.sum(axis=0).min())) >= fewest:
+                fewest, counts, drawn = smallest, divided, shares
+            if fewest >= least:
                 break
-        else:
-            _top_up(counts, self.min_samples)
-        _check_nobody_is_empty(counts)
+        if self.min_samples is None or not least:
+            _check_nobody_is_empty(counts)
+        if fewest < least:
+            _top_up(counts, least)
         share = np.where(available[:, None] > 0, counts / np.maximum(available, 1)[:, None], drawn)
         test_counts = _divide(np.bincount(test_labels, minlength=num_classes), share)
         return Assignment(
@@ -125,7 +135,10 @@ def _top_up(counts: np.ndarray, min_samples: int) -> None:
 def _check_nobody_is_empty(counts: np.ndarray) -> None:
     empty = np.flatnonzero(counts.sum(axis=0) == 0)
     if empty.size:
-        raise DataError(f"client {empty[0]} has 0 samples; raise alpha or min_samples")
+        raise DataError(
+            f"client {empty[0]} has 0 samples; raise alpha or min_samples: with one of 1 or more "
+            "the largest clients give some to those that have too few"
+        )
 
 
 def _owners(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:

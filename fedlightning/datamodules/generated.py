@@ -21,6 +21,7 @@ from fedlightning.datamodules.tasks import Split, check_split
 from fedlightning.errors import ConfigError, DataError, FederationError
 from fedlightning.reporting.files import write_atomically
 from fedlightning.seeding import Key, default_seed
+from fedlightning.user_code import place_of
 
 __all__ = ["GeneratedClients"]
 
@@ -51,6 +52,9 @@ class GeneratedClients(FederatedDataModule):
         drop_last: Leave a client's last training batch out if it is shorter.
         seed: Seed of the held-out examples; None takes that of the run.
         eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
+        held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
+        check_data: Whether the examples that were made are checked, see
+            :class:`FederatedDataModule`.
 
     Raises:
         ConfigError: An argument that cannot work whatever the data.
@@ -79,6 +83,8 @@ class GeneratedClients(FederatedDataModule):
         drop_last: bool = False,
         seed: int | None = None,
         eval_clients: int | None = None,
+        held_out_clients: int | float = 0,
+        check_data: bool = True,
     ) -> None:
         super().__init__(
             num_clients=num_clients,
@@ -88,6 +94,8 @@ class GeneratedClients(FederatedDataModule):
             drop_last=drop_last,
             seed=seed,
             eval_clients=eval_clients,
+            held_out_clients=held_out_clients,
+            check_data=check_data,
         )
         if not callable(examples):
             raise ConfigError(f"examples must be a function of client and split, got {examples!r}")
@@ -115,6 +123,7 @@ class _Generated(ClientData):
         self._sizes: dict[str, Size] = {"train": settings.num_train, "test": settings.num_test}
         self._least = settings.batch_size if settings.drop_last else 1
         self._held_out = settings.val_fraction
+        self._checks_examples = settings.check_data
         self._key = Key(default_seed(settings.seed), "partition", round=1)
         self._cache_size = settings.cache_size
         self._pools: OrderedDict[tuple[int, str], TensorExamples] = OrderedDict()
@@ -169,7 +178,22 @@ class _Generated(ClientData):
         size = self._sizes[source]
         if size is None:
             return len(self.pool(client, source))  # type: ignore[arg-type]
-        return size if isinstance(size, int) else int(size(client))
+        return size if isinstance(size, int) else self._told(size, client, source)
+
+    def _told(self, size: Callable[[int], int], client: int, source: str) -> int:
+        """Ask a function of the user's how many examples a client has."""
+        least = self._least if source == "train" else 0
+        try:
+            number = size(client)
+        except Exception as error:
+            raise FederationError(
+                f"client {client}: num_{source}({client}) raised {type(error).__name__}: "
+                f"{error}{place_of(error)}"
+            ) from error
+        try:
+            return check_integer(f"num_{source}({client})", number, at_least=least)
+        except ConfigError as error:
+            raise DataError(f"client {client}: {error}") from None
 
     def _checked(self, client: int, source: Any) -> TensorExamples:
         """Make one client's examples; refuse what could not be used."""
@@ -179,7 +203,9 @@ class _Generated(ClientData):
         try:
             made = self._make(client, source)
         except Exception as error:
-            raise FederationError(f"{call} raised {type(error).__name__}: {error}") from error
+            raise FederationError(
+                f"{call} raised {type(error).__name__}: {error}{place_of(error)}"
+            ) from error
         pair = made if isinstance(made, (tuple, list)) else (made,)
         if len(pair) > 2:
             raise DataError(f"{call} must return (inputs, labels), got {len(pair)} values")
@@ -193,6 +219,8 @@ class _Generated(ClientData):
             raise DataError(f"{call} returned {len(pool)} examples, num_{source} says {expected}")
         if len(pool) < least:
             raise DataError(f"{call} returned {len(pool)} examples, at least {least} are needed")
+        if not self._checks_examples:
+            return pool
         fault = fault_in(pool, np.arange(len(pool)), source, self.num_classes)
         if fault is not None:
             raise fault.error(f"{sample_name(client, source, fault.row)}: {fault.text}")

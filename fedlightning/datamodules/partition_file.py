@@ -112,6 +112,8 @@ def write_partition_file(
 
 
 def _read(path: str) -> dict[str, Any]:
+    if Path(path).exists() and not Path(path).is_file():
+        raise DataError(f"partition file {path} is no regular file")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

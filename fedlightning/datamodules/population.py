@@ -28,7 +28,9 @@ def listed_clients(num_clients: int) -> int:
     return num_clients if num_clients <= LARGE else SAMPLE
 
 
-def evaluated_clients(num_clients: int, wanted: int | None, seed: int) -> Sequence[int]:
+def evaluated_clients(
+    num_clients: int, wanted: int | None, seed: int, *, held_out: bool = False
+) -> Sequence[int]:
     """Return the clients to evaluate, in ascending order: all, or a sample that is always the same.
 
     A sample, and not the first ones, because client ids often follow from the data.
@@ -38,6 +40,8 @@ def evaluated_clients(num_clients: int, wanted: int | None, seed: int) -> Sequen
         wanted: How many to evaluate. None means all, but of more than ``LARGE`` a sample of
             ``SAMPLE``, with a warning.
         seed: Seed of the sample.
+        held_out: Whether these are the clients held out of training, of which there may be fewer
+            than wanted.
 
     Raises:
         ConfigError: There are not as many.
@@ -48,16 +52,17 @@ def evaluated_clients(num_clients: int, wanted: int | None, seed: int) -> Sequen
     """
     if wanted is None and num_clients > LARGE:
         rank_zero_warn(
-            f"{num_clients:,} clients: evaluation and personalization take a random sample of "
-            f"{SAMPLE:,} of them, the same each time. data.eval_clients sets another number, "
-            f"{num_clients} for all."
+            f"{num_clients:,} {'held-out ' if held_out else ''}clients: evaluation and "
+            f"personalization take a random sample of {SAMPLE:,} of them, the same each time. "
+            f"data.eval_clients sets another number, {num_clients} for all."
         )
         wanted = SAMPLE
-    if wanted is None or wanted == num_clients:
+    if wanted is None or wanted == num_clients or (held_out and wanted > num_clients):
         return range(num_clients)
     if wanted > num_clients:
         raise ConfigError(f"eval_clients={wanted} is more than there are clients: {num_clients}")
-    # a stream of its own (round 3), apart from the partition's and the held-out examples'
-    rng = Key(seed, "partition", round=3).numpy()
+    # streams of their own: of "partition", round 3 is apart from the division (0) and from the
+    # held-out examples (1); of "held_out", round 1 is apart from who is held out (0)
+    rng = (Key(seed, "held_out", round=1) if held_out else Key(seed, "partition", round=3)).numpy()
     chosen: list[int] = sorted(rng.choice(num_clients, wanted, replace=False).tolist())
     return chosen

@@ -85,14 +85,17 @@ class ClientSplits:
 
         Args:
             split: Which part of the clients' data.
-            labels: Class of each example of the pool that the split indexes.
+            labels: Class of each example of the pool that the split indexes; labels outside the
+                classes are not counted.
             num_classes: Number of classes.
             clients: How many clients, from client 0 on; None means all.
         """
         parts = self.parts(split)
         sizes = parts.sizes[:clients]
         cells = np.repeat(np.arange(len(sizes)), sizes) * num_classes
-        cells += labels[parts.flat[: sizes.sum()]]
+        classes = labels[parts.flat[: sizes.sum()]]
+        inside = (classes >= 0) & (classes < num_classes)
+        cells = cells[inside] + classes[inside]
         counts = np.bincount(cells, minlength=len(sizes) * num_classes)
         return counts.reshape(len(sizes), num_classes)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fedlightning.datamodules.arguments import check_integer
 from fedlightning.module import FederatedModule
 
 __all__ = ["Conv4"]
@@ -45,6 +46,10 @@ class Conv4(FederatedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_integer("num_classes", num_classes, at_least=1)
+        check_integer("in_channels", in_channels, at_least=1)
+        check_integer("image_size", image_size, at_least=16)
+        check_integer("width", width, at_least=1)
         self.save_hyperparameters()
         channels = [in_channels, width, width, width, width]
         blocks = [_block(*pair) for pair in pairwise(channels)]

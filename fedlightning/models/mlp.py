@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from fedlightning.datamodules.arguments import check_integer
+from fedlightning.errors import ConfigError
 from fedlightning.module import FederatedModule
 
 __all__ = ["MLP"]
@@ -23,6 +25,9 @@ class MLP(FederatedModule):
         **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
             ``head``, ...
 
+    Raises:
+        ConfigError: A number that is no integer >= 1, or no hidden layer.
+
     Example:
         >>> MLP(in_features=64, hidden=[32], num_classes=10).part_keys("body")
         ('body.1.weight', 'body.1.bias')
@@ -36,6 +41,12 @@ class MLP(FederatedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_integer("in_features", in_features, at_least=1)
+        check_integer("num_classes", num_classes, at_least=1)
+        if not hidden:
+            raise ConfigError("hidden must have at least one width, got none.")
+        for width in hidden:
+            check_integer("hidden", width, at_least=1)
         self.save_hyperparameters()
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise([in_features, *hidden]):

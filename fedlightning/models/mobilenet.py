@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.datamodules.arguments import check_integer
 from fedlightning.module import FederatedModule
 
 __all__ = ["MobileNet"]
@@ -40,6 +41,8 @@ class MobileNet(FederatedModule):
 
     def __init__(self, num_classes: int = 100, in_channels: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_integer("num_classes", num_classes, at_least=1)
+        check_integer("in_channels", in_channels, at_least=1)
         self.save_hyperparameters()
         channels = [32, *(out for out, _ in _BLOCKS)]
         blocks = [

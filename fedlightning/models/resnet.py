@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.datamodules.arguments import check_integer
 from fedlightning.module import FederatedModule
 
 __all__ = ["ResNet18"]
@@ -34,6 +35,8 @@ class ResNet18(FederatedModule):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_integer("num_classes", num_classes, at_least=1)
+        check_integer("in_channels", in_channels, at_least=1)
         self.save_hyperparameters()
         self.body = nn.Sequential(
             OrderedDict(

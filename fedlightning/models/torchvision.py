@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fedlightning.datamodules.arguments import check_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.module import FederatedModule
 
@@ -40,6 +41,7 @@ class TorchvisionClassifier(FederatedModule):
             raise ConfigError(
                 f"model.name={name!r} is no torchvision classifier.{did_you_mean(name, known)}"
             )
+        check_integer("num_classes", num_classes, at_least=1)
         net = torchvision.models.get_model(name, weights=None, **_without_auxiliary_outputs(name))
         path, last = [
             (p, m) for p, m in net.named_modules() if any(True for _ in m.parameters(False))

@@ -13,20 +13,25 @@ from fedlightning.reporting.clients import (
 from fedlightning.reporting.figures import (
     clients_figure,
     curves_figure,
+    finetuning_figure,
     partition_figure,
     save_figure,
 )
+from fedlightning.reporting.finetuning import EpochRecord, write_finetuning_csv
 from fedlightning.reporting.summary import RunSummary, render
 
 __all__ = [
     "ClientRecord",
+    "EpochRecord",
     "RunSummary",
     "Spread",
     "clients_figure",
     "curves_figure",
+    "finetuning_figure",
     "partition_figure",
     "read_clients_csv",
     "render",
     "save_figure",
     "write_clients_csv",
+    "write_finetuning_csv",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedlightning.reporting.figure_clients import clients_figure
 from fedlightning.reporting.figure_curves import curves_figure
+from fedlightning.reporting.figure_finetuning import finetuning_figure
 from fedlightning.reporting.figure_partition import partition_figure
 from fedlightning.reporting.figure_style import style
 from fedlightning.reporting.files import write_atomically
@@ -16,7 +17,13 @@ from fedlightning.reporting.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["clients_figure", "curves_figure", "partition_figure", "save_figure"]
+__all__ = [
+    "clients_figure",
+    "curves_figure",
+    "finetuning_figure",
+    "partition_figure",
+    "save_figure",
+]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

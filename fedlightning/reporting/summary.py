@@ -10,18 +10,24 @@ from pathlib import Path, PurePath
 from typing import TextIO
 
 from fedlightning.reporting.clients import Spread
-from fedlightning.reporting.terminal import Painter, bars, duration
+from fedlightning.reporting.summary_accuracies import accuracies, held_out_accuracies
+from fedlightning.reporting.terminal import INDENT, Painter, duration
 
 __all__ = ["RunSummary", "render"]
 
-_INDENT = "  "
 _DONE = "all rounds done"
 _FILES = {
     "config.yaml": "every setting; runs again as it is",
     "hparams.yaml": "the model's settings",
     "metrics.csv": "one row a round",
+    "rounds.csv": "seconds and cohort of each round",
     "clients.csv": "one row a client, before and after personalization",
     "clients.png": "clients.csv as a picture",
+    "held_out_clients.csv": "the same of clients that never trained",
+    "finetuning.csv": "accuracy after each epoch of fine-tuning",
+    "finetuning.png": "finetuning.csv as a picture",
+    "held_out_finetuning.csv": "the same of clients that never trained",
+    "personalized": "what each client's own model does not share; export makes it whole",
     "curves.png": "metrics over the rounds",
     "partition.csv": "examples of each class that each client holds",
     "partition.json": "who has which example; PartitionFile reads it",
@@ -38,7 +44,7 @@ class RunSummary:
     Args:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
-        clients: Size of the population.
+        clients: Clients that may train.
         cohort_size: Clients a round.
         seconds: Wall time.
         global_acc: Global model on each client's own test data, at the last validation.
@@ -52,6 +58,9 @@ class RunSummary:
         before_values: Each client's accuracy before, for the histogram.
         after_values: Each client's accuracy after.
         evaluated: How many clients the accuracies are of; ``None`` means all.
+        held_out: How many clients never train.
+        held_out_before: Global model on the test data of those, or of a sample of them.
+        held_out_after: Personalized models on the same data.
     """
 
     algorithm: str
@@ -70,6 +79,9 @@ class RunSummary:
     before_values: tuple[float, ...] = ()
     after_values: tuple[float, ...] = ()
     evaluated: int | None = None
+    held_out: int = 0
+    held_out_before: Spread | None = None
+    held_out_after: Spread | None = None
 
 
 def render(
@@ -107,8 +119,9 @@ def render(
     painter = Painter.for_stream(stream, color)
     lines = [_heading(summary, width, painter)]
     for block in (
-        [_INDENT + _what(summary)],
-        _accuracies(summary, width, painter),
+        [INDENT + _what(summary)],
+        accuracies(summary, width, painter),
+        held_out_accuracies(summary, width, painter),
         _folder(summary, painter),
     ):
         if block:
@@ -138,70 +151,16 @@ def _what(summary: RunSummary) -> str:
     return f"{rounds} · {cohort} · {duration(summary.seconds)}"
 
 
-def _accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
-    after_name = f"after ({summary.part})" if summary.part else "after"
-    drawn_before, drawn_after = bars([summary.before_values, summary.after_values])
-    measured = [
-        ("global model", summary.global_acc, ""),
-        ("before", summary.before, drawn_before),
-        (after_name, summary.after, drawn_after),
-    ]
-    if summary.global_acc == summary.before:
-        measured[0] = ("global model", None, "")
-    spreads = [(name, spread, drawn) for name, spread, drawn in measured if spread is not None]
-    if not spreads and summary.nearest_mean_acc is None:
-        return []
-    label = max(len(name) for name in (after_name, "global model", "nearest mean"))
-    drawn = bool(summary.before_values or summary.after_values) and width >= label + 67
-    title = "accuracy on the clients' own test data"
-    if summary.evaluated not in (None, summary.clients):
-        title = f"accuracy on the test data of {summary.evaluated:,} random clients"
-    if drawn:
-        title = f"{title:<{label + 39}}{'0 %':<15}100 %"
-    rows = [_INDENT + painter.paint("dim", title)]
-    for name, spread, drawing in spreads:
-        rows.append(_row(name.ljust(label), spread, drawing if drawn else "", width, painter))
-    before, after = summary.before or summary.global_acc, summary.after
-    if before and after and before.count and after.count:
-        points = round(100 * (after.mean - before.mean), 1) + 0.0
-        gain = painter.paint("green" if points > 0 else "yellow", f"{points:+.1f} points")
-        rows.append(f"{_INDENT}{'gain'.ljust(label)} {' ' if abs(points) < 10 else ''}{gain}")
-    if summary.nearest_mean_acc is not None:
-        name = "nearest mean".ljust(label)
-        rows.append(f"{_INDENT}{name}  {100 * summary.nearest_mean_acc:5.1f} %")
-    missing = max((spread.missing for _, spread, _ in spreads), default=0)
-    if missing:
-        clients = "1 client" if missing == 1 else f"{missing:,} clients"
-        rows.append(_INDENT + painter.paint("dim", f"{clients} without test data left out"))
-    return rows
-
-
-def _row(name: str, spread: Spread, drawing: str, width: int, painter: Painter) -> str:
-    if not spread.count:
-        return f"{_INDENT}{name}  no client has test data"
-    after = name.startswith("after")
-    mean = f"{100 * spread.mean:5.1f} %"
-    row = f"{_INDENT}{name}  {painter.paint('bold', mean) if after else mean}"
-    std, least, p10 = (100 * number for number in (spread.std, spread.min, spread.p10))
-    details = f"  ± {std:4.1f}  (min {least:5.1f}, p10 {p10:5.1f})"
-    if len(_INDENT) + len(name) + 9 + len(details) > width:
-        return row
-    row += details
-    if drawing:
-        row += f"  ▕{painter.paint('blue' if after else 'dim', drawing)}▏"
-    return row
-
-
 def _folder(summary: RunSummary, painter: Painter) -> list[str]:
     if summary.folder is None:
         return []
     folder = os.path.relpath(summary.folder)
     if folder.startswith(".."):
         folder = os.path.abspath(summary.folder)
-    rows = [f"{_INDENT}{painter.paint('bold', folder + os.sep)}"]
+    rows = [f"{INDENT}{painter.paint('bold', folder + os.sep)}"]
     width = max((len(name) for name in summary.files), default=0)
     for name in summary.files:
-        rows.append(f"{_INDENT * 2}{name:<{width}}  {painter.paint('dim', _meaning(name))}")
+        rows.append(f"{INDENT * 2}{name:<{width}}  {painter.paint('dim', _meaning(name))}")
     return rows
 
 

@@ -9,7 +9,9 @@ from typing import TextIO
 
 import numpy as np
 
-__all__ = ["Painter", "bars", "duration"]
+__all__ = ["INDENT", "Painter", "bars", "duration"]
+
+INDENT = "  "
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _BINS = 20

@@ -101,6 +101,7 @@ def test_fewer_rounds_than_are_done_are_nothing_to_do(tmp_path):
     assert len(rows(tmp_path / "lightning_logs" / "version_0")) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     def stopping():
@@ -116,6 +117,7 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     assert go_on(tmp_path, rounds=done + 1, ckpt="last").current_epoch == done + 1
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_best_models_are_remembered(tmp_path):
     def best():
         return ModelCheckpoint(monitor="global/loss", save_top_k=2)
@@ -262,6 +264,7 @@ def test_weights_alone_cannot_be_gone_on_from(tmp_path):
         go_on(tmp_path, module=net(), rounds=2, ckpt=next(tmp_path.rglob("alone.ckpt")))
 
 
+@pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here
 def test_what_does_not_matter_may_change(tmp_path):
     fit(lasting(), FedBABU(), rounds=1, folder=tmp_path)
     fit(

@@ -124,3 +124,58 @@ def test_a_full_disk_names_the_round_that_is_kept_and_the_run_goes_on_later(run,
     assert not list(version.rglob(".*"))
     assert run("B", *options, "--ckpt_path=last").code == 0
     assert (version / "metrics.csv").read_text().count("\n") == 9
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "predict"])
+def test_a_requeued_jobs_checkpoint_is_asked_for_and_there_is_none(run, base, tmp_path, command):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    ended = run(command, "--config=ok.yaml", "--ckpt_path=hpc")
+    assert ended.code == 4
+    assert ended.error.startswith("error: ckpt_path='hpc': no hpc_ckpt_*.ckpt of a preempted job")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_requeued_jobs_checkpoint_is_checked_like_any_other(run, done, tmp_path):
+    whole = (done / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(whole)
+    (tmp_path / "hpc_ckpt_2.ckpt").write_bytes(whole[:-9])
+    ended = run("B", THREE, "--ckpt_path=hpc")
+    assert ended.code == 4
+    assert "hpc_ckpt_2.ckpt' is corrupt" in ended.error
+    (tmp_path / "hpc_ckpt_2.ckpt").write_bytes(whole)
+    ended = run("B", THREE, "--ckpt_path=hpc", "--data.batch_size=50")
+    assert ended.code == 4
+    assert "data.batch_size: 100 then, 50 now" in ended.error
+    assert [path.name for path in done.parent.iterdir()] == ["version_0"]
+    assert run("B", THREE, "--ckpt_path=hpc").code == 0
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_checkpoint_that_means_something_else_is_evaluated_with_one_warning(run, done, command):
+    assert run(command, "--config=ok.yaml", "--ckpt_path=last").err == ""
+    ended = run(
+        command, "--config=ok.yaml", "--ckpt_path=last", "--federation.algorithm=FedAvg",
+        "--model.head=body",
+    )  # fmt: skip
+    assert ended.code == 0
+    (warning,) = ended.err.splitlines()
+    assert warning.startswith("warning: ")
+    assert "last.ckpt was trained otherwise than it is evaluated: federation.algorithm: " in warning
+    assert "head: head then, body now" in warning
+
+
+def test_another_network_is_refused_in_evaluation_too(run, done):
+    before = files(done.parent)
+    ended = run("test", "--config=ok.yaml", "--ckpt_path=last", "--model.hidden=[5]")
+    assert ended.code == 4
+    assert "body.1.weight is (4, 64) in the checkpoint, vs (5, 64) in the model" in ended.error
+    assert files(done.parent) == before
+
+
+def test_what_clients_have_kept_belongs_to_their_partition(run, version):
+    fedper = ["--federation.algorithm=fedlightning.Algorithm"]
+    fedper += ["--federation.algorithm.train=full", "--federation.algorithm.share=body"]
+    assert run("B", *fedper).code == 0
+    words = ["test", "--config=ok.yaml", "--ckpt_path=last", *fedper]
+    assert run(*words).err == ""
+    assert "partition: " in run(*words, "--data.partition.per_client=4").err

@@ -92,7 +92,7 @@ def test_every_shipped_recipe_parses(run, name):
     assert (ended.code, ended.err) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["validate", "test", "personalize", "predict"])
 def test_one_config_serves_all_commands(run, command):
     fit = run("B", "--print_config").out
     assert run(command, "--config=ok.yaml", "--print_config").out == fit

@@ -11,6 +11,7 @@ import pytest
         ("--data.num_clients=2000", 3, "2000 clients > "),
         ("--model.head=fc", 2, "head='fc' matches no parameter of MLP"),
         ("--federation.cohort_size=6", 2, ""),
+        ("--model.lr=1e30", 5, "client 2, round 0: the norm of body.1.weight of its update is"),
         (
             "--trainer.callbacks=plugin.Breaks",
             5,
@@ -34,6 +35,13 @@ def test_a_run_that_fails_before_its_first_round_is_done_leaves_nothing(
     assert ended.code == code
     assert ended.error.startswith(f"error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_who_monitors_validation_data_that_are_not_there_is_told_how_to_get_some(run):
+    ended = run("B", "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.monitor=val/acc")
+    assert ended.code == 2
+    assert ended.error.startswith("error: val/acc is never logged")
+    assert ended.error.endswith(" data.val_fraction holds validation data out.")
 
 
 def test_a_client_that_raises_is_named_and_earlier_rounds_are_kept(run, plugin, version):

@@ -7,7 +7,8 @@ import pytest
 
 KEYS = [
     "ckpt_path", "data", "data.batch_size", "data.drop_last", "data.eval_batch_size",
-    "data.eval_clients", "data.num_clients", "data.partition", "data.partition.per_client",
+    "data.eval_clients", "data.held_out_clients", "data.num_clients", "data.partition",
+    "data.partition.per_client",
     "data.val_fraction", "federation", "federation.algorithm", "federation.algorithm.weights",
     "federation.channels_last", "federation.client_timeout", "federation.clients_per_kernel",
     "federation.cohort_size", "federation.head", "federation.local_epochs",

@@ -24,7 +24,8 @@ def test_without_arguments_it_says_what_it_expects():
     assert len(ended.stderr.splitlines()) <= 6
     assert (
         ended.stderr.splitlines()[-1]
-        == "error: expected one of fit, validate, test, predict, check"
+        == "error: expected one of fit, validate, test, personalize, predict, export, check, "
+        "compare, report"
     )
 
 
@@ -38,7 +39,8 @@ def test_help_and_version_are_quick_and_need_no_torch():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert time.monotonic() - begin < 2
-    for word in ("fit", "validate", "test", "predict", "--config quickstart.yaml", "fit --help"):
+    words = ["fit", "validate", "test", "personalize", "predict", "export"]
+    for word in (*words, "--config quickstart.yaml", "fit --help"):
         assert word in ended.stdout
     assert "quickstart.yaml" in ended.stdout
     assert start("--version").stdout.strip() == f"fedlightning {fedlightning.__version__}"

@@ -103,7 +103,7 @@ def test_validate_test_and_predict_take_the_newest_checkpoint_or_a_run_folder(ru
     assert "personalized/acc" in ended.out
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["validate", "test", "personalize", "predict"])
 def test_no_random_weights_are_evaluated_silently(run, tmp_path, command):
     ended = run(command, "--config=ok.yaml")
     assert ended.code == 2

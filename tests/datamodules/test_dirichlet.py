@@ -64,10 +64,20 @@ def test_a_small_alpha_leaves_most_of_a_class_with_one_client():
     assert (sizes.max(axis=0) > 4_500).all()
 
 
-def test_without_a_minimum_an_empty_client_is_named():
+@pytest.mark.parametrize("min_samples", [None, 0])
+def test_a_client_left_empty_is_named_unless_a_minimum_is_asked_for(min_samples):
     train = np.arange(1_000) % 10
     with pytest.raises(DataError, match=r"client \d+ has 0 samples; raise alpha or min_samples"):
-        assign(Dirichlet(alpha=1e-6, min_samples=0), 20, train, train, 10)
+        assign(Dirichlet(1e-6, min_samples), 20, train, train, 10)
+    sizes = [len(part) for part in assign(Dirichlet(1e-6, 1), 20, train, train, 10).train]
+    assert min(sizes) == 1
+
+
+def test_of_ten_draws_that_are_too_uneven_the_best_is_mended():
+    train = np.arange(1_350) % 10  # in one draw of three or so, somebody has nothing
+    for seed in range(20):
+        parts = assign(Dirichlet(0.08), 20, train, train, 10, seed)
+        assert min(len(part) for part in parts.train) >= 10
 
 
 def test_a_minimum_beyond_the_data_is_refused():
@@ -82,7 +92,7 @@ def test_alpha_must_be_positive_and_finite(alpha):
         Dirichlet(alpha=alpha)
 
 
-@pytest.mark.parametrize("min_samples", [-1, 0.5, None])
+@pytest.mark.parametrize("min_samples", [-1, 0.5, "many"])
 def test_min_samples_must_be_a_whole_number(min_samples):
     with pytest.raises(ConfigError, match="min_samples must be"):
         Dirichlet(alpha=1, min_samples=min_samples)

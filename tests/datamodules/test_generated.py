@@ -156,3 +156,34 @@ def test_a_run_does_not_go_on_with_another_function(tmp_path):
     other = clients(lambda c, s: (made(c, s)[0], (made(c, s)[1] + 1) % 3), eval_clients=2)
     with pytest.raises(CheckpointError, match="partition: "):
         fit(net(), FedAvg(), cohort=3, datamodule=other, ckpt=next(tmp_path.rglob("last.ckpt")))
+
+
+def fails_from(first, n=3):
+    """Return a function that makes the examples of the clients before ``first``."""
+
+    def examples(client, split):
+        if client >= first and split == "train":
+            raise OSError("no such file")
+        return np.zeros((n, 4), np.float32), np.arange(n) % 3
+
+    return examples
+
+
+@pytest.mark.parametrize("size", [lambda c: 1 / 0, lambda c: -1, lambda c: "many"])
+def test_a_size_that_cannot_be_had_names_the_client(size):
+    with pytest.raises((DataError, FederationError), match=r"client 0: num_train\(0\) "):
+        clients(num_train=size)
+
+
+def test_a_client_that_cannot_be_made_is_named_and_falls_under_the_policy():
+    def third_is_broken():
+        return clients(fails_from(2), num_clients=3, num_train=3)
+
+    with pytest.raises(FederationError, match=r"client 2, .*\(2, 'train'\) raised OSError: no s"):
+        fit(net(), FedAvg(), datamodule=third_is_broken())
+    with pytest.warns(UserWarning, match="client 2, round 0: .* raised OSError.*skipped"):
+        built = fit(
+            net(), FedAvg(), rounds=1, federation={"on_client_failure": "skip"},
+            datamodule=third_is_broken(),
+        )  # fmt: skip
+    assert built.callback_metrics["clients/succeeded"] == 2

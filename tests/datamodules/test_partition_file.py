@@ -105,3 +105,11 @@ def test_a_path_that_cannot_be_written_is_an_environment_failure(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentFailure, match="cannot write"):
         write_partition_file(tmp_path / "file" / "p.json", Assignment([], []), 0, 0)
+
+
+def test_a_folder_or_a_device_is_no_partition_file(tmp_path):
+    for path in (tmp_path, "/dev/null"):
+        with pytest.raises(DataError, match="is no regular file"):
+            PartitionFile(str(path)).assign(
+                np.zeros(3), np.zeros(1), 2, 0, np.random.default_rng(0)
+            )

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,8 +24,38 @@ def test_spread_of_four_numbers_by_hand():
     assert (spread.count, spread.missing) == (4, 0)
 
 
+def test_the_ninetieth_percentile_by_hand():
+    assert Spread.of([0.0, 0.2, 0.4, 1.0]).p90 == pytest.approx(0.4 + 0.7 * 0.6)  # place 0.9 * 3
+
+
+@pytest.mark.parametrize(
+    ("count", "worst"), [(1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (29, 2), (100, 10)]
+)
+def test_the_worst_decile_is_the_mean_of_the_worst_tenth_of_at_least_one(count, worst):
+    values = [7 * k % 101 / 101 for k in range(count)]  # all different, in no order
+    expected = sum(sorted(values)[:worst]) / worst
+    assert Spread.of(values).worst_decile == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "index"),
+    [
+        ([0.25, 0.25, 0.25], Fraction(1)),  # all alike
+        ([0.0, 0.0, 0.0, 1.0], Fraction(1, 4)),  # one has it all: 1/n
+        ([0.0, 0.5, 0.5], Fraction(2, 3)),  # k of n have the same, the others nothing: k/n
+        ([0.2, 0.4, 0.6], Fraction(12 * 12, 3 * 56)),
+        ([0.0, 0.0], Fraction(1)),  # nobody has anything
+    ],
+)
+def test_jains_index_by_hand(values, index):
+    assert Spread.of(values).jain == pytest.approx(float(index))
+    assert Spread.of([10 * value for value in values]).jain == pytest.approx(float(index))
+
+
 def test_spread_leaves_nan_out_and_counts_it():
-    assert Spread.of([math.nan, 0.5, math.nan]) == Spread(0.5, 0.0, 0.5, 0.5, 0.5, 1, 2)
+    assert Spread.of([math.nan, 0.5, math.nan]) == Spread(
+        0.5, 0.0, 0.5, 0.5, 0.5, 1, 2, p90=0.5, worst_decile=0.5, jain=1.0
+    )
 
 
 def test_spread_of_nothing_is_nan_without_a_warning():

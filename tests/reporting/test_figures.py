@@ -12,9 +12,11 @@ from fedlightning.reporting.figure_style import spaced
 from fedlightning.reporting.figures import (
     clients_figure,
     curves_figure,
+    finetuning_figure,
     partition_figure,
     save_figure,
 )
+from fedlightning.reporting.finetuning import EpochRecord
 
 
 def records(count, gain=0.25):
@@ -115,6 +117,36 @@ def test_accuracies_and_losses_have_panels_of_their_own():
     assert accuracy.lines[0].get_ydata() == pytest.approx([10, 40])
     assert loss.lines[0].get_ydata() == pytest.approx([2, 1])
     assert texts(figure)[1:] == ["global/acc  40.0 %", "train/loss  1"]
+
+
+def epochs(*means, val=math.nan):
+    return [
+        EpochRecord.of(epoch, [(mean - 0.1, val), (mean + 0.1, val)])
+        for epoch, mean in enumerate(means)
+    ]
+
+
+def test_the_finetuning_figure_has_mean_band_and_tenth_percentile():
+    figure = finetuning_figure(epochs(0.2, 0.5, 0.6))
+    [ax] = figure.axes
+    mean, p10 = (line.get_ydata() for line in ax.lines)
+    assert mean == pytest.approx([20, 50, 60])
+    assert p10 == pytest.approx([12, 42, 52])
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((10, 70))
+    assert texts(figure)[1:] == ["mean  60.0 %", "tenth percentile  52.0 %"]
+
+
+def test_validation_data_and_held_out_clients_have_lines_of_their_own():
+    figure = finetuning_figure(epochs(0.2, 0.5, val=0.3), epochs(0.4, 0.6))
+    lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
+    assert lines[2:] == [pytest.approx([30, 30]), pytest.approx([40, 60])]
+    assert "mean, held-out clients  60.0 %" in texts(figure)
+
+
+def test_a_curve_that_nobody_has_tested_is_drawn():
+    untested = [EpochRecord.of(epoch, [(math.nan, math.nan)]) for epoch in range(2)]
+    assert finetuning_figure(untested).axes[0].lines[:] == []
 
 
 def test_a_round_without_the_metric_is_skipped():

@@ -118,6 +118,48 @@ def test_a_run_without_personalization_shows_the_global_model():
     assert "before" not in text
 
 
+def test_ten_clients_have_a_worst_tenth():
+    before, after = [0.1, *[0.5] * 9], [0.4, *[0.8] * 9]
+    summary = replace(SUMMARY, before=Spread.of(before), after=Spread.of(after))
+    line = "  worst tenth    40.0 %  (10.0 before; Jain's index 0.976, 0.936 before)"
+    assert line in render(summary, width=80, color=False).splitlines()
+    assert "  worst tenth    40.0 %" in render(summary, width=50, color=False).splitlines()
+    alone = replace(summary, before=None, after=None, global_acc=Spread.of(after))
+    assert "worst tenth    40.0 %  (Jain's index of fairness 0.976)" in render(alone, color=False)
+    assert "worst tenth" not in render(SUMMARY, color=False)
+
+
+def test_clients_held_out_of_training_are_told_apart():
+    summary = replace(
+        SUMMARY,
+        held_out=2,
+        held_out_before=Spread.of([0.25, 0.75]),
+        held_out_after=Spread.of([1, 1]),
+    )
+    text = render(summary, width=80, color=False)
+    assert (
+        """
+  accuracy on the test data of 2 clients held out of training
+  before         50.0 %  ± 25.0  (min  25.0, p10  30.0)
+  after (head)  100.0 %  ±  0.0  (min 100.0, p10 100.0)
+
+"""
+        in text
+    )
+    assert text.index("nearest mean") < text.index("held out") < text.index("runs/version_3")
+
+
+def test_without_personalization_they_have_the_global_model():
+    summary = RunSummary("FedAvg", 1, 20, 2, 1.0, held_out=1, held_out_before=Spread.of([0.5]))
+    text = render(summary, width=80, color=False)
+    assert "test data of 1 client held out of training\n  global model   50.0 %" in text
+
+
+def test_of_very_many_held_out_clients_those_evaluated_are_counted():
+    summary = replace(SUMMARY, held_out=5000, held_out_before=Spread.of([0.5] * 3))
+    assert "accuracy of 3 of the 5,000 clients held out of training" in render(summary)
+
+
 def test_the_global_model_is_not_said_twice():
     assert "global model" not in render(replace(SUMMARY, global_acc=SUMMARY.before))
     assert "global model" in render(replace(SUMMARY, global_acc=Spread.of([0.1])))
