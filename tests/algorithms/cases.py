@@ -27,7 +27,7 @@ from fedlightning import (
     PerFedAvg,
     PFedMe,
 )
-from fedlightning.algorithms import Algorithm
+from fedlightning.algorithms import Algorithm, ServerData
 from tests.toys import Net, data, loop_of, net, state, trainer
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -50,6 +50,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "APFL": APFL(),
     "FedRoD": FedRoD(),
     "LocalOnly": LocalOnly(),
+    "ServerData": ServerData(fraction=0.5),
     "FedBABU + FedProx": FedBABU() + FedProx(mu=0.1),
     "FedBABU + FedProx + FedAdam + FedBN": FedBABU() + FedProx(0.1) + FedAdam() + FedBN(),
     "SCAFFOLD + FedRep + FedAvgM": SCAFFOLD() + FedRep(2) + FedAvgM(),

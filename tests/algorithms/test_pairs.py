@@ -48,6 +48,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LGFedAvg", "FedRoD"): _part("share", "head", "full"),
     ("LGFedAvg", "LocalOnly"): _part("share", "head", "none"),
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
+    ("LocalOnly", "ServerData"): _NOBODY,
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
