@@ -10,7 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fedlightning import Algorithm, FedBABU, FederatedModule, PersonalizationCallback
+from fedlightning import (
+    APFL,
+    Algorithm,
+    Ditto,
+    FedBABU,
+    FedBN,
+    FederatedModule,
+    FedRoD,
+    PersonalizationCallback,
+    PFedMe,
+)
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personal_files import state_digest
@@ -42,6 +52,10 @@ def callback(part="head", **kwargs):
 
 def run_folder(built) -> Path:
     return Path(built.log_dir)
+
+
+def last(built) -> Path:
+    return run_folder(built) / "checkpoints" / "last.ckpt"
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -176,6 +190,27 @@ def test_personalize_gives_the_bits_of_the_run(tmp_path, algorithm, module, part
     first, second = read_index(run), read_index(again)
     assert first.digests == second.digests
     assert first.about.global_sha256 == second.about.global_sha256
+
+
+@pytest.mark.parametrize("algorithm", [Ditto(), APFL(), PFedMe(), FedRoD(), FedBN()])
+def test_clients_with_models_of_their_own_get_them_back_and_held_out_ones_theirs(
+    tmp_path, algorithm
+):
+    """Of a client held out of training, too, the command makes the bits that the run has made."""
+    given = {"sizes": (8, 6, 7, 8), "held_out_clients": 1, "seed": 3}
+    module = net(norm=True)
+    built = fit(
+        module, algorithm, datamodule=data(**given), folder=tmp_path, callbacks=[callback()]
+    )
+    (newcomer,) = loop_of(built).data.held_out_ids
+    again = trainer(algorithm, callbacks=[callback()], folder=tmp_path / "again")
+    again.personalize(
+        net(seed=1, norm=True), data(**given), last(built), clients=[newcomer, (newcomer + 1) % 4]
+    )
+    before, after = contents(run_folder(built)), contents(run_folder(again))
+    files = [name for name in after if name.startswith("client_")]
+    assert len(files) == 2
+    assert [after[name] for name in files] == [before[name] for name in files]
 
 
 def test_some_clients_alone_get_the_models_they_get_among_all(tmp_path):
