@@ -129,7 +129,7 @@ def _in_cohort_order(
         )
         update = ClientUpdate(
             client, state, report.num_examples, report.steps, report.metrics, extras,
-            report.bytes_up, report.bytes_down,
+            bytes_up=report.bytes_up, bytes_down=report.bytes_down,
         )  # fmt: skip
         yield Outcome(client, Trained(update, kept, report.flags), report.failures)
 

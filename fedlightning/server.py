@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -82,18 +83,18 @@ class Server:
             shared: Its keys that clients share.
         """
         extras, count = WeightedMean(self._algorithm.sums), [0]
-        noted = self._noting(updates, extras, count)
+        reference = {key: model[key] for key in shared}
+        noted = self._noting(updates, reference, extras, count)
         if self._aggregator is None:
             merged = self._algorithm.aggregate(noted)
         else:
-            reference = {key: model[key] for key in shared}
             merge = self._aggregator.start(reference, self._parameters, self._algorithm.sums)
             merged = self._algorithm.aggregate(noted, merge)
         self._next = dict(self._state)
         sent = extras.result() if count[0] else {}
         for method in self._algorithm.local:
             self._next |= method.merge(self.sent_along, sent, count[0], self._among)
-        moved = self._step(merged, model)
+        moved = self._step(merged, model, count[0])
         if (bad := first_non_finite(moved)) is not None:
             raise FederationError(
                 f"{bad} of the global model is non-finite after the step of "
@@ -115,14 +116,17 @@ class Server:
 
     @staticmethod
     def _noting(
-        updates: Iterable[ClientUpdate], extras: WeightedMean, count: list[int]
+        updates: Iterable[ClientUpdate],
+        received: Mapping[str, Tensor],
+        extras: WeightedMean,
+        count: list[int],
     ) -> Iterator[ClientUpdate]:
         for update in updates:
             extras.push(update.extras, 1.0)
             count[0] += 1
-            yield update
+            yield replace(update, received=received)
 
-    def _step(self, merged: State, model: Mapping[str, Tensor]) -> State:
+    def _step(self, merged: State, model: Mapping[str, Tensor], clients: int) -> State:
         """Return the parameters after the server optimizer's step."""
         optimizer = self._algorithm.server
         keys = [key for key in self._parameters if key in merged]
@@ -133,6 +137,8 @@ class Server:
             for k, v in self._state.items()
             if k.startswith(_OPTIMIZER)
         }
-        moved, after = optimizer.move({key: model[key] for key in keys}, merged, before)
+        moved, after = optimizer.move(
+            {key: model[key] for key in keys}, merged, before, clients, self._among
+        )
         self._next |= {_OPTIMIZER + name: value for name, value in after.items()}
         return moved

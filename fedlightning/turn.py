@@ -71,6 +71,11 @@ class Turn:
         """The parameters that the client trains, by key."""
         return {k: p for k, p in self.module.named_parameters() if p.requires_grad}
 
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """The keys that the client sends; what it trains besides is in no global model."""
+        return frozenset(self.roles.shared)
+
     @property
     def lr(self) -> float:
         """The optimizer's present learning rate (that of its first group)."""

@@ -104,6 +104,24 @@ def test_an_algorithm_with_its_own_aggregate_cannot_take_an_aggregator() -> None
         Federation(algorithm=Last(), aggregator=CoordinateMedian())
 
 
+def test_where_updates_are_merged_they_know_what_their_clients_received() -> None:
+    class Changes(Algorithm):
+        """FedAvg, as the mean of changes."""
+
+        def aggregate(self, updates: Any) -> State:  # type: ignore[override]
+            changes: list[State] = []
+            for update in updates:
+                received = update.received
+                changes.append({key: value - received[key] for key, value in update.state.items()})
+            return {k: received[k] + sum(c[k] for c in changes) / len(changes) for k in received}
+
+    plain, changed = net(), net()
+    fit(plain, FedAvg(weights="uniform"), rounds=2)
+    fit(changed, Changes(), rounds=2)
+    for key, value in state(plain).items():
+        torch.testing.assert_close(state(changed)[key], value)
+
+
 @pytest.mark.parametrize("name", ["aggregator", "compression"])
 def test_what_is_not_shared_cannot_be_merged_or_compressed(name: str) -> None:
     value = CoordinateMedian() if name == "aggregator" else Int8()

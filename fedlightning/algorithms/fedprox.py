@@ -39,8 +39,7 @@ def pull(turn: Turn, strength: float) -> None:
 
     What stays with the client (a head of its own) is in no global model, and not pulled.
     """
-    shared = set(turn.roles.shared)
-    gradients = {key: g for key, g in turn.gradients().items() if key in shared}
+    gradients = {key: g for key, g in turn.gradients().items() if key in turn.shared}
     if gradients:
         present: list[Tensor] = [turn.parameters[key] for key in gradients]
         away = torch._foreach_sub(present, [turn.received[key] for key in gradients])

@@ -17,9 +17,14 @@ __all__ = ["ServerAdagrad", "ServerAdam", "ServerOptimizer", "ServerSGD", "Serve
 class ServerOptimizer(Value):
     r"""Moves the global model by the mean of the clients' changes.
 
-    With :math:`\Delta_t` the mean of :math:`x_{t,i} - x_t`, a subclass returns :math:`x_{t+1}`. It
-    acts on parameters only: statistics of BatchNorm are taken from the mean as they are, because
-    momentum would carry a variance below zero.
+    With :math:`\Delta_t` the mean of :math:`x_{t,i} - x_t`, it gives :math:`x_{t+1}`. It acts on
+    parameters only: statistics of BatchNorm are taken from the mean as they are, because momentum
+    would carry a variance below zero.
+
+    A subclass overrides :meth:`step` for a rule that treats every parameter alike, with ``slots``
+    the names of what it remembers of each, and :meth:`start` for their first values; or
+    :meth:`move` for any other rule. Its attributes are settings and nothing else: what it remembers
+    is in the state, which goes into checkpoints.
 
     Args:
         lr: The server's learning rate.
@@ -28,12 +33,16 @@ class ServerOptimizer(Value):
         ConfigError: If a number is out of its range.
     """
 
-    def __init__(self, lr: float) -> None:
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, lr: float = 1.0) -> None:
         check_number("lr", lr, open_=True)
         self.lr = lr
 
     def start(self, parameters: Mapping[str, Tensor]) -> State:
-        """Return the optimizer's state before the first round.
+        """Return the optimizer's state before the first round: tensors by any names.
+
+        Names of the form ``slot/key`` reach :meth:`step`.
 
         Args:
             parameters: The global model's shared parameters.
@@ -51,7 +60,12 @@ class ServerOptimizer(Value):
 
     @torch.no_grad()
     def move(
-        self, model: Mapping[str, Tensor], mean: Mapping[str, Tensor], state: Mapping[str, Tensor]
+        self,
+        model: Mapping[str, Tensor],
+        mean: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        clients: int,
+        among: int,
     ) -> tuple[State, State]:
         """Return the next values of the shared parameters, and the optimizer's next state.
 
@@ -59,16 +73,16 @@ class ServerOptimizer(Value):
             model: The global model's shared parameters.
             mean: The clients' mean of the same keys.
             state: The optimizer's state; it is not changed.
+            clients: How many clients the mean is of.
+            among: The number of clients that take part in training.
         """
         moved: State = {}
         after: dict[str, Tensor] = {}
         for key, now in model.items():
-            own = {n: state[f"{n}/{key}"].clone() for n in self._slots if f"{n}/{key}" in state}
+            own = {n: state[f"{n}/{key}"].clone() for n in self.slots if f"{n}/{key}" in state}
             moved[key] = now + self.step(mean[key] - now, own).to(now.dtype)
             after |= {f"{name}/{key}": value for name, value in own.items()}
         return moved, after
-
-    _slots: tuple[str, ...] = ()
 
 
 class ServerSGD(ServerOptimizer):
@@ -83,7 +97,7 @@ class ServerSGD(ServerOptimizer):
         Visual Classification. 2019. https://arxiv.org/abs/1909.06335
     """
 
-    _slots = ("momentum",)
+    slots = ("momentum",)
 
     def __init__(self, lr: float = 1.0, momentum: float = 0.0) -> None:
         super().__init__(lr)
@@ -105,7 +119,7 @@ class ServerSGD(ServerOptimizer):
 
 
 class _Adaptive(ServerOptimizer):
-    _slots = ("m", "v")
+    slots = ("m", "v")
 
     def __init__(self, lr: float, beta1: float, beta2: float | None, tau: float) -> None:
         super().__init__(lr)

@@ -24,7 +24,10 @@ class ClientUpdate:
         num_examples: Number of the client's training examples.
         steps: Optimizer steps taken.
         metrics: Example-weighted means of what the client logged.
-        extras: What local methods send along, by name (``scaffold/body.0.weight``).
+        extras: What local methods send along, as it is: by name and model key
+            (``scaffold/body.0.weight``).
+        received: The shared part of the global model that the client started from, where updates
+            are merged; not to be changed.
         bytes_up: Bytes that the client sends, as encoded.
         bytes_down: Bytes that it got from the server.
     """
@@ -35,6 +38,7 @@ class ClientUpdate:
     steps: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    received: Mapping[str, Tensor] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
