@@ -79,14 +79,17 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("net.cf", ["net.fc", "net.conv1"])
         " Did you mean 'net.fc'?"
-        >>> did_you_mean("FedBabu", ["FedAvg", "FedBABU"])
+        >>> did_you_mean("FedBabu", ["FedAvg", "FedBN", "FedBABU"])
         " Did you mean 'FedBABU'?"
         >>> did_you_mean("zebra", ["net.fc"])
         ''
     """
     known = list(choices)
     by_lower = {choice.lower(): choice for choice in reversed(known)}
-    near = difflib.get_close_matches(name, known, n=1) or [
-        by_lower[lower] for lower in difflib.get_close_matches(name.lower(), list(by_lower), n=1)
-    ]
+    near = (
+        [by_lower[name.lower()]]
+        if name.lower() in by_lower
+        else difflib.get_close_matches(name, known, n=1)
+        or [by_lower[key] for key in difflib.get_close_matches(name.lower(), list(by_lower), n=1)]
+    )
     return f" Did you mean '{near[0]}'?" if near else ""

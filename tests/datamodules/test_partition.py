@@ -71,7 +71,7 @@ def test_every_rule_survives_an_empty_test_set(rule):
 
 
 def test_repr_shows_the_settings():
-    assert repr(Dirichlet(alpha=0.5)) == "Dirichlet(alpha=0.5, min_samples=10)"
+    assert repr(Dirichlet(alpha=0.5)) == "Dirichlet(alpha=0.5, min_samples=None)"
     assert repr(IID()) == "IID()"
 
 
