@@ -8,8 +8,8 @@ PYTHON ?= python3
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
 
-test: $(VENV)/.installed  ## All tests but the slow ones; the docs' examples are among them.
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.installed  ## All tests but the slow ones, two files at a time; the docs' examples are among them.
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed  ## The longer checks.
 	$(BIN)/python -m pytest -q -m slow

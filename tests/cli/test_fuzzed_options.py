@@ -6,9 +6,9 @@ import random
 import pytest
 
 KEYS = [
-    "ckpt_path", "data", "data.batch_size", "data.check_data", "data.drop_last", "data.eval_batch_size",
-    "data.eval_clients", "data.held_out_clients", "data.num_clients", "data.partition",
-    "data.partition.per_client",
+    "ckpt_path", "data", "data.batch_size", "data.check_data", "data.drop_last",
+    "data.eval_batch_size", "data.eval_clients", "data.held_out_clients", "data.num_clients",
+    "data.partition", "data.partition.per_client",
     "data.val_fraction", "federation", "federation.aggregator", "federation.algorithm",
     "federation.compression", "federation.algorithm.weights",
     "federation.channels_last", "federation.client_timeout", "federation.clients_per_kernel",
@@ -26,7 +26,8 @@ KEYS = [
 VALUES = [
     "0", "1", "2", "-1", "0.5", "2.5", "-0.0", "1e-9", "1e30", ".nan", ".inf", "-.inf", "null",
     "true", "false", "''", "abc", "head", "[]", "{}", "[1]", "[0.5]", "[[1]]", "{a: 1}", "MLP",
-    "FedAvg", "FedRep", "Krum", "Int8", "Digits", "Timer", "IID", "../../x", "a/b", "~", "0x10", "1_000", "2026-01-01", "é",
+    "FedAvg", "FedRep", "Krum", "Int8", "Digits", "Timer", "IID",
+    "../../x", "a/b", "~", "0x10", "1_000", "2026-01-01", "é",
     "${model.lr}", "${nothing}", "${", "!!int 3", "&a [*a]", "os.system", "no.such.Thing", "*", "%",
 ]  # fmt: skip
 
