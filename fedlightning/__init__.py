@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         LocalOnly,
         PerFedAvg,
         PFedMe,
+        ServerData,
     )
     from fedlightning.callbacks import PersonalizationCallback
     from fedlightning.checkpoints import AtomicCheckpointIO
@@ -75,6 +76,7 @@ _HOMES = {
     "PerFedAvg": "algorithms",
     "PersonalizationCallback": "callbacks",
     "SCAFFOLD": "algorithms",
+    "ServerData": "algorithms",
 }
 
 __all__ = [
@@ -108,6 +110,7 @@ __all__ = [
     "PFedMe",
     "PerFedAvg",
     "PersonalizationCallback",
+    "ServerData",
     "__version__",
 ]
 

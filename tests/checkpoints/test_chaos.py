@@ -36,7 +36,10 @@ data:
     val_fraction: 0.2
     partition: {class_path: Shards, init_args: {per_client: 2}}
 federation:
-  algorithm: {class_path: fedlightning.Algorithm, init_args: {train: full, share: body}}
+  algorithm:  # whatever can be remembered: heads, own models, control variates, server momentum
+    class_path: Composite
+    init_args: {algorithms: [FedPer, SCAFFOLD, Ditto, FedAdam]}
+  compression: Int8
   cohort_size: 3
 trainer:
   max_epochs: 6
@@ -58,10 +61,11 @@ def outcome(folder: Path) -> dict[str, str]:
     last = max(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     checkpoint, content = read_checkpoint(last), hashlib.sha256()
     loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-    for part in (checkpoint["state_dict"], loop["extra"]["personal"]["tensors"]):
+    extra = loop["extra"]
+    for part in (checkpoint["state_dict"], extra["personal"]["tensors"], extra["server"]):
         for key, value in sorted(part.items()):
             content.update(key.encode() + value.numpy().tobytes())
-    content.update(repr((loop["round"], loop["extra"]["personal"]["clients"])).encode())
+    content.update(repr((loop["round"], extra["personal"]["clients"])).encode())
     left = {"state": content.hexdigest()}
     for name in ("metrics.csv", "clients.csv", "checkpoints/model.safetensors"):
         left[name] = hashlib.sha256((last.parents[1] / name).read_bytes()).hexdigest()
