@@ -61,6 +61,7 @@ class CohortTraining:
         self._resident = resident
         self._fit = fit
         self._log = log
+        self._bytes_shared = self._bytes_down = 0
 
     def run(
         self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
@@ -76,6 +77,8 @@ class CohortTraining:
                 without it, or too few clients are left.
         """
         workers = self._loop.workers
+        self._bytes_shared = num_bytes(self._shared())
+        self._bytes_down = self._bytes_shared + num_bytes(self._loop.server.sent_along)
         if isinstance(self._fit, GroupedFit):
             sizes = [self._size(client) for client in cohort]
             mine = longest_first(sizes, workers.size)[workers.rank]
@@ -93,7 +96,7 @@ class CohortTraining:
         counts = {} if fails else count_clients(outcomes)
         traffic = {
             "communication/bytes_up": float(sum(t.update.bytes_up for t in received)),
-            "communication/bytes_down": float(len(outcomes) * self._bytes_down()),
+            "communication/bytes_down": float(len(outcomes) * self._bytes_down),
         }
         return {
             **_mean_metrics(received),
@@ -194,16 +197,16 @@ class CohortTraining:
         result = self._fit.run(client, key, self._federation.local_epochs, self._after_step())
         check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
         resident.settle()
-        sent = turn.sent if turn is not None else {}
+        shared, sent = self._shared(), turn.sent if turn is not None else {}
         update = ClientUpdate(
             client,
-            self._shared(),
+            shared,
             loop.data.num_examples(client),
             result.steps,
             result.metrics,
             sent,
-            bytes_up=num_bytes(self._shared()) + num_bytes(sent),
-            bytes_down=self._bytes_down(),
+            bytes_up=self._bytes_shared + num_bytes(sent),
+            bytes_down=self._bytes_down,
         )
         check_weight(update.num_examples, algorithm.weight(update))
         if loop.listens("on_client_end"):
@@ -219,10 +222,6 @@ class CohortTraining:
             )
             own |= left
         return Trained(update, own, dict(self._log.flags))
-
-    def _bytes_down(self) -> int:
-        """Return how many bytes a client of this round gets."""
-        return num_bytes(self._shared()) + num_bytes(self._loop.server.sent_along)
 
     def _after_step(self) -> Callable[[int], None] | None:
         """Return what ends a client's training early: its time is over, or a worker is lost."""
