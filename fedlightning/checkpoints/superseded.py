@@ -13,6 +13,7 @@ from fedlightning.errors import CheckpointError, EnvironmentFailure
 __all__ = ["PersonalFiles"]
 
 Identity = tuple[int, int, int, int]
+_REMEMBERED = 8  # lists of names; each round leaves another checkpoint under the same name
 
 
 class PersonalFiles:
@@ -20,7 +21,7 @@ class PersonalFiles:
 
     Files are named by their content and never change, so a file that no checkpoint names, and the
     run does not have in use, is of no use to anybody. Checkpoints that this process has not written
-    are read, once each.
+    are read, as a rule once each.
 
     Args:
         folder: The folder ``personal``.
@@ -42,7 +43,7 @@ class PersonalFiles:
             in_use: The files that it names.
         """
         self._elsewhere.add(checkpoint.absolute())
-        self._named[_identity(checkpoint)] = frozenset(path.name for path in in_use)
+        self._remember(_identity(checkpoint), frozenset(path.name for path in in_use))
 
     def remove_superseded(self, in_use: Iterable[Path]) -> list[Path]:
         """Remove files that nothing needs; call it when a checkpoint is safely on the disk.
@@ -76,9 +77,15 @@ class PersonalFiles:
 
     def _names_in(self, checkpoint: Path) -> frozenset[str]:
         identity = _identity(checkpoint)
-        if identity not in self._named:
-            self._named[identity] = _names(checkpoint)
-        return self._named[identity]
+        names = self._named.pop(identity, None)
+        return self._remember(identity, _names(checkpoint) if names is None else names)
+
+    def _remember(self, identity: Identity, names: frozenset[str]) -> frozenset[str]:
+        """Remember what a checkpoint names; forget the one that was asked for longest ago."""
+        self._named[identity] = names
+        while len(self._named) > _REMEMBERED:
+            del self._named[next(iter(self._named))]
+        return names
 
 
 def _identity(path: Path) -> Identity:
