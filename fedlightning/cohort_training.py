@@ -189,7 +189,7 @@ class CohortTraining:
         """Give a client its turn; its state is a view of the resident model."""
         loop, algorithm, resident = self._loop, self._federation.algorithm, self._resident
         kept = loop.personal.get(client) or {}
-        resident.take_turn({key: kept[key] for key in loop.roles.kept if key in kept})
+        resident.take_turn(loop.roles.kept_of(kept))
         loop.freeze()
         turn = self._fit.start(client, kept) if isinstance(self._fit, MethodFit) else None
         key = Key(loop.seed, "fit", round=loop.round, client=client)

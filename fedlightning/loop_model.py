@@ -72,8 +72,7 @@ class LoopWithModel(RoundLoop):
 
     def kept_part(self, client: int) -> State:
         """Return the parts of the model that a client has kept."""
-        kept = self.personal.get(client) or {}
-        return {key: kept[key] for key in self.roles.kept if key in kept}
+        return self.roles.kept_of(self.personal.get(client) or {})
 
     def personal_model(self, client: int) -> State:
         """Return the values in which a client's own model differs from the global one.
@@ -83,7 +82,7 @@ class LoopWithModel(RoundLoop):
         kept = self.personal.get(client)
         if not kept:
             return {}
-        own = {key: kept[key] for key in self.roles.kept if key in kept}
+        own = self.roles.kept_of(kept)
         model = {**live_state(self.module), **own}
         for method in self.federation.algorithm.local:
             own |= method.personal(kept, model)

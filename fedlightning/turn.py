@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fedlightning.algorithms.local import under
 from fedlightning.algorithms.roles import Roles
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
+from fedlightning.features import head_module
 from fedlightning.optimizers import optimizer_like
 from fedlightning.parts import Part, Parts, State, copy_into, first_non_finite
 
@@ -117,12 +119,9 @@ class Turn:
         Raises:
             ConfigError: If it is no single linear layer.
         """
-        keys = set(self.parts().head)
-        for path, child in self.module.named_modules():
-            if {f"{path}.{key}" for key in child.state_dict()} == keys and isinstance(
-                child, nn.Linear
-            ):
-                return child
+        head = head_module(self.module, self.parts())
+        if isinstance(head, nn.Linear):
+            return head
         raise ConfigError(
             f"the algorithm needs a head that is one nn.Linear; {type(self.module).__name__}'s is "
             "another one."
@@ -256,9 +255,5 @@ class Turn:
         return first_non_finite({**self.kept_after, **self.sent})
 
     def _under(self, values: Mapping[str, Tensor], name: str) -> State:
-        start, device = f"{name}/", self.module.device
-        return {
-            key.removeprefix(start): value.to(device)
-            for key, value in values.items()
-            if key.startswith(start)
-        }
+        device = self.module.device
+        return {key: value.to(device) for key, value in under(values, name).items()}

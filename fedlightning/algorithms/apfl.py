@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.algorithms.local import LocalMethod, check_number, under
 from fedlightning.datamodules import Batch
 from fedlightning.parts import State
 
@@ -84,8 +84,7 @@ class Mixture(LocalMethod):
         """Return the mixture of the client's own model and the present global one."""
         if _ALPHA not in kept:
             return {}
-        alpha, start = float(kept[_ALPHA]), f"{_NAME}/"
-        own = {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        alpha, own = float(kept[_ALPHA]), under(kept, _NAME)
         return {
             key: alpha * value + (1 - alpha) * model[key].to(value.device)
             if value.is_floating_point()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlightning.algorithms.base import Algorithm
 from fedlightning.algorithms.fedprox import pull
-from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.algorithms.local import LocalMethod, check_number, under
 from fedlightning.errors import ConfigError
 from fedlightning.parts import State
 
@@ -50,8 +50,7 @@ class OwnModel(LocalMethod):
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the client's own model."""
-        start = f"{_NAME}/"
-        return {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        return under(kept, _NAME)
 
 
 class Ditto(Algorithm):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod
+from fedlightning.algorithms.local import LocalMethod, under
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
 from fedlightning.parts import State
@@ -74,8 +74,7 @@ class TwoHeads(LocalMethod):
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the sum of both heads: their logits add up."""
-        start = f"{_NAME}/"
-        own = {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        own = under(kept, _NAME)
         return {key: value + model[key].to(value.device) for key, value in own.items()}
 
 

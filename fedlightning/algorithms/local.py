@@ -15,7 +15,7 @@ from fedlightning.values import Value
 if TYPE_CHECKING:
     from fedlightning.turn import Turn
 
-__all__ = ["LocalMethod", "check_number"]
+__all__ = ["LocalMethod", "check_number", "under"]
 
 
 class LocalMethod(Value):
@@ -116,6 +116,18 @@ class LocalMethod(Value):
             among: The number of clients that take part in training.
         """
         return {}
+
+
+def under(values: Mapping[str, Tensor], name: str) -> State:
+    """Return what is kept or sent under a name, by model key.
+
+    Example:
+        >>> import torch
+        >>> under({"ditto/w": torch.ones(1), "w": torch.zeros(1)}, "ditto")
+        {'w': tensor([1.])}
+    """
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
 
 
 def check_number(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.algorithms.local import LocalMethod, check_number, under
 from fedlightning.algorithms.server import ServerSGD
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
@@ -78,8 +78,7 @@ class MoreauEnvelope(LocalMethod):
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the client's own model."""
-        start = f"{_NAME}/"
-        return {k.removeprefix(start): v for k, v in kept.items() if k.startswith(start)}
+        return under(kept, _NAME)
 
 
 class PFedMe(Algorithm):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from fedlightning.parts import Part, Parts
+from fedlightning.parts import Part, Parts, State
 
 __all__ = ["ModelKeys", "Roles", "Shared", "norm_keys"]
 
@@ -64,6 +65,10 @@ class Roles:
         sent = set(shared)
         kept = tuple(key for key in trained if key not in sent) if keep else ()
         return cls(trained, shared, kept)
+
+    def kept_of(self, kept: Mapping[str, Tensor]) -> State:
+        """Return the parts of the model among all that a client has kept."""
+        return {key: kept[key] for key in self.kept if key in kept}
 
 
 def norm_keys(module: nn.Module) -> tuple[str, ...]:
