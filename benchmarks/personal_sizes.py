@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 from fedlightning import FederatedModule
-from fedlightning.export import export_model
+from fedlightning.personalization.models import export_model
 from fedlightning.models import Conv4, MobileNet
-from fedlightning.parts import Part, live_state
-from fedlightning.personal_files import About, PersonalWriter, state_digest
+from fedlightning.core.parts import Part, live_state
+from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
 
 
 def file_size(module: FederatedModule, part: Part, folder: Path) -> int:

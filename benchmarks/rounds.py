@@ -27,7 +27,7 @@ from measuring import Measured, run_measured
 from peers.common import NETS
 from workloads import BATCH, COHORT, data, federation, module
 
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 HERE = Path(__file__).resolve().parent
 BENCH = HERE.parent / ".bench"

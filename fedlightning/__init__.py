@@ -37,12 +37,12 @@ if TYPE_CHECKING:
         ServerData,
     )
     from fedlightning.callbacks import PersonalizationCallback
-    from fedlightning.checkpoints import AtomicCheckpointIO
+    from fedlightning.storage import AtomicCheckpointIO
     from fedlightning.datamodules import FederatedDataModule
     from fedlightning.errors import FedLightningError
-    from fedlightning.federation import Federation
-    from fedlightning.loop import FederatedLoop
-    from fedlightning.module import FederatedModule
+    from fedlightning.federation.settings.settings import Federation
+    from fedlightning.engine.loop import FederatedLoop
+    from fedlightning.models.base import FederatedModule
     from fedlightning.trainer import FederatedTrainer
 
 _HOMES = {

@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from fedlightning.command_line.terminal import (
+from fedlightning.cli.terminal import (
     debugging,
     is_first_process,
     print_error,
@@ -21,10 +21,10 @@ from fedlightning.command_line.terminal import (
     print_warning,
     quiet,
 )
-from fedlightning.command_line.usage import answer
+from fedlightning.cli.usage import answer
 
 if TYPE_CHECKING:
-    from fedlightning.command_line.run_watch import RunWatch
+    from fedlightning.cli.run_watch import RunWatch
 
 __all__ = ["main"]
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(
     arguments: Sequence[str], watches: list[RunWatch], report: Callable[[BaseException], int]
 ) -> int:
-    from fedlightning.command_line.arguments import read_command
+    from fedlightning.cli.config.command import read_command
 
     if arguments[0] in ("compare", "report"):
         return _study(arguments)
@@ -69,16 +69,16 @@ def _run(
         print_warning(warning)
     _find_own_classes()
     if command.name == "check":
-        from fedlightning.command_line.check import check
+        from fedlightning.cli.check import check
 
         print(check(command))
         return 0
     if command.name == "export":
-        from fedlightning.command_line.export import export
+        from fedlightning.cli.export import export
 
         print(export(command))
         return 0
-    from fedlightning.cli import run_command  # torch and Lightning: seconds
+    from fedlightning.cli.federated_cli import run_command  # torch and Lightning: seconds
 
     run_command(command, watches, report)
     return 0
@@ -87,10 +87,10 @@ def _run(
 def _study(arguments: Sequence[str]) -> int:
     _find_own_classes()
     if arguments[0] == "compare":
-        from fedlightning.comparing.compare_command import compare
+        from fedlightning.studies.compare_command import compare
 
         return compare(arguments[1:])
-    from fedlightning.comparing.report_command import report
+    from fedlightning.studies.report_command import report
 
     return report(arguments[1:])
 
@@ -101,14 +101,14 @@ def _find_own_classes() -> None:
 
 
 def _report(error: BaseException, watches: list[RunWatch], words: Sequence[str] | None) -> int:
-    from fedlightning.command_line.failures import diagnose
+    from fedlightning.cli.exit_codes import diagnose
 
     watch = watches[0] if watches else None
     failure = diagnose(error, watch)
     if watch is not None and failure.exit_code:
         watch.remove_half_made()
     if watch is not None and words is not None and watch.trainer is not None:
-        from fedlightning.command_line.relaunch import relaunch_if_wanted
+        from fedlightning.cli.relaunch import relaunch_if_wanted
 
         relaunch_if_wanted(error, watch, words)
     if failure.exit_code and debugging():

@@ -15,11 +15,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
-from fedlightning.checkpoints.io import AtomicCheckpointIO
+from fedlightning.storage.checkpoint_io import AtomicCheckpointIO
 from fedlightning.errors import ConfigError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.strategy import FederatedDDPStrategy
-from fedlightning.tensorboard import TensorBoardBeside
+from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.reporting.tensorboard import TensorBoardBeside
 
 __all__ = ["callbacks_of", "devices_of", "loggers_of", "plugins_of", "strategy_of"]
 

@@ -18,26 +18,26 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from fedlightning._lightning import (
+from fedlightning.engine._lightning.round_loop import (
     ClientEvaluationLoop,
     after_environment,
     before_optimizers,
     install_loops,
 )
-from fedlightning.checkpoints.resumption import (
+from fedlightning.engine.resume.resumption import (
     check_loadable,
 )
 from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
-from fedlightning.environment import check_environment
+from fedlightning.engine.checks.environment import check_environment
 from fedlightning.errors import ConfigError
-from fedlightning.evaluation import evaluation_steps
-from fedlightning.federation import Federation
-from fedlightning.flags import refuse_meaningless
-from fedlightning.loop import FederatedLoop
-from fedlightning.personalize import ChosenClients, personalizing
+from fedlightning.engine.evaluation import evaluation_steps
+from fedlightning.federation.settings import Federation
+from fedlightning.engine.checks.trainer_flags import refuse_meaningless
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.personalization.on_demand import ChosenClients, personalizing
 from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.run_keeping import RunKeepingTrainer
-from fedlightning.strategy import FederatedDDPStrategy
+from fedlightning.engine.run_folder import RunKeepingTrainer
+from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 
 __all__ = ["FederatedTrainer"]
 

@@ -26,6 +26,6 @@ def no_pictures(monkeypatch):
     """Leave empty files for figures, which take longer than all the rest of a tiny run."""
     for module in ("personal_results", "callbacks.run_record"):
         monkeypatch.setattr(f"fedlightning.{module}.save_figure", lambda _, path: path.touch())
-    monkeypatch.setattr("fedlightning.personal_results.clients_figure", lambda *_: None)
+    monkeypatch.setattr("fedlightning.personalization.results.clients_figure", lambda *_: None)
     for name in ("curves", "partition"):
         monkeypatch.setattr(f"fedlightning.callbacks.run_record.{name}_figure", lambda *_: None)

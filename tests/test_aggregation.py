@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlightning.aggregation import WeightedMean
+from fedlightning.algorithms.aggregation import WeightedMean
 from fedlightning.algorithms import ClientUpdate, FedAvg, FedBABU
 
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import FedAvg, FedBABU
-from fedlightning._lightning import StockStep
-from fedlightning.steps import ShortStep, needs_stock_step
+from fedlightning.engine._lightning.round_loop import StockStep
+from fedlightning.engine.steps import ShortStep, needs_stock_step
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlightning.compression import Compression, Encoded, Int8, TopK, decode, num_bytes
+from fedlightning.federation.uplink import Compression, Encoded, Int8, TopK, decode, num_bytes
 from fedlightning.errors import ConfigError
 
 KINDS = [TopK(0.01), TopK(0.3), TopK(1.0), Int8()]

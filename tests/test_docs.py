@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fedlightning.__main__ import main
-from fedlightning.command_line.export import read_options
+from fedlightning.cli.export import read_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

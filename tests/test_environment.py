@@ -10,7 +10,7 @@ import pytest
 from pytorch_lightning.loggers import WandbLogger
 
 from fedlightning import FedAvg, environment
-from fedlightning.environment import check_folder, check_port, check_wandb
+from fedlightning.engine.checks.environment import check_folder, check_port, check_wandb
 from fedlightning.errors import EnvironmentFailure
 from tests.toys import fit, net
 

@@ -14,7 +14,7 @@ from fedlightning import Algorithm, FedAvg, FedBABU, Federation
 from fedlightning.anchors import Anchors
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
-from fedlightning.faults import ClientFailed, ClientFailure
+from fedlightning.federation.failures import ClientFailed, ClientFailure
 from tests.toys import Net, data, fit, loop_of, net, same, state, trainer
 
 KEPT = Algorithm(train="full", share="body")

@@ -11,9 +11,9 @@ from torch import nn
 from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
-from fedlightning.grouped import why_not
+from fedlightning.engine.grouped.training import why_not
 from fedlightning.models import MLP, Conv4
-from fedlightning.sampling import FixedCohorts
+from fedlightning.federation.sampling import FixedCohorts
 from tests.toys import Net, data, examples, fit, net, same, state, trainer
 
 RAGGED = (12, 5, 9, 12, 1)  # batches of 4: last ones of 1, and clients who are done early

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from fedlightning import Algorithm, FedBABU, PersonalizationCallback, head_alone
 from fedlightning.datamodules import ClientDatasets, FashionMNIST
 from fedlightning.errors import ConfigError
-from fedlightning.features import pooling_without_indices
-from fedlightning.head_conditions import _of_data, doubt
-from fedlightning.head_tuning import SGDSettings, tune_linear_head
+from fedlightning.personalization.head_only.features import pooling_without_indices
+from fedlightning.personalization.head_only.eligibility import _of_data, doubt
+from fedlightning.personalization.head_only.linear_sgd import SGDSettings, tune_linear_head
 from fedlightning.models import Conv4, ResNet18, TorchvisionClassifier
 from tests.toys import CLASSES, FEATURES, Net, data, examples, fit, net, same, state
 

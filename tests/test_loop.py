@@ -15,8 +15,8 @@ from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.models import Conv4
-from fedlightning.sampling import FixedCohorts
-from fedlightning.seeding import Key
+from fedlightning.federation.sampling import FixedCohorts
+from fedlightning.core.seeding import Key
 from tests.toys import Net, data, fit, loop_of, net, same, sgd_by_hand, state, trainer
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from fedlightning import FedAvg, FedBABU, FederatedModule
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.model_checks import check_fit, check_lone_examples
+from fedlightning.engine.checks.module import check_fit, check_lone_examples
 from fedlightning.models import MLP, Conv4
 from tests.toys import fit, net, state
 

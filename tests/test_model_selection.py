@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from fedlightning import FedAvg, FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
-from fedlightning.model_selection import is_test_metric
+from fedlightning.engine.checks.monitors import is_test_metric
 from tests.toys import CLASSES, Net, data, examples, fit, loop_of, net, same, state
 
 WAYS = [

@@ -11,7 +11,7 @@ from torch import nn
 from fedlightning import FedAvg, FederatedModule
 from fedlightning.errors import ConfigError
 from fedlightning.models import MLP, Conv4, MobileNet, ResNet18, TorchvisionClassifier
-from fedlightning.parts import (
+from fedlightning.core.parts import (
     copy_into,
     first_non_finite,
     first_without_norm,

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.personal_files import About, PersonalWriter, remove_unfinished, state_digest
-from fedlightning.personal_reading import read_index, read_personal
+from fedlightning.personalization.models.writer import About, PersonalWriter, remove_unfinished, state_digest
+from fedlightning.personalization.models.reader import read_index, read_personal
 
 STATE = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.ones(2)}
 

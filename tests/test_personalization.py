@@ -14,8 +14,8 @@ from torch import nn
 from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
-from fedlightning.personalization import nearest_mean_accuracy
-from fedlightning.seeding import Key
+from fedlightning.personalization.personalizer import nearest_mean_accuracy
+from fedlightning.core.seeding import Key
 from tests.toys import Net, data, examples, fit, loop_of, net, same, sgd_by_hand, state, trainer
 
 

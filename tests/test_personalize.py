@@ -23,9 +23,9 @@ from fedlightning import (
 )
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.personal_files import state_digest
-from fedlightning.personal_reading import read_index, read_personal
-from fedlightning.personalize import chosen_clients
+from fedlightning.personalization.models.writer import state_digest
+from fedlightning.personalization.models.reader import read_index, read_personal
+from fedlightning.personalization.on_demand import chosen_clients
 from tests.toys import data, examples, fit, loop_of, net, same, state, trainer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -131,7 +131,7 @@ def test_validate_and_test_leave_them_too(tmp_path, command):
 def test_many_clients_files_are_written_only_where_asked_for(
     tmp_path, monkeypatch, recwarn, wanted, limit, saved
 ):
-    monkeypatch.setattr("fedlightning.personal_runs.MOST_CLIENTS", limit)
+    monkeypatch.setattr("fedlightning.personalization.models.saving.MOST_CLIENTS", limit)
     rule = callback(save_personal=wanted)
     if wanted is None:
         with pytest.warns(UserWarning, match="the personal models of 4 clients, .* not saved"):
@@ -142,7 +142,7 @@ def test_many_clients_files_are_written_only_where_asked_for(
 
 
 def test_large_models_files_are_not_written_unasked(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedlightning.personal_runs.MOST_BYTES", 4 * 18 * 4 - 1)
+    monkeypatch.setattr("fedlightning.personalization.models.saving.MOST_BYTES", 4 * 18 * 4 - 1)
     with pytest.warns(UserWarning, match="not saved"):  # a head of 18 numbers for 4 clients
         fit(net(), FedBABU(), folder=tmp_path, callbacks=[callback()])
 

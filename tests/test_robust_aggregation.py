@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlightning.aggregation import (
+from fedlightning.algorithms.aggregation import (
     Aggregator,
     CoordinateMedian,
     Krum,

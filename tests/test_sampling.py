@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 
 from fedlightning.errors import ConfigError
-from fedlightning.sampling import FixedCohorts, UniformSampler, cohort_count
-from fedlightning.seeding import Key
+from fedlightning.federation.sampling import FixedCohorts, UniformSampler, cohort_count
+from fedlightning.core.seeding import Key
 
 
 def cohort(seed: int, round_: int, size: int = 5, population: int = 50) -> tuple[int, ...]:

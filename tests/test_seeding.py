@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from fedlightning.seeding import Key, default_seed, forked_generators
+from fedlightning.core.seeding import Key, default_seed, forked_generators
 
 
 def test_different_keys_name_different_streams():

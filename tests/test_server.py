@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch
 
 from fedlightning import FedAdam, FedAvg, FedBABU, FederatedTrainer, LocalOnly
-from fedlightning.aggregation import CoordinateMedian, Krum, TrimmedMean
+from fedlightning.algorithms.aggregation import CoordinateMedian, Krum, TrimmedMean
 from fedlightning.algorithms import SCAFFOLD, Algorithm, ClientUpdate, ServerData
-from fedlightning.compression import Int8, TopK, num_bytes
+from fedlightning.federation.uplink import Int8, TopK, num_bytes
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation import Federation
-from fedlightning.parts import State
+from fedlightning.core.parts import State
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
 SIZES = (8, 6, 7, 6)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedlightning.errors import CheckpointError
-from fedlightning.state_files import read_state, write_states
+from fedlightning.storage.client_files import read_state, write_states
 from tests.toys import same
 
 STATES = {

@@ -5,7 +5,7 @@ import torch
 
 from fedlightning import Algorithm, PersonalizationCallback
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.store import PersonalStates
+from fedlightning.storage.client_store import PersonalStates
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
 FEDPER_LIKE = Algorithm(train="full", share="body")

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from fedlightning.errors import FederationError, WorkerLost
-from fedlightning.processes import host_name, is_stopped, why_ended
-from fedlightning.watchdog import Watchdog, silence_limit
+from fedlightning.engine.workers.processes import host_name, is_stopped, why_ended
+from fedlightning.engine.workers.watchdog import Watchdog, silence_limit
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from fedlightning import Algorithm, FedBABU, PersonalizationCallback
 from fedlightning.defaults import devices_of, strategy_of
 from fedlightning.errors import ConfigError, FederationError
-from fedlightning.strategy import FederatedDDPStrategy
-from fedlightning.workers import Workers, longest_first
+from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.engine.workers.collectives import Workers, longest_first
 from tests.toys import Net, fit, net, same, trainer
 
 KEPT = Algorithm(train="full", share="body")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fedlightning import FedAvg, FederatedModule, FederatedTrainer, Federation
 from fedlightning.algorithms import Algorithm
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.loop import FederatedLoop
+from fedlightning.engine.loop import FederatedLoop
 
 FEATURES, CLASSES = 4, 3
 

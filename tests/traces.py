@@ -17,8 +17,8 @@ from fedlightning import FederatedModule, FederatedTrainer, Federation, Personal
 from fedlightning.algorithms import Algorithm, FedAvg, FedBABU
 from fedlightning.datamodules import Assignment, FederatedDataModule, Partition, TensorExamples
 from fedlightning.models import Conv4, MobileNet, ResNet18
-from fedlightning.sampling import FixedCohorts
-from fedlightning.seeding import Key
+from fedlightning.federation.sampling import FixedCohorts
+from fedlightning.core.seeding import Key
 
 _MODELS = {"cnn": Conv4, "mobile": MobileNet, "resnet": ResNet18}
 

@@ -1,15 +1,15 @@
 """Federated algorithms: few orthogonal choices, and names for the well-known combinations."""
 
 from fedlightning.algorithms.apfl import APFL, Mixture
-from fedlightning.algorithms.base import Algorithm, Weights
-from fedlightning.algorithms.composite import Composite
+from fedlightning.algorithms.algorithm import Algorithm, Weights
+from fedlightning.algorithms.composition import Composite
 from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
-from fedlightning.algorithms.local import LocalMethod
-from fedlightning.algorithms.own_parts import (
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.fedrep import (
     FedBN,
     FedPer,
     FedRep,
@@ -17,11 +17,11 @@ from fedlightning.algorithms.own_parts import (
     LGFedAvg,
     LocalOnly,
 )
-from fedlightning.algorithms.perfedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.roles import ModelKeys, Roles
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
-from fedlightning.algorithms.server import (
+from fedlightning.algorithms.server_step import (
     ServerAdagrad,
     ServerAdam,
     ServerOptimizer,
@@ -30,7 +30,7 @@ from fedlightning.algorithms.server import (
 )
 from fedlightning.algorithms.server_data import ServerData
 from fedlightning.algorithms.server_training import ServerTraining
-from fedlightning.algorithms.update import ClientUpdate
+from fedlightning.core.messages import ClientUpdate
 
 __all__ = [
     "APFL",

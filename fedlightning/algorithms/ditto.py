@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.fedprox import pull
-from fedlightning.algorithms.local import LocalMethod, check_number, under
+from fedlightning.algorithms.method import LocalMethod, check_number, under
 from fedlightning.errors import ConfigError
-from fedlightning.parts import State
+from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
-    from fedlightning.turn import Turn
+    from fedlightning.algorithms.context import Turn
 
 __all__ = ["Ditto", "OwnModel"]
 

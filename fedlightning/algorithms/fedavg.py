@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.server import ServerAdagrad, ServerAdam, ServerSGD, ServerYogi
+from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.server_step import ServerAdagrad, ServerAdam, ServerSGD, ServerYogi
 
 __all__ = ["FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedlightning.algorithms.base import Algorithm, Weights
+from fedlightning.algorithms.algorithm import Algorithm, Weights
 
 __all__ = ["FedBABU"]
 

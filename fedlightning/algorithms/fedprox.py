@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod, check_number
+from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.method import LocalMethod, check_number
 
 if TYPE_CHECKING:
-    from fedlightning.turn import Turn
+    from fedlightning.algorithms.context import Turn
 
 __all__ = ["FedProx", "Proximal"]
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod, under
+from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.method import LocalMethod, under
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
-from fedlightning.parts import State
+from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
-    from fedlightning.turn import Turn
+    from fedlightning.algorithms.context import Turn
 
 __all__ = ["FedRoD", "TwoHeads"]
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.base import Algorithm
-from fedlightning.algorithms.local import LocalMethod, check_number, under
-from fedlightning.algorithms.server import ServerSGD
+from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.method import LocalMethod, check_number, under
+from fedlightning.algorithms.server_step import ServerSGD
 from fedlightning.datamodules import Batch
 from fedlightning.errors import ConfigError
-from fedlightning.parts import State
+from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
-    from fedlightning.turn import Turn
+    from fedlightning.algorithms.context import Turn
 
 __all__ = ["MoreauEnvelope", "PFedMe"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from fedlightning.parts import Part, Parts, State
+from fedlightning.core.parts import Part, Parts, State
 
 __all__ = ["ModelKeys", "Roles", "Shared", "norm_keys"]
 

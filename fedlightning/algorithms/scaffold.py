@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.base import Algorithm, Weights
-from fedlightning.algorithms.local import LocalMethod
-from fedlightning.algorithms.server import ServerSGD
-from fedlightning.parts import State
+from fedlightning.algorithms.algorithm import Algorithm, Weights
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.server_step import ServerSGD
+from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
-    from fedlightning.turn import Turn
+    from fedlightning.algorithms.context import Turn
 
 __all__ = ["SCAFFOLD", "ControlVariates"]
 

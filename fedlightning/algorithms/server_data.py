@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedlightning.algorithms.base import Algorithm
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.server_training import ServerTraining
-from fedlightning.parts import Part
+from fedlightning.core.parts import Part
 
 __all__ = ["ServerData"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedlightning.algorithms.local import check_number
+from fedlightning.algorithms.method import check_number
 from fedlightning.errors import ConfigError
-from fedlightning.parts import Part
-from fedlightning.values import Value
+from fedlightning.core.parts import Part
+from fedlightning.core.validation import Value
 
 __all__ = ["ServerTraining"]
 

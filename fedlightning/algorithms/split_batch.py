@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedlightning.local_log import batch_length
+from fedlightning.engine.local_log import batch_length
 
 __all__ = ["split_batch"]
 

@@ -3,7 +3,7 @@
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
-from fedlightning.callbacks.progress import RoundProgressBar
+from fedlightning.callbacks.progress_bar import RoundProgressBar
 from fedlightning.callbacks.run_record import RunRecord
 
 __all__ = [

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save
 from torch import Tensor
 
-from fedlightning.reporting.files import write_atomically
+from fedlightning.storage.files import write_atomically
 
 __all__ = ["LastCheckpoint"]
 

@@ -6,10 +6,10 @@ import math
 
 import pytorch_lightning as pl
 
-from fedlightning._lightning import rounds_between_looks
+from fedlightning.engine._lightning.round_loop import rounds_between_looks
 from fedlightning.errors import ConfigError
-from fedlightning.evaluation import HELD_OUT, federated_data
-from fedlightning.model_selection import PERSONAL, on_validation_data
+from fedlightning.engine.evaluation import HELD_OUT, federated_data
+from fedlightning.engine.checks.monitors import PERSONAL, on_validation_data
 
 __all__ = ["check_monitors"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.reporting.files import write_atomically
+from fedlightning.storage.files import write_atomically
 
 __all__ = ["PredictionWriter"]
 

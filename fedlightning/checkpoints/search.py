@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.checkpoints.io import LAST, PREVIOUS
-from fedlightning.checkpoints.reading import is_good, read_checkpoint, rounds_in
+from fedlightning.storage.checkpoint_io import LAST, PREVIOUS
+from fedlightning.storage.checkpoint_reader import is_good, read_checkpoint, rounds_in
 from fedlightning.errors import CheckpointError
 
 __all__ = ["good_checkpoint", "latest_checkpoint"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from fedlightning.command_line.known_names import find_class
+from fedlightning.cli.diagnostics.suggestions import find_class
 from fedlightning.errors import ConfigError
 
 __all__ = ["refuse_paths_in_names"]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from fedlightning.errors import ConfigError
-from fedlightning.flags import MEANINGLESS, refuse_meaningless
+from fedlightning.engine.checks.trainer_flags import MEANINGLESS, refuse_meaningless
 
 __all__ = ["HIDDEN_FLAGS", "hidden_flag"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.reporting.files import teaching_os_errors
+from fedlightning.storage.files import teaching_os_errors
 
 __all__ = ["study_lock"]
 

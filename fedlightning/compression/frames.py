@@ -26,7 +26,7 @@ class Frame:
         key: Its key in the state.
         dtype: Its dtype, which it has again after decoding.
         shape: Its shape.
-        form: How the payload is to be read (see :mod:`fedlightning.compression.forms`).
+        form: How the payload is to be read (see :mod:`fedlightning.federation.uplink.encoding`).
         payload: Its content.
     """
 

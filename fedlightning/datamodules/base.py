@@ -12,16 +12,16 @@ from torch import Tensor
 
 from fedlightning.datamodules.arguments import check_fraction, check_instance, check_integer
 from fedlightning.datamodules.checks import check_batches
-from fedlightning.datamodules.divided import Divided, prepare, sample_name
+from fedlightning.datamodules.pooled import Divided, prepare, sample_name
 from fedlightning.datamodules.division import count_classes
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
-from fedlightning.datamodules.held import ClientData
+from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.holdings import Holdings
-from fedlightning.datamodules.partition import IID, Partition
-from fedlightning.datamodules.roles import Roles, check_held_out
-from fedlightning.datamodules.tasks import Batch, ClientLoader, PredictLoader, Split
+from fedlightning.datamodules.partitions.base import IID, Partition
+from fedlightning.datamodules.client_roles import Roles, check_held_out
+from fedlightning.datamodules.loaders import Batch, ClientLoader, PredictLoader, Split
 from fedlightning.errors import FederationError
-from fedlightning.seeding import Key, default_seed
+from fedlightning.core.seeding import Key, default_seed
 
 __all__ = ["FederatedDataModule"]
 

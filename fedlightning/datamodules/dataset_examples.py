@@ -14,9 +14,9 @@ from torch.utils.data import default_collate as torch_default_collate
 
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.examples import Examples, SampleError, label_array
-from fedlightning.datamodules.tasks import Batch
+from fedlightning.datamodules.loaders import Batch
 from fedlightning.errors import DataError, FederationError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 __all__ = ["DatasetExamples"]
 

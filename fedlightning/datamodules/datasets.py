@@ -14,9 +14,9 @@ from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.examples import Examples, TensorExamples
-from fedlightning.datamodules.partition import Assignment, Partition
+from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.datamodules.ragged import Ragged
-from fedlightning.datamodules.tasks import Split
+from fedlightning.datamodules.loaders import Split
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["ClientDatasets", "FederatedDataset"]

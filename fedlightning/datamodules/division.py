@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fedlightning.datamodules.examples import Examples, has_classes
-from fedlightning.datamodules.partition import Assignment, Partition, check_assignment
+from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
 from fedlightning.datamodules.ragged import Ragged
-from fedlightning.datamodules.splits import ClientSplits
+from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["count_classes", "divide", "hold_out"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.datamodules.tasks import Batch
+from fedlightning.datamodules.loaders import Batch
 from fedlightning.errors import DataError, FedLightningError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 __all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
 

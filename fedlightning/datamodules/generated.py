@@ -14,14 +14,14 @@ import numpy as np
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.checks import fault_in
-from fedlightning.datamodules.divided import sample_name
+from fedlightning.datamodules.pooled import sample_name
 from fedlightning.datamodules.examples import TensorExamples
-from fedlightning.datamodules.held import ClientData
-from fedlightning.datamodules.tasks import Split, check_split
+from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.loaders import Split, check_split
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.reporting.files import write_atomically
-from fedlightning.seeding import Key, default_seed
-from fedlightning.user_code import place_of
+from fedlightning.storage.files import write_atomically
+from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.tracebacks import place_of
 
 __all__ = ["GeneratedClients"]
 

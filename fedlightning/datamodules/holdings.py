@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlightning.datamodules.divided import Divided
+from fedlightning.datamodules.pooled import Divided
 from fedlightning.datamodules.fingerprint import fingerprint
-from fedlightning.datamodules.held import ClientData
-from fedlightning.datamodules.tasks import Split
+from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.loaders import Split
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["Holdings"]

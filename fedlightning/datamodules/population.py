@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.errors import ConfigError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 __all__ = ["LARGE", "SAMPLE", "evaluated_clients", "listed_clients"]
 

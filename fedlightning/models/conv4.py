@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fedlightning.datamodules.arguments import check_integer
-from fedlightning.module import FederatedModule
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["Conv4"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.errors import ConfigError
-from fedlightning.module import FederatedModule
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["MLP"]
 

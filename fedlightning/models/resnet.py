@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlightning.datamodules.arguments import check_integer
-from fedlightning.module import FederatedModule
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["ResNet18"]
 

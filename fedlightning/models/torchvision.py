@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedlightning.datamodules.arguments import check_integer
 from fedlightning.errors import ConfigError, did_you_mean
-from fedlightning.module import FederatedModule
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["TorchvisionClassifier"]
 

@@ -1,23 +1,23 @@
 """What a run leaves for people to read: tables, figures, the closing summary.
 
-``fedlightning.reporting.loggers`` and ``fedlightning.reporting.csv_logger`` are imported by their
+``fedlightning.reporting.client_logging`` and ``fedlightning.reporting.csv_logger`` are imported by their
 full names: they need Lightning, the rest does not. Matplotlib is imported when a figure is drawn.
 """
 
-from fedlightning.reporting.clients import (
+from fedlightning.reporting.client_records import (
     ClientRecord,
     Spread,
     read_clients_csv,
     write_clients_csv,
 )
-from fedlightning.reporting.figures import (
+from fedlightning.reporting.figures.save.save import (
     clients_figure,
     curves_figure,
     finetuning_figure,
     partition_figure,
     save_figure,
 )
-from fedlightning.reporting.finetuning import EpochRecord, write_finetuning_csv
+from fedlightning.reporting.finetuning_curve import EpochRecord, write_finetuning_csv
 from fedlightning.reporting.summary import RunSummary, render
 
 __all__ = [

@@ -14,9 +14,9 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedlightning.errors import ConfigError
-from fedlightning.reporting.files import teaching_os_errors
+from fedlightning.storage.files import teaching_os_errors
 from fedlightning.reporting.round_table import RoundTable
-from fedlightning.reporting.versions import claim_version, next_version
+from fedlightning.storage.run_folders import claim_version, next_version
 
 __all__ = ["RoundCSVLogger"]
 

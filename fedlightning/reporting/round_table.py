@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.reporting.files import teaching_os_errors, write_atomically
+from fedlightning.storage.files import teaching_os_errors, write_atomically
 
 __all__ = ["RoundTable"]
 

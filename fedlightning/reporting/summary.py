@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TextIO
 
-from fedlightning.reporting.clients import Spread
+from fedlightning.reporting.client_records import Spread
 from fedlightning.reporting.summary_accuracies import accuracies, held_out_accuracies
 from fedlightning.reporting.terminal import INDENT, Painter, duration
 

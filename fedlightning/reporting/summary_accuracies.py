@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedlightning.reporting.clients import Spread
+from fedlightning.reporting.client_records import Spread
 from fedlightning.reporting.terminal import INDENT, Painter, bars
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 from tests.toys import examples, loop_of, net, state, trainer
 
 Weights = dict[str, Tensor]

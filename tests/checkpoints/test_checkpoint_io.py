@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import load_file
 
 from fedlightning import AtomicCheckpointIO, FedAvg, FederatedTrainer
-from fedlightning.checkpoints import latest_checkpoint, read_checkpoint, rounds_in
+from fedlightning.storage import latest_checkpoint, read_checkpoint, rounds_in
 from fedlightning.errors import ConfigError, EnvironmentFailure
 from tests.toys import Net, fit, net, same, state, trainer
 
@@ -105,7 +105,7 @@ def test_a_process_killed_between_any_two_steps_leaves_a_good_checkpoint(
         assert rounds(folder / "last.ckpt") in (2, 3)
         assert rounds(folder / "previous.ckpt") in (1, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedlightning.checkpoints.search.rank_zero_warn", lambda *_: None)
+        patch.setattr("fedlightning.storage.search.rank_zero_warn", lambda *_: None)
         assert rounds(latest_checkpoint(folder.parent)) in ((3,) if finished else (2, 3))
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from fedlightning import FedAvg, FedBABU, PersonalizationCallback
-from fedlightning.checkpoints.lock import RunLock
+from fedlightning.storage.locks import RunLock
 from fedlightning.datamodules import TensorExamples
 from fedlightning.datamodules.fingerprint import fingerprint
 from fedlightning.errors import CheckpointError, EnvironmentFailure

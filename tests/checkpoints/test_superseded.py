@@ -9,11 +9,11 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from fedlightning import Algorithm, AtomicCheckpointIO
-from fedlightning.checkpoints import read_checkpoint
-from fedlightning.checkpoints.superseded import PersonalFiles
+from fedlightning.storage import read_checkpoint
+from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.state_files import read_state
-from fedlightning.store import PersonalStates
+from fedlightning.storage.client_files import read_state
+from fedlightning.storage.client_store import PersonalStates
 from tests.toys import data, fit, net, same, state
 
 FEDPER_LIKE = Algorithm(train="full", share="body")
@@ -140,7 +140,7 @@ def test_nothing_is_removed_while_a_checkpoint_cannot_be_read(folder, monkeypatc
     def unreadable(path):
         raise EnvironmentFailure(f"cannot read {path}")
 
-    monkeypatch.setattr("fedlightning.checkpoints.superseded.read_checkpoint", unreadable)
+    monkeypatch.setattr("fedlightning.storage.cleanup.read_checkpoint", unreadable)
     assert folder.remove_superseded([]) == []
     assert len(list(folder.folder.iterdir())) == 3
 

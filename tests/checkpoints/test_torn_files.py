@@ -11,7 +11,7 @@ import torch
 
 from fedlightning import AtomicCheckpointIO, FedBABU
 from fedlightning.algorithms import Algorithm
-from fedlightning.checkpoints import read_checkpoint
+from fedlightning.storage import read_checkpoint
 from fedlightning.errors import CheckpointError
 from tests.toys import fit, net
 

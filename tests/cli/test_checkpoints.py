@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedlightning import AtomicCheckpointIO
-from fedlightning.checkpoints import read_checkpoint
-from fedlightning.checkpoints.lock import RunLock
+from fedlightning.storage import read_checkpoint
+from fedlightning.storage.locks import RunLock
 
 TWO = "--trainer.max_epochs=2"
 THREE = "--trainer.max_epochs=3"

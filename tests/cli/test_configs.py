@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from fedlightning.command_line.recipes import shipped_recipes
+from fedlightning.cli.config.recipes import shipped_recipes
 from tests.cli.error_tables import table
 
 REFERENCES = """

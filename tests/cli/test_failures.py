@@ -7,8 +7,8 @@ import pytest
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from fedlightning.command_line.failures import Failure, diagnose
-from fedlightning.command_line.run_watch import RunWatch
+from fedlightning.cli.exit_codes import Failure, diagnose
+from fedlightning.cli.run_watch import RunWatch
 from fedlightning.errors import (
     CheckpointError,
     ConfigError,

@@ -5,11 +5,11 @@ import torch
 import yaml
 
 from fedlightning.cli import FederatedCLI
-from fedlightning.command_line.arguments import read_command
-from fedlightning.command_line.complaints import read_complaints
-from fedlightning.command_line.explain import explain
-from fedlightning.command_line.references import mark_references
-from fedlightning.command_line.run_watch import RunWatch
+from fedlightning.cli.config.command import read_command
+from fedlightning.cli.diagnostics.parser_errors import read_complaints
+from fedlightning.cli.diagnostics.explain import explain
+from fedlightning.cli.config.references import mark_references
+from fedlightning.cli.run_watch import RunWatch
 from fedlightning.datamodules import Digits
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.models import MLP

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedlightning.models import MLP
-from fedlightning.parts import live_state
-from fedlightning.personal_reading import read_index, read_personal
+from fedlightning.core.parts import live_state
+from fedlightning.personalization.models.reader import read_index, read_personal
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

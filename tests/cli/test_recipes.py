@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.command_line.recipes import (
+from fedlightning.cli.config.recipes import (
     find_config,
     recipe_title,
     recipes_folder,

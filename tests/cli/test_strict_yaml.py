@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from fedlightning.command_line.strict_yaml import check_config, check_text
+from fedlightning.cli.config.strict_yaml import check_config, check_text
 from fedlightning.errors import ConfigError
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedlightning.reporting.clients import ClientRecord, write_clients_csv
+from fedlightning.reporting.client_records import ClientRecord, write_clients_csv
 
 
 @pytest.fixture

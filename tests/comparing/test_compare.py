@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from fedlightning.__main__ import main
-from fedlightning.comparing.collection import collect
-from fedlightning.comparing.plan import PlannedRun
-from fedlightning.comparing.run_state import set_aside
-from fedlightning.comparing.study_lock import study_lock
+from fedlightning.studies.results import collect
+from fedlightning.studies.plan import PlannedRun
+from fedlightning.studies.run_state import set_aside
+from fedlightning.studies.study_lock import study_lock
 
 STUDY = """
 output: out

@@ -1,6 +1,6 @@
 import pytest
 
-from fedlightning.comparing.overlay import lay_over, settings_in
+from fedlightning.cli.config.overrides import lay_over, settings_in
 from fedlightning.errors import ConfigError
 
 BASE = {

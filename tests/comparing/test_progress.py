@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.comparing.plan import PlannedRun
-from fedlightning.comparing.progress import Progress
+from fedlightning.studies.plan import PlannedRun
+from fedlightning.studies.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -47,7 +47,7 @@ def test_elsewhere_each_run_says_how_far_it_is(run):
 
 def test_the_time_left_is_told_from_the_rounds_made(run, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("fedlightning.comparing.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fedlightning.studies.progress.time.monotonic", lambda: clock[0])
     progress = Progress(total=3, done=0, rounds=8, stream=Terminal())
     clock[0] = 60.0
     assert progress._left({"FedAvg, seed 0": 2}) == "", "too early to say"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedlightning.__main__ import main
-from fedlightning.comparing.collection import collect
+from fedlightning.studies.results import collect
 from fedlightning.errors import ConfigError, DataError
 
 VOID = {"meta", "br"}
@@ -89,7 +89,7 @@ def test_the_same_runs_give_the_same_page(make_run, tmp_path):
 
 def test_neither_torch_nor_lightning_is_needed_for_a_report():
     source = (
-        "import sys, fedlightning.comparing.report_command, fedlightning.comparing.study; "
+        "import sys, fedlightning.studies.report_command, fedlightning.studies.study; "
         "print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from fedlightning.comparing.collection import collect
-from fedlightning.comparing.paired_tests import (
+from fedlightning.studies.results import collect
+from fedlightning.studies.paired_tests import (
     FEWEST_PAIRS,
     against_baseline,
     all_pairs,
     compare_groups,
     holm,
 )
-from fedlightning.comparing.statistics import jain_index, summarise, worst_decile
+from fedlightning.studies.statistics import jain_index, summarise, worst_decile
 
 TEN = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 

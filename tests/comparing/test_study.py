@@ -1,7 +1,7 @@
 import pytest
 
-from fedlightning.comparing.plan import changed_settings, plan, settings_digest
-from fedlightning.comparing.study import read_study
+from fedlightning.studies.plan import changed_settings, plan, settings_digest
+from fedlightning.studies.study import read_study
 from fedlightning.errors import ConfigError
 
 GOOD = "base: {model: MLP, federation: {algorithm: FedBABU}}\nvariants: [FedAvg, FedBABU]\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedlightning.datamodules import CIFAR10, CIFAR100, Shards, cifar
-from fedlightning.datamodules.cifar_files import read_cifar_batch
+from fedlightning.datamodules.vision.cifar_files import read_cifar_batch
 from fedlightning.errors import DataError, EnvironmentFailure
-from fedlightning.seeding import Key, forked_generators
+from fedlightning.core.seeding import Key, forked_generators
 
 
 def original(content):

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 from fedlightning.datamodules import DatasetExamples, FederatedArrays, FederatedDataset, Shards
 from fedlightning.datamodules.examples import SampleError
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.seeding import Key, forked_generators
+from fedlightning.core.seeding import Key, forked_generators
 
 CPU = torch.device("cpu")
 INPUTS, LABELS = torch.arange(48.0).view(24, 2), torch.arange(24) % 4

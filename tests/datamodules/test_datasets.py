@@ -5,7 +5,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from fedlightning.datamodules import ClientDatasets, FederatedDataset, Shards
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 SIZES = [3, 5, 2]
 

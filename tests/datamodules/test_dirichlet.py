@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning.datamodules import Dirichlet
-from fedlightning.datamodules.partition import check_assignment
+from fedlightning.datamodules.partitions.base import check_assignment
 from fedlightning.errors import ConfigError, DataError
 
 

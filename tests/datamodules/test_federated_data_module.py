@@ -12,7 +12,7 @@ from fedlightning.datamodules import (
     TensorExamples,
 )
 from fedlightning.errors import DataError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 
 class Toy(FederatedDataModule):

@@ -8,7 +8,7 @@ import pytest
 from fedlightning import FedAvg, PersonalizationCallback
 from fedlightning.datamodules import GeneratedClients, PartitionFile
 from fedlightning.errors import CheckpointError, ConfigError, DataError, FederationError
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 from tests.toys import fit, net
 
 MILLION = 1_000_000

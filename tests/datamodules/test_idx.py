@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from fedlightning.datamodules.idx import find_idx, read_idx
+from fedlightning.datamodules.vision.idx import find_idx, read_idx
 from fedlightning.errors import DataError
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)

@@ -8,7 +8,7 @@ import torch
 
 from fedlightning.datamodules import EMNIST, MNIST, FashionMNIST, Shards, mnist
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
-from fedlightning.seeding import Key
+from fedlightning.core.seeding import Key
 
 REAL = Path("/usr/share/datasets/fashion-mnist")
 

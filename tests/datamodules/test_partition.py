@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning.datamodules import IID, Assignment, Classes, Dirichlet, Partition, Shards
-from fedlightning.datamodules.partition import by_owner, check_assignment
+from fedlightning.datamodules.partitions.base import by_owner, check_assignment
 from fedlightning.errors import DataError
 
 NUM_CLASSES = 5

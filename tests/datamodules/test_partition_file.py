@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedlightning.datamodules import Assignment, FederatedArrays, PartitionFile, Shards
-from fedlightning.datamodules.partition_file import write_partition_file
+from fedlightning.datamodules.partitions.from_file import write_partition_file
 from fedlightning.errors import DataError, EnvironmentFailure
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedlightning.datamodules.splits import ClientSplits
+from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.errors import ConfigError
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from fedlightning import AtomicCheckpointIO, FederatedModule
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.export import FORMATS, client_model, example_input, export_model
+from fedlightning.personalization.models import FORMATS, client_model, example_input, export_model
 from fedlightning.models import MLP, Conv4
-from fedlightning.parts import live_state
-from fedlightning.personal_files import About, PersonalWriter, state_digest
+from fedlightning.core.parts import live_state
+from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
 from tests.toys import Net, net, same
 
 CONV4 = {"class_path": "fedlightning.models.Conv4", "init_args": {"width": 4, "image_size": 16}}

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.reporting.files import write_atomically
+from fedlightning.storage.files import write_atomically
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

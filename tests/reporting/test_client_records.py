@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedlightning.errors import DataError, EnvironmentFailure
-from fedlightning.reporting.clients import (
+from fedlightning.reporting.client_records import (
     ClientRecord,
     Spread,
     read_clients_csv,

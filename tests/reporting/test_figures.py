@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from fedlightning.errors import ConfigError
-from fedlightning.reporting.clients import ClientRecord
-from fedlightning.reporting.figure_style import spaced
-from fedlightning.reporting.figures import (
+from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.reporting.figures.style import spaced
+from fedlightning.reporting.figures.save import (
     clients_figure,
     curves_figure,
     finetuning_figure,
     partition_figure,
     save_figure,
 )
-from fedlightning.reporting.finetuning import EpochRecord
+from fedlightning.reporting.finetuning_curve import EpochRecord
 
 
 def records(count, gain=0.25):
@@ -199,6 +199,6 @@ def test_a_users_settings_do_not_reach_the_figure(tmp_path):
 def test_the_module_is_imported_without_matplotlib():
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "import fedlightning.reporting, fedlightning.reporting.figures\n"
+        "import fedlightning.reporting, fedlightning.reporting.figures.save\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 from fedlightning import FedBABU, FederatedTrainer, Federation
 from fedlightning.datamodules import Digits, Shards
 from fedlightning.models import MLP
-from fedlightning.sampling import UniformSampler
-from fedlightning.seeding import Key
+from fedlightning.federation.sampling import UniformSampler
+from fedlightning.core.seeding import Key
 
 
 def rows(folder):

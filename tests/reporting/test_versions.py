@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.reporting.versions import claim_version, next_version
+from fedlightning.storage.run_folders import claim_version, next_version
 
 CLAIM = """
 import sys, time, pathlib
-from fedlightning.reporting.versions import claim_version
+from fedlightning.storage.run_folders import claim_version
 root, go = map(pathlib.Path, sys.argv[1:])
 print("ready", flush=True)
 while not go.exists():

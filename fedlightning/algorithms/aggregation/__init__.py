@@ -1,0 +1,21 @@
+"""Merging what clients send: the mean, and rules that a few hostile clients cannot bend."""
+
+from fedlightning.algorithms.aggregation.base import Aggregator, Merge, Sums, widest_float
+from fedlightning.algorithms.aggregation.norm_clipping import NormClipping
+from fedlightning.algorithms.aggregation.coordinatewise import CoordinateMedian, TrimmedMean
+from fedlightning.algorithms.aggregation.krum import Krum, MultiKrum
+from fedlightning.algorithms.aggregation.mean import Mean, WeightedMean
+
+__all__ = [
+    "Aggregator",
+    "CoordinateMedian",
+    "Krum",
+    "Mean",
+    "Merge",
+    "MultiKrum",
+    "NormClipping",
+    "Sums",
+    "TrimmedMean",
+    "WeightedMean",
+    "widest_float",
+]

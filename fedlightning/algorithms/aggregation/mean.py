@@ -1,0 +1,110 @@
+"""The weighted mean: float64 sums in cohort order, rounded once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from fedlightning.algorithms.aggregation.base import (
+    Aggregator,
+    Sums,
+    check_weight,
+    floats_of,
+    require_finite,
+    sum_dtype,
+)
+from fedlightning.core.parts import State
+
+__all__ = ["Mean", "WeightedMean"]
+
+
+class Mean(Aggregator):
+    r"""The weighted mean of the clients' states, :math:`\sum_i w_i \theta_i / \sum_i w_i`.
+
+    It keeps one sum, however large the cohort. One client can move it as far as it likes.
+
+    Example:
+        >>> Mean().start({"w": torch.zeros(2)}, parameters=["w"])
+        <fedlightning.algorithms.aggregation.mean.WeightedMean object at ...>
+    """
+
+    def start(
+        self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
+    ) -> WeightedMean:
+        """Start the merging of one round."""
+        return WeightedMean(sums)
+
+
+class WeightedMean:
+    """The weighted mean of states, taken in one at a time.
+
+    Floating-point tensors are summed in float64 and rounded once to their own dtype, so the mean
+    of equal tensors of float32 or less is that tensor, bit for bit. Integer tensors (BatchNorm's
+    ``num_batches_tracked``) have no mean: they are left out of the result, and the server keeps its
+    own.
+
+    Args:
+        sums: ``float32`` adds in single precision, as most published code does: needed to replay
+            somebody else's run to the last bit, because training amplifies the difference.
+
+    Example:
+        >>> mean = WeightedMean()
+        >>> mean.push({"w": torch.tensor([0.0, 4.0])}, weight=1)
+        >>> mean.push({"w": torch.tensor([3.0, 1.0])}, weight=2)
+        >>> mean.result()
+        {'w': tensor([2., 2.])}
+    """
+
+    def __init__(self, sums: Sums = "float64") -> None:
+        self._sums_in: Sums = sums
+        self._sums: State | None = None
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._weight = 0.0
+
+    @torch.no_grad()
+    def push(self, state: Mapping[str, Tensor], weight: float) -> None:
+        """Add one state; it may be overwritten afterwards.
+
+        Args:
+            state: Tensors by key; the same keys and shapes at every call.
+            weight: Its weight, > 0.
+
+        Raises:
+            ValueError: If the weight is not a finite number > 0, or keys or shapes differ from
+                the first's.
+        """
+        check_weight(weight)
+        values = floats_of(state, self._sums)
+        if self._sums is None:
+            self._dtypes = {key: value.dtype for key, value in values.items()}
+            self._sums = {
+                key: torch.zeros_like(value, dtype=self._dtype(value))
+                for key, value in values.items()
+            }
+        self._weight += weight
+        if values:
+            torch._foreach_add_(
+                [self._sums[key] for key in values],
+                [value.to(self._dtype(value)) for value in values.values()],
+                alpha=weight,
+            )
+
+    def result(self) -> State:
+        """Return the mean, each tensor in its own dtype.
+
+        Raises:
+            ValueError: If nothing was pushed, or the mean is not finite: a NaN or an infinity in
+                any of the states is still there in the sum.
+        """
+        if self._sums is None:
+            raise ValueError("the mean of no states")
+        mean = {
+            key: (total / self._weight).to(self._dtypes[key]) for key, total in self._sums.items()
+        }
+        require_finite(mean)
+        return mean
+
+    def _dtype(self, value: Tensor) -> torch.dtype:
+        return sum_dtype(value.device, self._sums_in)

@@ -1,0 +1,214 @@
+"""An algorithm: what clients train, what they share, how the server merges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from fedlightning.algorithms.aggregation import Merge, Sums, WeightedMean
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.roles import Roles, Shared
+from fedlightning.algorithms.server_step import ServerOptimizer
+from fedlightning.algorithms.server_training import ServerTraining
+from fedlightning.core.messages import ClientUpdate
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.core.parts import Part, State
+
+__all__ = ["Algorithm", "Weights"]
+
+Weights = Literal["uniform", "examples"]
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "train": get_args(Part),
+    "share": get_args(Shared),
+    "weights": get_args(Weights),
+    "keep": (True, False),
+    "sums": get_args(Sums),
+    "own_norms": (True, False),
+}
+
+
+class Algorithm:
+    """Federated learning as a few choices that are independent of each other.
+
+    Each round the cohort's clients start from the global model, train the part ``train`` and send
+    back the part ``share``; the server averages what it gets. What a client trains and does not
+    share it keeps for the next time it is chosen, unless ``keep`` is false. Local methods take part
+    in a client's turn; a server optimizer makes the mean a step.
+
+    A choice that is left out (``None``) is FedAvg's, and free to be made by another algorithm:
+    ``FedBABU() + FedProx(mu=0.1)`` has the choices of both, and is refused where they contradict
+    each other.
+
+    Args:
+        train: The part that moves during local training; the rest is frozen.
+        share: The part that is averaged, or ``none``.
+        weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
+        keep: Whether clients keep what they train and do not share.
+        sums: Precision in which the server adds (see
+            :class:`fedlightning.algorithms.aggregation.WeightedMean`).
+        own_norms: Whether BatchNorm layers stay with the clients.
+        local: What takes part in a client's turn.
+        server: What makes the clients' mean the next global model; ``None`` takes the mean itself.
+        server_data: How the server trains on data of its own, if it has any.
+
+    Raises:
+        ConfigError: If a value is not one of the choices.
+
+    Example:
+        >>> Algorithm(train="body", share="body", weights="uniform")
+        Algorithm(train='body', share='body', weights='uniform')
+        >>> Algorithm().train, Algorithm().weights, Algorithm().keep
+        ('full', 'examples', True)
+    """
+
+    def __init__(
+        self,
+        train: Part | None = None,
+        share: Shared | None = None,
+        weights: Weights | None = None,
+        keep: bool | None = None,
+        sums: Sums | None = None,
+        own_norms: bool | None = None,
+        local: list[LocalMethod] | None = None,
+        server: ServerOptimizer | None = None,
+        server_data: ServerTraining | None = None,
+    ) -> None:
+        if not isinstance(local, (list, tuple, type(None))):
+            raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
+        given = {
+            "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
+            "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
+            "server_data": server_data,
+        }  # fmt: skip
+        self.claims: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
+        for key, choices in _CHOICES.items():
+            value = self.claims.get(key, choices[0])
+            if value not in choices:
+                raise ConfigError(
+                    f"algorithm.{key} must be one of {', '.join(map(str, choices))}, "
+                    f"got {value!r}.{did_you_mean(str(value), [str(c) for c in choices])}"
+                )
+        self._check_methods()
+        self.train: Part = train or "full"
+        self.share: Shared = share or "full"
+        self.weights: Weights = weights or "examples"
+        self.keep = keep is not False
+        self.sums: Sums = sums or "float64"
+        self.own_norms = bool(own_norms)
+        self.local: tuple[LocalMethod, ...] = self.claims.get("local", ())
+        self.server = server
+        self.server_data = server_data
+        self._refuse_for_nobody()
+
+    def __repr__(self) -> str:
+        own = {k: v for k, v in vars(self).items() if k not in _FIELDS and not k.startswith("_")}
+        settings = ", ".join(f"{key}={value!r}" for key, value in {**own, **self.claims}.items())
+        return f"{type(self).__name__}({settings})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __add__(self, other: Algorithm) -> Algorithm:
+        """Return the algorithm with the choices of both.
+
+        Raises:
+            ConfigError: If they contradict each other.
+        """
+        from fedlightning.algorithms.composition import Composite
+
+        return Composite([self, other])
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+        return type(self).__name__
+
+    @property
+    def needs_parts(self) -> bool:
+        """Whether body and head must be told apart."""
+        parts = (self.train, self.share, self.server_part)
+        return any(part in ("body", "head") for part in parts) or self._head_methods
+
+    @property
+    def server_part(self) -> Part | None:
+        """What the server trains on data of its own; ``None`` if it has none."""
+        if self.server_data is None or self.share == "none":
+            return None
+        default = self.share if self.train == "full" else self.train
+        return self.server_data.part or default
+
+    @property
+    def _head_methods(self) -> bool:
+        return any(method.needs_head for method in self.local)
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients that trained have models of their own, beside the global one."""
+        keeps = self.keep and (self.share != "full" or self.own_norms) and self.train != self.share
+        return keeps or (self.keep and self.own_norms) or any(m.personal_model for m in self.local)
+
+    def roles(self, keys: Any) -> Roles:
+        """Return which of a model's keys are trained, shared and kept.
+
+        Args:
+            keys: The model's keys (see :class:`fedlightning.algorithms.roles.ModelKeys`).
+        """
+        return Roles.of(keys, self.train, self.share, self.keep, self.own_norms)
+
+    def weight(self, update: ClientUpdate) -> float:
+        """Return an update's weight in the mean."""
+        return 1.0 if self.weights == "uniform" else float(update.num_examples)
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
+        """Merge a cohort's updates into the next global state of the shared part.
+
+        Args:
+            updates: One per client, in cohort order. They are produced while they are read: each is
+                valid until the next one is asked for.
+            merge: What merges (``federation.aggregator``); the weighted mean by default.
+
+        Returns:
+            The new values; keys that are left out keep their old ones.
+        """
+        merge = merge if merge is not None else WeightedMean(self.sums)
+        for update in updates:
+            merge.push(update.state, self.weight(update))
+        return merge.result()
+
+    def _check_methods(self) -> None:
+        for key, kind in (
+            ("local", LocalMethod),
+            ("server", ServerOptimizer),
+            ("server_data", ServerTraining),
+        ):
+            value = self.claims.get(key)
+            for item in value if isinstance(value, tuple) else [value] if value else []:
+                if not isinstance(item, kind):
+                    raise ConfigError(f"algorithm.{key} must be a {kind.__name__}, got {item!r}.")
+
+    def _refuse_for_nobody(self) -> None:
+        """Refuse what acts on what is shared, where nothing is."""
+        part = self.server_part
+        if part and not ({self.train, self.share} <= {"full", part}):
+            raise ConfigError(
+                f"algorithm.part: the server cannot train part {part!r} where clients train "
+                f"{self.train!r} and share {self.share!r}."
+            )
+        if self.share != "none":
+            return
+        for item in (self.server, self.server_data, *self.local):
+            if item is not None and getattr(item, "needs_global", True):
+                raise ConfigError(
+                    f"{type(item).__name__} needs a global model, and with share='none' there is "
+                    "none."
+                )
+
+
+CHOSEN = (*_CHOICES, "local", "server", "server_data")
+"""The names of an algorithm's choices."""
+
+_FIELDS = {*CHOSEN, "claims"}

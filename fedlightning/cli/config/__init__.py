@@ -1,0 +1,1 @@
+"""Configs and options: files, references, short names, overrides."""

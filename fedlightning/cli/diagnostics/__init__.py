@@ -1,0 +1,1 @@
+"""What is wrong with options, said in one line."""

@@ -1,0 +1,168 @@
+"""Every way in which a command can end, as an exit code and one line."""
+
+from __future__ import annotations
+
+import errno
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fedlightning.cli.checkpoint_faults import what_is_wrong, while_restoring
+from fedlightning.errors import FedLightningError, WorkerLost
+from fedlightning.core.tracebacks import place_of, raised_by_user
+
+__all__ = ["Failure", "causes", "diagnose"]
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_MOST = 800
+_UNKNOWN_METRIC = (
+    r"conditioned on metric `(.*?)` which is not available.*(any of the following: .*)",
+    r"ModelCheckpoint\(monitor='(.*?)'\)` could not find .*?(the returned metrics: \[.*?\])",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a command ended.
+
+    Args:
+        exit_code: What the process returns.
+        text: What to print, on one line; empty for nothing.
+        is_error: Whether ``error: `` goes before it.
+    """
+
+    exit_code: int
+    text: str = ""
+    is_error: bool = True
+
+    @property
+    def leaves_work(self) -> bool:
+        """Whether a run that ended so may have rounds worth going on from."""
+        return self.is_error and self.exit_code in (1, 5, 6)
+
+
+def diagnose(error: BaseException, watch: Any = None) -> Failure:
+    """Return how a command ended that raised ``error``.
+
+    Args:
+        error: What came out of it.
+        watch: The run's :class:`~fedlightning.cli.run_watch.RunWatch`, if it came so far.
+
+    Example:
+        >>> diagnose(PermissionError(13, "Permission denied", "runs"))
+        Failure(exit_code=6, text='Permission denied: runs', is_error=True)
+    """
+    chain = list(causes(error))
+    interrupted = watch.interruption() if watch is not None else "interrupted."
+    # Lightning makes an exit of Ctrl+C: `sys.exit(1)`, with the interrupt as its context
+    if any(isinstance(link, KeyboardInterrupt) for link in chain):
+        return Failure(128 + signal.SIGINT, interrupted, is_error=False)
+    if isinstance(error, SystemExit):
+        if type(error).__name__ == "SIGTERMException" or error.code == 128 + signal.SIGTERM:
+            return Failure(128 + signal.SIGTERM, interrupted, is_error=False)
+        return _exit(error)
+    ours = next((link for link in chain if isinstance(link, FedLightningError)), None)
+    if isinstance(ours, WorkerLost) and ours.exit_code > 128:  # a signal to another worker
+        return Failure(ours.exit_code, interrupted, is_error=False)
+    if ours is not None:
+        client_failed = getattr(ours, "failure", None) is not None
+        return (client_failed and _of_the_machine_beneath(ours)) or _failure(
+            ours.exit_code, _in_place(ours, chain)
+        )
+    if watch is not None and watch.checkpoint and while_restoring(error):
+        return _failure(4, f"ckpt_path={watch.checkpoint!r}: {what_is_wrong(error)}")
+    where = watch.where if watch is not None else ""
+    at_work = watch is not None and watch.client is not None
+    for link in chain:
+        if found := _of_the_machine(link, at_work):
+            return found
+    if found := _of_a_library(error):
+        return found
+    described = f"{type(error).__name__}: {error}".rstrip(": ")
+    if at_work or (watch is not None and watch.trainer is not None and raised_by_user(error)):
+        return _failure(5, f"{where}: {described}{place_of(error)}".removeprefix(": "))
+    if raised_by_user(error):
+        return _failure(2, f"{described}{place_of(error)}")
+    return _failure(
+        1, f"internal: {described}{place_of(error)}; FEDLIGHTNING_DEBUG=1 shows the traceback."
+    )
+
+
+def _exit(error: SystemExit) -> Failure:
+    if error.code is None or isinstance(error.code, int):
+        return Failure(error.code or 0)
+    return _failure(1, str(error.code))
+
+
+def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
+    """Memory, disk, files, packages; while a client works, files are its own business."""
+    name, module = type(error).__name__, type(error).__module__
+    text = str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return _failure(
+            6, f"out of memory: {text or 'the machine has no more'}; lower data.batch_size."
+        )
+    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", text):
+        return _failure(6, f"cannot write a checkpoint, no space left on the device? {text}")
+    if isinstance(error, OSError) and (not at_work or error.errno in _DISK):
+        where = f": {error.filename}" if error.filename else ""
+        return _failure(6, f"{error.strerror or text or name}{where}")
+    if isinstance(error, ModuleNotFoundError) and not at_work and not raised_by_user(error):
+        return _failure(6, text)
+    if module.partition(".")[0] == "wandb":
+        return _failure(6, f"wandb: {text}; WANDB_MODE=offline logs without key and network.")
+    return None
+
+
+def _of_the_machine_beneath(error: BaseException) -> Failure | None:
+    """The machine's trouble in what made a client fail: more memory helps, another client not."""
+    found = (_of_the_machine(link, at_work=True) for link in list(causes(error))[1:])
+    return next(filter(None, found), None)
+
+
+def _of_a_library(error: BaseException) -> Failure | None:
+    """What Lightning and OmegaConf say of settings."""
+    name, module = type(error).__name__, type(error).__module__.partition(".")[0]
+    text = str(error)
+    if module == "omegaconf":
+        key = _short_key(getattr(error, "full_key", "") or "")
+        first = re.sub(r"\w+ raised while resolving interpolation: ", "", text).partition("\n")[0]
+        return _failure(2, f"{key}: bad reference: {first}".removeprefix(": "))
+    for pattern in _UNKNOWN_METRIC:
+        if found := re.search(pattern, text):
+            hint = " data.val_fraction holds validation data out." if "val" in found[1] else ""
+            return _failure(
+                2, f"{found[1]} is never logged, so it cannot be monitored: {found[2]}.{hint}"
+            )
+    if name == "MisconfigurationException":
+        return _failure(2, text)
+    return None
+
+
+def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:
+    """Return the text of an error of ours, with the setting whose reference it is about."""
+    text = str(error)
+    keys = (str(getattr(link, "full_key", None) or "") for link in chain)
+    key = next(filter(None, keys), "")
+    return f"{_short_key(key)}: {text}" if key else text
+
+
+def _short_key(full_key: str) -> str:
+    """Return a config's key as one writes it: without the command's name and ``init_args``."""
+    return re.sub(r"\.init_args\b", "", full_key.partition(".")[2] or full_key)
+
+
+def _failure(exit_code: int, text: str) -> Failure:
+    line = " ".join(text.split())
+    return Failure(exit_code, line if len(line) <= _MOST else f"{line[:_MOST]} ...")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,71 @@
+"""What a partition looks like: a few lines for people, and a table for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+
+from fedlightning.datamodules.index_lists import ClientSplits
+from fedlightning.datamodules.loaders import SPLITS
+
+__all__ = ["partition_csv", "summarize"]
+
+
+def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
+    """Return a few readable lines about a partition.
+
+    Args:
+        splits: Every client's indices.
+        table: Training examples by client and class, shape (num_clients, num_classes).
+        rule: The partition and its seed, in words.
+
+    Example:
+        >>> parts = [np.array([0, 1, 2]), np.array([3])]
+        >>> splits = ClientSplits(train=parts, val=[parts[0][:0]] * 2, test=parts)
+        >>> print(summarize(splits, np.array([[3, 0], [0, 1]]), "IID()"))
+        2 clients, IID()
+        train: 4 samples, a client has min 1, median 2, max 3
+        test: 4 samples, a client has min 1, median 2, max 3
+        distinct classes a client: mean 1.0 of 2
+        digest: 0b445f5bb415
+    """
+    lines = [f"{len(splits.train)} clients, {rule}"]
+    for split in ("train", "val", "test"):
+        sizes = splits.sizes(split)
+        if sizes.any():
+            lines.append(
+                f"{split}: {sizes.sum()} samples, a client has min {sizes.min()}, "
+                f"median {np.median(sizes):g}, max {sizes.max()}"
+            )
+    if table.shape[1]:
+        distinct = (table > 0).sum(axis=1).mean()
+        lines.append(f"distinct classes a client: mean {distinct:.1f} of {table.shape[1]}")
+    lines.append(f"digest: {splits.digest()[:12]}")
+    return "\n".join(lines)
+
+
+def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
+    """Return the text of ``partition.csv``: one row a client.
+
+    Args:
+        splits: Every client's indices.
+        table: Training examples by client and class, shape (clients, num_classes). It has as many
+            rows as the text shall have.
+
+    Example:
+        >>> parts = [np.array([0, 1, 2])]
+        >>> print(partition_csv(ClientSplits(parts, [parts[0][:0]], parts), np.array([[2, 1]])))
+        client_id,num_train,num_val,num_test,class_0,class_1
+        0,3,0,3,2,1
+        <BLANKLINE>
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    classes = [f"class_{label}" for label in range(table.shape[1])]
+    writer.writerow(["client_id", "num_train", "num_val", "num_test", *classes])
+    sizes = np.stack([splits.sizes(split)[: len(table)] for split in SPLITS], axis=1)
+    for client, row in enumerate(np.concatenate([sizes, table], axis=1).tolist()):
+        writer.writerow([client, *row])
+    return text.getvalue()

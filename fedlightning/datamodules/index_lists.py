@@ -1,0 +1,120 @@
+"""Every client's training, validation and test indices."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fedlightning.datamodules.ragged import Ragged
+from fedlightning.datamodules.loaders import SPLITS, Split, check_split
+from fedlightning.errors import ConfigError
+
+__all__ = ["ClientSplits"]
+
+_HASHED_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ClientSplits:
+    """The indices of every client.
+
+    Attributes:
+        train: Per client, int64 indices into the pool of training examples.
+        val: Per client, indices into the same pool, none of them in ``train``.
+        test: Per client, indices into the pool of test examples.
+
+    Example:
+        >>> train, val, test = np.array([0, 2]), np.array([1]), np.array([0])
+        >>> splits = ClientSplits([train], [val], [test])
+        >>> splits.of("val", 0).tolist(), splits.sizes("train").tolist()
+        ([1], [2])
+        >>> splits.digest()[:12]
+        '0d64ba255b11'
+    """
+
+    train: Sequence[np.ndarray]
+    val: Sequence[np.ndarray]
+    test: Sequence[np.ndarray]
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            object.__setattr__(self, split, Ragged.of(getattr(self, split)))
+
+    def parts(self, split: Split) -> Ragged:
+        """Return the index lists of one split, by client id.
+
+        Raises:
+            ConfigError: There is no such split.
+        """
+        check_split(split)
+        parts: Ragged = getattr(self, split)
+        return parts
+
+    def of(self, split: Split, client: int) -> np.ndarray:
+        """Return one client's indices.
+
+        Raises:
+            ConfigError: There is no such split or no such client.
+        """
+        return self._checked(split, client)[client]
+
+    def size(self, split: Split, client: int) -> int:
+        """Return one client's number of examples.
+
+        Raises:
+            ConfigError: There is no such split or no such client.
+        """
+        return self._checked(split, client).size(client)
+
+    def owner(self, split: Split, index: int) -> int:
+        """Return the client that holds the example ``index`` of the split's pool."""
+        return self.parts(split).owner(index)
+
+    def sizes(self, split: Split) -> np.ndarray:
+        """Return every client's number of examples, int64, shape (num_clients,)."""
+        return self.parts(split).sizes
+
+    def table(
+        self, split: Split, labels: np.ndarray, num_classes: int, clients: int | None = None
+    ) -> np.ndarray:
+        """Return how many examples of each class each client has, shape (clients, num_classes).
+
+        Args:
+            split: Which part of the clients' data.
+            labels: Class of each example of the pool that the split indexes; labels outside the
+                classes are not counted.
+            num_classes: Number of classes.
+            clients: How many clients, from client 0 on; None means all.
+        """
+        parts = self.parts(split)
+        sizes = parts.sizes[:clients]
+        cells = np.repeat(np.arange(len(sizes)), sizes) * num_classes
+        classes = labels[parts.flat[: sizes.sum()]]
+        inside = (classes >= 0) & (classes < num_classes)
+        cells = cells[inside] + classes[inside]
+        counts = np.bincount(cells, minlength=len(sizes) * num_classes)
+        return counts.reshape(len(sizes), num_classes)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all index lists, in hexadecimal: equal if and only if they are."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        content = hashlib.sha256()
+        for split in SPLITS:
+            for values in (self.sizes(split), self.parts(split).flat):
+                for start in range(0, len(values), _HASHED_AT_ONCE):
+                    piece = values[start : start + _HASHED_AT_ONCE]
+                    content.update(np.ascontiguousarray(piece, "<i8").data)
+        return content.hexdigest()
+
+    def _checked(self, split: Split, client: int) -> Ragged:
+        parts = self.parts(split)
+        if not 0 <= client < len(parts):
+            raise ConfigError(f"client must be in [0, {len(parts)}), got {client}")
+        return parts

@@ -1,0 +1,1 @@
+"""Image datasets: the embedded digits, MNIST and its kin, CIFAR."""

@@ -1,0 +1,61 @@
+"""What the image data sets have in common: bytes in memory, made into float images by the batch."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any, ClassVar
+
+from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.loaders import Batch
+from fedlightning.datamodules.vision.transforms import Scaling, random_crop_and_flip
+
+__all__ = ["VisionDataModule"]
+
+
+class VisionDataModule(FederatedDataModule, ABC):
+    """Images that are stored as uint8, shape (n, channels, height, width).
+
+    A batch becomes float32 in 0..1 on its device, then is normalised; in training it may be
+    augmented before that, so the margin of a crop is black.
+
+    Args:
+        root: Folder of the data.
+        download: Download the data if they are not there.
+        augment: In training, crop at random out of the image padded by 4, and mirror half of the
+            images where a mirrored image keeps its meaning.
+        normalize: Subtract the data set's mean and divide by its standard deviation, by channel.
+        kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
+            :class:`FederatedDataModule`.
+    """
+
+    mean: ClassVar[tuple[float, ...]]
+    std: ClassVar[tuple[float, ...]]
+    mirrored: ClassVar[bool]
+
+    def __init__(
+        self,
+        root: str = "data",
+        download: bool = False,
+        augment: bool = False,
+        normalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = str(root)
+        self.download = download
+        self.augment = augment
+        self.normalize = normalize
+        self._scaling = Scaling(*(self.mean, self.std) if normalize else (None, None))
+
+    def transform_batch(self, batch: Batch, training: bool) -> Batch:
+        """Return float images and labels; see the class."""
+        images, labels = batch
+        if training and self.augment:
+            images = random_crop_and_flip(images, flip=self.mirrored)
+        return self._scaling(images), labels
+
+    @property
+    def transforms_alike(self) -> bool:
+        """Whether images are only scaled, in training as in evaluation."""
+        own = getattr(self.transform_batch, "__func__", None)
+        return own is VisionDataModule.transform_batch and not self.augment

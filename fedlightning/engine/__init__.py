@@ -1,0 +1,1 @@
+"""How rounds are executed inside Lightning."""

@@ -1,0 +1,1 @@
+"""Everything that relies on Lightning's private names, and nothing else."""

@@ -1,0 +1,614 @@
+"""Everything that relies on Lightning's private names, and nothing else.
+
+Lightning took loop customisation out of its public API in 2.0, but the names below have kept their
+meaning since 2.1. ``tests/test_lightning_private.py`` fails with the name of one that has moved.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
+from pytorch_lightning.loops.fit_loop import _FitLoop
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities import CombinedLoader
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from fedlightning.datamodules import ClientTask
+from fedlightning.engine.local_log import LogFlags
+from fedlightning.engine.workers.collectives import Workers
+
+__all__ = [
+    "ClientEvaluationLoop",
+    "PersonalizationLoop",
+    "Phase",
+    "RoundLoop",
+    "StockStep",
+    "after_environment",
+    "before_optimizers",
+    "continue_logger",
+    "forget_failed_step",
+    "install_loops",
+    "personalization_loop",
+    "requeued_checkpoint",
+    "rounds_between_looks",
+    "transfer_batch",
+    "wandb_settings",
+]
+
+
+class Phase(str, Enum):
+    """How far a round has come, and so where a run resumed from a checkpoint goes on."""
+
+    TRAINING = "training"  # nothing merged yet: the round is run again
+    AGGREGATED = "aggregated"  # the global model is the round's; validation is still to come
+    VALIDATED = "validated"
+    FINISHED = "finished"  # metrics are logged; the next round is to come
+
+
+class RoundLoop(_FitLoop):
+    """Lightning's fit loop with an epoch that is a round and a batch that is a client.
+
+    A round is a transaction: a checkpoint holds its start or its result, never something in
+    between.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, min_epochs: int | None = 0, max_epochs: int | None = None
+    ) -> None:
+        super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
+        self.phase = Phase.FINISHED
+        self.updates = 0
+        self._updates_before = 0
+        self.accumulating = False
+        self._round_metrics: dict[str, tuple[float, LogFlags]] = {}
+        self._saved: dict[str, Any] | None = None
+
+    # -- what a subclass says ------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def workers(self) -> Workers:
+        """The processes that share the work."""
+
+    @abstractmethod
+    def clients_per_round(self) -> int:
+        """Return the number of clients in a round."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Prepare the first round: called once, after checkpoint and optimizers are in place."""
+
+    @abstractmethod
+    def run_round(self) -> Mapping[str, tuple[float, LogFlags]]:
+        """Train one round, put its result into the module, and return the round's metrics."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return what a checkpoint shall hold besides: primitives and tensors."""
+        return {}
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse what :meth:`extra_state` gave, if this run cannot go on from it."""
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+
+    # -- the walk of a run ---------------------------------------------------------------------
+
+    @property
+    def round(self) -> int:
+        """The round under way, from 0."""
+        return int(self.epoch_progress.current.completed)
+
+    @property
+    def next_round(self) -> int:
+        """The round that a run resumed now would go on with."""
+        return int(self.epoch_progress.state_dict()["current"]["processed"])
+
+    def setup_data(self) -> None:
+        """Count the clients of a round; they take the place of Lightning's train batches."""
+        if self.trainer.limit_train_batches == 0:
+            return
+        self.max_batches = self.clients_per_round()
+        self.trainer.val_check_batch = self.max_batches
+
+    def reset(self) -> None:
+        """Go to where the checkpoint, if there is one, left off."""
+        torch.set_grad_enabled(True)
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return
+        self.phase = Phase(saved["phase"])
+        self._go_to_round(saved["round"])
+        self._count_updates(saved["updates"])
+        self._round_metrics = {
+            name: (value, LogFlags(prog_bar, logger))
+            for name, (value, prog_bar, logger) in saved["metrics"].items()
+        }
+        if saved["stopped"]:  # by early stopping, which is not asked again before the next round
+            self.trainer.should_stop = any(
+                isinstance(callback, EarlyStopping) and callback.stopped_epoch > 0
+                for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            )
+        self.trainer._logger_connector._callback_metrics.update(
+            {name: torch.tensor(value) for name, value in saved["callback_metrics"].items()}
+        )
+        self.load_extra_state(saved["extra"])
+
+    def on_run_start(self) -> None:
+        """Tell the callbacks that training starts; the module's own hook is the clients'."""
+        trainer = self.trainer
+        if self.epoch_loop._should_check_val_epoch() and trainer.val_dataloaders is None:
+            trainer.validating = True
+            self.epoch_loop.val_loop.setup_data()
+            trainer.training = True
+        if self.workers.size > 1:
+            _only_note_sigterm(trainer)
+        self.begin()
+        call._call_callback_hooks(trainer, "on_train_start")
+        call._call_strategy_hook(trainer, "on_train_start")
+
+    def on_advance_start(self) -> None:
+        """Start a round, unless a resumed one is past its start."""
+        self.epoch_progress.increment_ready()
+        if self.phase in (Phase.FINISHED, Phase.TRAINING):
+            self.phase = Phase.TRAINING
+            self._updates_before = self.updates
+            call._call_callback_hooks(self.trainer, "on_train_epoch_start")
+        self.epoch_progress.increment_started()
+
+    def advance(self) -> None:
+        """Run one round: clients, aggregation, validation."""
+        with self.trainer.profiler.profile("run_training_epoch"):  # type: ignore[attr-defined]
+            if self.phase is Phase.TRAINING:
+                self.epoch_loop.batch_progress.reset_on_run()
+                self._round_metrics = dict(self.run_round())
+                # the first moment at which a checkpoint may hold the round's result
+                self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+                self.phase = Phase.AGGREGATED
+                self.fire("on_aggregate_end")
+            for name, (value, flags) in self._round_metrics.items():
+                _log_as(self.trainer.lightning_module, "training_step", name, value, flags)
+            if self.phase is Phase.AGGREGATED and self.epoch_loop._should_check_val_epoch():
+                self._validate()
+            self.phase = Phase.VALIDATED
+
+    def on_advance_end(self) -> None:
+        """End a round: callbacks, loggers, and last of all the checkpoint."""
+        trainer = self.trainer
+        connector = trainer._logger_connector
+        connector.epoch_end_reached()
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
+        connector.on_epoch_end()
+        self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        connector.update_train_epoch_metrics()
+        self.epoch_progress.increment_processed()
+        self.phase = Phase.FINISHED
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
+        self.epoch_progress.increment_completed()
+        self.epoch_loop._batches_that_stepped = self.round
+        self.stop_if_told_to()
+
+    def stop_if_told_to(self) -> None:
+        """Stop the run after a SIGTERM to any of the workers; all of them must call this."""
+        if any(self.workers.gather(self.trainer.received_sigterm)):
+            raise SIGTERMException
+
+    def on_run_end(self) -> None:
+        """Tell the callbacks that training ended."""
+        call._call_callback_hooks(self.trainer, "on_train_end")
+        call._call_strategy_hook(self.trainer, "on_train_end")
+
+    # -- the server's events within a round ----------------------------------------------------
+
+    def client_starts(self, task: ClientTask, position: int) -> None:
+        """A client of the cohort starts: to callbacks, a train batch."""
+        self.epoch_loop.batch_progress.increment_ready()
+        self.trainer._logger_connector.on_batch_start(task)
+        self.epoch_loop._results.batch_size = task.num_examples
+        call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
+        self.epoch_loop.batch_progress.increment_started()
+
+    def client_ends(
+        self, outputs: Mapping[str, Any], task: ClientTask, position: int, counts: bool = True
+    ) -> None:
+        """A client is done: its update counts as one step, if it gave one."""
+        progress = self.epoch_loop.batch_progress
+        progress.increment_processed()
+        progress.is_last_batch = position + 1 == self.max_batches
+        self._count_updates(self.updates + counts)
+        call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
+        self.trainer._logger_connector.on_batch_end()
+        progress.increment_completed()
+        self.trainer._logger_connector.update_train_step_metrics()
+        if self.workers.size == 1:
+            self.stop_if_told_to()
+
+    def listens(self, hook: str) -> bool:
+        """Whether a callback has this hook."""
+        return any(hasattr(callback, hook) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+
+    def fire(self, hook: str, *args: Any) -> None:
+        """Call a hook that only federated callbacks have (``on_client_end``, ...)."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            own = getattr(callback, hook, None)
+            if own is not None:
+                own(self.trainer, self.trainer.lightning_module, *args)
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Return the round, how far it has come, and what its end needs."""
+        callback_metrics = {
+            name: float(value)
+            for name, value in self.trainer._logger_connector._callback_metrics.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return {
+            "phase": self.phase.value,
+            "round": self.next_round,
+            "updates": (self._updates_before if self.phase is Phase.TRAINING else self.updates),
+            "metrics": {
+                name: (value, flags.prog_bar, flags.logger)
+                for name, (value, flags) in self._round_metrics.items()
+            },
+            "callback_metrics": callback_metrics,
+            "stopped": bool(self.trainer.should_stop),
+            "extra": self.extra_state(),
+        }
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the run starts."""
+        self.check_extra_state(state_dict["extra"])
+        self._saved = state_dict
+
+    # -- small print ---------------------------------------------------------------------------
+
+    def _should_accumulate(self) -> bool:
+        return self.accumulating
+
+    def _validate(self) -> None:
+        trainer, val_loop = self.trainer, self.epoch_loop.val_loop
+        first_iteration = trainer._logger_connector._first_loop_iter
+        trainer.validating = True
+        call._call_lightning_module_hook(trainer, "on_validation_model_zero_grad")
+        val_loop.restarting = False
+        val_loop.run()
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first_iteration
+
+    def _go_to_round(self, index: int) -> None:
+        for counts in (self.epoch_progress.total, self.epoch_progress.current):
+            for name in ("ready", "started", "processed", "completed"):
+                setattr(counts, name, index)
+        self.epoch_loop._batches_that_stepped = index
+
+    def _count_updates(self, updates: int) -> None:
+        """Set ``trainer.global_step``: client updates received, however many steps they took."""
+        self.updates = updates
+        automatic = self.epoch_loop.automatic_optimization.optim_progress.optimizer.step
+        manual = self.epoch_loop.manual_optimization.optim_step_progress
+        for counts in (automatic.total, manual.total):
+            counts.ready = counts.completed = updates
+
+
+class ClientEvaluationLoop(_EvaluationLoop):
+    """Lightning's evaluation loop with a batch that is a client.
+
+    Batches that are not :class:`ClientTask`, from a loader of the user's own, take the stock way.
+
+    Args:
+        evaluate: Returns what a client's data says of the model, by metric name.
+        summarise: Turns all clients' values into what is logged.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        evaluate: Callable[[ClientTask], Mapping[str, float]],
+        summarise: Callable[
+            [Mapping[ClientTask, Mapping[str, float]]], Mapping[str, tuple[float, LogFlags]]
+        ],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._evaluate = evaluate
+        self._summarise = summarise
+        self._scores: dict[ClientTask, Mapping[str, float]] = {}
+        self._failure: Exception | None = None
+
+    @property
+    def _workers(self) -> Workers:
+        return Workers.of(self.trainer)
+
+    def reset(self) -> None:
+        """Forget the last evaluation's scores."""
+        super().reset()
+        self._scores, self._failure = {}, None
+
+    def _evaluation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any
+    ) -> None:
+        if not isinstance(batch, ClientTask):
+            super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
+            return
+        trainer = self.trainer
+        stage = "test" if trainer.testing else "validation"
+        self.batch_progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
+        self._results.batch_size = batch.num_examples
+        call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
+        self.batch_progress.increment_started()
+        scores: Mapping[str, float] = {}
+        self._workers.check()
+        if self._workers.owns(batch_idx) and self._failure is None:
+            try:
+                scores = self._scores[batch] = self._evaluate(batch)
+            except Exception as error:
+                self._failure = error
+                if self._workers.size == 1:
+                    raise
+        self.batch_progress.increment_processed()
+        call._call_callback_hooks(trainer, f"on_{stage}_batch_end", scores, batch, batch_idx)
+        trainer._logger_connector.on_batch_end()
+        self.batch_progress.increment_completed()
+        if not trainer.sanity_checking:
+            self._has_run = True
+        alone = self._workers.size == 1  # several workers agree at the round's end
+        if alone and not self.batch_progress.is_last_batch and trainer.received_sigterm:
+            raise SIGTERMException
+
+    def _on_evaluation_epoch_end(self) -> None:
+        self._workers.agree(self._failure)
+        fx = "test_step" if self.trainer.testing else "validation_step"
+        for name, (value, flags) in self._summarise(self._scores).items():
+            _log_as(self.trainer.lightning_module, fx, name, value, flags)
+        super()._on_evaluation_epoch_end()
+
+    def _on_evaluation_end(self, *args: Any, **kwargs: Any) -> None:
+        fit_loop = self.trainer.fit_loop
+        if isinstance(fit_loop, RoundLoop) and fit_loop.phase is Phase.AGGREGATED:
+            fit_loop.phase = (
+                Phase.VALIDATED
+            )  # a checkpoint made by the hooks below holds the metrics
+        super()._on_evaluation_end(*args, **kwargs)
+
+
+class _Adjuster(pl.Callback):
+    """Stands among the callbacks while an algorithm's step is taken."""
+
+    def __init__(self, adjust: Callable[[], None]) -> None:
+        self._adjust = adjust
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._adjust()
+
+
+class PersonalizationLoop(ClientEvaluationLoop):
+    """A test in which nobody is evaluated: callbacks personalise at its end, as in any test."""
+
+    @property
+    def skip(self) -> bool:
+        """Never: clients without test data are personalised, too."""
+        return False
+
+    def setup_data(self) -> None:
+        """Take no loader: there is nothing to walk through."""
+        self._combined_loader = CombinedLoader([[]], "sequential")
+        self._max_batches = [0]
+        self._seen_batches_per_dataloader = defaultdict(int)
+
+
+class StockStep:
+    """A training step through Lightning's own optimization loops: every hook and plugin takes part.
+
+    Args:
+        trainer: A trainer whose fit loop is a :class:`RoundLoop`.
+        adjust: Changes the gradients before they are clipped and the optimizer steps.
+    """
+
+    def __init__(self, trainer: pl.Trainer, adjust: Callable[[], None] | None = None) -> None:
+        self._trainer = trainer
+        assert isinstance(trainer.fit_loop, RoundLoop)
+        self._loop = trainer.fit_loop
+        self._adjuster = [_Adjuster(adjust)] if adjust is not None else []
+
+    def __call__(self, batch: Any, batch_idx: int, due: bool) -> Tensor | None:
+        """Train on one batch."""
+        trainer, epoch_loop = self._trainer, self._loop.epoch_loop
+        updates, self._loop.accumulating = self._loop.updates, not due
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = self._adjuster  # before anyone else's hooks
+        try:
+            kwargs = epoch_loop._build_kwargs({}, batch, batch_idx)  # type: ignore[arg-type]
+            if trainer.lightning_module.automatic_optimization:
+                output = epoch_loop.automatic_optimization.run(
+                    trainer.optimizers[0],
+                    batch_idx,
+                    kwargs,
+                )
+                if due:
+                    self._step_schedulers(batch_idx)
+            else:
+                output = epoch_loop.manual_optimization.run(kwargs)
+        finally:
+            del callbacks[: len(self._adjuster)]
+            self._loop.accumulating = False
+            self._loop._count_updates(updates)
+        loss = output.get("loss")
+        return loss.detach() if isinstance(loss, Tensor) else None
+
+    def _step_schedulers(self, batch_idx: int) -> None:
+        trainer = self._trainer
+        for config in trainer.lr_scheduler_configs:
+            if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
+                call._call_lightning_module_hook(
+                    trainer, "lr_scheduler_step", config.scheduler, None
+                )
+
+
+def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
+    """Send a batch through precision plugin and transfer hooks, as Lightning does."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def forget_failed_step(trainer: pl.Trainer) -> None:
+    """Undo what a training step that raised has left open in Lightning: hook name, gradients."""
+    trainer.lightning_module._current_fx_name = None
+    trainer.lightning_module.zero_grad()
+
+
+def install_loops(
+    trainer: pl.Trainer,
+    fit_loop: RoundLoop,
+    evaluation: Callable[..., ClientEvaluationLoop],
+    inference_mode: bool,
+) -> None:
+    """Put federated loops in the place of a trainer's own."""
+    stock: _TrainingEpochLoop = trainer.fit_loop.epoch_loop
+    fit_loop.epoch_loop = _TrainingEpochLoop(trainer, stock.min_steps, stock.max_steps)
+    fit_loop.epoch_loop.val_loop = evaluation(
+        trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+    )
+    trainer.fit_loop = fit_loop
+    trainer.validate_loop = evaluation(
+        trainer, TrainerFn.VALIDATING, RunningStage.VALIDATING, inference_mode=inference_mode
+    )
+    trainer.test_loop = evaluation(
+        trainer, TrainerFn.TESTING, RunningStage.TESTING, inference_mode=inference_mode
+    )
+
+
+@contextmanager
+def personalization_loop(
+    trainer: pl.Trainer, evaluation: Callable[..., ClientEvaluationLoop]
+) -> Iterator[None]:
+    """Have ``trainer.test`` personalise and evaluate nothing, inside the ``with`` block.
+
+    Args:
+        trainer: The trainer.
+        evaluation: Makes a :class:`PersonalizationLoop`.
+    """
+    before = trainer.test_loop
+    trainer.test_loop = evaluation(
+        TrainerFn.TESTING, RunningStage.TESTING, inference_mode=before.inference_mode
+    )
+    try:
+        yield
+    finally:
+        trainer.test_loop = before
+
+
+def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
+    """Have ``prepare`` called when the module is complete and its optimizers are not built yet."""
+    trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
+        _prepare_then, prepare, trainer.strategy.setup_optimizers
+    )
+
+
+def rounds_between_looks(callback: pl.Callback) -> int:
+    """Return how many rounds a monitoring callback lets pass between two looks at its metric."""
+    return max(int(getattr(callback, "_every_n_epochs", 1)), 1)
+
+
+def after_environment(trainer: pl.Trainer, opened: Callable[[], None]) -> None:
+    """Have ``opened`` called when the ranks know each other, before anything is written."""
+    strategy = trainer.strategy
+    strategy.setup_environment = partial(  # type: ignore[method-assign]
+        _one_then_other, strategy.setup_environment, opened
+    )
+
+
+def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:
+    one()
+    other()
+
+
+def continue_logger(logger: Logger, version: int | str | None, step: int) -> None:
+    """Have a logger that has not begun yet go on with an earlier run.
+
+    Args:
+        logger: A TensorBoard or W&B logger; others are left alone.
+        version: The earlier run's version, or id.
+        step: What that run logged at this step and later does not count.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs.setdefault("purge_step", step)
+        if logger._version is None:
+            logger._version = version
+    elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
+        logger._id = logger._wandb_init["id"] = str(version)
+
+
+def requeued_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the newest checkpoint that a preempted job has left in the run's root, if any."""
+    return trainer._checkpoint_connector._hpc_resume_path
+
+
+def wandb_settings(logger: Logger) -> dict[str, Any] | None:
+    """Return what an online W&B logger will start its run with; ``None`` for any other logger."""
+    if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
+        return None
+    return dict(logger._wandb_init)
+
+
+def _prepare_then(
+    prepare: Callable[[], None], setup_optimizers: Callable[[pl.Trainer], None], trainer: pl.Trainer
+) -> None:
+    prepare()
+    setup_optimizers(trainer)
+
+
+def _only_note_sigterm(trainer: pl.Trainer) -> None:
+    """Have SIGTERM only noted, by all: Lightning's handler waits for ranks that may be busy."""
+    connector = trainer._signal_connector
+    watchdog = getattr(trainer.strategy, "watchdog", None)
+
+    def note(*_: Any) -> None:
+        if not connector.received_sigterm and watchdog is not None:
+            watchdog.pass_on_sigterm()
+        connector.received_sigterm = True
+
+    def note_others() -> None:
+        connector.received_sigterm = True
+
+    if watchdog is not None:
+        watchdog.on_sigterm = note_others
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, note)
+
+
+def _log_as(module: pl.LightningModule, fx: str, name: str, value: float, flags: LogFlags) -> None:
+    """Log one number for the whole round, as if from the hook ``fx``."""
+    before, module._current_fx_name = module._current_fx_name, fx
+    try:
+        module.log(
+            name,
+            value,
+            prog_bar=flags.prog_bar,
+            logger=flags.logger,
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            add_dataloader_idx=False,
+        )
+    finally:
+        module._current_fx_name = before

@@ -1,0 +1,245 @@
+"""Evaluating a model on one client's data after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedlightning.engine._lightning.round_loop import transfer_batch
+from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
+from fedlightning.errors import ConfigError
+from fedlightning.engine.local_log import LocalLog, LogFlags, batch_length
+from fedlightning.core.seeding import Key, default_seed, forked_generators
+from fedlightning.engine.steps import overrides, transfers_batches, with_index
+from fedlightning.engine.workers.collectives import Workers
+
+__all__ = [
+    "HELD_OUT",
+    "ClientEvaluator",
+    "Metrics",
+    "evaluate",
+    "evaluation_steps",
+    "federated_data",
+]
+
+HELD_OUT = "held_out/"
+"""What stands before the names of metrics of clients that never train."""
+
+Metrics = Mapping[str, tuple[float, LogFlags]]
+
+
+class ClientEvaluator:
+    """Runs a module's evaluation steps on clients and averages over them.
+
+    Args:
+        trainer: The trainer whose module, data and precision are used.
+        seed: Seed of what an evaluation step draws; ``None`` means the run's.
+
+    Attributes:
+        last_accuracies: ``global/acc`` of every client that trains, at the last evaluation.
+        last_held_out_accuracies: The same of every client that is held out of training.
+        last_round: The round of that evaluation; ``None`` before the first one.
+    """
+
+    def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
+        self.last_accuracies: list[float] = []
+        self.last_held_out_accuracies: list[float] = []
+        self.last_round: int | None = None
+        self._trainer = trainer
+        self._given_seed = seed
+        self._flags: dict[str, LogFlags] = {}
+
+    def evaluate(
+        self, task: ClientTask, batches: Iterable[Batch] | None = None
+    ) -> dict[str, float]:
+        """Return what the module logs on one client's validation or test data.
+
+        Args:
+            task: Client and split.
+            batches: What stands in for the client's data.
+        """
+        trainer = self._trainer
+        log = LocalLog(trainer.lightning_module)
+        key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=task.client)
+        with forked_generators(key, trainer.strategy.root_device):
+            scores = evaluate(
+                trainer.lightning_module,
+                self.batches(task.client, task.split) if batches is None else batches,
+                task.split,
+                log,
+                trainer.precision_plugin,
+            )
+        self._flags.update(log.flags)
+        return scores
+
+    @property
+    def _seed(self) -> int:
+        return default_seed(self._given_seed)
+
+    def batches(self, client: int, split: Split) -> Iterator[Batch]:
+        """Return a client's data in evaluation batches, ready for the module."""
+        trainer = self._trainer
+        batches = federated_data(trainer).batches(
+            client, split, device=trainer.strategy.root_device
+        )
+        if transfers_batches(trainer, trainer.lightning_module):
+            return (transfer_batch(trainer, batch) for batch in batches)
+        return batches
+
+    def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
+        """Return the mean over clients of what each of them logged, on whatever worker.
+
+        Clients held out of training have means of their own, whose names begin with ``held_out/``.
+
+        Args:
+            scores: What this worker has measured.
+        """
+        workers = Workers.of(self._trainer)
+        everyones: dict[ClientTask, Mapping[str, float]] = {}
+        for part, flags in workers.gather((dict(scores), self._flags)):
+            everyones |= part
+            self._flags |= flags
+        scores = dict(
+            sorted(everyones.items(), key=lambda entry: (entry[0].split, entry[0].client))
+        )
+        held_out = self._held_out(scores)
+        if not self._trainer.sanity_checking:
+            known = [(task, v["global/acc"]) for task, v in scores.items() if "global/acc" in v]
+            self.last_accuracies = [acc for task, acc in known if task.client not in held_out]
+            self.last_held_out_accuracies = [acc for task, acc in known if task.client in held_out]
+            self.last_round = self._trainer.current_epoch
+        by_name: dict[str, list[float]] = {}
+        for task, values in scores.items():
+            prefix = HELD_OUT if task.client in held_out else ""
+            for name, value in values.items():
+                by_name.setdefault(prefix + name, []).append(value)
+        return {
+            name: (sum(values) / len(values), self._flags_of(name))
+            for name, values in by_name.items()
+        }
+
+    def _held_out(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> set[int]:
+        clients = {task.client for task in scores}
+        return {client for client in clients if federated_data(self._trainer).is_held_out(client)}
+
+    def _flags_of(self, name: str) -> LogFlags:
+        if name in self._flags:
+            return self._flags[name]
+        return replace(self._flags[name.removeprefix(HELD_OUT)], prog_bar=False)
+
+
+def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
+    """Return a trainer's data module.
+
+    Raises:
+        ConfigError: If the trainer was given something else.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, FederatedDataModule):
+        got = f"got {type(data).__name__}" if data is not None else "which was not given"
+        raise ConfigError(
+            "FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
+            f"{got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
+            "fedlightning.datamodules."
+        )
+    return data
+
+
+@torch.no_grad()
+def evaluate(
+    module: pl.LightningModule,
+    batches: Iterable[Batch],
+    split: Split,
+    log: LocalLog,
+    precision: Precision,
+) -> dict[str, float]:
+    """Return what the module logs about one client's data, averaged over its examples.
+
+    Args:
+        module: The model to evaluate, in the mode (``eval()``) that it shall have.
+        batches: The client's batches.
+        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``,
+            and without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
+        log: Takes what the module logs.
+        precision: The trainer's precision plugin.
+    """
+    own = getattr(module, "validation_step" if split == "val" else "test_step")
+    if own is no_step or not overrides(module, own.__name__, pl.LightningModule):
+        if split == "val":
+            return {}
+        own = _classifier_step(module, log)
+    step = with_index(own)
+    with log.capture():
+        for index, batch in enumerate(batches):
+            log.on_batch(batch)
+            with precision.test_step_context():
+                step(batch, index)
+        return log.collect()
+
+
+def no_step(batch: Batch, batch_idx: int) -> None:
+    """Evaluate nothing: a stand-in for the steps that a module does not have."""
+
+
+def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -> Any:
+    """Return class probabilities where the module gives logits, else what it gives."""
+    outputs = module(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point()
+    return outputs.softmax(dim=-1) if logits else outputs
+
+
+@contextmanager
+def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
+    """Give a module the evaluation steps that it lacks, inside the ``with`` block.
+
+    Lightning skips evaluation, or refuses it, for a module without the step; but whoever predicts
+    classes can be evaluated on the clients' test data without one.
+    """
+    stand_ins = {"validation_step": no_step, "test_step": no_step}
+    if module is not None:
+        stand_ins["predict_step"] = partial(_predict_classes, module)
+    missing = [
+        name
+        for name in stand_ins
+        if module is not None and not overrides(module, name, pl.LightningModule)
+    ]
+    for name in missing:
+        vars(module)[name] = stand_ins[name]
+    try:
+        yield
+    finally:
+        for name in missing:
+            del vars(module)[name]
+
+
+def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Batch], None]:
+    def step(batch: Batch) -> None:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            return
+        x, y = batch
+        try:
+            logits = module(x)
+        except Exception as error:
+            rank_zero_warn(
+                f"global/loss and global/acc are not measured: {type(module).__name__} has no "
+                f"test_step, and forward(inputs) fails: {error}."
+            )
+            return
+        classes = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
+        if not classes or not isinstance(logits, Tensor) or logits.ndim != 2:
+            return
+        size = batch_length(batch)
+        log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
+        log.record("global/acc", (logits.argmax(dim=-1) == y).float().mean(), batch_size=size)
+
+    return step

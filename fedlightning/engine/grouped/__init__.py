@@ -1,0 +1,1 @@
+"""Several clients trained in one kernel."""

@@ -1,0 +1,205 @@
+"""Several clients trained at once: the local epochs of a group in one stacked network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, islice
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from fedlightning.engine.local_training import LOCAL_HOOKS, LocalResult, batch_limit
+from fedlightning.datamodules import Batch, FederatedDataModule
+from fedlightning.errors import ConfigError, WorkerLost
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.models.base import FederatedModule
+from fedlightning.core.parts import State, copy_into, live_state
+from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.engine.grouped.network import (
+    layers_of,
+    mean_losses,
+    stack_states,
+    stacked_forward,
+    unsupported,
+)
+from fedlightning.engine.grouped.optimizer import StackedParameters, unsupported_optimizer
+from fedlightning.engine.steps import needs_stock_step, overrides, transfers_batches
+
+__all__ = ["GroupedFit", "why_not"]
+
+
+class GroupedFit:
+    """Local epochs of a group of clients at once; in use it is a :class:`LocalFit`.
+
+    The first of a group to be asked for is trained together with the others, whose results wait
+    for their turns. Each client has the batches, the optimizer and the steps that it would have
+    alone; a client with fewer batches leaves the group early, and batches of unlike length are
+    computed apart. Results are those of training one by one, up to rounding. If one of a group
+    fails, its clients are trained one by one, and so is a client that is tried again. A group
+    starts when its first client does, so what a callback does to the model between two of them is
+    not seen.
+
+    Args:
+        trainer: The trainer whose limits and optimizer are honoured.
+        module: The resident module, on its device.
+        data: The clients' data; the batches of a group's local epoch are in memory at once.
+        log: Takes the clients' losses.
+        size: The most clients of a group.
+        start: Returns the state from which a client starts.
+
+    Raises:
+        ConfigError: If clients cannot be trained at once, with the reason.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        data: FederatedDataModule,
+        log: LocalLog,
+        size: int,
+        start: Callable[[int], State],
+    ) -> None:
+        if (reason := why_not(trainer, module)) is not None:
+            raise ConfigError(
+                f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
+                f"{reason}; set it to 1."
+            )
+        assert isinstance(module, FederatedModule)
+        self._trainer = trainer
+        self._module = module
+        self._data = data
+        self._log = log
+        self._size = size
+        self._start = start
+        self._groups: list[Sequence[int]] = []
+        self._trained: dict[int, tuple[State, LocalResult]] = {}
+
+    def plan(self, clients: Sequence[int]) -> None:
+        """Divide a round's clients into groups, in their order; forget the last round's.
+
+        Args:
+            clients: Those that this process trains.
+        """
+        self._trained.clear()
+        self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
+
+    def run(
+        self,
+        client: int,
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None = None,
+    ) -> LocalResult:
+        """Train on a client's data; the module is changed; see :meth:`LocalFit.run`."""
+        if client not in self._trained:
+            group = next((group for group in self._groups if client in group), (client,))
+            if group in self._groups:
+                self._groups.remove(group)  # whoever is tried again is tried by itself
+            try:
+                self._train(group, key, epochs, after_step)
+            except Exception as error:
+                if len(group) == 1 or isinstance(error, WorkerLost):
+                    raise
+                rank_zero_warn(
+                    f"clients {', '.join(map(str, group))} are trained one by one this time, to "
+                    f"see whose fault it is: {type(error).__name__}: {error}"
+                )
+                self._train((client,), key, epochs, after_step)
+        state, result = self._trained.pop(client)
+        copy_into(live_state(self._module), state)
+        return result
+
+    def _train(
+        self,
+        group: Sequence[int],
+        key: Key,
+        epochs: int,
+        after_step: Callable[[int], None] | None,
+    ) -> None:
+        limit, counts = self._trainer.limit_train_batches, self._data.num_batches
+        steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
+        # whoever is done first stands last, so that those at work are a slice of the stack
+        clients = sorted(
+            steps, key=lambda client: (-steps[client], self._data.num_examples(client))
+        )
+        streams = [self._batches(client, key.at(client=client), epochs) for client in clients]
+        layers = layers_of(self._module)
+        stack = stack_states([self._start(client) for client in clients], live_state(self._module))
+        at_work = StackedParameters(self._trainer.optimizers[0], self._module, stack)
+        losses: dict[int, list[Tensor]] = {client: [] for client in clients}
+        lengths: dict[int, list[int]] = {client: [] for client in clients}
+        for step in range(steps[clients[0]]):
+            active = [client for client in clients if steps[client] > step]
+            at_work.keep(len(active))
+            batches = [next(stream) for stream in streams[: len(active)]]
+            total, first = [], 0
+            for _, alike in groupby(batches, key=_shapes):
+                xs, ys = zip(*alike, strict=True)
+                state = at_work.state(first, first + len(xs))
+                logits = stacked_forward(layers, state, torch.stack(xs))
+                total.append(mean_losses(logits, torch.stack(ys)))
+                first += len(xs)
+            loss = torch.cat(total)
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            at_work.step()
+            for client, value, (_, y) in zip(active, loss.detach(), batches, strict=True):
+                losses[client].append(value)
+                lengths[client].append(len(y))
+            if after_step is not None:
+                after_step(step + 1)
+        # moves nothing, without gradients; schedulers warn where their optimizer never stepped
+        self._trainer.optimizers[0].step()
+        for index, client in enumerate(clients):
+            for number, length in zip(losses[client], lengths[client], strict=True):
+                self._log.record("train/loss", number, prog_bar=True, batch_size=length)
+            result = LocalResult(steps[client], self._log.collect())
+            self._trained[client] = {k: v[index] for k, v in at_work.changed.items()}, result
+
+    def _batches(self, client: int, key: Key, epochs: int) -> Iterator[Batch]:
+        """Yield what the client would see alone: its random numbers are drawn in their own turn."""
+        device, paused = self._trainer.strategy.root_device, []  # type: ignore[var-annotated]
+        limit = batch_limit(self._trainer.limit_train_batches, self._data.num_batches(client))
+        for epoch in range(epochs):
+            with forked_generators(key, device, paused):
+                stream = self._data.batches(client, "train", key=key.at(epoch=epoch), device=device)
+                batches = list(islice(stream, limit))
+            yield from batches
+
+
+def why_not(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
+    """Return why several clients cannot be trained at once, or ``None``.
+
+    They can where nothing but the network, the mean cross-entropy and the optimizer takes part in
+    a step, and where each of these treats clients apart.
+    """
+    name = type(module).__name__
+    if not isinstance(module, FederatedModule):
+        return f"{name} is no FederatedModule"
+    if (reason := unsupported(module)) is not None:
+        return reason
+    for hook in ("training_step", *LOCAL_HOOKS):
+        if overrides(module, hook, FederatedModule):
+            return f"{name} has its own {hook}"
+    if (reason := needs_stock_step(trainer, module)) is not None:
+        return f"{reason} takes part in every step"
+    if transfers_batches(trainer, module) or type(trainer.precision_plugin) is not Precision:
+        return "a hook or plugin takes part in every batch"
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    scheduled = any(isinstance(c, GradientAccumulationScheduler) for c in callbacks)
+    if trainer.accumulate_grad_batches != 1 or scheduled:
+        return "gradients are accumulated"
+    if trainer.gradient_clip_val:
+        return "gradients are clipped"
+    if any(config.interval == "step" for config in trainer.lr_scheduler_configs):
+        return "a learning rate changes with the step"
+    return unsupported_optimizer(trainer.optimizers[0], module)
+
+
+def _shapes(batch: Batch) -> tuple[torch.Size, torch.Size]:
+    x, y = batch
+    return x.shape, y.shape

@@ -1,0 +1,119 @@
+"""What a loop knows of its model: whose keys are whose, and what a client's own model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from fedlightning.engine._lightning.round_loop import RoundLoop
+from fedlightning.algorithms.roles import ModelKeys, Roles, norm_keys
+from fedlightning.errors import ConfigError
+from fedlightning.federation.settings import Federation
+from fedlightning.models.base import freeze, resolve_parts
+from fedlightning.core.parts import Parts, State, live_state
+from fedlightning.storage.client_store import PersonalStates
+
+__all__ = ["LoopWithModel"]
+
+
+class LoopWithModel(RoundLoop):
+    """A loop that trains one resident module.
+
+    Args:
+        trainer: The trainer that runs it.
+        federation: How clients learn together.
+        personal: What clients keep.
+        **limits: The least and the largest number of rounds.
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, federation: Federation, personal: PersonalStates, **limits: Any
+    ) -> None:
+        super().__init__(trainer, **limits)
+        self.federation = federation
+        self.personal = personal
+        self._roles: Roles | None = None
+        self._parts: Parts | None = None
+
+    @property
+    def module(self) -> pl.LightningModule:
+        """The resident module: the global model between clients, a client's during its turn."""
+        return self.trainer.lightning_module
+
+    @property
+    def parts(self) -> Parts:
+        """Body and head of the module.
+
+        Raises:
+            ConfigError: If they cannot be told apart.
+        """
+        if self._parts is None:
+            self._parts = resolve_parts(self.module, self.federation.head)
+        return self._parts
+
+    @property
+    def roles(self) -> Roles:
+        """Which of the module's keys are trained, shared and kept.
+
+        Raises:
+            ConfigError: If body and head cannot be told apart, and have to be.
+        """
+        if self._roles is None:
+            self._roles = self._find_roles()
+        return self._roles
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The keys of the module's parameters; the other keys are buffers'."""
+        return frozenset(key for key, _ in self.module.named_parameters())
+
+    def kept_part(self, client: int) -> State:
+        """Return the parts of the model that a client has kept."""
+        return self.roles.kept_of(self.personal.get(client) or {})
+
+    def personal_model(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one.
+
+        The module must hold the global model.
+        """
+        kept = self.personal.get(client)
+        if not kept:
+            return {}
+        own = self.roles.kept_of(kept)
+        model = {**live_state(self.module), **own}
+        for method in self.federation.algorithm.local:
+            own |= method.personal(kept, model)
+        return own
+
+    def freeze(self) -> None:
+        """Freeze what the algorithm does not train."""
+        algorithm = self.federation.algorithm
+        if algorithm.train != "full":
+            freeze(self.module, self.parts, "head" if algorithm.train == "body" else "body")
+
+    def lay_out(self) -> None:
+        """Lay the weights out as they are trained: a convolution's output takes its layout."""
+        if self._wants_channels_last():
+            self.module.to(memory_format=torch.channels_last)
+
+    def _wants_channels_last(self) -> bool:
+        if self.federation.channels_last is not None:
+            return self.federation.channels_last
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        gains = on_cpu or "16" in str(self.trainer.precision)
+        return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
+
+    def _find_roles(self) -> Roles:
+        algorithm, module = self.federation.algorithm, self.module
+        norms = norm_keys(module) if algorithm.own_norms else ()
+        if algorithm.own_norms and not norms:
+            raise ConfigError(
+                f"{algorithm.name} leaves BatchNorm layers to the clients, and "
+                f"{type(module).__name__} has none."
+            )
+        known = algorithm.needs_parts or self._parts is not None
+        parts = self.parts if known else Parts(body=tuple(live_state(module)), head=())
+        return algorithm.roles(ModelKeys(parts, norms))

@@ -1,0 +1,179 @@
+"""Going on from a checkpoint: what is checked before, and which folder the run goes on in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from fedlightning.engine._lightning.round_loop import continue_logger
+from fedlightning.storage.checkpoint_io import LAST, PREVIOUS
+from fedlightning.storage.checkpoint_reader import check_network, is_good, read_checkpoint, rounds_in
+from fedlightning.datamodules import FederatedDataModule
+from fedlightning.errors import CheckpointError
+from fedlightning.reporting.csv_logger import RoundCSVLogger
+
+__all__ = [
+    "Resumption",
+    "check_loadable",
+    "check_resumable",
+    "logged_by",
+    "prepared_data",
+    "resumption_of",
+    "run_folder",
+]
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A run that goes on from a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        round: The round to come.
+        version: The version of the run that left it, where this one goes on in the same folder.
+        loggers: Kind and version of each logger of that run.
+    """
+
+    path: Path
+    round: int
+    version: int | str | None = None
+    loggers: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the run goes on in the folder of the run that left the checkpoint."""
+        return self.version is not None
+
+    def continue_loggers(self, loggers: Sequence[Logger]) -> None:
+        """Have loggers go on where that run's were, if this one goes on in its folder."""
+        if self.version is None:
+            return
+        first = loggers[0]
+        if isinstance(first, RoundCSVLogger):
+            first.go_on_in(self.version)
+        known = list(self.loggers)
+        for logger in loggers[1:]:
+            match = next((entry for entry in known if entry[0] == type(logger).__name__), None)
+            if match is not None:
+                known.remove(match)
+                continue_logger(logger, version=match[1], step=self.round)
+
+    def cut_back(self, loggers: Sequence[Logger]) -> None:
+        """Remove from the tables of rounds what that run logged after the checkpoint."""
+        for logger in loggers if self.in_place else ():
+            if isinstance(logger, RoundCSVLogger):
+                logger.truncate(self.round)
+
+
+def resumption_of(path: Path, checkpoint: dict[str, Any], trainer: pl.Trainer) -> Resumption:
+    """Return how a run goes on from a checkpoint.
+
+    It goes on in the folder of the run that left it if that is a run of the same logger and folder,
+    and the checkpoint is the newest one there. From any other checkpoint a run branches off into a
+    folder of its own, and what the other run has left stays.
+    """
+    loggers = tuple(
+        (str(kind), version)
+        for kind, version in checkpoint.get("fedlightning", {}).get("loggers", [])
+    )
+    version = _version_of(path, trainer.loggers)
+    return Resumption(path, rounds_in(checkpoint), version, loggers)
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path, module: pl.LightningModule) -> None:
+    """Refuse a checkpoint that a module cannot go on from.
+
+    Raises:
+        CheckpointError: It holds the weights alone, or those of another network.
+    """
+    try:
+        if "optimizer_states" not in checkpoint or "extra" not in _loop_state(checkpoint):
+            raise CheckpointError(
+                "it holds the weights alone (save_weights_only), so no run can go on from it; "
+                "`test` and `predict` can use it."
+            )
+        _compare_network(checkpoint, module)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from None
+
+
+def check_loadable(path: Path, module: pl.LightningModule) -> None:
+    """Refuse a checkpoint whose weights a module cannot take, before anything is written.
+
+    Raises:
+        CheckpointError: It is not as a run has written it, or of another network.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        _compare_network(checkpoint, module)
+    except CheckpointError as error:
+        raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from None
+
+
+def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
+    kind = type(module)
+    remade = (  # the network is not complete yet, or takes other keys
+        kind.configure_model is not pl.LightningModule.configure_model
+        or kind.on_load_checkpoint is not pl.LightningModule.on_load_checkpoint
+    )
+    if module.strict_loading and not remade:
+        check_network(checkpoint, module)
+
+
+def prepared_data(data: Any) -> FederatedDataModule | None:
+    """Return the data, divided, if they can be had before the run starts.
+
+    A data module with a ``setup`` of its own may need the trainer for it.
+    """
+    if not isinstance(data, FederatedDataModule):
+        return None
+    if type(data).setup is not FederatedDataModule.setup:
+        return None
+    rank_zero_only(data.prepare_data)()
+    data.setup("fit")
+    return data
+
+
+def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    return state
+
+
+def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:
+    """Return the version of the first logger whose folder a checkpoint lies in."""
+    folder, first = path.resolve().parent.parent, loggers[0] if loggers else None
+    newest = path.name == LAST or (path.name == PREVIOUS and not is_good(path.with_name(LAST)))
+    if not newest or path.resolve().parent.name != "checkpoints":
+        return None
+    if not isinstance(first, RoundCSVLogger):
+        return None
+    if first.given_version is not None:
+        same = Path(first.log_dir).resolve() == folder
+        return first.given_version if same else None
+    found = re.fullmatch(r"version_(\d+)", folder.name)
+    if found is None or folder.parent != Path(first.root_dir).resolve():
+        return None
+    return int(found[1])
+
+
+def logged_by(loggers: Sequence[Logger]) -> list[tuple[str, Any]]:
+    """Return kind and version of each logger, for the checkpoint of a run."""
+    return [(type(logger).__name__, logger.version) for logger in loggers]
+
+
+def run_folder(trainer: pl.Trainer) -> Path | None:
+    """Return where a run writes, ``None`` if it writes nothing; every rank must ask."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    if trainer.loggers:
+        folder = trainer.log_dir if isinstance(trainer.loggers[0], CSVLogger) else None
+        return Path(folder) if folder is not None else None
+    callback = trainer.checkpoint_callback
+    return Path(trainer.default_root_dir, "checkpoints") if callback is not None else None

@@ -1,0 +1,1 @@
+"""A round: whose turn it is, what a client does, what the server merges; and the settings."""

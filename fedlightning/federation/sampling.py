@@ -1,0 +1,169 @@
+"""Which clients make a round: a pure function of the seed and the round."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fedlightning.errors import ConfigError
+from fedlightning.core.seeding import Key
+
+__all__ = [
+    "ClientSampler",
+    "FixedCohorts",
+    "UniformSampler",
+    "check_cohort_size",
+    "choose",
+    "cohort_count",
+]
+
+
+class ClientSampler(ABC):
+    """Chooses the cohort of a round.
+
+    Attributes:
+        anonymous: Whether one client is as good as another to it. Where clients are held out
+            (``data.held_out_clients``) such a sampler is asked for places among those that train;
+            any other one is told of all clients and must not choose those that are held out.
+    """
+
+    anonymous: ClassVar[bool] = False
+
+    @abstractmethod
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the cohort of round ``key.round``: client ids, in the order in which they train.
+
+        Args:
+            key: The round's random stream (purpose ``"cohort"``).
+            population: Number of clients; ids are 0..population-1.
+            size: Number of clients to choose.
+        """
+
+
+class UniformSampler(ClientSampler):
+    """Every client is equally likely, none twice; costs O(cohort) whatever the population.
+
+    Example:
+        >>> sampler = UniformSampler()
+        >>> first = sampler.cohort(Key(0, "cohort", round=3), population=100, size=10)
+        >>> len(set(first)), first == sampler.cohort(Key(0, "cohort", round=3), 100, 10)
+        (10, True)
+    """
+
+    anonymous = True
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return ``size`` distinct clients drawn without replacement."""
+        return tuple(key.numpy().choice(population, size=size, replace=False).tolist())
+
+
+class FixedCohorts(ClientSampler):
+    """Cohorts written down beforehand, one per round: for replaying somebody else's run.
+
+    Args:
+        cohorts: Client ids of round 0, 1, ...
+    """
+
+    def __init__(self, cohorts: Sequence[Sequence[int]]) -> None:
+        self.cohorts = [tuple(cohort) for cohort in cohorts]
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the cohort that was given for this round.
+
+        Raises:
+            ConfigError: If no cohort was given for it, or it names a client that does not exist.
+        """
+        if key.round >= len(self.cohorts):
+            raise ConfigError(
+                f"no cohort for round {key.round}: only {len(self.cohorts)} are given."
+            )
+        chosen = self.cohorts[key.round]
+        if len(set(chosen)) != len(chosen):
+            raise ConfigError(f"cohort {list(chosen)} of round {key.round} names a client twice.")
+        if not chosen or not all(0 <= client < population for client in chosen):
+            raise ConfigError(
+                f"cohort {list(chosen)} of round {key.round} is not within 0..{population - 1}."
+            )
+        return chosen
+
+
+def choose(
+    sampler: ClientSampler,
+    key: Key,
+    population: int,
+    size: int,
+    clients: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """Return a sampler's cohort, made of clients that may be chosen; costs O(cohort).
+
+    Args:
+        sampler: Chooses.
+        key: The round's random stream.
+        population: Number of clients.
+        size: Number of clients to choose.
+        clients: Those that may be chosen, in ascending order; ``None`` means all.
+
+    Raises:
+        ConfigError: If a sampler that chooses clients by their ids has chosen another one.
+
+    Example:
+        >>> choose(FixedCohorts([[5, 0]]), Key(0, "cohort"), population=6, size=2)
+        (5, 0)
+        >>> sorted(choose(UniformSampler(), Key(0, "cohort"), 6, 2, clients=[1, 4]))
+        [1, 4]
+    """
+    if clients is None or len(clients) == population:
+        return sampler.cohort(key, population, size)
+    if sampler.anonymous:
+        return tuple(clients[place] for place in sampler.cohort(key, len(clients), size))
+    cohort = sampler.cohort(key, population, size)
+    for client in cohort:
+        if client not in clients:
+            raise ConfigError(
+                f"{type(sampler).__name__} chose client {client} for round {key.round}, which "
+                "data.held_out_clients holds out of training. A sampler to which all clients are "
+                "alike sets anonymous=True and is asked for places among those that train."
+            )
+    return cohort
+
+
+def cohort_count(cohort_size: int | float, population: int) -> int:
+    """Return the number of clients a round: an int is a count, a float in (0, 1] a share.
+
+    A share is rounded down, but to no less than one client, as FedAvg and FedBABU do.
+
+    Raises:
+        ConfigError: If the count is not within 1..population, or the share not within (0, 1].
+
+    Example:
+        >>> cohort_count(0.1, population=100), cohort_count(5, 100), cohort_count(0.01, 20)
+        (10, 5, 1)
+    """
+    check_cohort_size(cohort_size)
+    if isinstance(cohort_size, float):
+        return max(int(cohort_size * population), 1)
+    if cohort_size > population:
+        raise ConfigError(
+            f"federation.cohort_size={cohort_size} is more than there are clients to train: "
+            f"{population}."
+        )
+    return cohort_size
+
+
+def check_cohort_size(cohort_size: int | float) -> None:
+    """Refuse a cohort size that no population could have.
+
+    Raises:
+        ConfigError: If it is neither a count >= 1 nor a share in (0, 1].
+    """
+    number = isinstance(cohort_size, (int, float)) and not isinstance(cohort_size, bool)
+    if not number or not math.isfinite(cohort_size):
+        raise ConfigError(f"federation.cohort_size must be a finite number, got {cohort_size!r}.")
+    share = isinstance(cohort_size, float)
+    if cohort_size <= 0 or (share and cohort_size > 1):
+        raise ConfigError(
+            "federation.cohort_size must be a number of clients >= 1 or a share in (0, 1], "
+            f"got {cohort_size}."
+        )

@@ -1,0 +1,213 @@
+"""The settings that make a training federated."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from fedlightning.algorithms.aggregation import Aggregator
+from fedlightning.algorithms import Algorithm, FedBABU
+from fedlightning.federation.uplink import Compression
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.federation.failures import Policy
+from fedlightning.federation.sampling import (
+    ClientSampler,
+    UniformSampler,
+    check_cohort_size,
+    choose,
+    cohort_count,
+)
+from fedlightning.core.seeding import Key
+
+__all__ = ["Federation"]
+
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Federation:
+    """How clients learn together.
+
+    Args:
+        algorithm: What is trained, what is shared, how it is merged.
+        aggregator: What the server makes of a cohort's updates; ``None`` means the algorithm's
+            weighted mean. Robust rules are in :mod:`fedlightning.algorithms.aggregation`.
+        compression: How clients write their updates in fewer bytes; ``None`` sends them as they
+            are.
+        cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
+            all that train.
+        local_epochs: Passes over its own data that a client makes each time it is chosen.
+        head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
+            attribute ``head``; overrides a FederatedModule's own.
+        sampler: How the cohort is chosen; ``None`` means uniformly (:class:`UniformSampler`).
+        num_threads: CPU threads that torch uses in this process; ``None`` leaves torch's own
+            choice. One is the fastest for small models and on a busy machine, and results do not
+            depend on the number of cores.
+        channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
+            that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
+            so the last bits do: replaying somebody else's run needs a definite choice.
+        clients_per_kernel: How many clients are trained at once, as one network with grouped
+            operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast where the network
+            and its batches are so small that calls cost more than arithmetic. Refused where
+            anything but a plain network, cross-entropy and optimizer takes part. Results differ in
+            the last bits, also from one number to another.
+        personal_memory_mb: How many megabytes of what clients keep (FedPer's heads, say) may lie in
+            memory; more than that goes to files in the run folder, under ``personal``.
+        on_client_failure: What it means when a client raises, is too late, or gives an update that
+            cannot be merged (not finite; other keys, shapes or dtypes; no weight). ``fail`` ends
+            the run; ``skip`` makes the round without that client; ``retry`` trains it again with
+            the same random numbers, so that a fault that passes leaves no trace, and ends the run
+            if it does not pass.
+        max_retries: How often ``retry`` tries a client again, and how often a command line starts
+            workers that died again.
+        min_clients: Least number of updates that make a round; with fewer the run ends.
+        client_timeout: Seconds that a client may train; ``None`` means any. The clock is looked at
+            after every local step, so a step that never ends is not interrupted.
+        seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
+
+    Raises:
+        ConfigError: If a value is out of its range.
+
+    Example:
+        >>> Federation(cohort_size=10, local_epochs=4).cohort_count(population=100)
+        10
+    """
+
+    algorithm: Algorithm = field(default_factory=FedBABU)
+    aggregator: Aggregator | None = None
+    compression: Compression | None = None
+    cohort_size: int | float = 0.1
+    local_epochs: int = 1
+    head: str | list[str] | None = None
+    sampler: ClientSampler | None = None
+    num_threads: int | None = 1
+    channels_last: bool | None = None
+    clients_per_kernel: int = 1
+    personal_memory_mb: float = 256.0
+    on_client_failure: Policy = "fail"
+    max_retries: int = 2
+    min_clients: int = 1
+    client_timeout: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.algorithm, Algorithm):
+            raise ConfigError(
+                "federation.algorithm must be an Algorithm such as FedBABU(), "
+                f"got {self.algorithm!r}."
+            )
+        self._check_server()
+        for name in ("local_epochs", "clients_per_kernel"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"federation.{name} must be an integer >= 1, got {value}.")
+        if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
+            raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
+        threads = self.num_threads
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise ConfigError(
+                f"federation.num_threads must be >= 1 and <= {_MOST_THREADS}, got {threads}."
+            )
+        if not self.personal_memory_mb >= 0:
+            raise ConfigError(
+                f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
+            )
+        check_cohort_size(self.cohort_size)
+        self._check_faults()
+
+    def _check_server(self) -> None:
+        for name, kind in (("aggregator", Aggregator), ("compression", Compression)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ConfigError(f"federation.{name} must be a {kind.__name__}, got {value!r}.")
+            if value is not None and self.algorithm.share == "none":
+                raise ConfigError(
+                    f"federation.{name}: {self.algorithm.name} shares nothing, so {value!r} has "
+                    "nothing to do; leave it out."
+                )
+        if self.aggregator is None:
+            return
+        if len(inspect.signature(self.algorithm.aggregate).parameters) < 2:
+            raise ConfigError(
+                f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
+                "give it a second argument `merge`, or leave the aggregator out."
+            )
+        if isinstance(self.cohort_size, int):
+            self.aggregator.check(self.cohort_size)
+
+    def _check_faults(self) -> None:
+        policy = self.on_client_failure
+        if policy not in get_args(Policy):
+            raise ConfigError(
+                f"federation.on_client_failure must be one of {', '.join(get_args(Policy))}, "
+                f"got {policy!r}.{did_you_mean(str(policy), get_args(Policy))}"
+            )
+        for name, value, least in (
+            ("max_retries", self.max_retries, 0),
+            ("min_clients", self.min_clients, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"federation.{name} must be an integer >= {least}, got {value}.")
+        seconds = self.client_timeout
+        if seconds is not None and (
+            isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0)
+        ):
+            raise ConfigError(
+                "federation.client_timeout must be a finite number of seconds > 0, or null for "
+                f"none, got {seconds}."
+            )
+        if seconds is not None and self.clients_per_kernel > 1:
+            raise ConfigError(
+                "federation.client_timeout needs federation.clients_per_kernel=1: there is no "
+                "clock for each of several clients that train at once."
+            )
+        if isinstance(self.cohort_size, int):
+            self.check_min_clients(self.cohort_size)
+
+    @property
+    def retries(self) -> int:
+        """How often a client that fails is tried again."""
+        return self.max_retries if self.on_client_failure == "retry" else 0
+
+    def check_min_clients(self, cohort: int) -> None:
+        """Refuse a cohort of so many clients that could not make a round even if all succeeded.
+
+        Raises:
+            ConfigError: If it has fewer than ``min_clients``.
+        """
+        if self.min_clients > cohort:
+            raise ConfigError(
+                f"federation.min_clients={self.min_clients} with a cohort of {cohort} "
+                f"{'client' if cohort == 1 else 'clients'} can never be met; "
+                "lower it or raise federation.cohort_size."
+            )
+
+    def cohort_count(self, population: int) -> int:
+        """Return the number of clients a round in a population.
+
+        Raises:
+            ConfigError: If there are not as many.
+        """
+        return cohort_count(self.cohort_size, population)
+
+    def cohort(
+        self, key: Key, population: int, size: int, clients: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Return the clients of round ``key.round``, in the order in which they train.
+
+        Args:
+            key: The round's random stream.
+            population: Number of clients.
+            size: Number of clients to choose.
+            clients: Those that may be chosen, in ascending order; ``None`` means all.
+
+        Raises:
+            ConfigError: If a sampler that chooses clients by their ids has chosen another one.
+        """
+        sampler = self.sampler or UniformSampler()
+        return choose(sampler, key, population, size, clients)

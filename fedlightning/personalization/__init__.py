@@ -1,0 +1,1 @@
+"""Fine-tuning for each client, and personal models as files."""

@@ -1,0 +1,1 @@
+"""Fine-tuning a head on features that the body computes once."""

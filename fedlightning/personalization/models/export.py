@@ -1,0 +1,186 @@
+"""Building a model from what a run has left: config, checkpoint, the client's own part."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch import Tensor
+
+from fedlightning.storage import good_checkpoint, read_checkpoint
+from fedlightning.storage.checkpoint_reader import check_network
+from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
+from fedlightning.core.parts import State, copy_into, live_state
+from fedlightning.personalization.models.writer import FOLDER, INDEX, state_digest
+from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
+
+__all__ = ["client_model", "example_input"]
+
+_BATCH = 2  # torch.export takes a batch of one for a constant
+
+
+def client_model(
+    run: str | os.PathLike[str],
+    client: int | Literal["global"],
+    *,
+    module: pl.LightningModule | None = None,
+    ckpt_path: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> pl.LightningModule:
+    """Return a client's model: the run's global model, and over it what is the client's own.
+
+    Args:
+        run: The folder of a run with ``personalized`` in it: of ``fit``, ``test``, ``validate`` or
+            ``personalize``.
+        client: The client, or ``"global"`` for the global model.
+        module: What the weights are loaded into; by default it is built as ``config.yaml`` in the
+            folder says. That runs the code of the classes that it names.
+        ckpt_path: The checkpoint with the global model; by default that of the run.
+        strict: Whether ``config.yaml`` may name classes of this package, torch and Lightning only,
+            for the rest of this process.
+
+    Returns:
+        The module, on the CPU and in eval mode.
+
+    Raises:
+        ConfigError: The config cannot be used, or the client has no model.
+        CheckpointError: Checkpoint or personal files are missing or damaged, or do not go together.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise ConfigError(f"run={os.fspath(run)!r} is no folder; give a run's folder.")
+    if client != "global" and not isinstance(client, (int, np.integer)):
+        raise ConfigError(f"client must be a client's id or 'global', got {client!r}.")
+    index = read_index(folder) if client != "global" else _index_if_any(folder)
+    path = _checkpoint(folder, index, ckpt_path)
+    checkpoint = read_checkpoint(path)
+    own: State = {}
+    if client != "global":
+        assert index is not None
+        _compare(index, checkpoint, path, client)
+        own = read_personal(index, client)
+    with torch.random.fork_rng(devices=[]):
+        built = module if module is not None else _module_of(folder, strict)
+        built.configure_model()
+        built.on_load_checkpoint(checkpoint)
+        try:
+            check_network(checkpoint, built)
+            built.load_state_dict(checkpoint["state_dict"])
+        except (CheckpointError, RuntimeError) as error:
+            raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from error
+    state = live_state(built)
+    for key, value in own.items():
+        if key not in state or state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{folder / FOLDER}: {key} of client {client} does not fit {type(built).__name__}."
+            )
+    copy_into(state, own)
+    return built.eval()
+
+
+def example_input(
+    module: pl.LightningModule,
+    run: str | os.PathLike[str] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Return a batch of two inputs of the shape that a module takes, all zeros.
+
+    Args:
+        module: The module; its ``example_input_array`` counts if the run says nothing.
+        run: The run's folder, whose personal files say what one input is.
+        shape: The shape of one input, without the batch.
+
+    Raises:
+        ConfigError: Nothing says which shape it is.
+    """
+    index = _index_if_any(Path(run)) if run is not None else None
+    dtype = torch.float32
+    if index is not None:
+        named = getattr(torch, index.about.input_dtype or "float32", dtype)
+        dtype = named if isinstance(named, torch.dtype) else dtype
+        shape = shape or index.about.input_shape
+    array = getattr(module, "example_input_array", None)
+    if shape is None and isinstance(array, Tensor):
+        shape, dtype = tuple(array.shape[1:]), array.dtype
+    if shape is None:
+        raise ConfigError(
+            f"nothing says which inputs {type(module).__name__} takes: give input_shape, the shape "
+            "of one of them, e.g. 3,32,32."
+        )
+    return torch.zeros(_BATCH, *shape, dtype=dtype)
+
+
+def _index_if_any(folder: Path) -> PersonalIndex | None:
+    return read_index(folder) if (folder / FOLDER / INDEX).exists() else None
+
+
+def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
+    """Return the checkpoint with the global model that a run's personal models go with."""
+    if given is not None:
+        path = Path(given)
+        within = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        return good_checkpoint(within) if path.is_dir() else path
+    if index is not None and index.about.checkpoint is not None:
+        path = folder / index.about.checkpoint
+        if path.is_file():
+            return Path(os.path.normpath(path))
+        raise CheckpointError(
+            f"{path}, which the personal models in {folder} were made from, is gone: give its new "
+            "place with ckpt_path."
+        )
+    if (folder / "checkpoints").is_dir():
+        return good_checkpoint(folder / "checkpoints")
+    raise CheckpointError(f"{folder} has no checkpoints: give one with ckpt_path.")
+
+
+def _compare(index: PersonalIndex, checkpoint: dict[str, Any], path: Path, client: int) -> None:
+    """Refuse a personal part that was fine-tuned from another global model."""
+    tensors = {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)}
+    if state_digest(tensors) == index.about.global_sha256:
+        return
+    raise CheckpointError(
+        f"the part of client {client} in {index.folder} goes with another global model, of round "
+        f"{index.about.round}, than {path} holds: give that round's checkpoint with ckpt_path, or "
+        "make the client's model anew with `personalize`."
+    )
+
+
+def _module_of(folder: Path, strict: bool) -> pl.LightningModule:
+    """Build the module that a run's config names; nothing else of the config is looked at."""
+    import fedlightning.models  # noqa: F401  # classes go by their bare names once imported
+    from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
+    from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
+    from fedlightning.cli.config.strict_yaml import check_config
+
+    path = folder / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file, so nothing says what the model is; in Python, "
+            "client_model(run, client, module=...) takes it."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
+    check_config(text, str(path))
+    prepare_parsing(strict)
+    model = yaml.safe_load(text).get("model")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise ConfigError(
+            f"{path}: model names no class_path, as where a program of one's own says which class "
+            "it is; in Python, client_model(run, client, module=...) takes it."
+        )
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+    config = parser.parse_object({"model": model})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    with blame_constructor(config, {}):
+        built: pl.LightningModule = instantiate(config)["model"]
+    return built

@@ -1,0 +1,247 @@
+"""Personal models as files: ``personalized/`` in the run folder, one small file for each client.
+
+A file holds what a client does not share with the global model: the part that was fine-tuned, and
+what the client has kept. It is in the safetensors format, its metadata say which global model it
+goes with, and its bytes are a function of what it holds. ``index.json`` has the digests of all
+files. The folder is filled under another name and then takes its own, so that a reader finds one
+personalization or another, never some files of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlightning._version import __version__
+from fedlightning.core.parts import Part, State
+from fedlightning.storage.files import (
+    sync_folder,
+    teaching_os_errors,
+    temporary_beside,
+    write_atomically,
+)
+from fedlightning.engine.workers.collectives import Workers
+
+__all__ = [
+    "FOLDER",
+    "FORMAT",
+    "INDEX",
+    "About",
+    "PersonalWriter",
+    "file_name",
+    "header_of",
+    "remove_unfinished",
+    "state_digest",
+]
+
+FORMAT = 1
+"""Number of the layout that this version writes; a newer one is refused."""
+
+FOLDER, INDEX = "personalized", "index.json"
+_NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
+
+
+@dataclass(frozen=True)
+class About:
+    """What all files of one personalization have in common.
+
+    Args:
+        round: The last round that the global model has behind it; -1 if none.
+        part: What was fine-tuned.
+        global_sha256: Digest of the global model, see :func:`state_digest`.
+        checkpoint: The checkpoint that the global model came from, seen from the run folder; None
+            where the run itself has trained it.
+        input_shape: Shape of one input of the model, where that is one tensor.
+        input_dtype: Its dtype, such as ``float32``.
+    """
+
+    round: int
+    part: Part
+    global_sha256: str
+    checkpoint: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    input_dtype: str | None = None
+
+
+def state_digest(state: State) -> str:
+    """Return a SHA-256 of keys, dtypes, shapes and values, whatever their order and layout.
+
+    Args:
+        state: Tensors by key.
+
+    Example:
+        >>> one = {"weight": torch.ones(2, 3), "steps": torch.tensor(4)}
+        >>> state_digest(one) == state_digest(dict(reversed(one.items())))
+        True
+        >>> state_digest(one) == state_digest({**one, "steps": torch.tensor(5)})
+        False
+    """
+    content = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        content.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        content.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+class PersonalWriter:
+    """Writes the files of one personalization; several workers write each their own clients'.
+
+    The files are not flushed to the disk one by one, which would cost milliseconds each: after a
+    power failure one of them may be cut short, and then its digest says so.
+
+    Args:
+        run: The run folder.
+        about: What the files have in common.
+        workers: The processes that share the work; all of them call :meth:`open` and
+            :meth:`publish`.
+
+    Example:
+        >>> run = getfixture("tmp_path")
+        >>> writer = PersonalWriter(run, About(round=3, part="head", global_sha256="ab"))
+        >>> writer.open()
+        >>> writer.keep(7, {"head.bias": torch.ones(2)})
+        >>> writer.publish()
+        >>> sorted(path.name for path in (run / "personalized").iterdir())
+        ['client_00007.safetensors', 'index.json']
+    """
+
+    def __init__(self, run: Path, about: About, workers: Workers | None = None) -> None:
+        self._run = run
+        self._about = about
+        self._workers = workers if workers is not None else Workers()
+        self._digests: dict[int, str] = {}
+
+    def open(self) -> None:
+        """Make the folder to be filled, empty.
+
+        Raises:
+            EnvironmentFailure: It cannot be made.
+        """
+        failure = None
+        if self._workers.rank == 0:
+            try:
+                remove_unfinished(self._run)
+                with teaching_os_errors("create", self._run / _NEW):
+                    (self._run / _NEW).mkdir(parents=True)
+            except Exception as error:
+                failure = error
+        self._workers.agree(failure)
+
+    def keep(self, client: int, state: State) -> None:
+        """Write a client's file.
+
+        Args:
+            client: The client.
+            state: What it does not share with the global model.
+
+        Raises:
+            EnvironmentFailure: It cannot be written.
+        """
+        about = self._about
+        content = _serialised(
+            state,
+            {
+                "format": str(FORMAT),
+                "fedlightning": __version__,
+                "client": str(client),
+                "round": str(about.round),
+                "part": about.part,
+                "global_sha256": about.global_sha256,
+            },
+        )
+        path = self._run / _NEW / file_name(client)
+        with teaching_os_errors("write", path), temporary_beside(path) as temporary:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        self._digests[client] = hashlib.sha256(content).hexdigest()
+
+    def publish(self) -> None:
+        """Write the index, and put the folder in the place of a former one.
+
+        Raises:
+            EnvironmentFailure: It cannot be done; what was there before is untouched.
+        """
+        digests = {
+            client: digest
+            for part in self._workers.gather(self._digests)
+            for client, digest in part.items()
+        }
+        failure = None
+        if self._workers.rank == 0:
+            try:
+                self._publish(digests)
+            except Exception as error:
+                failure = error
+        self._workers.agree(failure)
+
+    def discard(self) -> None:
+        """Remove what was written so far."""
+        if self._workers.rank == 0:
+            shutil.rmtree(self._run / _NEW, ignore_errors=True)
+
+    def _publish(self, digests: dict[int, str]) -> None:
+        index = {
+            "format": FORMAT,
+            "fedlightning": __version__,
+            **asdict(self._about),
+            "clients": {str(client): digests[client] for client in sorted(digests)},
+        }
+        new, own, old = (self._run / name for name in (_NEW, FOLDER, _OLD))
+        write_atomically(new / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        with teaching_os_errors("write", own):
+            if own.exists():
+                os.replace(own, old)
+            os.replace(new, own)
+        sync_folder(self._run)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed process has left half-made; a former personalization stays, or returns.
+
+    Nobody else may be writing there.
+    """
+    shutil.rmtree(run / _NEW, ignore_errors=True)
+    if not (run / _OLD).exists():
+        return
+    if (run / FOLDER).exists():
+        shutil.rmtree(run / _OLD, ignore_errors=True)
+    else:
+        os.replace(run / _OLD, run / FOLDER)
+
+
+def file_name(client: int) -> str:
+    """Return the name of a client's file."""
+    return f"client_{client:05d}.safetensors"
+
+
+def _serialised(state: State, metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file whose metadata are in order: the library's come in a random one."""
+    from safetensors.torch import save
+
+    tensors = {  # copies, because the format refuses tensors that share memory
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state.items()
+    }
+    content = save(tensors, metadata)
+    header = json.dumps(header_of(content), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + _header_size(content) :]
+
+
+def header_of(content: bytes) -> dict[str, Any]:
+    """Return what stands at the top of a safetensors file."""
+    header: dict[str, Any] = json.loads(content[8 : 8 + _header_size(content)])
+    return header
+
+
+def _header_size(content: bytes) -> int:
+    return int.from_bytes(content[:8], "little")

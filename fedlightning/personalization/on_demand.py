@@ -1,0 +1,114 @@
+"""`FederatedTrainer.personalize`: whose models are made, and by which callback."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+
+from fedlightning.engine._lightning.round_loop import PersonalizationLoop, personalization_loop
+from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.datamodules import FederatedDataModule
+from fedlightning.errors import ConfigError
+from fedlightning.engine.loop import FederatedLoop
+
+__all__ = ["ChosenClients", "chosen_clients", "personalizing"]
+
+ChosenClients = Sequence[int] | int | str | None
+_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST = 1_000_000
+
+
+def chosen_clients(given: ChosenClients) -> list[int] | None:
+    """Return client ids in ascending order, each once; None for no choice.
+
+    Args:
+        given: One id, several, or a text with ids and ranges of ids.
+
+    Raises:
+        ConfigError: It is something else.
+
+    Example:
+        >>> chosen_clients("3,7,10-12"), chosen_clients([7, 3, 7]), chosen_clients(None)
+        ([3, 7, 10, 11, 12], [3, 7], None)
+    """
+    if given is None:
+        return None
+    items: Any = given
+    if isinstance(given, str):
+        items = re.split(r"\s*,\s*", given.strip().removeprefix("[").removesuffix("]").strip())
+    chosen: set[int] = set()
+    for item in items if isinstance(items, Sequence) else [items]:
+        found = _ITEM.fullmatch(str(item))
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if isinstance(item, bool) or not 0 <= last - first < _MOST:
+            raise ConfigError(
+                f"clients must be ids or ranges of ids, such as 3,7,10-19, got {item!r}."
+            )
+        chosen.update(range(first, last + 1))
+    if not chosen:
+        raise ConfigError("clients is empty: leave it out to personalise all.")
+    return sorted(chosen)
+
+
+@contextmanager
+def personalizing(trainer: Any, data: Any, clients: ChosenClients) -> Iterator[None]:
+    """Have ``trainer.test`` personalise some clients and do nothing else, in the ``with`` block.
+
+    Args:
+        trainer: A FederatedTrainer; one without a PersonalizationCallback has one meanwhile.
+        data: Its data.
+        clients: Which clients; None means those that the data evaluate.
+
+    Raises:
+        ConfigError: There are no such clients.
+    """
+    loop = trainer.fit_loop
+    assert isinstance(loop, FederatedLoop)
+    evaluation = partial(
+        PersonalizationLoop,
+        trainer,
+        evaluate=loop.evaluator.evaluate,
+        summarise=loop.evaluator.summarise,
+    )
+    callbacks: list[pl.Callback] = trainer.callbacks
+    own = [] if _has_callback(callbacks) else [PersonalizationCallback()]
+    with _evaluating(data, chosen_clients(clients)), personalization_loop(trainer, evaluation):
+        callbacks.extend(own)
+        trainer.personalizes = True
+        try:
+            yield
+        finally:
+            trainer.personalizes = False
+            for callback in own:
+                callbacks.remove(callback)
+
+
+def _has_callback(callbacks: Sequence[pl.Callback]) -> bool:
+    return any(isinstance(callback, PersonalizationCallback) for callback in callbacks)
+
+
+@contextmanager
+def _evaluating(data: Any, clients: list[int] | None) -> Iterator[None]:
+    """Have these clients be those that the data evaluate."""
+    if clients is None or not isinstance(data, FederatedDataModule):
+        yield
+        return
+    if clients[-1] >= data.num_clients:
+        raise ConfigError(
+            f"clients: there is no client {clients[-1]} in {type(data).__name__}, whose clients "
+            f"are 0 to {data.num_clients - 1}."
+        )
+    known = vars(data)
+    before = known.get("evaluated_clients")
+    known["evaluated_clients"] = clients
+    try:
+        yield
+    finally:
+        del known["evaluated_clients"]
+        if before is not None:
+            known["evaluated_clients"] = before

@@ -1,0 +1,307 @@
+"""Fine-tuning the global model to one client after another, and what that gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from fedlightning.engine.local_training import LocalFit
+from fedlightning.datamodules import Split
+from fedlightning.errors import ConfigError
+from fedlightning.personalization.head_only.features import (
+    FeatureBatch,
+    NoFeatures,
+    head_module,
+    nearest_mean_accuracy,
+    read_features,
+)
+from fedlightning.personalization.head_only.finetuning import HeadAlone, nearest_mean_of
+from fedlightning.personalization.head_only.eligibility import doubt, obstacle
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.personalization.scoring import measure, undisturbed
+from fedlightning.models.base import freeze
+from fedlightning.core.optimizers import FreshOptimizers
+from fedlightning.core.parts import Part, State, copy_into, live_state
+from fedlightning.personalization.results import PersonalResult
+from fedlightning.reporting import ClientRecord
+from fedlightning.core.seeding import Key
+
+__all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
+
+Tuned = tuple[list[dict[str, float]], float]  # scores in order of time, nearest mean
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class Personalizer:
+    """Fine-tunes the resident module for one client at a time, from the global model.
+
+    Inside ``with personalizer.at_work():`` the module may be anything; afterwards it is the global
+    model again, with the modes, gradient flags and optimizers that it had.
+
+    Args:
+        loop: The loop whose module, data and kept personal states are used.
+        part: What is fine-tuned.
+        epochs: Passes over the client's training data.
+        make_optimizer: Builds the optimizer of the part's parameters.
+        nearest_mean: Whether to measure the accuracy without the head, too.
+        features_once: Whether the head alone is trained, on features that the body computes once
+            (see :mod:`fedlightning.personalization.head_only.eligibility`); ``None`` where that is known to be exact.
+        curve: Whether to measure after every epoch, too.
+
+    Attributes:
+        why_not_alone: Why the body runs at every step; ``None`` if the head is trained alone.
+    """
+
+    why_not_alone: str | None
+
+    def __init__(
+        self,
+        loop: FederatedLoop,
+        part: Part,
+        epochs: int,
+        make_optimizer: MakeOptimizer,
+        nearest_mean: bool = True,
+        features_once: bool | None = None,
+        curve: bool = False,
+    ) -> None:
+        self._loop = loop
+        self._part: Part = part
+        self._epochs = epochs
+        self._make_optimizer = make_optimizer
+        self._nearest = nearest_mean
+        self._features_once = features_once
+        self._curve = curve
+        self._head = self._find_head()
+        self._kept: tuple[int, State] = (-1, {})
+
+    def check(self) -> None:
+        """Refuse what could not be fine-tuned.
+
+        Raises:
+            ConfigError: If the module has several optimizers.
+        """
+        count = len(self._loop.trainer.strategy.optimizers)
+        if count > 1:
+            name = type(self._loop.module).__name__
+            raise ConfigError(f"personalization takes one optimizer, {name} has {count}.")
+
+    def _find_head(self) -> nn.Module | None:
+        loop = self._loop
+        if self._part != "full":
+            return head_module(loop.module, loop.parts)
+        if not self._nearest:
+            return None
+        try:
+            return head_module(loop.module, loop.parts)
+        except ConfigError as error:
+            rank_zero_warn(f"the accuracy of nearest class means is not measured: {error}")
+            return None
+
+    @contextmanager
+    def at_work(self) -> Iterator[Personalizer]:
+        """Make ready to fine-tune; put everything back at the end."""
+        loop, module, strategy = self._loop, self._loop.module, self._loop.trainer.strategy
+        modes = {child: child.training for child in module.modules()}
+        flags = {p: p.requires_grad for p in module.parameters()}
+        optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
+        self.check()
+        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+            loop.lay_out()
+        self._stashed = optimizers, schedulers
+        self._global: State = {key: value.clone() for key, value in live_state(module).items()}
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                self._make_trainable()
+                strategy.optimizers = [self._make_optimizer(self._trainable())]
+                strategy.lr_scheduler_configs = []
+                self._fresh = FreshOptimizers(strategy.optimizers, [])
+                self._alone = self._head_alone()
+                loop.visitor = self
+                self._fit = LocalFit(
+                    loop.trainer, module, loop.data, loop.choose_step(), LocalLog(module)
+                )
+                yield self
+            finally:
+                loop.visitor = None
+                self._restore()
+                strategy.optimizers, strategy.lr_scheduler_configs = optimizers, schedulers
+                for parameter, flag in flags.items():
+                    parameter.requires_grad_(flag)
+                for child, mode in modes.items():
+                    child.training = mode
+
+    def client(self, client: int) -> PersonalResult:
+        """Evaluate, fine-tune, evaluate; the fine-tuned model is in the module until the next call.
+
+        A client without test data is only counted: nothing could be said of its model.
+        """
+        loop, data = self._loop, self._loop.data
+        sizes = data.num_examples(client), data.num_examples(client, "test")
+        if sizes[1] == 0:
+            return PersonalResult.of(client, *sizes, scores=())
+        self._restore()
+        copy_into(live_state(loop.module), self.kept(client))
+        scores, nearest = self._tune_alone(client) or self._tune(client)
+        if self._curve:
+            scores = _one_an_epoch(scores, self._epochs)
+        return PersonalResult.of(client, *sizes, scores, nearest, self._curve)
+
+    def kept(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one at first."""
+        if self._kept[0] != client:  # it may lie in a file, and is asked for twice
+            self._kept = client, self._loop.personal_model(client)
+        return self._kept[1]
+
+    def own_state(self, record: ClientRecord) -> State:
+        """Return what the client whose turn it was does not share with the global model.
+
+        That is the part that is fine-tuned, and what the client has kept. One that could not be
+        evaluated is fine-tuned now.
+        """
+        module, client = self._loop.module, record.client_id
+        if not record.tested:
+            self._restore()
+            copy_into(live_state(module), self.kept(client))
+            self._set_modes()
+            if record.num_train:
+                self._run_epochs(client)
+        state = live_state(module)
+        part = state if self._part == "full" else self._loop.parts.keys(self._part)
+        own = {*part, *self.kept(client)}
+        return {key: value for key, value in state.items() if key in own}
+
+    def _tune(self, client: int) -> Tuned:
+        """Measure, fine-tune as in a round, measure."""
+        loop = self._loop
+        loop.module.eval()
+        scores = [self._measure(client)]
+        nearest = self._nearest_mean(client)
+        self._set_modes()
+
+        def on_epoch(epochs: int) -> None:
+            if self._curve and epochs:
+                with undisturbed(loop.module):
+                    scores.append(self._measure(client))
+
+        if loop.data.num_examples(client):
+            self._run_epochs(client, on_epoch)
+        loop.module.eval()
+        return [*scores, self._measure(client)], nearest
+
+    def _measure(self, client: int) -> dict[str, float]:
+        return measure(self._loop.data, client, self._loop.evaluator.evaluate)
+
+    def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
+        key = Key(self._loop.seed, "personalize", client=client)
+        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Show the global model and its optimizers, in the middle of a client's fine-tuning."""
+        module, strategy = self._loop.module, self._loop.trainer.strategy
+        local = {key: value.clone() for key, value in live_state(module).items()}
+        own = strategy.optimizers, strategy.lr_scheduler_configs
+        copy_into(live_state(module), self._global)
+        strategy.optimizers, strategy.lr_scheduler_configs = self._stashed
+        try:
+            yield
+        finally:
+            strategy.optimizers, strategy.lr_scheduler_configs = own
+            copy_into(live_state(module), local)
+
+    def _make_trainable(self) -> None:
+        """Thaw what the algorithm has frozen, not what the user has."""
+        module = self._loop.module
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(self._loop.trainable.get(key, parameter.requires_grad))
+        if self._part != "full":
+            freeze(module, self._loop.parts, "head" if self._part == "body" else "body")
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for p in self._loop.module.parameters() if p.requires_grad]
+
+    def _set_modes(self) -> None:
+        """Train mode; in head mode the body stays in eval mode, so its BatchNorm does not move."""
+        module = self._loop.module
+        module.train(self._part != "head")
+        if self._part == "head":
+            head = set(self._loop.parts.head)
+            for path, child in module.named_modules():
+                keys = {f"{path}.{key}" for key in child.state_dict()}
+                if keys and keys <= head:
+                    child.train()
+
+    def _restore(self) -> None:
+        copy_into(live_state(self._loop.module), self._global)
+        if hasattr(self, "_fresh"):
+            self._fresh.restore()
+
+    def _nearest_mean(self, client: int) -> float:
+        if self._head is None or not self._nearest:
+            return math.nan
+        try:
+            train, test = self._read(client, "train"), self._read(client, "test")
+        except NoFeatures as error:
+            self._head = None
+            rank_zero_warn(f"the accuracy of nearest class means is not measured: {error}.")
+            return math.nan
+        return nearest_mean_of(train, test)
+
+    def _read(self, client: int, split: Split) -> list[FeatureBatch]:
+        assert self._head is not None
+        loop = self._loop
+        batches = loop.evaluator.batches(client, split)
+        return read_features(loop.module, self._head, batches, loop.trainer.precision_plugin)
+
+    # -- the head alone ----------------------------------------------------------------------
+
+    def _head_alone(self) -> HeadAlone | None:
+        """Return what does without the body at every step, where that is the same."""
+        reason = self._why_not_alone()
+        if reason is not None:
+            self._take_the_long_way(reason)
+            return None
+        self.why_not_alone = None
+        assert isinstance(self._head, nn.Linear)
+        return HeadAlone(self._loop, self._head, self._epochs, self._nearest, self._curve)
+
+    def _why_not_alone(self) -> str | None:
+        loop = self._loop
+        if self._part != "head":
+            return f"part is {self._part!r}"
+        if self._features_once is False:
+            return "features_once is False"
+        known = obstacle(loop.trainer, loop.module, self._head, loop.data)
+        return known if known or self._features_once else doubt(loop.module)
+
+    def _take_the_long_way(self, reason: str) -> None:
+        if self._features_once:
+            raise ConfigError(
+                f"features_once=True cannot be: {reason}. Leave it out: then the body runs at "
+                "every step where it has to."
+            )
+        self.why_not_alone = reason
+        self._alone = None
+
+    def _tune_alone(self, client: int) -> Tuned | None:
+        """Return ``None`` where it has to be done the long way."""
+        if self._alone is None or not (self._features_once or self._alone.fits(client)):
+            return None
+        try:
+            return self._alone.run(client)
+        except NoFeatures as error:
+            self._take_the_long_way(str(error))
+            return None
+
+
+def _one_an_epoch(scores: list[dict[str, float]], epochs: int) -> list[dict[str, float]]:
+    """Return the scores after 0, 1, ... epochs, also of a client without examples to train on."""
+    unchanged = [scores[0]] * (epochs + 1 - len(scores))
+    return [*unchanged, *scores][: epochs + 1]

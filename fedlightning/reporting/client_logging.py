@@ -1,0 +1,61 @@
+"""Sending the result of a personalization to the loggers that a Trainer has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+
+import numpy as np
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.reporting.figures.save import clients_figure
+
+__all__ = ["log_clients"]
+
+# Equal bins: TensorBoard's own grow exponentially, and 90 % and 99 % would fall into one.
+_ACCURACY_BINS = np.linspace(0, 1, 41)
+
+
+@rank_zero_only
+def log_clients(loggers: Iterable[Logger], records: Sequence[ClientRecord], step: int) -> None:
+    """Send every client's result to the loggers that can show it.
+
+    TensorBoard gets the histograms ``initial/acc_per_client`` and ``personalized/acc_per_client``
+    and the figure ``personalized/clients``; W&B gets the table ``clients``, one row a client. Other
+    loggers are left alone: a mean is logged as a metric, and the table is in ``clients.csv``.
+
+    A logger is recognized by the name of its class, so nothing is imported for loggers that are not
+    there, and subclasses count. Only rank 0 logs.
+
+    Args:
+        loggers: ``trainer.loggers``.
+        records: The clients. Those without test data are in the table but not in the histograms.
+        step: The round.
+    """
+    for logger in loggers:
+        kinds = {kind.__name__ for kind in type(logger).__mro__}
+        if "TensorBoardLogger" in kinds:
+            _to_tensorboard(logger, records, step)
+        elif "WandbLogger" in kinds:
+            _to_wandb(logger, records, step)
+
+
+def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int) -> None:
+    tested = [record for record in records if record.tested]
+    if not tested:
+        return
+    writer = logger.experiment  # type: ignore[attr-defined]
+    for tag, values in (
+        ("initial/acc_per_client", [record.acc_before for record in tested]),
+        ("personalized/acc_per_client", [record.acc_after for record in tested]),
+    ):
+        writer.add_histogram(tag, np.asarray(values), step, bins=_ACCURACY_BINS)
+    writer.add_figure("personalized/clients", clients_figure(records), step)
+
+
+def _to_wandb(logger: Logger, records: Sequence[ClientRecord], step: int) -> None:
+    columns = [field.name for field in fields(ClientRecord)]
+    data = [list(astuple(record)) for record in records]
+    logger.log_table(key="clients", columns=columns, data=data, step=step)  # type: ignore[attr-defined]

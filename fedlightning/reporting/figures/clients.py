@@ -1,0 +1,173 @@
+"""Accuracy before and after personalization, client by client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.reporting.figures.style import (
+    BLUE,
+    GREY,
+    GRID,
+    MUTED,
+    RED,
+    counted,
+    headline,
+    label_at_right,
+    new_figure,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["clients_figure"]
+
+_MOST_DUMBBELLS = 120
+
+Percent = npt.NDArray[np.float64]
+
+
+def clients_figure(
+    records: Sequence[ClientRecord],
+    title: str = "Accuracy per client, before and after personalization",
+) -> Figure:
+    """Draw what personalization did for every client, the worst-served on the left.
+
+    Up to 120 clients are dumbbells, from the accuracy before to that after, in the order of the
+    accuracy after. More clients are two curves, each in its own order, so a curve reads as "this
+    share of the clients has at most this accuracy". The worst tenth of the clients is shaded.
+
+    Args:
+        records: The clients, in any order. Those without test data are left out and counted.
+        title: The headline.
+
+    Returns:
+        A figure that pyplot does not know of; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
+
+    Example:
+        >>> records = [ClientRecord(i, 80, 20, 0.5, 0.7 + i / 100, 1.0, 0.5) for i in range(20)]
+        >>> clients_figure(records).axes[0].get_xlabel()
+        'client id, from the worst to the best accuracy after personalization'
+    """
+    tested = [record for record in records if record.tested]
+    before = 100 * np.array([record.acc_before for record in tested], dtype=np.float64)
+    after = 100 * np.array([record.acc_after for record in tested], dtype=np.float64)
+    with style():
+        figure = new_figure(9, 4.6)
+        ax = figure.add_subplot()
+        headline(ax, title, _in_numbers(before, after, len(records) - len(tested)))
+        if not tested:
+            ax.set_axis_off()
+            ax.text(0.5, 0.5, "no client has test data", ha="center", color=MUTED)
+            return figure
+        _frame(ax, before, after)
+        if len(tested) <= _MOST_DUMBBELLS:
+            _dumbbells(ax, before, after, [record.client_id for record in tested])
+        else:
+            _curves(ax, np.sort(before), np.sort(after))
+        _means(ax, before, after)
+        figure.legend(loc="outside lower center", ncols=4, handletextpad=0.5, columnspacing=2)
+    return figure
+
+
+def _in_numbers(before: Percent, after: Percent, untested: int) -> str:
+    words = [counted(len(after), "client")]
+    if len(after):
+        gain = after.mean() - before.mean()
+        words[0] += f": mean {before.mean():.1f} % → {after.mean():.1f} % ({gain:+.1f} points)"
+        signs = np.sign(after - before)
+        for sign, word in ((1, "better"), (0, "unchanged"), (-1, "worse")):
+            if sign in signs:
+                words.append(f"{(signs == sign).sum()} {word}")
+    if untested:
+        words.append(f"{untested:,} without test data left out")
+    return " · ".join(words)
+
+
+def _frame(ax: Axes, before: Percent, after: Percent) -> None:
+    both = np.concatenate([before, after])
+    span = float(np.ptp(both))
+    tick = 20 if span > 50 else 10 if span > 20 else 5
+    low = max(0, tick * math.floor((both.min() - 2) / tick))
+    high = min(100, tick * math.ceil((both.max() + 2) / tick))
+    room = 0.025 * (high - low)
+    ax.set_ylim(low - room, high + room)
+    ax.set_yticks(range(low, high + 1, tick))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+    ax.set_ylabel("accuracy on own test data")
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+
+
+def _dumbbells(ax: Axes, before: Percent, after: Percent, ids: Sequence[int]) -> None:
+    order = np.lexsort((before, after))
+    before, after = before[order], after[order]
+    count = len(order)
+    places = np.arange(count)
+    room = 9 * 72 * 0.85 / count  # points from one client to the next
+    dot = min(9.0, max(3.0, 0.62 * room))
+    for chosen, color in ((after >= before, BLUE), (after < before, RED)):
+        ax.vlines(
+            places[chosen],
+            before[chosen],
+            after[chosen],
+            color=color,
+            alpha=0.4,
+            linewidth=max(1.0, dot / 3),
+        )
+    common: dict[str, Any] = {
+        "linestyle": "none",
+        "markersize": dot,
+        "markeredgewidth": max(0.8, dot / 6),
+    }
+    ax.plot(places, before, "o", color=GREY, markerfacecolor="white", label="before", **common)
+    better = after >= before
+    ax.plot(places[better], after[better], "o", color=BLUE, label="after", **common)
+    if not better.all():
+        ax.plot(places[~better], after[~better], "o", color=RED, label="after, worse", **common)
+    margin = 0.8 if count <= 30 else 1.5
+    ax.set_xlim(-margin, count - 1 + margin)
+    _worst_tenth(ax, -margin, count // 10 - 0.5, float(np.percentile(after, 10)), count)
+    if count <= 30:
+        ax.set_xticks(places, [str(ids[i]) for i in order])
+        ax.set_xlabel("client id, from the worst to the best accuracy after personalization")
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel("clients, from the worst to the best accuracy after personalization")
+
+
+def _curves(ax: Axes, before: Percent, after: Percent) -> None:
+    share = 100 * (np.arange(len(after)) + 0.5) / len(after)
+    for where, color, alpha in ((after >= before, BLUE, 0.12), (after < before, RED, 0.2)):
+        ax.fill_between(
+            share, before, after, where, step="mid", color=color, alpha=alpha, linewidth=0
+        )
+    ax.step(share, before, where="mid", color=GREY, linewidth=2, label="before")
+    ax.step(share, after, where="mid", color=BLUE, linewidth=2.2, label="after")
+    ax.set_xlim(0, 100)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+    ax.set_xlabel("share of clients, each curve from its worst to its best client")
+    _worst_tenth(ax, 0, 10, float(np.percentile(after, 10)), len(after))
+
+
+def _worst_tenth(ax: Axes, left: float, right: float, p10: float, count: int) -> None:
+    if count < 10:
+        return
+    label = f"worst tenth after (p10: {p10:.1f} %)"
+    ax.axvspan(left, right, color=GRID, alpha=0.55, linewidth=0, zorder=0, label=label)
+
+
+def _means(ax: Axes, before: Percent, after: Percent) -> None:
+    means = [float(before.mean()), float(after.mean())]
+    for mean, color in zip(means, (GREY, BLUE), strict=True):
+        ax.axhline(mean, color=color, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1)
+    texts = [f"mean before {means[0]:.1f} %", f"mean after {means[1]:.1f} %"]
+    label_at_right(ax, means, texts, [MUTED, BLUE])

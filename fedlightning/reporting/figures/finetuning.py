@@ -1,0 +1,97 @@
+"""Accuracy over the epochs of fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlightning.reporting.figures.style import (
+    BLUE,
+    CYCLE,
+    RED,
+    counted,
+    headline,
+    label_at_right,
+    new_figure,
+    style,
+)
+from fedlightning.reporting.finetuning_curve import EpochRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["finetuning_figure"]
+
+GREEN, PINK = CYCLE[2:4]
+
+
+def finetuning_figure(
+    records: Sequence[EpochRecord],
+    held_out: Sequence[EpochRecord] = (),
+    title: str = "Accuracy over epochs of fine-tuning",
+) -> Figure:
+    """Draw the mean over clients, a band of one standard deviation, and the tenth percentile.
+
+    Args:
+        records: The clients that may train, epoch by epoch.
+        held_out: Those that never do, if there are any: their mean alone is drawn.
+        title: The headline.
+
+    Returns:
+        A figure that pyplot does not know of; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
+
+    Example:
+        >>> records = [EpochRecord.of(e, [(0.5 + e / 10, 0.5), (0.6, 0.6)]) for e in range(3)]
+        >>> finetuning_figure(records).axes[0].get_xlabel()
+        'epochs of fine-tuning'
+    """
+    known = [record for record in (*records, *held_out) if record.num_clients]
+    with style():
+        figure = new_figure(9, 4.6)
+        ax = figure.subplots()
+        headline(ax, title, _in_words(records))
+        lines = [
+            ("mean", RED, "-", records, "acc_mean"),
+            ("tenth percentile", BLUE, "-", records, "acc_p10"),
+            ("mean, validation data", GREEN, "--", records, "val_acc_mean"),
+            ("mean, held-out clients", PINK, "-.", held_out, "acc_mean"),
+        ]
+        ends, texts, colors = [], [], []
+        for name, color, dash, group, column in lines:
+            epochs = np.array([record.epoch for record in group])
+            values = 100 * np.array([getattr(record, column) for record in group])
+            if not np.isfinite(values).any():
+                continue
+            ax.plot(epochs, values, dash, color=color, linewidth=1.8, marker="o", markersize=3.5)
+            ends.append(float(values[-1]))
+            texts.append(f"{name}  {values[-1]:.1f} %")
+            colors.append(color)
+        if ends and known:
+            epochs, mean, std = (
+                np.array([getattr(record, column) for record in records])
+                for column in ("epoch", "acc_mean", "acc_std")
+            )
+            low, high = np.clip(mean - std, 0, 1), np.clip(mean + std, 0, 1)
+            ax.fill_between(epochs, 100 * low, 100 * high, color=RED, alpha=0.12, linewidth=0)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+        ax.locator_params(axis="x", integer=True)
+        ax.set_xlabel("epochs of fine-tuning")
+        ax.set_ylabel("accuracy")
+        ax.grid(axis="y")
+        ax.spines["left"].set_visible(False)
+        ax.margins(x=0.01)
+        label_at_right(ax, ends, texts, colors)
+    return figure
+
+
+def _in_words(records: Sequence[EpochRecord]) -> str:
+    clients = records[0].num_clients if records else 0
+    words = f"{counted(clients, 'client')}; the band is one standard deviation over clients"
+    known = [record for record in records if not math.isnan(record.acc_mean)]
+    if not known:
+        return counted(clients, "client")
+    return f"{words}; {100 * known[0].acc_mean:.1f} % before fine-tuning"

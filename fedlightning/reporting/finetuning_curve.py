@@ -1,0 +1,73 @@
+"""Accuracy over the epochs of fine-tuning: how long is long enough, and when it is too long."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+
+from fedlightning.reporting.client_records import Spread
+from fedlightning.storage.files import write_atomically
+
+__all__ = ["EpochRecord", "write_finetuning_csv"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """How well fine-tuned models serve their clients after some epochs.
+
+    Args:
+        epoch: Epochs of fine-tuning done; 0 is the model that it starts from.
+        num_clients: Clients that the accuracies are of.
+        acc_mean: Mean accuracy on the clients' test data, in 0..1.
+        acc_std: Its standard deviation over clients (``ddof=0``).
+        acc_p10: Its tenth percentile.
+        val_acc_mean: Mean accuracy on the clients' validation data, by which a number of epochs may
+            be chosen; nan where none are held out.
+    """
+
+    epoch: int
+    num_clients: int
+    acc_mean: float
+    acc_std: float
+    acc_p10: float
+    val_acc_mean: float
+
+    @classmethod
+    def of(cls, epoch: int, accuracies: Iterable[tuple[float, float]]) -> EpochRecord:
+        """Return the record of clients' accuracies on test and on validation data.
+
+        Example:
+            >>> EpochRecord.of(2, [(0.5, 0.25), (1.0, 0.75)]).val_acc_mean
+            0.5
+        """
+        pairs = list(accuracies)
+        test = Spread.of(acc for acc, _ in pairs)
+        val = Spread.of(acc for _, acc in pairs)
+        return cls(epoch, test.count, test.mean, test.std, test.p10, val.mean)
+
+
+def write_finetuning_csv(path: str | os.PathLike[str], records: Iterable[EpochRecord]) -> None:
+    """Write one row an epoch; a reader never sees half a file.
+
+    Args:
+        path: The file, by custom ``finetuning.csv`` in the folder of the run.
+        records: The epochs, in order.
+
+    Raises:
+        EnvironmentFailure: The file cannot be written.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "finetuning.csv"
+        >>> write_finetuning_csv(path, [EpochRecord.of(0, [(0.5, 0.25), (1.0, 0.75)])])
+        >>> print(path.read_text(), end="")
+        epoch,num_clients,acc_mean,acc_std,acc_p10,val_acc_mean
+        0,2,0.75,0.25,0.55,0.5
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(EpochRecord))
+    writer.writerows(astuple(record) for record in records)
+    write_atomically(path, text.getvalue().encode())

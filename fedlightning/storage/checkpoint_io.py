@@ -1,0 +1,193 @@
+"""`AtomicCheckpointIO`: a checkpoint file is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_warn
+
+from fedlightning._version import __version__
+from fedlightning.storage.checkpoint_reader import FORMAT, read_checkpoint, rounds_in
+from fedlightning.storage.digest import seal
+from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
+from fedlightning.storage.files import reason, sync_folder, temporary_beside
+
+__all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO"]
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_HANDED_OVER = ".temp.ckpt"  # in which Lightning's launchers return a worker's final weights, bare
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes checkpoints that cannot be torn, and loads none that is not as it was written.
+
+    A file is written under another name in the same folder, flushed to the disk, and then takes its
+    name. It carries a digest of its content, which is compared before anything in it is
+    interpreted. When ``last.ckpt`` is replaced, the one before stays as ``previous.ckpt``. The
+    format is Lightning's: ``torch.load(path, weights_only=True)`` and
+    ``Module.load_from_checkpoint(path)`` read it.
+
+    A :class:`~fedlightning.FederatedTrainer` has one by default; another CheckpointIO among its
+    ``plugins`` takes its place.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "some.ckpt"
+        >>> checkpoint = {"state_dict": {"weight": torch.ones(2)}}
+        >>> AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+        >>> AtomicCheckpointIO().load_checkpoint(path)["state_dict"]
+        {'weight': tensor([1., 1.])}
+    """
+
+    def __init__(self) -> None:
+        self._rounds: dict[Path, int | None] = {}  # what each last.ckpt holds; None if it is bad
+        self._tried = False
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: What to write.
+            path: The file, in a local folder; missing folders are made.
+            storage_options: Not used by local files.
+
+        Raises:
+            ConfigError: The path is a URL.
+            EnvironmentFailure: It cannot be written. Nothing half-made stays, files that were there
+                are untouched, and the error says which round is safe.
+        """
+        if "://" in os.fspath(path):
+            raise ConfigError(
+                f"checkpoint path {os.fspath(path)!r} is a URL, and only local files are written "
+                "atomically; mount it, or pass plugins=[TorchCheckpointIO()]."
+            )
+        target = Path(path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint if target.name == _HANDED_OVER else _marked(checkpoint), buffer)
+        self._try_to_load(buffer, target)
+        archive = bytearray(buffer.getbuffer())
+        del buffer
+        seal(archive)
+        try:
+            self._replace(target, archive, _round_or_none(checkpoint))
+        except OSError as error:
+            raise EnvironmentFailure(_cannot_write(target, error)) from error
+
+    def _replace(self, target: Path, content: bytearray, round_: int | None) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        keeps_previous = target.name == LAST and self._is_to_be_kept(target, round_)
+        with temporary_beside(target) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if keeps_previous:
+                _keep(target)
+            os.replace(temporary, target)
+        sync_folder(target.parent)
+        if target.name == LAST:
+            self._rounds[target] = round_
+
+    def _is_to_be_kept(self, target: Path, round_: int | None) -> bool:
+        """Whether the present file holds an earlier round, whole: else the previous one does."""
+        if target not in self._rounds:
+            self._rounds[target] = _rounds_of(target)
+        present = self._rounds[target]
+        return present is not None and present != round_
+
+    def _try_to_load(self, buffer: io.BytesIO, target: Path) -> None:
+        """Warn, at the first checkpoint, of a value that no checkpoint is loaded with."""
+        if self._tried:
+            return
+        self._tried = True
+        try:
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except Exception as error:
+            text = " ".join(str(error).split())
+            at = text.lower().find("unsupported")
+            rank_zero_warn(
+                f"{target.name} cannot be loaded again, so the run cannot be resumed: its state "
+                f"holds more than tensors and plain values ({text[max(at, 0) :][:160]}). Look at "
+                "the hyperparameters of the model and the state_dict of callbacks."
+            )
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = "cpu",
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; see :func:`~fedlightning.storage.read_checkpoint`.
+
+        Args:
+            path: The file.
+            map_location: Where tensors go, as in ``torch.load``.
+            weights_only: Only tensors and plain values are ever loaded, so False is refused.
+
+        Raises:
+            CheckpointError: The file is not as a run has written it.
+            ConfigError: ``weights_only`` is False.
+        """
+        if weights_only is False:
+            raise ConfigError(
+                "weights_only=False would let a checkpoint run code; leave it out, or pass "
+                "plugins=[TorchCheckpointIO()]."
+            )
+        return read_checkpoint(path, map_location, from_a_run=Path(path).name != _HANDED_OVER)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a file, if it is there."""
+        Path(path).unlink(missing_ok=True)
+        self._rounds.pop(Path(path), None)
+
+
+def _marked(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    ours = {**checkpoint.get("fedlightning", {}), "format": FORMAT, "version": __version__}
+    return {**checkpoint, "fedlightning": ours}
+
+
+def _keep(last: Path) -> None:
+    """Make ``last.ckpt`` the previous one, too, so that it is there at every moment."""
+    previous = last.with_name(PREVIOUS)
+    with temporary_beside(previous) as link:
+        try:
+            os.link(last, link)
+        except OSError:  # a filesystem without hard links: for a moment there is no last.ckpt
+            os.replace(last, previous)
+        else:
+            os.replace(link, previous)  # two names of one file stay two: the link is removed then
+
+
+def _rounds_of(path: Path) -> int | None:
+    try:
+        return rounds_in(read_checkpoint(path))
+    except (CheckpointError, EnvironmentFailure, LookupError):
+        return None
+
+
+def _round_or_none(checkpoint: dict[str, Any]) -> int | None:
+    with contextlib.suppress(LookupError, TypeError):
+        return rounds_in(checkpoint)
+    return None
+
+
+def _cannot_write(target: Path, error: OSError) -> str:
+    for kept in (target.with_name(LAST), target.with_name(PREVIOUS)):
+        if rounds := _rounds_of(kept):
+            return (
+                f"cannot write {target}: {reason(error)}; round {rounds - 1} kept: {kept} is "
+                "whole. Mend that and go on with --ckpt_path last."
+            )
+    return f"cannot write {target}: {reason(error)}; no round is saved yet."

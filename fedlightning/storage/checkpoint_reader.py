@@ -1,0 +1,134 @@
+"""The one reader of checkpoint files: what is not whole, or not ours, is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedlightning.storage.digest import Damaged, is_sealed
+from fedlightning.errors import CheckpointError, EnvironmentFailure
+from fedlightning.core.parts import first_non_finite
+
+__all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
+
+FORMAT = 1
+"""Number of the layout that this version writes; a newer one is refused."""
+
+_OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: Any = "cpu", from_a_run: bool = True
+) -> dict[str, Any]:
+    """Return what a checkpoint file holds, if it is as a run has written it.
+
+    Its digest is compared before anything in it is interpreted. Only tensors and plain values are
+    loaded, whoever wrote it.
+
+    Args:
+        path: The file.
+        map_location: Where tensors go, as in ``torch.load``.
+        from_a_run: Whether it must hold what a run saves, and not just anything that is whole.
+
+    Raises:
+        CheckpointError: The file is missing, empty, damaged, of another program, in a newer format,
+            or its weights are not finite.
+    """
+    name = f"ckpt_path={os.fspath(path)!r}"
+    if Path(path).is_dir():
+        raise CheckpointError(f"{name} is a folder, not a checkpoint file.")
+    try:
+        with Path(path).open("rb") as file:
+            sealed = is_sealed(file)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{name}: there is no such file; `last` finds the newest run's."
+        ) from None
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot read {name}: {error.strerror or error}") from error
+    except Damaged as damage:
+        what = "is empty" if "empty" in str(damage) else "is corrupt, or no checkpoint at all"
+        raise CheckpointError(f"{name} {what}: {damage}.{_hint(Path(path))}") from None
+    except Exception as error:  # whatever unpickling makes of somebody else's archive
+        raise CheckpointError(f"{name}: {_cannot_load(error)}") from error
+    if from_a_run and (fault := _fault(checkpoint)) is not None:
+        raise CheckpointError(f"{name}: {fault}")
+    if not sealed:
+        raise CheckpointError(
+            f"{name} carries no digest of its content: another program wrote or changed it, and "
+            "nothing says that it is whole. AtomicCheckpointIO().save_checkpoint(...) writes one "
+            "that has."
+        )
+    return dict(checkpoint)
+
+
+def is_good(path: Path) -> bool:
+    """Whether a file is there and as it was written; cheaper than reading it."""
+    try:
+        with path.open("rb") as file:
+            return is_sealed(file)
+    except (OSError, Damaged):
+        return False
+
+
+def rounds_in(checkpoint: Mapping[str, Any]) -> int:
+    """Return how many rounds are finished in a checkpoint: the index of the one to come."""
+    return int(checkpoint["loops"]["fit_loop"]["state_dict"]["round"])
+
+
+def check_network(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
+    """Refuse the weights of another network, and name the first difference.
+
+    Raises:
+        CheckpointError: A key or a shape differs.
+
+    Example:
+        >>> check_network({"state_dict": {"weight": torch.ones(2, 3)}}, nn.Linear(3, 4, bias=False))
+        Traceback (most recent call last):
+        fedlightning.errors.CheckpointError: weight is (2, 3) in the checkpoint, vs (4, 3) in the...
+    """
+    saved, own = checkpoint["state_dict"], module.state_dict()
+    for key, value in own.items():
+        if key in saved and isinstance(value, Tensor) and saved[key].shape != value.shape:
+            there, here = tuple(saved[key].shape), tuple(value.shape)
+            raise CheckpointError(f"{key} is {there} in the checkpoint, vs {here} in the model.")
+    for keys, where in ((own.keys() - saved.keys(), "model"), (saved.keys() - own.keys(), "file")):
+        if keys:
+            named = ", ".join(sorted(keys)[:3])
+            raise CheckpointError(f"it is of another network: only the {where} has {named}.")
+
+
+def _fault(checkpoint: Any) -> str | None:
+    """Return what is wrong with the content of a file that could be loaded, if anything."""
+    ours = checkpoint.get("fedlightning") if isinstance(checkpoint, Mapping) else None
+    number = ours.get("format") if isinstance(ours, Mapping) else None
+    if isinstance(number, int) and number > FORMAT:
+        return f"format {number} > supported {FORMAT}; upgrade fedlightning to read it."
+    if number != FORMAT or not isinstance(checkpoint.get("state_dict"), Mapping):
+        stock = isinstance(checkpoint, Mapping) and "pytorch-lightning_version" in checkpoint
+        writer = "Lightning's own Trainer" if stock else "no run"
+        verb = "wrote it" if stock else "wrote it, though it may be a model's state_dict"
+        return f"not a fedlightning checkpoint: {writer} {verb}."
+    tensors = {k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)}
+    if (key := first_non_finite(tensors)) is not None:
+        return f"non-finite values in {key}: the model was broken when it was saved."
+    return None
+
+
+def _cannot_load(error: Exception) -> str:
+    if found := _OBJECT.search(str(error)):
+        return f"it holds an object of {found[1]}; only tensors and plain values are loaded."
+    first = " ".join(str(error).split()).partition(". ")[0]
+    return f"it cannot be read as a checkpoint ({type(error).__name__}: {first[:200]})."
+
+
+def _hint(path: Path) -> str:
+    other = path.with_name("previous.ckpt")
+    return f" {other} is whole." if path.name == "last.ckpt" and is_good(other) else ""

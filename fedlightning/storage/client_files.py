@@ -1,0 +1,129 @@
+"""States of clients in files: what a cohort has kept is one file that is never changed.
+
+A file is in the safetensors format. A tensor's name is ``client/key``; the metadata hold a CRC-32
+for each client, because a flipped bit would otherwise be trained on. The file's name is a digest of
+its content, so a round that is run again writes the same file, and so do several workers. (The
+checksums are one entry of the metadata because several would come in a random order.)
+
+One file a client would be simpler, but each file that must survive a power failure costs an
+``fsync``, milliseconds each, and a million of them cost a million inodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from fedlightning.errors import CheckpointError
+from fedlightning.core.parts import State
+from fedlightning.storage.files import sync_folder, teaching_os_errors, write_atomically
+
+__all__ = ["adopt", "read_state", "write_states"]
+
+_CLIENTS_A_FILE = 256
+
+
+def write_states(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
+    """Write the states of some clients, a few hundred of them in a file.
+
+    Args:
+        folder: Where; it is made.
+        states: State by client id, tensors on the CPU.
+
+    Returns:
+        The file of each client.
+
+    Raises:
+        EnvironmentFailure: A file cannot be written.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> files = write_states(folder, {7: {"bias": torch.ones(2)}, 9: {"bias": torch.zeros(2)}})
+        >>> read_state(files[9], 9)
+        {'bias': tensor([0., 0.])}
+    """
+    clients = iter(states)
+    files: dict[int, Path] = {}
+    while chosen := list(islice(clients, _CLIENTS_A_FILE)):
+        path = _write(folder, {client: states[client] for client in chosen})
+        files |= dict.fromkeys(chosen, path)
+    return files
+
+
+def read_state(path: Path, client: int) -> State:
+    """Return one client's state; the others in the file are not read.
+
+    Raises:
+        CheckpointError: The file is gone, damaged, or has nothing of this client.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(f"{client}/")]  # noqa: SIM118
+            state = {name.partition("/")[2]: file.get_tensor(name) for name in names}
+            sums = json.loads((file.metadata() or {}).get("crc32", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{_what(client, path)} cannot be read: {error}") from error
+    if _checksum(state) != sums.get(str(client)):
+        raise CheckpointError(f"{_what(client, path)} is damaged: its checksum is another one.")
+    return state
+
+
+def adopt(path: Path, folder: Path) -> Path:
+    """Give a file a second name in another folder, or a copy where that cannot be.
+
+    Returns:
+        Its path there; the one it has if it cannot be read, which whoever needs it will say.
+    """
+    target = folder / path.name
+    with teaching_os_errors("write", target):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            pass
+        except OSError:  # another filesystem, or one without hard links
+            if not os.access(path, os.R_OK):
+                return path
+            write_atomically(target, path.read_bytes())
+    return target
+
+
+def _write(folder: Path, states: Mapping[int, State]) -> Path:
+    from safetensors.torch import save
+
+    tensors = {  # copies, because the format refuses tensors that share memory
+        f"{client}/{key}": value.clone(memory_format=torch.contiguous_format)
+        for client, state in states.items()
+        for key, value in state.items()
+    }
+    sums = {client: _checksum(state) for client, state in states.items()}
+    content = save(tensors, metadata={"crc32": json.dumps(sums)})
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
+    if not path.exists() or path.stat().st_size != len(content):
+        write_atomically(path, content)
+        for place in (folder, folder.parent):  # a checkpoint that names the file may come at once
+            sync_folder(place)
+    return path
+
+
+def _checksum(state: State) -> int:
+    """Return a CRC-32 of keys and values, whatever the order of the keys."""
+    value = 0
+    for key in sorted(state):
+        value = zlib.crc32(key.encode(), value)
+        flat = state[key].contiguous().reshape(-1).view(torch.uint8)
+        value = zlib.crc32(flat.numpy().data, value)
+    return value
+
+
+def _what(client: int, path: Path) -> str:
+    return f"what client {client} has kept, in {path},"

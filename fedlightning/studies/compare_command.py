@@ -1,0 +1,215 @@
+"""``python -m fedlightning compare``: all runs of a study, and a report on them."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fedlightning.cli.config.recipes import find_config
+from fedlightning.cli.terminal import print_note, print_warning
+from fedlightning.studies.options import Words, read_words
+from fedlightning.studies.plan import PlannedRun, plan
+from fedlightning.studies.runner import Ended, run_all
+from fedlightning.studies.progress import Progress
+from fedlightning.studies.run_state import (
+    RunState,
+    can_go_on,
+    changes,
+    rounds_done,
+    set_aside,
+    state_of,
+)
+from fedlightning.studies.study import Study, read_study
+from fedlightning.studies.study_lock import study_lock
+from fedlightning.studies.validation import check_runs
+from fedlightning.errors import ConfigError, FederationError
+from fedlightning.storage.files import write_atomically
+
+__all__ = ["compare"]
+
+_FLAGS = ("dry-run", "rerun", "no-report", "strict")
+_OF_STUDY = ("output", "workers", "seeds", "baseline")
+_VALUES = ("config", "only", *_OF_STUDY)
+_MOST_NAMED = 5
+_HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...]
+
+  --config STUDY     the study file, or the name of one that comes along (studies/digits.yaml)
+  --workers N        runs at the same time
+  --seeds [0,1]      in place of the file's seeds
+  --output DIR       the folder of the study
+  --baseline NAME    the variant that the others are tested against
+  --only PATTERN     only runs of that name, e.g. 'FedAvg*' or '*seed 0'
+  --dry-run          say what would run
+  --rerun            run again what has other settings by now; the old runs go to replaced/
+  --no-report        leave the report out
+  --strict           refuse classes of other packages
+  --KEY.KEY=VALUE    a setting of all runs, e.g. --trainer.max_epochs=2"""
+
+
+def compare(words: Sequence[str]) -> int:
+    """Run what is left to run of a study, then write the report.
+
+    Args:
+        words: The words after ``compare``.
+
+    Returns:
+        The exit code: 0 if all runs are done; 130 or 143 after a signal.
+
+    Raises:
+        ConfigError: The study file, or one of its configs, is wrong.
+        EnvironmentFailure: Another command is at work in the study's folder.
+        FederationError: A run failed; all others have been run.
+    """
+    if {"-h", "--help"} & set(words):
+        print(_HELP)
+        return 0
+    given = read_words(words, "compare", _FLAGS, _VALUES)
+    path = _study_file(given)
+    study = read_study(path, {key: given.values[key] for key in _OF_STUDY if key in given.values})
+    study = replace(study, output=Path(os.path.normpath(study.output)))
+    if "seed_everything" in given.settings:
+        raise ConfigError("--seed_everything: give --seeds=[...]; each run has one of them.")
+    everything = plan(study, given.settings)
+    runs = _chosen(everything, given.values.get("only"))
+    strict = "strict" in given.flags or os.environ.get("FEDLIGHTNING_STRICT", "0") not in ("", "0")
+    check_runs(runs, strict)
+    if "dry-run" in given.flags:
+        _say_plan(study, runs, "rerun" in given.flags)
+        return 0
+    with study_lock(study.output) as lock:
+        _replace_changed(study, runs, "rerun" in given.flags)
+        write_atomically(study.output / "study.yaml", path.read_bytes())
+        left = [run for run in runs if state_of(run).state != "done"]
+        _say_start(study, runs, left)
+        ended = _run(study, runs, left, lock, strict)
+        if ended.signal:
+            _say_interrupted(runs)
+            return 128 + ended.signal
+        if "no-report" not in given.flags and any(state_of(run).state == "done" for run in runs):
+            _report(study, everything)
+    if ended.failed:
+        raise FederationError(_failures(ended, len(runs)))
+    return 0
+
+
+def _study_file(given: Words) -> Path:
+    config = given.values.get("config")
+    files = [*([str(config)] if config is not None else []), *given.positional]
+    if len(files) != 1:
+        raise ConfigError(
+            "compare expects one study file: python -m fedlightning compare --config study.yaml "
+            "[--workers=2 ...]" + (f"; got {', '.join(files)}" if files else "")
+        )
+    return find_config(files[0])
+
+
+def _chosen(runs: Sequence[PlannedRun], pattern: object) -> list[PlannedRun]:
+    if pattern is None:
+        return list(runs)
+    chosen = [
+        run
+        for run in runs
+        if fnmatch.fnmatchcase(run.name, str(pattern)) or run.variant == str(pattern)
+    ]
+    if not chosen:
+        raise ConfigError(f"--only={pattern}: no run's name is like that; one is '{runs[0].name}'.")
+    return chosen
+
+
+def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
+    """Refuse runs whose settings are others than before, or move the old ones away."""
+    changed = [(run, found) for run in runs if (found := changes(run, state_of(run)))]
+    if changed and not rerun:
+        named = [f"{run.name} ({'; '.join(found[:3])})" for run, found in changed[:_MOST_NAMED]]
+        more = f", and {len(changed) - len(named)} more" if len(changed) > len(named) else ""
+        raise ConfigError(
+            f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun runs "
+            "these again and moves the old ones to replaced/; or choose another output."
+        )
+    for run, _ in changed:
+        print_note(f"{run.name}: the old run is now in {set_aside(run, study.output)}")
+
+
+def _run(
+    study: Study,
+    runs: Sequence[PlannedRun],
+    left: Sequence[PlannedRun],
+    lock: int | None,
+    strict: bool,
+) -> Ended:
+    rounds = [run.rounds for run in left]
+    missing = sum(
+        planned - rounds_done(run.folder)
+        for planned, run in zip(rounds, left, strict=True)
+        if planned is not None
+    )
+    progress = Progress(len(runs), len(runs) - len(left), None if None in rounds else missing)
+    return run_all(left, study.workers, progress, lock, ["--strict"] if strict else [])
+
+
+def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
+    from fedlightning.studies.report_command import write_report
+
+    there = [run for run in runs if any(run.folder.glob("**/metrics.csv"))]
+    write_report(
+        [run.folder for run in there],
+        study.output,
+        title=study.name,
+        baseline=study.baseline,
+        order=tuple(study.variants),
+        missing=[run.name for run in runs if run not in there],
+    )
+
+
+def _say_plan(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
+    print(f"{_count(study, runs)}, {study.workers} at a time, in {study.output}")
+    width = max(len(run.name) for run in runs)
+    for run in runs:
+        print(f"  {run.name:<{width}}  {_what_next(run, state_of(run), rerun)}")
+
+
+def _what_next(run: PlannedRun, state: RunState, rerun: bool) -> str:
+    if found := changes(run, state):
+        what = "to be run again" if rerun else "refused without --rerun"
+        return f"other settings than before ({'; '.join(found[:3])}): {what}"
+    if state.state == "done":
+        return "done"
+    if can_go_on(run.folder):
+        return f"to go on after round {rounds_done(run.folder)}"
+    return "to be run again" if state.attempts else "to be run"
+
+
+def _say_start(study: Study, runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
+    text = f"{_count(study, runs)} in {study.output}"
+    done = len(runs) - len(left)
+    print(text + (f"; {done} done before" if done else ""), flush=True)
+    workers = min(study.workers, len(left))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cores is not None and workers > cores:
+        print_warning(f"workers={study.workers}, but there are {cores} cores: runs will be slower")
+
+
+def _count(study: Study, runs: Sequence[PlannedRun]) -> str:
+    parts = [f"{len(study.variants)} variants"]
+    parts += [f"{len(points)} {axis}" for axis, points in study.grid.items()]
+    parts.append(f"{len(study.seeds)} seed{'s' if len(study.seeds) != 1 else ''}")
+    number = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
+    return f"{study.name}: {number} ({' x '.join(parts)})"
+
+
+def _say_interrupted(runs: Sequence[PlannedRun]) -> None:
+    done = sum(state_of(run).state == "done" for run in runs)
+    sys.stdout.flush()
+    print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command goes on.")
+
+
+def _failures(ended: Ended, total: int) -> str:
+    named = [f"{run.name}: {error}" for run, error in ended.failed[:_MOST_NAMED]]
+    more = len(ended.failed) - len(named)
+    return f"{len(ended.failed)} of {total} runs failed: {'; '.join(named)}" + (
+        f"; and {more} more" if more else ""
+    )

@@ -1,0 +1,93 @@
+"""The report's numbers as CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlightning.studies.results import Collection
+from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.statistics import Summary
+from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.storage.files import write_atomically
+
+__all__ = ["write_clients", "write_curves", "write_summary", "write_tests"]
+
+
+def write_summary(path: Path, summaries: Sequence[Summary], held_out: Sequence[Summary]) -> None:
+    """Write one row for each variant under each condition; ``group`` is ``seen`` or ``held_out``.
+
+    Accuracies are in 0..1; what is not known is an empty cell.
+    """
+    names = [field.name for field in fields(Summary)]
+    rows = [
+        ["seen" if summaries is group else "held_out", *astuple(summary)]
+        for group in (summaries, held_out)
+        for summary in group
+    ]
+    _write(path, ["group", *names], rows)
+
+
+def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
+    """Write one row for each comparison."""
+    _write(path, [field.name for field in fields(PairedTest)], map(astuple, tests))
+
+
+def write_clients(path: Path, collection: Collection) -> None:
+    """Write one row for each client of each run, with the columns of ``clients.csv``."""
+    names = [field.name for field in fields(ClientRecord)]
+    rows = [
+        [group.condition, group.variant, seed, kind, *astuple(record)]
+        for group in collection.groups
+        for seed, run in group.runs.items()
+        for kind, records in (("seen", run.clients), ("held_out", run.held_out))
+        for record in records
+    ]
+    _write(path, ["condition", "variant", "seed", "group", *names], rows)
+
+
+def write_curves(path: Path, collection: Collection) -> None:
+    """Write one row for each round of each run: what was logged, and the costs up to then.
+
+    ``cumulative/seconds`` counts training, ``cumulative/bytes`` what went up and down.
+    """
+    names = list(dict.fromkeys(name for run in collection.runs for name in run.metrics))
+    rows = []
+    for group in collection.groups:
+        for seed, run in group.runs.items():
+            seconds, sent = np.cumsum(run.seconds), cumulative_bytes(run.metrics, len(run.rounds))
+            for at, number in enumerate(run.rounds):
+                cells = [run.metrics[name][at] if name in run.metrics else "" for name in names]
+                place = [group.condition, group.variant, seed, int(number)]
+                rows.append([*place, seconds[at], sent[at], *cells])
+    costs = ["cumulative/seconds", "cumulative/bytes"]
+    _write(path, ["condition", "variant", "seed", "round", *costs, *names], rows)
+
+
+def cumulative_bytes(metrics: Any, rounds: int) -> Any:
+    """Return the bytes that went up and down until the end of each round; nan if not known."""
+    both = [metrics.get(f"communication/bytes_{way}") for way in ("up", "down")]
+    if any(column is None for column in both):
+        return np.full(rounds, math.nan)
+    return np.cumsum(np.nan_to_num(both[0]) + np.nan_to_num(both[1]))
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (float, np.floating)):
+        return "" if math.isnan(value) else float(value)
+    return value

@@ -1,0 +1,161 @@
+"""How accuracies are spread over clients, variant by variant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlightning.studies.results import Group
+from fedlightning.studies.report.figure_svg import Look
+from fedlightning.studies.run_reader import Numbers
+from fedlightning.studies.statistics import worst_decile
+from fedlightning.reporting.figures.style import (
+    GREY,
+    INK,
+    MUTED,
+    counted,
+    headline,
+    new_figure,
+    spaced,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["distributions_figure", "fairness_figure", "shares_figure"]
+
+_MOST_DOTS = 400
+
+
+def distributions_figure(
+    groups: Sequence[Group], looks: dict[str, Look], held_out: bool = False
+) -> Figure:
+    """Draw a box for each variant before (grey) and after personalization, all seeds together.
+
+    A box is the middle half with the median, whiskers reach from the tenth to the ninetieth
+    percentile, a dot is a client of a seed (of many, a regular sample).
+    """
+    rows = [(group, name) for group in groups for name in ("acc_before", "acc_after")]
+    with style():
+        figure = new_figure(10.5, 0.24 * len(rows) + 0.12 * len(groups) + 1.5)
+        ax = figure.subplots()
+        heights = []
+        for at, (group, name) in enumerate(rows):
+            height = -(at + 0.5 * (at // 2))
+            heights.append(height)
+            after = name == "acc_after"
+            _box(ax, height, _pooled(group, name, held_out), looks[group.variant][0] if after
+                 else GREY)  # fmt: skip
+        middles = [(heights[2 * at] + heights[2 * at + 1]) / 2 for at in range(len(groups))]
+        ax.set_yticks(middles, [group.variant for group in groups], color=INK)
+        ax.set_ylim(min(heights) - 0.8, 0.8)
+        ax.set_xlim(-2, 102)
+        ax.set_xlabel("accuracy on a client's own test data (%)")
+        ax.grid(axis="x", linewidth=0.6)
+        ax.spines["left"].set_visible(False)
+        number = max((_pooled(group, "acc_after", held_out).size for group in groups), default=0)
+        headline(
+            ax,
+            "Accuracy per client",
+            f"grey: before personalization · coloured: after · up to "
+            f"{counted(number, 'client')} of all seeds together",
+        )
+    return figure
+
+
+def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
+    """Draw, for each accuracy, the share of clients that have at most that."""
+    with style():
+        figure = new_figure(10.5, 3.9)
+        ax = figure.subplots()
+        for group in groups:
+            values = np.sort(_pooled(group, "acc_after", held_out=False))
+            if not values.size:
+                continue
+            shares = 100 * np.arange(1, values.size + 1) / values.size
+            colour, dashes = looks[group.variant]
+            ax.step(
+                np.concatenate([values[:1], values]),
+                np.concatenate([[0.0], shares]),
+                where="post",
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.6,
+                label=group.variant,
+            )
+        ax.set_xlabel("accuracy after personalization (%)")
+        ax.set_ylabel("clients with at most that (%)")
+        ax.set_ylim(0, 101)
+        ax.grid(linewidth=0.6)
+        headline(ax, "Who is left behind", "the lower on the left, the fewer clients served badly")
+        ax.legend(loc="upper left", ncols=2 if len(groups) > 6 else 1)
+    return figure
+
+
+def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
+    """Draw mean against worst tenth: a small dot for each seed, a large one for their mean."""
+    with style():
+        figure = new_figure(7.5, 4.8)
+        ax = figure.subplots()
+        places: list[tuple[float, float, str]] = []
+        for group in groups:
+            each = [100 * run.values("acc_after") for run in group.runs.values()]
+            points = np.array([(v.mean(), worst_decile(v)) for v in each if v.size])
+            if not points.size:
+                continue
+            colour = looks[group.variant][0]
+            ax.scatter(points[:, 0], points[:, 1], s=14, color=colour, alpha=0.5, linewidth=0)
+            x, y = points.mean(axis=0)
+            ax.scatter([x], [y], s=70, color=colour, linewidth=0)
+            places.append((float(x), float(y), group.variant))
+        ax.set_xlabel("mean accuracy over clients (%)")
+        ax.set_ylabel("mean accuracy of the worst tenth (%)")
+        ax.grid(linewidth=0.6)
+        ax.margins(0.12)
+        headline(ax, "Mean and worst tenth", "up and to the right is better; small dots: seeds")
+        _name(ax, places, looks)
+    return figure
+
+
+def _name(ax: Axes, places: Sequence[tuple[float, float, str]], looks: dict[str, Look]) -> None:
+    """Write each name beside its dot, with a line to it where names had to move apart."""
+    low, high = ax.get_ylim()
+    left, right = ax.get_xlim()
+    for side in (-1, 1):
+        here = [place for place in places if (place[0] > (left + right) / 2) == (side < 0)]
+        heights = spaced([y for _, y, _ in here], (high - low) * 0.045)
+        for (x, y, name), height in zip(here, heights, strict=True):
+            ax.annotate(
+                name,
+                (x, y),
+                xytext=(x + side * (right - left) * 0.03, height),
+                textcoords="data",
+                arrowprops={"arrowstyle": "-", "color": looks[name][0], "linewidth": 0.7},
+                ha="right" if side < 0 else "left",
+                va="center",
+                fontsize=9.5,
+                color=MUTED,
+            )
+
+
+def _box(ax: Axes, height: float, values: Numbers, colour: str) -> None:
+    if not values.size:
+        return
+    low, first, median, third, high = np.percentile(values, [10, 25, 50, 75, 90])
+    shown = np.sort(values)[:: max(1, math.ceil(values.size / _MOST_DOTS))]
+    # dots above one another where accuracies coincide; the same every time
+    jitter = ((np.arange(shown.size) * 0.618) % 1 - 0.5) * 0.5
+    ax.scatter(shown, height + jitter, s=5, color=colour, alpha=0.35, linewidth=0)
+    ax.plot([low, high], [height, height], color=colour, linewidth=1)
+    ax.barh(height, third - first, left=first, height=0.56, color=colour, alpha=0.35, linewidth=0)
+    ax.plot([median, median], [height - 0.32, height + 0.32], color=INK, linewidth=1.8)
+
+
+def _pooled(group: Group, name: str, held_out: bool) -> Numbers:
+    parts = [run.values(name, held_out) for run in group.runs.values()]
+    return 100 * np.concatenate(parts) if parts else np.empty(0)

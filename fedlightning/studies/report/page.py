@@ -1,0 +1,238 @@
+"""The report's page: what was compared, what came out, and how far one may trust it."""
+
+from __future__ import annotations
+
+import csv
+import html
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedlightning._version import __version__
+from fedlightning.studies.results import Collection, Group
+from fedlightning.studies.report.figure_accuracies import (
+    distributions_figure,
+    fairness_figure,
+    shares_figure,
+)
+from fedlightning.studies.report.figure_learning import learning_figure
+from fedlightning.studies.report.figure_svg import Look, looks_of, svg
+from fedlightning.studies.report.html import document, folded, paragraph, section
+from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.report.tables import (
+    conditions_table,
+    runs_table,
+    settings_tables,
+    summary_table,
+    tests_table,
+    versions_table,
+)
+from fedlightning.studies.run_reader import Run
+from fedlightning.studies.statistics import Summary
+from fedlightning.reporting.figures.style import counted
+from fedlightning.reporting.figures.save import partition_figure
+
+__all__ = ["Findings", "page"]
+
+_MOST_PARTITIONS = 4
+
+_TABLE_NOTE = (
+    "Accuracies in percent, on each client's own test data, before and after personalization. "
+    "Each number is a mean over seeds of a number over clients. ± beside an accuracy is the "
+    "standard deviation of that mean over seeds (with n-1 in the denominator; none for a single "
+    "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
+    "worst tenth is the mean over the tenth of the clients that is served worst. Jain's index is 1 "
+    "where all clients have the same accuracy. Bytes are those of all clients of a round together. "
+    "Bold: the best of a column."
+)
+_TEST_NOTE = (
+    "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. What is paired: "
+    "the same client, with the same data, of the same seed, under both variants. Zero differences "
+    "are ranked and counted for neither side (Pratt). p is corrected by Holm's method over the "
+    "tests of each table, at the level 0.05. What is assumed: that the pairs are independent of "
+    "one another. Clients of one seed share a model, and a client of one seed may have examples "
+    "of another client of another seed, so they are so only in part, and p is smaller than it "
+    "should be: read it together with the number of seeds in which a variant is better."
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the page shows.
+
+    Args:
+        title: Its title.
+        collection: The runs.
+        summaries: One for each group.
+        held_out: The same for clients that could not take part in training; may be empty.
+        tests: All comparisons.
+        baselines: The baseline of each condition.
+        metric: What was tested.
+        folder: Where the page will lie.
+        files: What lies beside it.
+    """
+
+    title: str
+    collection: Collection
+    summaries: Sequence[Summary]
+    held_out: Sequence[Summary]
+    tests: Sequence[PairedTest]
+    baselines: dict[str, str]
+    metric: str
+    folder: Path
+    files: Sequence[str]
+
+
+def page(findings: Findings) -> str:
+    """Return the page, one HTML text that needs nothing from outside."""
+    collection = findings.collection
+    looks = looks_of(collection.variants)
+    several = len(collection.conditions) > 1
+    body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_what(collection))]
+    body += _warnings(collection.warnings)
+    body.append(_contents(findings, several))
+    if several:
+        note = (
+            "Accuracy after personalization in percent, mean over clients and seeds ± standard "
+            "deviation over seeds."
+        )
+        parts = [conditions_table(findings.summaries), paragraph(note, note=True)]
+        body.append(section("Overview", "overview", parts))
+    for at, condition in enumerate(collection.conditions):
+        parts = list(_condition(findings, condition, looks))
+        if several:
+            body.append(section(condition, f"c{at}", parts))
+        else:
+            body += [f'<div id="c{at}"></div>', *parts]
+    body.append(section("Who has which data", "partitions", _partitions(collection)))
+    body.append(section("Settings", "settings", _settings(findings)))
+    return document(findings.title, body)
+
+
+def _what(collection: Collection) -> str:
+    seeds = sorted({run.seed for run in collection.runs})
+    text = f"{counted(len(collection.runs), 'run')}: {counted(len(collection.variants), 'variant')}"
+    if len(collection.conditions) > 1:
+        text += f", {counted(len(collection.conditions), 'condition')}"
+    return f"{text}, {counted(len(seeds), 'seed')} ({', '.join(map(str, seeds[:12]))}" + (
+        ", ...)." if len(seeds) > 12 else ")."
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    if not warnings:
+        return []
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
+    return [f'<ul class="warnings">{items}</ul>']
+
+
+def _contents(findings: Findings, several: bool) -> str:
+    links = [("overview", "Overview")] if several else []
+    names = findings.collection.conditions
+    links += [(f"c{at}", name or "Results") for at, name in enumerate(names)]
+    links += [("partitions", "Data"), ("settings", "Settings and runs")]
+    shown = "".join(f'<a href="#{anchor}">{html.escape(name)}</a> ' for anchor, name in links)
+    files = ", ".join(f'<a href="{name}">{name}</a>' for name in findings.files)
+    return f'<nav>{shown}</nav><p class="note">The numbers as tables: {files}.</p>'
+
+
+def _condition(findings: Findings, condition: str, looks: dict[str, Look]) -> Iterator[str]:
+    groups = findings.collection.of(condition)
+    mine = [summary for summary in findings.summaries if summary.condition == condition]
+    results = [summary_table(mine), paragraph(_TABLE_NOTE, note=True)]
+    yield section("Results", f"results-{condition}", results, level=3)
+    if any(run.clients for group in groups for run in group.runs.values()):
+        yield _figure(svg(distributions_figure(groups, looks), "accuracy per client"))
+        yield _figure(svg(shares_figure(groups, looks), "shares of clients by accuracy"))
+        yield _figure(svg(fairness_figure(groups, looks), "mean accuracy and the worst tenth"))
+    if (drawn := learning_figure(groups, looks)) is not None:
+        caption = "Mean over seeds; shaded: one standard deviation, for up to eight variants."
+        curves = [_figure(svg(drawn, "learning curves"), caption)]
+        yield section("Learning curves", f"curves-{condition}", curves, level=3)
+    yield section("Differences", f"tests-{condition}", _tests(findings, condition), level=3)
+    if unseen := [summary for summary in findings.held_out if summary.condition == condition]:
+        parts = _unseen(groups, unseen, looks)
+        yield section(
+            "Clients that could not take part in training", f"unseen-{condition}", parts, level=3
+        )
+
+
+def _tests(findings: Findings, condition: str) -> Iterator[str]:
+    mine = [test for test in findings.tests if test.condition == condition]
+    against = [test for test in mine if test.family == "baseline"]
+    pairs = [test for test in mine if test.family == "all pairs"]
+    if not against:
+        yield paragraph("There is one variant only: nothing to compare it with.")
+        return
+    yield paragraph(f"Every variant against {findings.baselines[condition]}, in points of accuracy "
+                    f"over {against[0].pairs} pairs.")  # fmt: skip
+    yield tests_table(against, name_both=False)
+    if len(pairs) > 1:
+        yield folded(f"all {len(pairs)} pairs", tests_table(pairs, name_both=True))
+    word = "after" if findings.metric == "acc_after" else "before"
+    yield paragraph(_TEST_NOTE.format(metric=word), note=True)
+
+
+def _unseen(
+    groups: Sequence[Group], summaries: Sequence[Summary], looks: dict[str, Look]
+) -> Iterator[str]:
+    yield summary_table(summaries, held_out=True)
+    known = [group for group in groups if any(run.held_out for run in group.runs.values())]
+    yield _figure(svg(distributions_figure(known, looks, held_out=True), "unseen clients"))
+
+
+def _partitions(collection: Collection) -> Iterator[str]:
+    """Draw each division of the data once, for the first seed."""
+    first = min(run.seed for run in collection.runs)
+    shown: dict[str, Run] = {}
+    for run in collection.runs:
+        if run.seed == first and (run.folder / "partition.csv").is_file():
+            shown.setdefault(run.partition or str(run.folder), run)
+    digests = {run.partition for run in collection.runs if run.partition}
+    yield paragraph(f"{counted(len(digests), 'partition')} in all; shown is that of seed {first}."
+                    if digests else "No run says how its data were divided.")  # fmt: skip
+    for run in list(shown.values())[:_MOST_PARTITIONS]:
+        counts = _class_counts(run.folder / "partition.csv")
+        where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
+        if counts.size:
+            title = f"Examples per client and class{where}"
+            yield _figure(svg(partition_figure(counts, title), title),
+                          f"partition {run.partition[:8]}")  # fmt: skip
+    if len(shown) > _MOST_PARTITIONS:
+        yield paragraph(f"{len(shown) - _MOST_PARTITIONS} more are in the run folders.")
+
+
+def _class_counts(path: Path) -> np.ndarray:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    at = [index for index, name in enumerate(rows[0] if rows else []) if name.startswith("class_")]
+    counts = [[int(row[index]) for index in at] for row in rows[1:]]
+    return np.array(counts, dtype=np.int64).reshape(len(counts), len(at))
+
+
+def _settings(findings: Findings) -> Iterator[str]:
+    differing, common = settings_tables(findings.collection)
+    yield paragraph("What differs between the variants, besides the seed:")
+    yield differing
+    yield folded("what all runs have in common", common)
+    runs = findings.collection.runs
+    yield folded(
+        f"all {len(runs)} runs", runs_table(runs, lambda run: _relative(run, findings.folder))
+    )
+    yield folded("what they ran with", versions_table(runs))
+    yield paragraph(f"Made by fedlightning {__version__}.", note=True)
+
+
+def _relative(run: Run, folder: Path) -> str:
+    try:
+        return os.path.relpath(run.folder, folder)
+    except ValueError:  # another drive
+        return str(run.folder)
+
+
+def _figure(drawing: str, caption: str = "") -> str:
+    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{drawing}{text}</figure>"

@@ -1,0 +1,224 @@
+"""The tables of the report's page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Sequence
+
+from fedlightning.studies.results import Collection, differing_settings
+from fedlightning.studies.report.html import DASH, MINUS, number, percent, table
+from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.run_reader import Run
+from fedlightning.studies.statistics import Summary
+
+__all__ = [
+    "conditions_table",
+    "runs_table",
+    "settings_tables",
+    "summary_table",
+    "tests_table",
+    "versions_table",
+]
+
+_LEVEL = 0.05
+
+_ACCURACIES: dict[str, Callable[[Summary], str]] = {
+    "accuracy\nbefore": lambda s: percent(s.acc_before, s.acc_before_std_seeds),
+    "accuracy\nafter": lambda s: percent(s.acc_after, s.acc_after_std_seeds),
+    "± over\nclients": lambda s: percent(s.acc_after_std_clients),
+    "worst\nclient": lambda s: percent(s.acc_after_min),
+    "p10": lambda s: percent(s.acc_after_p10),
+    "p90": lambda s: percent(s.acc_after_p90),
+    "worst\ntenth": lambda s: percent(s.acc_after_worst_decile),
+    "Jain\nindex": lambda s: DASH if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}",
+}
+_GAINS: dict[str, Callable[[Summary], str]] = {
+    "gain over\nLocalOnly": lambda s: percent(s.gain_over_local, signed=True),
+    "gain over\nFedAvg + tuning": lambda s: percent(s.gain_over_fedavg_ft, signed=True),
+}
+_COSTS: dict[str, Callable[[Summary], str]] = {
+    "global\nmodel": lambda s: percent(s.global_acc),
+    "up,\nper round": lambda s: number(s.bytes_up_per_round, "B"),
+    "down,\nper round": lambda s: number(s.bytes_down_per_round, "B"),
+    "seconds of\ntraining": lambda s: number(s.seconds_training),
+    "seconds\nin all": lambda s: number(s.seconds_wall),
+}
+_STRESSED = {
+    "accuracy\nbefore": "acc_before",
+    "accuracy\nafter": "acc_after",
+    "worst\nclient": "acc_after_min",
+    "p10": "acc_after_p10",
+    "p90": "acc_after_p90",
+    "worst\ntenth": "acc_after_worst_decile",
+    "Jain\nindex": "acc_after_jain",
+    "global\nmodel": "global_acc",
+}
+
+
+def summary_table(summaries: Sequence[Summary], held_out: bool = False) -> str:
+    """Return variants by metrics; the best of a column is stressed, columns without a number go."""
+    columns = {**_ACCURACIES, **_GAINS, **({} if held_out else _COSTS)}
+    shown = {
+        name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
+    }
+    rows = [
+        [html.escape(s.variant), str(s.seeds), *(cell(s) for cell in shown.values())]
+        for s in summaries
+    ]
+    best = []
+    for column, name in enumerate(shown, start=2):
+        values = [getattr(s, _STRESSED[name]) for s in summaries] if name in _STRESSED else []
+        known = [value for value in values if not math.isnan(value)]
+        if len(known) > 1:
+            best += [(row, column) for row, value in enumerate(values) if value == max(known)]
+    return table(["variant", "seeds", *shown], rows, best)
+
+
+def conditions_table(summaries: Sequence[Summary]) -> str:
+    """Return variants by conditions: accuracy after personalization, else the global model's."""
+    conditions = list(dict.fromkeys(s.condition for s in summaries))
+    variants = list(dict.fromkeys(s.variant for s in summaries))
+    of = {(s.variant, s.condition): s for s in summaries}
+    rows, best = [], []
+    results = {key: _result(summary) for key, summary in of.items()}
+    for row, variant in enumerate(variants):
+        cells = [html.escape(variant)]
+        for column, condition in enumerate(conditions, start=1):
+            summary = of.get((variant, condition))
+            known = [value for (_, where), value in results.items() if where == condition]
+            cells.append(
+                DASH if summary is None else percent(_result(summary), summary.acc_after_std_seeds)
+            )
+            if len(known) > 1 and results.get((variant, condition)) == max(known):
+                best.append((row, column))
+        rows.append(cells)
+    return table(["variant", *conditions], rows, best)
+
+
+def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
+    """Return one row for each comparison.
+
+    Args:
+        tests: The comparisons of one family.
+        name_both: Whether the other variant has to be named, too.
+    """
+    header = ["variant", *(["against"] if name_both else [])]
+    header += ["mean\ndifference", "median", "clients better /\nsame / worse", "seeds\nbetter"]
+    header += [f"effect\n({MINUS}1 to 1)", "p", "p, Holm", "finding"]
+    rows = []
+    for test in tests:
+        names = [html.escape(test.variant)] + [html.escape(test.other)] * name_both
+        rows.append(
+            [
+                *names,
+                percent(test.mean_difference, signed=True),
+                percent(test.median_difference, signed=True),
+                f"{test.better} / {test.ties} / {test.worse}",
+                f"{test.seeds_better} of {test.seeds}",
+                DASH if math.isnan(test.rank_biserial) else _signed(test.rank_biserial),
+                _p(test.p_value),
+                _p(test.p_holm),
+                html.escape(_finding(test)),
+            ]
+        )
+    return table(header, rows, wide=[len(header) - 1])
+
+
+def settings_tables(collection: Collection) -> tuple[str, str]:
+    """Return what differs between the groups, and what all runs have in common."""
+    runs = collection.runs
+    differing = differing_settings(runs)
+    groups = collection.groups
+    rows = []
+    for group in groups:
+        cells = []
+        for key in differing:
+            values = {_shown(run.settings.get(key)): None for run in group.runs.values()}
+            cells.append("<br>".join(html.escape(value) for value in values))
+        names = filter(None, [group.variant, group.condition])
+        rows.append([html.escape(", ".join(names)), *cells])
+    keys = [key.replace(".", ".\n", 1) for key in differing]
+    settings = runs[0].settings
+    common = [
+        [f"<code>{html.escape(key)}</code>", html.escape(_shown(value))]
+        for key, value in sorted(settings.items())
+        if key not in differing and value is not None
+    ]
+    return (
+        table(["variant", *keys], rows) if differing else "<p>Nothing but the seed.</p>",
+        table(["setting", "value"], common, wide=[1]),
+    )
+
+
+def runs_table(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
+    """Return one row for each run: where it is, and the digests by which it can be told."""
+    header = ["variant", "condition", "seed", "rounds", "global\nmodel", "after"]
+    header += ["partition", "cohorts", "folder"]
+    rows = [
+        [
+            html.escape(run.variant),
+            html.escape(run.condition) or DASH,
+            str(run.seed),
+            str(len(run.rounds)),
+            percent(run.last("global/acc")),
+            percent(_mean(run)),
+            f"<code>{html.escape(run.partition[:8]) or DASH}</code>",
+            f"<code>{run.cohorts_sum or DASH}</code>",
+            f"<code>{html.escape(folder_of(run))}</code>",
+        ]
+        for run in runs
+    ]
+    return table(header, rows, wide=[len(header) - 1])
+
+
+def versions_table(runs: Sequence[Run]) -> str:
+    """Return what the runs ran with."""
+    names = list(dict.fromkeys(name for run in runs for name in run.versions))
+    rows = [
+        [
+            html.escape(name),
+            html.escape(
+                ", ".join(dict.fromkeys(r.versions[name] for r in runs if name in r.versions))
+            ),
+        ]
+        for name in names
+    ]
+    return table(["package", "version"], rows, wide=[1])
+
+
+def _mean(run: Run) -> float:
+    values = run.values("acc_after")
+    return float(values.mean()) if values.size else math.nan
+
+
+def _result(summary: Summary) -> float:
+    return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
+
+
+def _finding(test: PairedTest) -> str:
+    if math.isnan(test.p_holm):
+        return test.note
+    if test.p_holm < _LEVEL:
+        finding = "better" if test.rank_biserial > 0 else "worse"
+    else:
+        finding = "no difference found"
+    return f"{finding}; {test.note}" if test.note else finding
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return DASH
+    return "&lt; 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", MINUS)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return DASH
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,193 @@
+"""``python -m fedlightning report``: what a set of run folders says, in one HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedlightning.cli.terminal import print_warning
+from fedlightning.studies.results import Collection, collect
+from fedlightning.studies.options import read_words
+from fedlightning.studies.paired_tests import PairedTest, against_baseline, all_pairs
+from fedlightning.studies.report.page import Findings, page
+from fedlightning.studies.statistics import Summary, best, summarise
+from fedlightning.studies.study import load_yaml
+from fedlightning.studies.report.csv_tables import (
+    write_clients,
+    write_curves,
+    write_summary,
+    write_tests,
+)
+from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
+from fedlightning.storage.files import write_atomically
+
+__all__ = ["report", "write_report"]
+
+_VALUES = ("output", "baseline", "metric", "title")
+_METRICS = ("acc_after", "acc_before")
+_FILES = ("summary.csv", "tests.csv", "curves.csv", "clients.csv")
+_MOST_WARNED = 6
+_HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
+
+  DIR...             folders with runs in them, at any depth
+  --output DIR       where the report goes; by default DIR, or report/ if there are several
+  --baseline NAME    the variant that the others are tested against
+  --metric NAME      what is tested: acc_after (the default) or acc_before
+  --title TEXT       the report's title"""
+
+
+def report(words: Sequence[str]) -> int:
+    """Write a report on run folders.
+
+    Args:
+        words: The words after ``report``.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        ConfigError: An option is wrong, or there is no such folder.
+        DataError: There is no finished run.
+    """
+    if {"-h", "--help"} & set(words):
+        print(_HELP)
+        return 0
+    given = read_words(words, "report", (), _VALUES)
+    if given.settings:
+        raise ConfigError(f"report changes no settings: --{next(iter(given.settings))}.")
+    if not given.positional:
+        raise ConfigError(
+            "report expects folders: python -m fedlightning report DIR... [--output=DIR] "
+            "[--baseline=VARIANT]"
+        )
+    folders = [Path(word) for word in given.positional]
+    alone = len(folders) == 1
+    study = _study_in(folders[0]) if alone else {}
+    variants = study.get("variants")
+    metric = str(given.values.get("metric", "acc_after"))
+    if metric not in _METRICS:
+        raise ConfigError(f"--metric={metric} must be one of {', '.join(_METRICS)}.")
+    write_report(
+        folders,
+        Path(str(given.values.get("output") or (folders[0] if alone else "report"))),
+        title=str(given.values.get("title") or study.get("title") or folders[0].resolve().name),
+        baseline=_text(given.values.get("baseline")) or _text(study.get("baseline")),
+        order=[str(name) for name in variants] if isinstance(variants, (dict, list)) else (),
+        metric=metric,
+    )
+    return 0
+
+
+def write_report(
+    folders: Sequence[Path],
+    output: Path,
+    title: str,
+    baseline: str | None = None,
+    order: Sequence[str] = (),
+    metric: str = "acc_after",
+    missing: Sequence[str] = (),
+) -> None:
+    """Write ``report.html``, ``summary.csv``, ``clients.csv``, ``curves.csv`` and ``tests.csv``.
+
+    Args:
+        folders: Where runs are, at any depth.
+        output: The folder of the report.
+        title: Its title.
+        baseline: The variant that the others are tested against; by default FedBABU's, else the
+            best one.
+        order: Variants in the order in which they are shown.
+        metric: The column of ``clients.csv`` that is tested.
+        missing: Names of runs that have left nothing yet.
+
+    Raises:
+        ConfigError: There is no such folder or baseline.
+        DataError: There is no finished run.
+    """
+    collection = collect(folders, order)
+    if missing:
+        warning = f"left out, not run yet: {'; '.join(missing)}"
+        collection = replace(collection, warnings=[warning, *collection.warnings])
+    conditions = collection.conditions
+    summaries = [s for condition in conditions for s in summarise(collection.of(condition))]
+    held_out = [
+        summary
+        for condition in conditions
+        for summary in summarise(collection.of(condition), held_out=True)
+        if summary.clients
+    ]
+    baselines = _baselines(collection, summaries, baseline)
+    tests: list[PairedTest] = []
+    for condition in conditions:
+        groups = [g for g in collection.of(condition) if any(r.clients for r in g.runs.values())]
+        tests += against_baseline(groups, baselines[condition], metric)
+        tests += all_pairs(groups, metric)
+    write_summary(output / "summary.csv", summaries, held_out)
+    write_tests(output / "tests.csv", tests)
+    write_curves(output / "curves.csv", collection)
+    write_clients(output / "clients.csv", collection)
+    findings = Findings(
+        title, collection, summaries, held_out, tests, baselines, metric, output, _FILES
+    )
+    write_atomically(output / "report.html", page(findings).encode())
+    for warning in collection.warnings[:_MOST_WARNED]:
+        print_warning(warning)
+    if (more := len(collection.warnings) - _MOST_WARNED) > 0:
+        print_warning(f"{more} more in the report")
+    _print_summary(summaries, output)
+
+
+def _baselines(
+    collection: Collection, summaries: Sequence[Summary], wanted: str | None
+) -> dict[str, str]:
+    if wanted is not None and wanted not in collection.variants:
+        raise ConfigError(
+            f"baseline {wanted!r} is no variant.{did_you_mean(wanted, collection.variants)} "
+            f"They are: {', '.join(collection.variants)}."
+        )
+    chosen: dict[str, str] = {}
+    for condition in collection.conditions:
+        groups = collection.of(condition)
+        mine = [summary for summary in summaries if summary.condition == condition]
+        fedbabu = [group.variant for group in groups if group.algorithm == "FedBABU"]
+        given = [group.variant for group in groups if group.variant == wanted]
+        chosen[condition] = next(iter([*given, *fedbabu]), best(mine))
+    return chosen
+
+
+def _study_in(folder: Path) -> dict[str, Any]:
+    """Return the study file in a study's folder, if there is one that can be read."""
+    try:
+        return load_yaml(folder / "study.yaml")
+    except FedLightningError:
+        return {}
+
+
+def _print_summary(summaries: Sequence[Summary], output: Path) -> None:
+    width = max(len(_name(summary)) for summary in summaries)
+    print(f"\n{'accuracy in %, mean ± seeds':<{width}}   before         after  worst tenth")
+    for summary in summaries:
+        cells = [
+            _cell(summary.acc_before, summary.acc_before_std_seeds),
+            _cell(summary.acc_after, summary.acc_after_std_seeds),
+            _cell(summary.acc_after_worst_decile, math.nan),
+        ]
+        print(f"{_name(summary):<{width}}  {'  '.join(cells)}".rstrip())
+    print(f"\nreport: {output / 'report.html'}")
+
+
+def _cell(value: float, spread: float) -> str:
+    if math.isnan(value):
+        return f"{'-':>12}"
+    after = f" ± {100 * spread:.1f}" if not math.isnan(spread) else ""
+    return f"{100 * value:.1f}{after}".rjust(12)
+
+
+def _name(summary: Summary) -> str:
+    return ", ".join(filter(None, [summary.variant, summary.condition]))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

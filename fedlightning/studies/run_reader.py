@@ -1,0 +1,233 @@
+"""Reading what runs have left: one record a run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedlightning.cli.config.overrides import settings_in
+from fedlightning.studies.run_state import RunState, read_state
+from fedlightning.studies.study import load_yaml
+from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+
+__all__ = ["Numbers", "Run", "find_run_folders", "read_run"]
+
+Numbers = npt.NDArray[np.float64]
+
+_NOT_COMPARED = re.compile(
+    r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
+    r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunWatch)\b"
+)
+_CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        folder: Where its files are.
+        algorithm: The class of its algorithm.
+        seed: ``seed_everything``.
+        variant: What it is a run of; empty if no study says so.
+        point: Where in a study's grid.
+        clients: The clients that could take part, before and after personalization.
+        held_out: The clients that could not.
+        metrics: Columns of ``metrics.csv``, by round; nan where a cell is empty.
+        rounds: The round of each row.
+        seconds: Training seconds of each row's round, nan if unknown.
+        cohorts: Check sums of the cohorts by round.
+        partition: Digest of the partition, empty if unknown.
+        settings: All that was set, without what no result depends on.
+        versions: Of what it ran with.
+        wall_seconds: From the command's start to its end, over all attempts; nan if unknown.
+        unfinished: Why it is not finished, empty if it is.
+    """
+
+    folder: Path
+    algorithm: str
+    seed: int
+    variant: str = ""
+    point: Mapping[str, str] = field(default_factory=dict)
+    clients: Sequence[ClientRecord] = ()
+    held_out: Sequence[ClientRecord] = ()
+    metrics: Mapping[str, Numbers] = field(default_factory=dict)
+    rounds: Numbers = field(default_factory=lambda: np.empty(0))
+    seconds: Numbers = field(default_factory=lambda: np.empty(0))
+    cohorts: Mapping[int, int] = field(default_factory=dict)
+    partition: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    wall_seconds: float = math.nan
+    unfinished: str = ""
+
+    @property
+    def condition(self) -> str:
+        """The point of the grid, as headings name it; empty without a grid."""
+        return ", ".join(self.point.values())
+
+    @property
+    def cohorts_sum(self) -> str:
+        """Eight digits that stand for all cohorts; empty if they are not known."""
+        text = ",".join(f"{key}:{value}" for key, value in sorted(self.cohorts.items()))
+        return f"{_crc(text):08x}" if text else ""
+
+    def last(self, metric: str) -> float:
+        """Return the last known value of a metric, nan if there is none."""
+        known = self.metrics.get(metric, np.empty(0))
+        known = known[~np.isnan(known)]
+        return float(known[-1]) if known.size else math.nan
+
+    def values(self, name: str, held_out: bool = False) -> Numbers:
+        """Return one number for each client that has test data, by client id."""
+        records = self.held_out if held_out else self.clients
+        return np.array([getattr(record, name) for record in records if record.tested], float)
+
+
+def find_run_folders(folders: Sequence[Path]) -> list[Path]:
+    """Return the run folders in and below some folders: those with config and metrics.
+
+    What ``compare --rerun`` has moved to ``replaced`` is left out.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
+        for table in sorted(folder.rglob("metrics.csv")):
+            run = table.parent
+            inner = run.relative_to(folder).parts
+            if (run / "config.yaml").is_file() and "replaced" not in inner:
+                found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        FedLightningError: A file in it cannot be read; the message names it.
+    """
+    config = load_yaml(folder / "config.yaml")
+    state = next(
+        (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
+        None,
+    )
+    rounds, metrics = _read_table(folder / "metrics.csv")
+    settings = settings_in(config)
+    unfinished = _why_unfinished(config, settings, rounds, state)
+    seconds, cohorts = _read_rounds(folder / "rounds.csv", rounds)
+    return Run(
+        folder=folder,
+        algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
+        seed=int(config.get("seed_everything") or 0),
+        variant=state.variant if state else "",
+        point=dict(state.point) if state else {},
+        clients=_read_clients(folder / "clients.csv"),
+        held_out=_read_clients(folder / "held_out_clients.csv"),
+        metrics=metrics,
+        rounds=rounds,
+        seconds=seconds,
+        cohorts=cohorts,
+        partition=_partition_digest(folder / "partition.json"),
+        settings={key: value for key, value in settings.items() if not _NOT_COMPARED.match(key)},
+        versions=_versions(folder, state),
+        wall_seconds=state.seconds if state else math.nan,
+        unfinished=unfinished,
+    )
+
+
+def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
+    """Return the rounds, and each column; a torn last line is left out."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.reader(file))
+    header = rows[0] if rows else ["round"]
+    whole = [row for row in rows[1:] if len(row) == len(header)]
+    table = np.array([[_number(cell) for cell in row] for row in whole], dtype=float)
+    table = table.reshape(len(whole), len(header))
+    columns = {name: table[:, at] for at, name in enumerate(header)}
+    return columns.pop("round", np.arange(len(whole), dtype=float)), columns
+
+
+def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
+    if not path.is_file():
+        return np.full(len(rounds), math.nan), {}
+    numbers, columns = _read_table(path)
+    at = {int(number): index for index, number in enumerate(numbers)}
+    seconds = columns.get("seconds", np.full(len(numbers), math.nan))
+    sums = columns.get("cohort_crc32", np.empty(0))
+    return (
+        np.array([seconds[at[int(r)]] if int(r) in at else math.nan for r in rounds], float),
+        {int(number): int(value) for number, value in zip(numbers, sums, strict=False)},
+    )
+
+
+def _read_clients(path: Path) -> list[ClientRecord]:
+    return read_clients_csv(path) if path.is_file() else []
+
+
+def _why_unfinished(
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    rounds: Numbers,
+    state: RunState | None,
+) -> str:
+    if state is not None:
+        return "" if state.state == "done" else f"{state.state} {state.error}".strip()
+    wanted = (config.get("trainer") or {}).get("max_epochs")
+    cut = any(f"trainer.callbacks.{name}" in settings for name in _CUT_SHORT) or any(
+        settings.get(f"trainer.{key}") not in (None, -1) for key in ("max_steps", "max_time")
+    )
+    done = len(rounds)
+    if isinstance(wanted, int) and 0 < done < wanted and not cut:
+        return f"{done} of {wanted} rounds"
+    return "" if done else "no round"
+
+
+def _partition_digest(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("digest", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _versions(folder: Path, state: RunState | None) -> dict[str, str]:
+    if state is not None and state.versions:
+        return dict(state.versions)
+    with (folder / "config.yaml").open(encoding="utf-8") as file:
+        found = re.match(r"# pytorch_lightning==(\S+)", file.readline())
+    return {"pytorch-lightning": found[1]} if found else {}
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _crc(text: str) -> int:
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]:
+    """Yield each folder with its run, or with what is wrong with it."""
+    for folder in folders:
+        try:
+            yield folder, read_run(folder), ""
+        except (FedLightningError, OSError) as error:
+            yield folder, None, str(error)

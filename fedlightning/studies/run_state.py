@@ -1,0 +1,169 @@
+"""What is known of a run of a study: how far it came, with which settings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from fedlightning._version import __version__
+from fedlightning.studies.plan import PlannedRun, changed_settings
+from fedlightning.studies.study import load_yaml
+from fedlightning.studies.validation import config_text
+from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.storage.files import teaching_os_errors, write_atomically
+
+__all__ = ["CONFIG", "LOG", "RECORD", "RunState", "begin", "read_state", "rounds_done", "set_aside"]
+
+RECORD = "study_run.json"
+CONFIG = "config.yaml"
+LOG = "log.txt"
+
+State = Literal["new", "running", "interrupted", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What ``study_run.json`` in a run's folder says.
+
+    Args:
+        variant: Name of the variant.
+        point: The point's name on each axis of the grid.
+        seed: ``seed_everything``.
+        digest: Of the settings that matter.
+        state: How far it came; ``running`` for one whose end nobody has seen.
+        exit_code: Of its last attempt.
+        seconds: Of all attempts.
+        attempts: How often it was started.
+        error: The last attempt's error.
+        versions: Of what it ran with.
+    """
+
+    variant: str
+    point: dict[str, str]
+    seed: int
+    digest: str
+    state: State = "new"
+    exit_code: int | None = None
+    seconds: float = 0.0
+    attempts: int = 0
+    error: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write it, all of it or nothing."""
+        text = json.dumps({"format": 1, **asdict(self)}, indent=1, ensure_ascii=False)
+        write_atomically(folder / RECORD, text.encode() + b"\n")
+
+    def ended(self, exit_code: int, state: State, seconds: float, error: str) -> RunState:
+        """Return the state after an attempt."""
+        total = round(self.seconds + seconds, 2)
+        return replace(self, exit_code=exit_code, state=state, seconds=total, error=error)
+
+
+def read_state(folder: Path) -> RunState | None:
+    """Return what is known of the run in a folder, ``None`` if that is nothing."""
+    try:
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        names = RunState.__dataclass_fields__
+        return RunState(**{name: value for name, value in content.items() if name in names})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def state_of(run: PlannedRun) -> RunState:
+    """Return the state of a planned run: what its folder says, or that of a new one."""
+    known = read_state(run.folder)
+    return known or RunState(run.variant, dict(run.point), run.seed, run.digest)
+
+
+def changes(run: PlannedRun, state: RunState) -> list[str]:
+    """Return what differs between a planned run's settings and those that its folder has."""
+    if state.digest == run.digest:
+        return []
+    try:
+        before = load_yaml(run.folder / CONFIG)
+    except FedLightningError:
+        before = {}
+    return changed_settings(before, run.config) or ["the settings' digest"]
+
+
+def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
+    """Write config and state of a run that is about to start.
+
+    Returns:
+        The state, and the words of its command line.
+    """
+    with teaching_os_errors("create", run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+    resumes = can_go_on(run.folder)
+    if not resumes:  # what was left before the first round
+        for version in run.folder.glob("*/version_*"):
+            shutil.rmtree(version, ignore_errors=True)
+    write_atomically(run.folder / CONFIG, config_text(run).encode())
+    begun = replace(
+        state,
+        digest=run.digest,
+        state="running",
+        exit_code=None,
+        error="",
+        attempts=state.attempts + 1,
+        versions=_versions(),
+    )
+    begun.write(run.folder)
+    words = ["fit", "--config", str(run.folder / CONFIG)]
+    words += ["--trainer.default_root_dir", str(run.folder)]
+    return begun, words + (["--ckpt_path", "last"] if resumes else [])
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether a run has left a checkpoint."""
+    from fedlightning.storage import LAST, PREVIOUS  # torch: seconds
+
+    return any(
+        path.is_file()
+        for name in (LAST, PREVIOUS)
+        for path in folder.glob(f"*/*/checkpoints/{name}")
+    )
+
+
+def rounds_done(folder: Path) -> int:
+    """Return how many rounds a run has behind it, from the last line of its table of rounds."""
+    tables = sorted(folder.glob("*/*/rounds.csv"))
+    if not tables:
+        return 0
+    try:
+        with tables[-1].open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 400))
+            lines = file.read().splitlines()
+        return int(lines[-1].split(b",")[0]) + 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def set_aside(run: PlannedRun, output: Path) -> Path:
+    """Move a run's folder away, so that another one can take its place; return where it is."""
+    if not run.folder.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(f"{run.folder} is not in the study's folder {output}.")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    target = output / "replaced" / stamp / run.folder.relative_to(output / "runs")
+    with teaching_os_errors("move", run.folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        run.folder.rename(target)
+    return target
+
+
+def _versions() -> dict[str, str]:
+    found = {"fedlightning": __version__, "python": platform.python_version()}
+    for package in ("torch", "pytorch-lightning", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "machine": f"{platform.system()} {platform.machine()}"}

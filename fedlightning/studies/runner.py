@@ -1,0 +1,215 @@
+"""Running the runs of a study, several at a time, each as a ``fit`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fedlightning.studies.plan import PlannedRun
+from fedlightning.studies.progress import Progress
+from fedlightning.studies.run_metrics import final_metrics
+from fedlightning.studies.run_state import LOG, RunState, begin, state_of
+from fedlightning.storage.files import teaching_os_errors
+from fedlightning.reporting.terminal import duration
+
+__all__ = ["Ended", "run_all"]
+
+_POLL = 0.2
+_GRACE = 120.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_OF_ANOTHER_RUN = re.compile(r"PL_|RANK$|LOCAL_RANK$|NODE_RANK$|WORLD_SIZE$|FEDLIGHTNING_RELAUNCH")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of the runs.
+
+    Args:
+        failed: The runs that failed, each with its error.
+        signal: The signal that ended the command, 0 if none did.
+    """
+
+    failed: tuple[tuple[PlannedRun, str], ...]
+    signal: int = 0
+
+
+@dataclass
+class _Child:
+    run: PlannedRun
+    state: RunState
+    process: subprocess.Popen[bytes]
+    log_from: int
+    read_to: int
+    started: float
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    workers: int,
+    progress: Progress,
+    lock: int | None = None,
+    options: Sequence[str] = (),
+) -> Ended:
+    """Run them, at most ``workers`` at a time; one that fails does not stop the others.
+
+    On SIGINT or SIGTERM no further run starts, and those at work are told to stop: they leave a
+    checkpoint from which they go on another time. A second signal ends them at once.
+
+    Args:
+        runs: What to run, in this order.
+        workers: Processes at the same time.
+        progress: Shows how it goes.
+        lock: A file descriptor that they inherit.
+        options: Words put at the end of each command line.
+    """
+    waiting, at_work = list(runs), list[_Child]()
+    failed: list[tuple[PlannedRun, str]] = []
+    with _signals() as received:
+        told, deadline = 0, 0.0
+        while waiting or at_work:
+            if received and told < min(len(received), 2):
+                told = min(len(received), 2)
+                waiting.clear()
+                deadline = time.monotonic() + _GRACE
+                if told == 1 and at_work:
+                    progress.say("stopping after the clients at work ... (again: at once)")
+                _tell(at_work, signal.SIGTERM if told == 1 else signal.SIGKILL)
+            elif told and time.monotonic() > deadline:
+                _tell(at_work, signal.SIGKILL)
+            while waiting and len(at_work) < workers:
+                run = waiting.pop(0)
+                at_work.append(_start(run, lock, options))
+                progress.started(run)
+            for child in [child for child in at_work if child.process.poll() is not None]:
+                at_work.remove(child)
+                if error := _end(child, progress, bool(told)):
+                    failed.append((child.run, error))
+            for child in at_work:
+                _forward(child, progress)
+            progress.draw([child.run for child in at_work])
+            if at_work:
+                _wait(at_work)
+    progress.close()
+    return Ended(tuple(failed), received[0] if received else 0)
+
+
+def _start(run: PlannedRun, lock: int | None, options: Sequence[str]) -> _Child:
+    state, words = begin(run, state_of(run))
+    path = run.folder / LOG
+    with teaching_os_errors("write", path), path.open("ab") as log:
+        at = log.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedlightning", *words, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(os.environ),
+            pass_fds=(lock,) if lock is not None else (),
+            start_new_session=True,  # Ctrl+C is ours to pass on
+        )
+    return _Child(run, state, process, at, at, time.monotonic())
+
+
+def _environment(own: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: value for name, value in own.items() if not _OF_ANOTHER_RUN.match(name)}
+    folder = str(Path(__file__).resolve().parents[2])  # this package, however it was found
+    paths = [path for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path]
+    kept["PYTHONPATH"] = os.pathsep.join([*paths, *([] if folder in paths else [folder])])
+    defaults = {**dict.fromkeys(_ONE_THREAD, "1"), "PYTHONUNBUFFERED": "1"}
+    return {**defaults, **kept}
+
+
+def _end(child: _Child, progress: Progress, told: bool) -> str:
+    """Record how a run has ended; return its error, empty for none."""
+    _forward(child, progress)
+    code, seconds = child.process.returncode, time.monotonic() - child.started
+    code = code if code >= 0 else 128 - code
+    if code == 0:
+        child.state.ended(0, "done", seconds, "").write(child.run.folder)
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in final_metrics(child.run.folder))
+        progress.ended(child.run, f"done in {duration(seconds)}; {shown}".rstrip("; "), True)
+        return ""
+    if told and code in (130, 143, 137):
+        child.state.ended(code, "interrupted", seconds, "").write(child.run.folder)
+        progress.ended(child.run, "interrupted", False)
+        return ""
+    error = _error(child) or f"exit code {code}; see {child.run.folder / LOG}"
+    child.state.ended(code, "failed", seconds, error).write(child.run.folder)
+    progress.ended(child.run, f"FAILED after {duration(seconds)}: {error}", False)
+    return error
+
+
+def _error(child: _Child) -> str:
+    """Return the last line of the run's log that says what was wrong."""
+    with (child.run.folder / LOG).open("rb") as log:
+        log.seek(child.log_from)
+        lines = log.read().decode(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[-1].removeprefix("error: ")
+    if child.process.returncode < 0:
+        number = -child.process.returncode
+        return f"killed by {signal.Signals(number).name}" + (
+            " (out of memory?)" if number == signal.SIGKILL else ""
+        )
+    return ""
+
+
+def _forward(child: _Child, progress: Progress) -> None:
+    """Show what the run has printed about its rounds."""
+    with (child.run.folder / LOG).open("rb") as log:
+        log.seek(child.read_to)
+        new = log.read()
+    whole = new[: new.rfind(b"\n") + 1]
+    child.read_to += len(whole)
+    for line in whole.decode(errors="replace").splitlines():
+        if re.match(r"Round \d+/", line):
+            progress.milestone(child.run, line.strip())
+
+
+def _wait(children: Sequence[_Child]) -> None:
+    """Wait a moment, less if a run ends."""
+    until = time.monotonic() + _POLL
+    while time.monotonic() < until and all(child.process.poll() is None for child in children):
+        time.sleep(_POLL / 10)
+
+
+def _tell(children: Sequence[_Child], number: int) -> None:
+    for child in children:
+        try:
+            if number == signal.SIGKILL:
+                os.killpg(child.process.pid, number)  # its workers, too
+            else:
+                child.process.send_signal(number)
+        except ProcessLookupError:
+            continue
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note signals inside the ``with`` block, instead of what they would do otherwise."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

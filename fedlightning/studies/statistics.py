@@ -1,0 +1,205 @@
+"""A variant in numbers: how good, how evenly so, at what cost."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedlightning.studies.results import Group
+from fedlightning.studies.run_reader import Numbers, Run
+
+__all__ = [
+    "Summary",
+    "best",
+    "jain_index",
+    "local_only",
+    "plain_fedavg",
+    "summarise",
+    "worst_decile",
+]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant under one condition. Each number is a mean over seeds unless it says otherwise.
+
+    Args:
+        condition: The point of the grid.
+        variant: The variant.
+        algorithm: The class of its algorithm.
+        seeds: How many runs.
+        clients: How many clients have test data, of the run with fewest.
+        acc_before: Mean accuracy over clients before personalization.
+        acc_before_std_seeds: Its standard deviation over seeds (``ddof=1``); nan for one seed.
+        acc_after: Mean accuracy over clients after personalization.
+        acc_after_std_seeds: Its standard deviation over seeds.
+        acc_after_std_clients: Standard deviation over clients (``ddof=0``).
+        acc_after_min: The worst client.
+        acc_after_p10: Tenth percentile over clients.
+        acc_after_p90: Ninetieth percentile.
+        acc_after_worst_decile: Mean of the worst tenth of the clients.
+        acc_after_jain: Jain's index of fairness, 1 where all clients have the same accuracy.
+        global_acc: Accuracy of the global model in the last round that measured it.
+        gain_over_local: Mean accuracy after personalization less that of LocalOnly.
+        gain_over_fedavg_ft: The same less that of FedAvg with personalization.
+        bytes_up_per_round: Sent by all clients of a round together.
+        bytes_down_per_round: Sent to them.
+        rounds: Rounds.
+        seconds_training: Of all rounds, evaluation not counted.
+        seconds_wall: Of the whole command.
+    """
+
+    condition: str
+    variant: str
+    algorithm: str
+    seeds: int
+    clients: int
+    acc_before: float
+    acc_before_std_seeds: float
+    acc_after: float
+    acc_after_std_seeds: float
+    acc_after_std_clients: float
+    acc_after_min: float
+    acc_after_p10: float
+    acc_after_p90: float
+    acc_after_worst_decile: float
+    acc_after_jain: float
+    global_acc: float
+    gain_over_local: float
+    gain_over_fedavg_ft: float
+    bytes_up_per_round: float
+    bytes_down_per_round: float
+    rounds: float
+    seconds_training: float
+    seconds_wall: float
+
+
+def summarise(groups: Sequence[Group], held_out: bool = False) -> list[Summary]:
+    """Return one summary for each group of one condition.
+
+    Args:
+        groups: The groups.
+        held_out: Whether about the clients that could not take part in training.
+    """
+    local, fedavg = local_only(groups), plain_fedavg(groups)
+    return [_summary(group, held_out, local, fedavg) for group in groups]
+
+
+def jain_index(values: Numbers) -> float:
+    """Return Jain's index of fairness, (Σx)² / (n Σx²), in 1/n..1.
+
+    Source:
+        Jain, Chiu, Hawe. A quantitative measure of fairness and discrimination for resource
+        allocation in shared computer systems. DEC-TR-301, 1984.
+
+    Example:
+        >>> jain_index(np.array([0.5, 0.5])), jain_index(np.array([1.0, 0.0]))
+        (1.0, 0.5)
+    """
+    squares = float((values**2).sum())
+    return float(values.sum()) ** 2 / (values.size * squares) if squares > 0 else math.nan
+
+
+def worst_decile(values: Numbers) -> float:
+    """Return the mean of the worst tenth of the values, of at least one.
+
+    Example:
+        >>> round(worst_decile(np.arange(20) / 20), 6)
+        0.025
+    """
+    count = math.ceil(values.size / 10)
+    return float(np.sort(values)[:count].mean()) if count else math.nan
+
+
+def local_only(groups: Sequence[Group]) -> Group | None:
+    """Return the group that trained without a federation, if there is one."""
+    return next((group for group in groups if group.algorithm == "LocalOnly"), None)
+
+
+def plain_fedavg(groups: Sequence[Group]) -> Group | None:
+    """Return the group of FedAvg, if there is one; of several, the one called so or the first."""
+    found = [group for group in groups if group.algorithm == "FedAvg"]
+    return next((group for group in found if group.variant == "FedAvg"), next(iter(found), None))
+
+
+def best(summaries: Sequence[Summary]) -> str:
+    """Return the variant with the highest mean accuracy, after personalization where known."""
+    known = [summary for summary in summaries if not math.isnan(_result(summary))]
+    return max(known or summaries, key=_result).variant
+
+
+def _result(summary: Summary) -> float:
+    return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
+
+
+def _summary(group: Group, held_out: bool, local: Group | None, fedavg: Group | None) -> Summary:
+    runs = list(group.runs.values())
+
+    def after(statistic: Callable[[Numbers], float]) -> float:
+        return _mean([_of(statistic, run.values("acc_after", held_out)) for run in runs])
+
+    befores = [_of(np.mean, run.values("acc_before", held_out)) for run in runs]
+    afters = [_of(np.mean, run.values("acc_after", held_out)) for run in runs]
+    return Summary(
+        condition=group.condition,
+        variant=group.variant,
+        algorithm=group.algorithm,
+        seeds=len(runs),
+        clients=min(run.values("acc_after", held_out).size for run in runs),
+        acc_before=_mean(befores),
+        acc_before_std_seeds=_std(befores),
+        acc_after=_mean(afters),
+        acc_after_std_seeds=_std(afters),
+        acc_after_std_clients=after(np.std),
+        acc_after_min=after(np.min),
+        acc_after_p10=after(lambda values: float(np.percentile(values, 10))),
+        acc_after_p90=after(lambda values: float(np.percentile(values, 90))),
+        acc_after_worst_decile=after(worst_decile),
+        acc_after_jain=after(jain_index),
+        global_acc=math.nan if held_out else _mean([run.last("global/acc") for run in runs]),
+        gain_over_local=_gain(group, local, held_out),
+        gain_over_fedavg_ft=_gain(group, fedavg, held_out),
+        bytes_up_per_round=_mean([_per_round(run, "communication/bytes_up") for run in runs]),
+        bytes_down_per_round=_mean([_per_round(run, "communication/bytes_down") for run in runs]),
+        rounds=_mean([float(len(run.rounds)) for run in runs]),
+        seconds_training=_mean([float(np.sum(run.seconds)) for run in runs]),
+        seconds_wall=_mean([run.wall_seconds for run in runs]),
+    )
+
+
+def _gain(group: Group, other: Group | None, held_out: bool) -> float:
+    """Return the mean difference over the seeds that both have; nan against itself."""
+    if other is None or other.variant == group.variant:
+        return math.nan
+    return _mean(
+        [
+            _of(np.mean, group.runs[seed].values("acc_after", held_out))
+            - _of(np.mean, other.runs[seed].values("acc_after", held_out))
+            for seed in group.runs.keys() & other.runs.keys()
+        ]
+    )
+
+
+def _per_round(run: Run, column: str) -> float:
+    return _of(np.nanmean, run.metrics.get(column, np.empty(0)))
+
+
+def _of(statistic: Callable[[Numbers], float], values: Numbers) -> float:
+    if not values.size or bool(np.isnan(values).all()):
+        return math.nan
+    return float(statistic(values))
+
+
+def _mean(values: Sequence[float]) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing: nan
+        return float(np.nanmean(values)) if len(values) else math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan

@@ -1,0 +1,241 @@
+"""The study file: which variants of which config, with which seeds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedlightning.cli.config.recipes import find_config
+from fedlightning.cli.config.strict_yaml import check_config
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.storage.files import teaching_os_errors
+
+__all__ = ["Study", "load_yaml", "read_study"]
+
+_MOST_SEED = 2**32 - 1
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says.
+
+    Args:
+        name: For headings; the file's own name unless it says ``title``.
+        output: The folder of the study.
+        base: The config that all runs share.
+        variants: What is compared: the settings of each, by its name.
+        seeds: ``seed_everything`` of the runs of each variant.
+        grid: Further axes, crossed with the variants: settings by the name of each point of each.
+        workers: Runs at the same time.
+        baseline: The variant that the others are tested against, if the file says which.
+    """
+
+    name: str
+    output: Path
+    base: Settings
+    variants: Mapping[str, Settings]
+    seeds: tuple[int, ...] = (0,)
+    grid: Mapping[str, Mapping[str, Settings]] = field(default_factory=dict)
+    workers: int = 1
+    baseline: str | None = None
+
+
+_KEYS = {
+    "title", "output", "base", "settings", "seeds", "variants", "grid", "workers", "baseline",
+}  # fmt: skip
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file under the rules of configs; numbers such as ``1e-3`` are numbers.
+
+    Raises:
+        ConfigError: It is no proper YAML, or no mapping.
+        EnvironmentFailure: It cannot be read.
+    """
+    from jsonargparse import get_loader
+
+    with teaching_os_errors("read", path):
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
+    check_config(text, str(path))
+    loaded: dict[str, Any] = get_loader("yaml")(text)
+    return loaded
+
+
+def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
+    r"""Read a study file.
+
+    Args:
+        path: The file.
+        changes: What the command line says in place of the file's own keys.
+
+    Raises:
+        ConfigError: Something in it is wrong; the message names the key.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "two.yaml"
+        >>> _ = path.write_text("base: quickstart.yaml\nvariants: [FedAvg, FedBABU]\nseeds: 2\n")
+        >>> study = read_study(path)
+        >>> study.seeds, study.variants["FedAvg"], study.output.as_posix()
+        ((0, 1), {'federation.algorithm': 'FedAvg'}, 'studies/two')
+    """
+    given = {**load_yaml(path), **(changes or {})}
+    for key in given:
+        if key not in _KEYS:
+            text = f"{path}: {key} is no key of a study.{did_you_mean(str(key), _KEYS)}"
+            if key in ("model", "data", "trainer", "federation"):
+                text += " Settings of all runs stand under settings, or under base."
+            raise ConfigError(f"{text} Its keys: {', '.join(sorted(_KEYS))}.")
+    for key in ("base", "variants"):
+        if given.get(key) in (None, "", [], {}):
+            raise ConfigError(f"{path}: a study needs {key}.")
+    common = _settings(given.get("settings") or {}, "settings")
+    return Study(
+        name=str(given.get("title") or path.stem),
+        output=_output(given.get("output"), path),
+        base=_base(given["base"], common, path.parent),
+        variants=_variants(given["variants"]),
+        seeds=_seeds(given.get("seeds", 1)),
+        grid=_grid(given.get("grid") or {}),
+        workers=_workers(given.get("workers", 1)),
+        baseline=_baseline(given.get("baseline"), given["variants"]),
+    )
+
+
+def _output(given: Any, path: Path) -> Path:
+    if given is None:
+        return Path("studies", path.stem)
+    if not isinstance(given, str) or not given.strip():
+        raise ConfigError(f"output must be the path of a folder, got {given!r}.")
+    return Path(given).expanduser()
+
+
+def _base(given: Any, common: Settings, folder: Path) -> Settings:
+    from fedlightning.cli.config.overrides import lay_over
+
+    if isinstance(given, str):
+        beside = folder / given
+        given = load_yaml(beside if beside.is_file() else find_config(given))
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"base must be a recipe, a path or a mapping, got {given!r}.")
+    if "seed_everything" in common:
+        raise ConfigError("settings.seed_everything: the seeds of a study stand under seeds.")
+    return lay_over(given, common)
+
+
+def _variants(given: Any) -> dict[str, Settings]:
+    if isinstance(given, Mapping):
+        return {_name(name): _variant(value, str(name)) for name, value in given.items()}
+    if not isinstance(given, list):
+        raise ConfigError(
+            "variants must be a mapping from names to settings, or a list of algorithms, got "
+            f"{given!r}."
+        )
+    found: dict[str, Settings] = {}
+    for item in given:
+        name = _name(_class(item) or "")
+        if name in found:
+            raise ConfigError(
+                f"variants: {name} twice; write a mapping, which gives each a name of its own."
+            )
+        found[name] = {"federation.algorithm": copy.deepcopy(item)}
+    return found
+
+
+def _variant(value: Any, name: str) -> Settings:
+    """Return a variant's settings; an algorithm alone stands for itself, nothing for the base."""
+    if _class(value) is not None:
+        return {"federation.algorithm": copy.deepcopy(value)}
+    return _settings(value if value is not None else {}, f"variants.{name}")
+
+
+def _class(value: Any) -> str | None:
+    path = value.get("class_path") if isinstance(value, Mapping) else value
+    return path.rpartition(".")[2] if isinstance(path, str) and path else None
+
+
+def _settings(given: Any, where: str) -> Settings:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} must be a mapping of settings, got {given!r}.")
+    for key in given:
+        if str(key) == "seed_everything" and where != "settings":
+            raise ConfigError(f"{where}.{key}: the seeds of a study stand under seeds.")
+    return {str(key): value for key, value in given.items()}
+
+
+def _name(given: Any) -> str:
+    name = str(given).strip()
+    if not name or any(sign in name for sign in "/\\\n") or name.startswith("."):
+        raise ConfigError(f"variants: {given!r} is no name: it becomes the name of a folder.")
+    return name
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    """Return the seeds; a number n stands for 0..n-1."""
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    seeds: Sequence[Any] = range(given) if whole else given
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not 0 < len(seeds) <= 10_000:
+        raise ConfigError(f"seeds must be a list such as [0, 1, 2], or a number, got {given!r}.")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _MOST_SEED:
+            raise ConfigError(f"seeds: {seed!r} is none: they are within 0..{_MOST_SEED}.")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds: {list(seeds)} has one twice.")
+    return tuple(seeds)
+
+
+def _grid(given: Any) -> dict[str, dict[str, Settings]]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"grid must be a mapping from settings to lists, got {given!r}.")
+    grid: dict[str, dict[str, Settings]] = {}
+    for key, points in given.items():
+        axis = str(key)
+        if isinstance(points, Mapping) and points:
+            grid[axis] = {
+                _name(name): _settings(value or {}, f"grid.{axis}.{name}")
+                for name, value in points.items()
+            }
+        elif isinstance(points, list) and points:
+            named = [(_point(axis, value, at), {axis: value}) for at, value in enumerate(points)]
+            grid[axis] = dict(named)
+            if len(grid[axis]) < len(points):
+                raise ConfigError(f"grid.{axis}: {points} has one twice.")
+        else:
+            raise ConfigError(f"grid.{axis} must be a list of values, got {points!r}.")
+    return grid
+
+
+def _point(axis: str, value: Any, position: int) -> str:
+    last = axis.rpartition(".")[2]
+    if isinstance(value, (bool, int, float, str)) and "/" not in str(value):
+        return f"{last}={str(value).lower() if isinstance(value, bool) else value}"
+    if isinstance(value, Mapping) and (name := _class(value)):
+        arguments = value.get("init_args") or {}
+        inner = ",".join(f"{key}={item}" for key, item in arguments.items())
+        if "/" not in inner:
+            return f"{last}={name}({inner})"
+    return f"{last}={'null' if value is None else position}"
+
+
+def _workers(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= 1024:
+        raise ConfigError(f"workers must be an integer within 1..1024, got {given!r}.")
+    return given
+
+
+def _baseline(given: Any, variants: Any) -> str | None:
+    names = list(_variants(variants))
+    if given is None or str(given) in names:
+        return None if given is None else str(given)
+    raise ConfigError(
+        f"baseline {given!r} is no variant.{did_you_mean(str(given), names)} "
+        f"They are: {', '.join(names)}."
+    )

@@ -1,0 +1,77 @@
+"""Whether the runs of a study would be accepted, found out before the first one starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedlightning.studies.plan import PlannedRun
+from fedlightning.errors import ConfigError, FedLightningError
+
+__all__ = ["check_runs", "config_text"]
+
+
+def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
+    """Parse each config, and build model, data module and trainer from it, as ``fit`` would.
+
+    Seeds change nothing about that, so one run of each variant at each point of the grid is
+    checked. Nothing is trained, and no data are read.
+
+    Args:
+        runs: The runs.
+        strict: Whether configs may name classes of this package, torch and Lightning only.
+
+    Raises:
+        FedLightningError: One would be refused; the message begins with the run's name.
+    """
+    checked: set[tuple[str, ...]] = set()
+    environment = dict(os.environ)
+    try:
+        for run in runs:
+            place = (run.variant, *run.point.values())
+            if place not in checked:
+                checked.add(place)
+                _check(run, ", ".join(place), strict)
+    finally:  # seed_everything writes into it, and the runs would inherit that
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def config_text(run: PlannedRun) -> str:
+    """Return a run's config as YAML."""
+    text: str = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+    return f"# {run.name}\n{text}"
+
+
+def _check(run: PlannedRun, name: str, strict: bool) -> None:
+    if (run.config.get("trainer") or {}).get("logger") is False:
+        raise ConfigError(f"{name}: trainer.logger=false leaves nothing to compare.")
+    if run.config.get("ckpt_path"):
+        raise ConfigError(
+            f"{name}: ckpt_path: a study starts its runs from the start; leave it out."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(config_text(run), encoding="utf-8")
+        try:
+            _parse(path, strict)
+        except FedLightningError as error:
+            text = str(error).replace(f"{path}:", "").replace(str(path), "config").strip()
+            raise type(error)(f"{name}: {text}") from error
+
+
+def _parse(path: Path, strict: bool) -> None:
+    from fedlightning.cli.federated_cli import FederatedCLI
+    from fedlightning.cli.parser import prepare_parsing
+
+    class Parsing(FederatedCLI):
+        def fit(self, **kwargs: Any) -> None:
+            """Run nothing: all has been built, so all has been checked."""
+
+    prepare_parsing(strict=strict)
+    Parsing(args=["fit", "--config", str(path)])
