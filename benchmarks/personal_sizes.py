@@ -9,9 +9,10 @@ import tempfile
 from pathlib import Path
 
 from fedlightning import FederatedModule
-from fedlightning.personalization.models import export_model
+from fedlightning.core.parts import Part
+from fedlightning.core.state import live_state
 from fedlightning.models import Conv4, MobileNet
-from fedlightning.core.parts import Part, live_state
+from fedlightning.personalization.models import export_model
 from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
 
 

@@ -37,18 +37,18 @@ if TYPE_CHECKING:
         ServerData,
     )
     from fedlightning.callbacks import PersonalizationCallback
-    from fedlightning.storage import AtomicCheckpointIO
     from fedlightning.datamodules import FederatedDataModule
-    from fedlightning.errors import FedLightningError
-    from fedlightning.federation.settings.settings import Federation
     from fedlightning.engine.loop import FederatedLoop
+    from fedlightning.errors import FedLightningError
+    from fedlightning.federation.settings import Federation
     from fedlightning.models.base import FederatedModule
+    from fedlightning.storage import AtomicCheckpointIO
     from fedlightning.trainer import FederatedTrainer
 
 _HOMES = {
     "APFL": "algorithms",
     "Algorithm": "algorithms",
-    "AtomicCheckpointIO": "checkpoints",
+    "AtomicCheckpointIO": "storage",
     "ClientUpdate": "algorithms",
     "Composite": "algorithms",
     "Ditto": "algorithms",
@@ -65,8 +65,8 @@ _HOMES = {
     "FedRoD": "algorithms",
     "FedYogi": "algorithms",
     "FederatedDataModule": "datamodules",
-    "FederatedLoop": "loop",
-    "FederatedModule": "module",
+    "FederatedLoop": "engine.loop",
+    "FederatedModule": "models.base",
     "FederatedTrainer": "trainer",
     "Federation": "federation",
     "LGFedAvg": "algorithms",

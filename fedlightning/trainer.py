@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,35 +11,43 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
+    Callback,
     LearningRateFinder,
+    ProgressBar,
 )
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from fedlightning.engine._lightning.round_loop import (
-    ClientEvaluationLoop,
+from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
+from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
     before_optimizers,
     install_loops,
 )
+from fedlightning.engine.checks.environment import check_environment
+from fedlightning.engine.checks.trainer_flags import refuse_meaningless
+from fedlightning.engine.evaluation import evaluation_steps
+from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
     check_loadable,
 )
-from fedlightning.defaults import callbacks_of, devices_of, loggers_of, plugins_of, strategy_of
-from fedlightning.engine.checks.environment import check_environment
+from fedlightning.engine.run_folder import RunKeepingTrainer
+from fedlightning.engine.workers.launch import devices_of, strategy_of
+from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import ConfigError
-from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.federation.settings import Federation
-from fedlightning.engine.checks.trainer_flags import refuse_meaningless
-from fedlightning.engine.loop import FederatedLoop
 from fedlightning.personalization.on_demand import ChosenClients, personalizing
 from fedlightning.reporting.csv_logger import RoundCSVLogger
-from fedlightning.engine.run_folder import RunKeepingTrainer
-from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.reporting.tensorboard import TensorBoardBeside
+from fedlightning.storage.checkpoint_io import AtomicCheckpointIO
 
-__all__ = ["FederatedTrainer"]
+__all__ = ["FederatedTrainer", "callbacks_of", "loggers_of", "plugins_of"]
 
 
 class FederatedTrainer(RunKeepingTrainer):
@@ -195,7 +203,7 @@ class FederatedTrainer(RunKeepingTrainer):
         with (
             self._at_work(),
             evaluation_steps(module),
-            personalizing(self, data, clients),
+            personalizing(self, data, clients, PersonalizationCallback),
         ):
             return super().test(
                 model,
@@ -249,3 +257,40 @@ def _plain_values_only() -> dict[str, Any]:
     """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
     known = inspect.signature(pl.Trainer.test).parameters
     return {"weights_only": True} if "weights_only" in known else {}
+
+
+def loggers_of(given: Any, root: Path) -> list[Logger]:
+    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
+    if given is False:
+        return []
+    csv = RoundCSVLogger(root)
+    if given is None or given is True:
+        return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
+    loggers = list(given) if isinstance(given, Iterable) else [given]
+    return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
+
+
+def plugins_of(given: Any) -> list[Any]:
+    """Return the user's plugins, and one that writes checkpoints as a whole or not at all."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    plugins = list(given) if several else [given] if given is not None else []
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(AtomicCheckpointIO())
+    return plugins
+
+
+def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
+    """Return the user's callbacks and those that every federated run has."""
+    given = kwargs.get("callbacks") or []
+    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+    if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
+        callbacks.append(RoundProgressBar())
+    if kwargs["logger"] and not _has(callbacks, RunRecord):
+        callbacks.append(RunRecord())
+    if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
+        callbacks.append(LastCheckpoint())
+    return callbacks
+
+
+def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedlightning import FederatedModule, FederatedTrainer, Federation, PersonalizationCallback
 from fedlightning.algorithms import Algorithm, FedAvg, FedBABU
-from fedlightning.datamodules import Assignment, FederatedDataModule, Partition, TensorExamples
-from fedlightning.models import Conv4, MobileNet, ResNet18
-from fedlightning.federation.sampling import FixedCohorts
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules import Assignment, FederatedDataModule, Partition, TensorExamples
+from fedlightning.federation.sampling import FixedCohorts
+from fedlightning.models import Conv4, MobileNet, ResNet18
 
 _MODELS = {"cnn": Conv4, "mobile": MobileNet, "resnet": ResNet18}
 

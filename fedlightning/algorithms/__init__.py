@@ -1,36 +1,33 @@
 """Federated algorithms: few orthogonal choices, and names for the well-known combinations."""
 
+from fedlightning.algorithms.algorithm import Algorithm, Composite, Weights
 from fedlightning.algorithms.apfl import APFL, Mixture
-from fedlightning.algorithms.algorithm import Algorithm, Weights
-from fedlightning.algorithms.composition import Composite
 from fedlightning.algorithms.ditto import Ditto, OwnModel
-from fedlightning.algorithms.fedavg import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
+from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
+from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.lg_fedavg import LGFedAvg
+from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import LocalMethod
-from fedlightning.algorithms.fedrep import (
-    FedBN,
-    FedPer,
-    FedRep,
-    HeadThenBody,
-    LGFedAvg,
-    LocalOnly,
-)
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
-from fedlightning.algorithms.roles import ModelKeys, Roles
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
+from fedlightning.algorithms.server_data import ServerData
 from fedlightning.algorithms.server_step import (
     ServerAdagrad,
     ServerAdam,
     ServerOptimizer,
     ServerSGD,
+    ServerTraining,
     ServerYogi,
 )
-from fedlightning.algorithms.server_data import ServerData
-from fedlightning.algorithms.server_training import ServerTraining
 from fedlightning.core.messages import ClientUpdate
+from fedlightning.core.parts import ModelKeys, Roles
 
 __all__ = [
     "APFL",

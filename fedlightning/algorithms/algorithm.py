@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from fedlightning.algorithms.aggregation import Merge, Sums, WeightedMean
+from fedlightning.algorithms.composition import deciding, joined
 from fedlightning.algorithms.method import LocalMethod
-from fedlightning.algorithms.roles import Roles, Shared
-from fedlightning.algorithms.server_step import ServerOptimizer
-from fedlightning.algorithms.server_training import ServerTraining
+from fedlightning.algorithms.server_step import ServerOptimizer, ServerTraining
 from fedlightning.core.messages import ClientUpdate
+from fedlightning.core.parts import ModelKeys, Part, Roles, Shared
+from fedlightning.core.state import State
 from fedlightning.errors import ConfigError, did_you_mean
-from fedlightning.core.parts import Part, State
 
-__all__ = ["Algorithm", "Weights"]
+__all__ = ["Algorithm", "Composite", "Weights"]
 
 Weights = Literal["uniform", "examples"]
 
@@ -118,8 +119,6 @@ class Algorithm:
         Raises:
             ConfigError: If they contradict each other.
         """
-        from fedlightning.algorithms.composition import Composite
-
         return Composite([self, other])
 
     @property
@@ -155,7 +154,7 @@ class Algorithm:
         """Return which of a model's keys are trained, shared and kept.
 
         Args:
-            keys: The model's keys (see :class:`fedlightning.algorithms.roles.ModelKeys`).
+            keys: The model's keys (see :class:`fedlightning.core.parts.ModelKeys`).
         """
         return Roles.of(keys, self.train, self.share, self.keep, self.own_norms)
 
@@ -212,3 +211,89 @@ CHOSEN = (*_CHOICES, "local", "server", "server_data")
 """The names of an algorithm's choices."""
 
 _FIELDS = {*CHOSEN, "claims"}
+
+
+class Composite(Algorithm):
+    """An algorithm with the choices of several others; ``a + b`` in Python.
+
+    Choices that one of them makes and the others leave open are taken over; local methods are
+    joined. What two of them choose differently is refused. A member's own ``roles``,
+    ``weight`` or ``aggregate`` decides for all of them, with the choices of all of them.
+
+    Args:
+        algorithms: Two or more algorithms.
+
+    Raises:
+        ConfigError: If they contradict each other; the message says in what.
+
+    Example:
+        >>> from fedlightning.algorithms import FedBABU, FedProx, FedPer
+        >>> both = FedBABU() + FedProx(mu=0.1)
+        >>> both.name, both.train, both.local
+        ('FedBABU + FedProx', 'body', (Proximal(mu=0.1),))
+        >>> FedBABU() + FedPer()
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: FedBABU and FedPer do not go together: train is 'body' ...
+    """
+
+    def __init__(self, algorithms: list[Algorithm]) -> None:
+        members = _flat(algorithms)
+        if len(members) < 2:
+            raise ConfigError(
+                f"federation.algorithm: Composite needs two or more algorithms, got {len(members)}."
+            )
+        choices = joined(members)
+        try:
+            super().__init__(**choices)
+        except ConfigError as error:
+            names = " and ".join(member.name for member in members)
+            raise ConfigError(f"{names} do not go together: {error}") from None
+        self.algorithms = tuple(members)
+        self._deciding = {
+            method: deciding(members, method, getattr(Algorithm, method))
+            for method in ("aggregate", "weight", "roles")
+        }
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+        return " + ".join(algorithm.name for algorithm in self.algorithms)
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.algorithms))
+
+    def roles(self, keys: ModelKeys) -> Roles:
+        """Return which keys are trained, shared and kept; by a member's own rule, if one has it."""
+        owner = self._deciding["roles"]
+        return super().roles(keys) if owner is None else self._for_all(owner).roles(keys)
+
+    def weight(self, update: ClientUpdate) -> float:
+        """Return an update's weight in the mean; a member's own rule, if one has it."""
+        owner = self._deciding["weight"]
+        return super().weight(update) if owner is None else self._for_all(owner).weight(update)
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
+        """Merge a cohort's updates; by a member's own rule, if one has it."""
+        owner = self._deciding["aggregate"]
+        if owner is None:
+            return super().aggregate(updates, merge)
+        owner = self._for_all(owner)
+        vars(owner)["weight"] = self.weight
+        return owner.aggregate(updates) if merge is None else owner.aggregate(updates, merge)
+
+    def _for_all(self, member: Algorithm) -> Algorithm:
+        """Return a member with the choices of all: what it asks itself is asked of all of them."""
+        member = copy.copy(member)
+        vars(member).update({name: vars(self)[name] for name in CHOSEN})
+        return member
+
+
+def _flat(algorithms: Sequence[Any]) -> list[Algorithm]:
+    members: list[Algorithm] = []
+    for algorithm in algorithms:
+        if not isinstance(algorithm, Algorithm):
+            raise ConfigError(
+                f"federation.algorithm: Composite takes algorithms, got {algorithm!r}."
+            )
+        members += algorithm.algorithms if isinstance(algorithm, Composite) else [algorithm]
+    return members

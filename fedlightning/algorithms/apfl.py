@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod, check_number, under
-from fedlightning.datamodules import Batch
-from fedlightning.core.parts import State
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.core.batches import Batch
+from fedlightning.core.state import State, under
+from fedlightning.core.validation import check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

@@ -6,26 +6,36 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlightning.algorithms.method import under
-from fedlightning.algorithms.roles import Roles
-from fedlightning.datamodules import Batch
-from fedlightning.errors import ConfigError
-from fedlightning.personalization.head_only.features import head_module
+from fedlightning.core.batches import Batch
 from fedlightning.core.optimizers import optimizer_like
-from fedlightning.core.parts import Part, Parts, State, copy_into, first_non_finite
+from fedlightning.core.parts import Part, Parts, Roles, head_module
+from fedlightning.core.state import State, copy_into, first_non_finite, under
+from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-    from fedlightning.engine.steps import ShortStep
 
 __all__ = ["Turn"]
+
+
+class GradientStep(Protocol):
+    """A training step in two halves: the loss's gradient, and what is done with it."""
+
+    def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Add the gradient of the module's loss to what is there; return the loss."""
+
+    def update(self, batch_idx: int) -> None:
+        """Take the optimizer's step, and forget the gradients."""
+
+    def clip(self, optimizer: Optimizer) -> None:
+        """Clip the gradients of an optimizer's parameters, if the trainer says so."""
 
 
 @dataclass
@@ -58,7 +68,7 @@ class Turn:
     servers: Mapping[str, Tensor]
     live: Mapping[str, Tensor]
     optimizer: Optimizer
-    step: ShortStep | None
+    step: GradientStep | None
     muted: Callable[[], AbstractContextManager[None]]
     apart: Callable[[Turn, Mapping[str, Tensor], Callable[[], None], int], State]
     counts: Callable[[int, int], Tensor]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.fedprox import pull
-from fedlightning.algorithms.method import LocalMethod, check_number, under
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.core.state import State, under
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod, check_number
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.core.validation import check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

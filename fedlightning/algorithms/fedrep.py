@@ -11,42 +11,7 @@ from fedlightning.errors import ConfigError
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn
 
-__all__ = ["FedBN", "FedPer", "FedRep", "HeadThenBody", "LGFedAvg", "LocalOnly"]
-
-
-class FedPer(Algorithm):
-    r"""Federated learning with personalization layers: heads stay with the clients.
-
-    Clients train body and head together and send the body alone:
-    :math:`\theta_\text{body} \leftarrow \sum_{i \in S} \frac{n_i}{n} \theta_{i,\text{body}}`.
-
-    Args:
-        **choices: Those of :class:`Algorithm`.
-
-    Source:
-        Arivazhagan, Aggarwal, Singh, Choudhary. Federated Learning with Personalization Layers.
-        2019. https://arxiv.org/abs/1912.00818
-    """
-
-    def __init__(self, **choices: Any) -> None:
-        super().__init__(train="full", share="body", keep=True, **choices)
-
-
-class LGFedAvg(Algorithm):
-    r"""LG-FedAvg: bodies (local representations) stay with the clients, the head is averaged.
-
-    :math:`\theta_\text{head} \leftarrow \sum_{i \in S} \frac{n_i}{n} \theta_{i,\text{head}}`.
-
-    Args:
-        **choices: Those of :class:`Algorithm`.
-
-    Source:
-        Liang et al. Think Locally, Act Globally: Federated Learning with Local and Global
-        Representations. 2020. https://arxiv.org/abs/2001.01523
-    """
-
-    def __init__(self, **choices: Any) -> None:
-        super().__init__(train="full", share="head", keep=True, **choices)
+__all__ = ["FedRep", "HeadThenBody"]
 
 
 class HeadThenBody(LocalMethod):
@@ -94,35 +59,3 @@ class FedRep(Algorithm):
         super().__init__(
             train="full", share="body", keep=True, local=[HeadThenBody(head_epochs)], **choices
         )
-
-
-class FedBN(Algorithm):
-    r"""FedBN: BatchNorm layers stay with the clients, everything else is averaged.
-
-    Scale, shift and running statistics are those of the client's own data; a client that has never
-    trained has the global model's initial ones.
-
-    Args:
-        **choices: Those of :class:`Algorithm`.
-
-    Source:
-        Li, Jiang, Zhang, Kamp, Dou. FedBN: Federated Learning on Non-IID Features via Local Batch
-        Normalization. ICLR 2021. https://arxiv.org/abs/2102.07623
-    """
-
-    def __init__(self, **choices: Any) -> None:
-        super().__init__(own_norms=True, **choices)
-
-
-class LocalOnly(Algorithm):
-    """No federation: every client trains its own model whenever it is chosen, and shares nothing.
-
-    The baseline that collaboration has to beat. A client that was never chosen has the initial
-    model.
-
-    Args:
-        **choices: Those of :class:`Algorithm`.
-    """
-
-    def __init__(self, **choices: Any) -> None:
-        super().__init__(train="full", share="none", keep=True, **choices)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod, under
-from fedlightning.datamodules import Batch
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.core.batches import Batch
+from fedlightning.core.state import State, under
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fedlightning.datamodules import Batch
-from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
+from fedlightning.core.batches import Batch
+from fedlightning.core.state import State
 from fedlightning.core.validation import Value
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn
 
-__all__ = ["LocalMethod", "check_number", "under"]
+__all__ = ["LocalMethod"]
 
 
 class LocalMethod(Value):
     """One more thing that happens in a client's turn; a subclass overrides what it needs.
 
     A method has settings and nothing else: whatever belongs to a client is in its
-    :class:`~fedlightning.algorithms.context.Turn` (``turn.scratch`` for the turn, ``turn.keep`` for good), so a
-    turn that fails leaves no trace. The order is: :meth:`begin`, then in every local epoch
-    :meth:`begin_epoch`, in every batch :meth:`train_on` (where it is overridden) and, between
+    :class:`~fedlightning.algorithms.context.Turn` (``turn.scratch`` for the turn, ``turn.keep`` for
+    good), so a turn that fails leaves no trace. The order is: :meth:`begin`, then in every local
+    epoch :meth:`begin_epoch`, in every batch :meth:`train_on` (where it is overridden) and, between
     backward and the optimizer's step, :meth:`adjust`; at last :meth:`end`.
 
     Attributes:
@@ -116,53 +115,3 @@ class LocalMethod(Value):
             among: The number of clients that take part in training.
         """
         return {}
-
-
-def under(values: Mapping[str, Tensor], name: str) -> State:
-    """Return what is kept or sent under a name, by model key.
-
-    Example:
-        >>> import torch
-        >>> under({"ditto/w": torch.ones(1), "w": torch.zeros(1)}, "ditto")
-        {'w': tensor([1.])}
-    """
-    start = f"{name}/"
-    return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
-
-
-def check_number(
-    name: str,
-    value: float,
-    least: float = 0.0,
-    most: float = float("inf"),
-    open_: bool = False,
-    below: float = float("inf"),
-) -> None:
-    """Refuse a setting of an algorithm that is not a finite number within its range.
-
-    Args:
-        name: Its key under ``algorithm``.
-        value: What was given.
-        least: The smallest value.
-        most: The largest value.
-        open_: Whether ``least`` itself is refused, too.
-        below: What it has to be smaller than.
-
-    Raises:
-        ConfigError: If it is out of its range.
-
-    Example:
-        >>> check_number("mu", -1.0)
-        Traceback (most recent call last):
-        fedlightning.errors.ConfigError: algorithm.mu must be a finite number >= 0, got -1.0.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    within = number and least <= value <= most and value < below
-    if within and not (open_ and value == least):
-        return
-    upper = f" and <= {most:g}" if most != float("inf") else ""
-    upper = f" and < {below:g}" if below != float("inf") else upper
-    raise ConfigError(
-        f"algorithm.{name} must be a finite number {'>' if open_ else '>='} {least:g}{upper}, "
-        f"got {value}."
-    )

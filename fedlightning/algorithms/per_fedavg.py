@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod, check_number
-from fedlightning.algorithms.split_batch import split_batch
-from fedlightning.datamodules import Batch
+from fedlightning.algorithms.method import LocalMethod
+from fedlightning.core.batches import Batch, split_batch
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod, check_number, under
+from fedlightning.algorithms.method import LocalMethod
 from fedlightning.algorithms.server_step import ServerSGD
-from fedlightning.datamodules import Batch
+from fedlightning.core.batches import Batch
+from fedlightning.core.state import State, under
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

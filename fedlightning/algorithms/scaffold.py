@@ -11,7 +11,7 @@ from torch import Tensor
 from fedlightning.algorithms.algorithm import Algorithm, Weights
 from fedlightning.algorithms.method import LocalMethod
 from fedlightning.algorithms.server_step import ServerSGD
-from fedlightning.core.parts import State
+from fedlightning.core.state import State
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import Turn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.server_training import ServerTraining
+from fedlightning.algorithms.server_step import ServerTraining
 from fedlightning.core.parts import Part
 
 __all__ = ["ServerData"]

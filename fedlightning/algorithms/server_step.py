@@ -7,11 +7,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.method import check_number
-from fedlightning.core.parts import State
-from fedlightning.core.validation import Value
+from fedlightning.core.parts import Part
+from fedlightning.core.state import State
+from fedlightning.core.validation import Value, check_number
+from fedlightning.errors import ConfigError
 
-__all__ = ["ServerAdagrad", "ServerAdam", "ServerOptimizer", "ServerSGD", "ServerYogi"]
+__all__ = [
+    "ServerAdagrad",
+    "ServerAdam",
+    "ServerOptimizer",
+    "ServerSGD",
+    "ServerTraining",
+    "ServerYogi",
+]
 
 
 class ServerOptimizer(Value):
@@ -208,3 +216,23 @@ class ServerYogi(ServerAdam):
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """Return a mean of squares that falls as slowly as it rises."""
         return v - (1 - self.beta2) * square * torch.sign(v - square)
+
+
+class ServerTraining(Value):
+    """How the server trains.
+
+    Args:
+        fraction: The share of the clients' training examples of which the server has a copy.
+        epochs: Passes over them in every round.
+        part: What it trains; ``None`` means what clients train.
+    """
+
+    def __init__(self, fraction: float, epochs: int, part: Part | None) -> None:
+        check_number("fraction", fraction, most=1.0, open_=True)
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
+        if part not in (None, "full", "body", "head"):
+            raise ConfigError(f"algorithm.part must be one of full, body, head, got {part!r}.")
+        self.fraction = fraction
+        self.epochs = epochs
+        self.part = part

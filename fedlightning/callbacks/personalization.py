@@ -13,15 +13,19 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
-from fedlightning.callbacks.monitors import check_monitors
-from fedlightning.errors import ConfigError
-from fedlightning.engine.evaluation import HELD_OUT
-from fedlightning.engine.loop import FederatedLoop
+from fedlightning.core.metrics import HELD_OUT
 from fedlightning.core.parts import Part
+from fedlightning.engine.checks.monitors import check_monitors
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.errors import ConfigError
+from fedlightning.personalization.models.saving import (
+    discarded_on_failure,
+    load_kept,
+    open_personal_files,
+)
 from fedlightning.personalization.models.writer import PersonalWriter
-from fedlightning.personalization.results import PersonalResult, metrics_of, write_results
-from fedlightning.personalization.models.saving import discarded_on_failure, load_kept, open_personal_files
 from fedlightning.personalization.personalizer import Personalizer
+from fedlightning.personalization.results import PersonalResult, metrics_of, write_results
 from fedlightning.reporting import ClientRecord
 
 __all__ = ["PersonalizationCallback"]
@@ -55,15 +59,15 @@ class PersonalizationCallback(pl.Callback):
         nearest_mean: Whether to measure the accuracy of the nearest class mean in feature space.
         features_once: Whether the head alone is trained, on features that the body computes once:
             the same result, without the body in every step. ``None`` does so where that is known to
-            be exact (see :mod:`fedlightning.personalization.head_only.eligibility`). ``True`` insists, and is your word
-            for what cannot be known: that layers of your own treat each example by itself.
-            ``False`` never does.
+            be exact (see :mod:`fedlightning.personalization.head_only.eligibility`). ``True``
+            insists, and is your word for what cannot be known: that layers of your own treat each
+            example by itself. ``False`` never does.
         curve: Whether clients are also evaluated after every epoch of fine-tuning. The run folder
             then gets ``finetuning.csv`` (see :class:`~fedlightning.reporting.EpochRecord`) and
             ``finetuning.png``, and ``held_out_finetuning.csv``; no other result changes.
         save_personal: Whether each client's own part goes to a file of its own in the run folder,
-            under ``personalized`` (see :mod:`fedlightning.personalization.models.writer`). ``None`` does so for at
-            most 1,000 clients and 1 GiB, and in ``personalize`` for any number.
+            under ``personalized`` (see :mod:`fedlightning.personalization.models.writer`). ``None``
+            does so for at most 1,000 clients and 1 GiB, and in ``personalize`` for any number.
 
     Raises:
         ConfigError: If a value is out of its range.

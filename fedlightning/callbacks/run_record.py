@@ -10,11 +10,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.callbacks.personalization import PersonalizationCallback
-from fedlightning.engine.resume.resumption import Resumption, logged_by
-from fedlightning.datamodules.population import listed_clients
+from fedlightning.datamodules.client_roles import listed_clients
+from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.resume.resumption import Resumption, logged_by
 from fedlightning.reporting import (
     RunSummary,
     Spread,

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from fedlightning.cli.config.command import Command
 from fedlightning.cli.config.class_names import (
     STRICT_RULE,
     NamedClass,
@@ -20,6 +19,7 @@ from fedlightning.cli.config.class_names import (
     read_option,
     without_classes,
 )
+from fedlightning.cli.config.command import Command
 from fedlightning.errors import ConfigError
 
 __all__ = ["check"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
-from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
 
-__all__ = ["export", "read_options"]
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+__all__ = ["export", "module_from_run", "read_options"]
 
 _USAGE = "python -m fedlightning export --run DIR --client ID --output FILE [--format FORMAT]"
 
@@ -31,12 +35,22 @@ def export(command: Command) -> str:
     given = read_options(command.options)
     client = _client(given.client)
     shape = _shape(given.input_shape)
-    from fedlightning.personalization.models import client_model, example_input, export_model, format_of
+    from fedlightning.personalization.models import (
+        client_model,
+        example_input,
+        export_model,
+        format_of,
+    )
 
     output, chosen = Path(given.output), format_of(given.output, given.format)
     if output.exists() and not output.is_dir() and not given.overwrite:
         raise ConfigError(f"output: {output} exists: give another name, or --overwrite.")
-    module = client_model(given.run, client, ckpt_path=given.ckpt_path, strict=command.strict)
+    module = client_model(
+        given.run,
+        client,
+        lambda: module_from_run(given.run, command.strict),
+        ckpt_path=given.ckpt_path,
+    )
     computes = chosen in ("exported_program", "onnx")
     example = example_input(module, given.run, shape) if computes else None
     export_model(module, output, chosen, example, overwrite=given.overwrite)
@@ -117,3 +131,57 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
         raise ConfigError(f"input_shape must be sizes such as 3,32,32, got {text!r}.")
     return tuple(int(size) for size in sizes)
+
+
+def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.LightningModule:
+    """Build the module that a run's ``config.yaml`` names; its other entries are not read.
+
+    This runs the code of the class that the config names.
+
+    Args:
+        run: The run's folder.
+        strict: Whether the config may name only classes of this package, torch and Lightning, for
+            the rest of this process.
+
+    Returns:
+        The module, with the weights of its constructor.
+
+    Raises:
+        ConfigError: The config is missing or names no module that can be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    import pytorch_lightning as pl
+    import yaml
+
+    import fedlightning.models  # noqa: F401  # classes go by their bare names once imported
+    from fedlightning.cli.config.strict_yaml import check_config
+    from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
+    from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
+
+    path = Path(run) / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file, so nothing says what the model is; in Python, "
+            "client_model(run, client, module) takes it."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
+    check_config(text, str(path))
+    prepare_parsing(strict)
+    model = yaml.safe_load(text).get("model")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise ConfigError(
+            f"{path}: model names no class_path, as where a program of one's own says which class "
+            "it is; in Python, client_model(run, client, module) takes it."
+        )
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+    config = parser.parse_object({"model": model})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    with blame_constructor(config, {}):
+        built: pl.LightningModule = instantiate(config)["model"]
+    return built

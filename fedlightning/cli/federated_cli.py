@@ -14,24 +14,27 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
+import fedlightning.algorithms
+
 # Classes go by their bare names once they are imported.
 import fedlightning.algorithms.aggregation
-import fedlightning.algorithms
 import fedlightning.callbacks
-import fedlightning.federation.uplink
 import fedlightning.datamodules
-import fedlightning.models
 import fedlightning.federation.sampling  # noqa: F401
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.cli.config.command import Command
-from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
-from fedlightning.cli.run_arguments import find_checkpoint, plain_values_only
-from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.cli.config.references import mark_references
-from fedlightning.cli.run_names import refuse_paths_in_names
+from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
+from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
+from fedlightning.cli.run_arguments import (
+    HIDDEN_FLAGS,
+    find_checkpoint,
+    hidden_flag,
+    plain_values_only,
+    refuse_paths_in_names,
+)
 from fedlightning.cli.run_watch import RunWatch, SaveRunConfig
-from fedlightning.cli.trainer_flags import HIDDEN_FLAGS, hidden_flag
 from fedlightning.cli.usage import usage
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError, FedLightningError

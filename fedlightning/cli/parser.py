@@ -13,10 +13,10 @@ from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning_utilities.core.enums import StrEnum
 from pytorch_lightning.cli import LightningArgumentParser
 
-from fedlightning.cli.diagnostics.explain import explain
 from fedlightning.cli.config.class_names import TRUSTED
 from fedlightning.cli.config.references import install_resolver, mark_references
 from fedlightning.cli.config.strict_yaml import check_text
+from fedlightning.cli.diagnostics.explain import explain
 from fedlightning.cli.usage import usage
 from fedlightning.errors import ConfigError
 

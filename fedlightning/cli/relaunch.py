@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from fedlightning.cli.run_watch import RunWatch
 from fedlightning.cli.terminal import print_warning
-from fedlightning.errors import WorkerLost
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.errors import WorkerLost
 from fedlightning.trainer import FederatedTrainer
 
 __all__ = ["relaunch_if_wanted", "resuming"]

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlightning.storage import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
-from fedlightning.errors import CheckpointError, ConfigError
+import yaml
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-__all__ = ["find_checkpoint", "plain_values_only"]
+from fedlightning.cli.diagnostics.suggestions import find_class
+from fedlightning.engine.checks.trainer_flags import MEANINGLESS, refuse_meaningless
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.storage import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
+
+__all__ = [
+    "HIDDEN_FLAGS",
+    "find_checkpoint",
+    "hidden_flag",
+    "plain_values_only",
+    "refuse_paths_in_names",
+]
 
 
 def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Path) -> str | None:
@@ -67,3 +78,48 @@ def plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
         method: ``fit``, ``validate``, ``test`` or ``predict`` of Lightning's Trainer.
     """
     return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}
+
+
+HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *MEANINGLESS)
+"""Without federated meaning, of no use here, or set by the trainer itself."""
+
+
+def hidden_flag(name: str) -> Callable[[Any], Any]:
+    """Return the type of a flag that may be given, as in Lightning's configs, but not changed."""
+
+    def check(value: Any) -> Any:
+        if name == "federation":
+            raise ConfigError(
+                "trainer.federation is no setting: federation stands at the top, as in "
+                "federation.algorithm."
+            )
+        parsed = yaml.safe_load(value) if isinstance(value, str) else value
+        refuse_meaningless({name: parsed})
+        return parsed
+
+    return check
+
+
+def refuse_paths_in_names(loggers: Any) -> None:
+    """Refuse a logger's name that leads out of its folder.
+
+    Args:
+        loggers: What the config says of ``trainer.logger``.
+
+    Raises:
+        ConfigError: A name or a version has a path separator in it.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        spec = vars(logger) if hasattr(logger, "__dict__") else logger
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
+            continue
+        kind = find_class(spec["class_path"])
+        if kind is None or not issubclass(kind, (CSVLogger, TensorBoardLogger)):
+            continue
+        for key in ("name", "version", "sub_dir"):
+            value = (spec.get("init_args") or {}).get(key)
+            if isinstance(value, str) and (value == ".." or {"/", "\\"} & set(value)):
+                raise ConfigError(
+                    f"trainer.logger.{key}={value!r}: path separators are not allowed in a run's "
+                    "name; trainer.default_root_dir says where runs are."
+                )

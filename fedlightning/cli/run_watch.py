@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.datamodules import ClientTask
-from fedlightning.errors import FedLightningError, did_you_mean
+from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.errors import FedLightningError, did_you_mean
 
 __all__ = ["RunWatch", "SaveRunConfig"]
 

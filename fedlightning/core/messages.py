@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ClientUpdate"]
+__all__ = ["ClientUpdate", "num_bytes"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,13 @@ class ClientUpdate:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
         }
+
+
+def num_bytes(state: Mapping[str, Tensor]) -> int:
+    """Return how many bytes a state's tensors take as they are.
+
+    Example:
+        >>> num_bytes({"w": torch.zeros(10, 2), "n": torch.tensor(3)})
+        88
+    """
+    return sum(value.numel() * value.element_size() for value in state.values())

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
-import torch
+import pytorch_lightning as pl
 from torch import Tensor, nn
 
+from fedlightning.core.state import State, live_state
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["Part", "Parts", "State", "copy_into", "first_non_finite", "live_state", "split_parts"]
+__all__ = [
+    "ModelKeys",
+    "Part",
+    "Parts",
+    "Roles",
+    "Shared",
+    "head_module",
+    "norm_keys",
+    "split_parts",
+]
 
 Part = Literal["full", "body", "head"]
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,61 +86,6 @@ def split_parts(module: nn.Module, head: str | Sequence[str]) -> Parts:
     return Parts(body=body_keys, head=head_keys)
 
 
-def live_state(module: nn.Module) -> State:
-    """Return the module's state dict: detached tensors that share memory with the module."""
-    return {k: value for k, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-@torch.no_grad()
-def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copy ``source`` into ``target`` in place; keys only in ``target`` stay as they are.
-
-    Args:
-        target: Tensors to overwrite, e.g. :func:`live_state` of a module.
-        source: Tensors of the same shapes.
-    """
-    keys = list(source)
-    if keys:
-        torch._foreach_copy_([target[key] for key in keys], [source[key] for key in keys])
-
-
-@torch.no_grad()
-def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Return the first key whose tensor holds a NaN or an infinity, or ``None``.
-
-    Example:
-        >>> first_non_finite({"a": torch.ones(2), "b": torch.tensor([0.0, float("nan")])})
-        'b'
-    """
-    floats = {key: value for key, value in state.items() if value.is_floating_point()}
-    if not floats:
-        return None
-    # a finite sum proves that all its terms are: one fast pass, and as a rule the only one
-    sums = torch.stack([value.sum().float() for value in floats.values()])
-    if math.isfinite(float(sums.sum())):
-        return None
-    return next((key for key, value in floats.items() if not torch.isfinite(value).all()), None)
-
-
-def first_without_norm(state: Mapping[str, Tensor]) -> str | None:
-    """Return the first key whose tensor has no finite norm, or ``None``.
-
-    It holds a NaN, an infinity, or numbers whose squares overflow, which no model has any use for.
-
-    Example:
-        >>> first_without_norm({"a": torch.ones(2), "b": torch.tensor([0.0, 1e30])})
-        'b'
-    """
-    norms = {
-        key: torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
-        for key, value in state.items()
-        if value.is_floating_point()
-    }
-    if not norms or math.isfinite(float(torch.stack([n.float() for n in norms.values()]).sum())):
-        return None
-    return next((key for key, norm in norms.items() if not norm.isfinite()), None)
-
-
 def _has_prefix(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
@@ -183,3 +136,90 @@ def _refuse_tied(state: State, body: Sequence[str], head: Sequence[str], name: s
                 f"{twin} (body) and {key} (head) of {name} are one tied tensor: the head cannot "
                 "stay still while the body moves. Untie them, or put both in one part."
             )
+
+
+Shared = Literal["full", "body", "head", "none"]
+
+
+@dataclass(frozen=True)
+class ModelKeys:
+    """A model's keys, as far as algorithms tell them apart.
+
+    Args:
+        parts: Body and head; of a model without a head all of it is body.
+        norms: Keys of its BatchNorm layers, statistics included.
+    """
+
+    parts: Parts
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What becomes of a model's keys; a key may have several of these roles, or none.
+
+    Args:
+        trained: Keys that may move in a client's turn.
+        shared: Keys that a client sends and the server merges.
+        kept: Keys that stay with a client from round to round.
+    """
+
+    trained: tuple[str, ...]
+    shared: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, keys: ModelKeys, train: Part, share: Shared, keep: bool, own_norms: bool = False
+    ) -> Roles:
+        """Return the roles that follow from an algorithm's choices.
+
+        Example:
+            >>> keys = ModelKeys(Parts(body=("conv.weight", "bn.weight"), head=("head.weight",)),
+            ...                  norms=("bn.weight",))
+            >>> Roles.of(keys, "full", "body", keep=True).kept
+            ('head.weight',)
+            >>> Roles.of(keys, "body", "body", keep=True).kept
+            ()
+            >>> Roles.of(keys, "full", "full", keep=True, own_norms=True).kept
+            ('bn.weight',)
+        """
+        private = set(keys.norms) if own_norms else set()
+        trained = keys.parts.keys(train)
+        candidates = keys.parts.keys(share) if share != "none" else ()
+        shared = tuple(key for key in candidates if key not in private)
+        sent = set(shared)
+        kept = tuple(key for key in trained if key not in sent) if keep else ()
+        return cls(trained, shared, kept)
+
+    def kept_of(self, kept: Mapping[str, Tensor]) -> State:
+        """Return the parts of the model among all that a client has kept."""
+        return {key: kept[key] for key in self.kept if key in kept}
+
+
+def norm_keys(module: nn.Module) -> tuple[str, ...]:
+    """Return the state-dict keys of a model's BatchNorm layers.
+
+    Example:
+        >>> norm_keys(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)))
+        ('1.weight', '1.bias')
+    """
+    layers = {
+        f"{path}." if path else ""
+        for path, child in module.named_modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+    }
+    return tuple(key for key in module.state_dict() if _layer(key) in layers)
+
+
+def _layer(key: str) -> str:
+    return key[: key.rfind(".") + 1]
+
+
+def head_module(module: pl.LightningModule, parts: Parts) -> nn.Module | None:
+    """Return the submodule that is the head, or ``None`` if the head is no single submodule."""
+    head = set(parts.head)
+    for path, child in module.named_modules():
+        if path and {f"{path}.{key}" for key in child.state_dict()} == head:
+            return cast(nn.Module, child)
+    return None

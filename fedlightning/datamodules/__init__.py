@@ -1,21 +1,22 @@
 """The clients' data: data modules, partitions, and the vision sets."""
 
+from fedlightning.core.batches import Batch, Split
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.vision.base.cifar import CIFAR10, CIFAR100
-from fedlightning.datamodules.partitions.classes import Classes
+from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
-from fedlightning.datamodules.vision.base.digits import Digits
-from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.generated import GeneratedClients
-from fedlightning.datamodules.client_data import ClientData
-from fedlightning.datamodules.vision.base.mnist import EMNIST, MNIST, FashionMNIST
+from fedlightning.datamodules.loaders import ClientLoader, ClientTask
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
+from fedlightning.datamodules.partitions.classes import Classes
+from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
-from fedlightning.datamodules.loaders import Batch, ClientLoader, ClientTask, Split
+from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
+from fedlightning.datamodules.vision.digits import Digits
+from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
 
 __all__ = [
     "CIFAR10",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.examples import TensorExamples
 from fedlightning.errors import ConfigError, DataError

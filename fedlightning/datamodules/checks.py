@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedlightning.core.batches import SPLITS, Split
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits
-from fedlightning.datamodules.loaders import SPLITS, Split
 from fedlightning.errors import DataError, FedLightningError
 
 __all__ = ["Fault", "check_batches", "empty_tests", "fault_in", "find_fault"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlightning.core.batches import Split
 from fedlightning.datamodules.examples import Examples
-from fedlightning.datamodules.loaders import Split
 
 __all__ = ["ClientData"]
 

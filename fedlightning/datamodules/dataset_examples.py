@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torch.utils.data import default_collate as torch_default_collate
 
-from fedlightning.datamodules.arguments import check_integer
-from fedlightning.datamodules.examples import Examples, SampleError, label_array
-from fedlightning.datamodules.loaders import Batch
-from fedlightning.errors import DataError, FederationError
+from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
+from fedlightning.core.validation import check_integer
+from fedlightning.datamodules.examples import Examples, SampleError, label_array
+from fedlightning.errors import DataError, FederationError
 
 __all__ = ["DatasetExamples"]
 

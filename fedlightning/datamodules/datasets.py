@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.batches import Split
+from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.index_lists import Ragged
 from fedlightning.datamodules.partitions.base import Assignment, Partition
-from fedlightning.datamodules.ragged import Ragged
-from fedlightning.datamodules.loaders import Split
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["ClientDatasets", "FederatedDataset"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.datamodules.loaders import Batch
-from fedlightning.errors import DataError, FedLightningError
+from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
+from fedlightning.errors import DataError, FedLightningError
 
 __all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_integer
-from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.checks import fault_in
-from fedlightning.datamodules.pooled import sample_name
-from fedlightning.datamodules.examples import TensorExamples
-from fedlightning.datamodules.client_data import ClientData
-from fedlightning.datamodules.loaders import Split, check_split
-from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.storage.files import write_atomically
+from fedlightning.core.batches import Split, check_split
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.tracebacks import place_of
+from fedlightning.core.validation import check_integer
+from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.checks import fault_in
+from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.examples import TensorExamples
+from fedlightning.datamodules.pooled import sample_name
+from fedlightning.errors import ConfigError, DataError, FederationError
+from fedlightning.storage.files import write_atomically
 
 __all__ = ["GeneratedClients"]
 

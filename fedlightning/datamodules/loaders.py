@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
 
-from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.core.batches import Batch, Split
 
-__all__ = ["SPLITS", "Batch", "ClientLoader", "ClientTask", "PredictLoader", "Split", "check_split"]
-
-Split = Literal["train", "val", "test"]
-Batch = Any
-"""What a client's ``training_step`` gets: ``(inputs, labels)`` unless the data say otherwise."""
-
-SPLITS: tuple[Split, ...] = get_args(Split)
+__all__ = ["ClientLoader", "ClientTask", "PredictLoader"]
 
 
 class ClientTask:
@@ -131,20 +124,3 @@ class PredictLoader:
     def __iter__(self) -> Iterator[Batch]:
         for client in self._clients:
             yield from self._batches(client)
-
-
-def check_split(split: str) -> None:
-    """Refuse a name that is none of the splits.
-
-    Raises:
-        ConfigError: ``split`` is not "train", "val" or "test".
-
-    Example:
-        >>> check_split("tset")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        fedlightning.errors.ConfigError: split must be ..., got 'tset'. Did you mean 'test'?
-    """
-    if split not in SPLITS:
-        raise ConfigError(
-            f"split must be train, val or test, got {split!r}.{did_you_mean(split, SPLITS)}"
-        )

@@ -15,27 +15,17 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedlightning.engine._lightning.round_loop import transfer_batch
-from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
-from fedlightning.errors import ConfigError
-from fedlightning.engine.local_log import LocalLog, LogFlags, batch_length
+from fedlightning.core.batches import batch_length
+from fedlightning.core.metrics import HELD_OUT, LogFlags, Metrics
 from fedlightning.core.seeding import Key, default_seed, forked_generators
+from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
+from fedlightning.engine._lightning.stock_step import transfer_batch
+from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.steps import overrides, transfers_batches, with_index
 from fedlightning.engine.workers.collectives import Workers
+from fedlightning.errors import ConfigError
 
-__all__ = [
-    "HELD_OUT",
-    "ClientEvaluator",
-    "Metrics",
-    "evaluate",
-    "evaluation_steps",
-    "federated_data",
-]
-
-HELD_OUT = "held_out/"
-"""What stands before the names of metrics of clients that never train."""
-
-Metrics = Mapping[str, tuple[float, LogFlags]]
+__all__ = ["ClientEvaluator", "evaluate", "evaluation_steps", "federated_data"]
 
 
 class ClientEvaluator:

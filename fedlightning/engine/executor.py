@@ -8,30 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.engine._lightning.round_loop import forget_failed_step
 from fedlightning.algorithms import ClientUpdate
-from fedlightning.engine.local_training import LocalFit, time_limit
-from fedlightning.federation.uplink.pipeline import compressed
-from fedlightning.federation.uplink import num_bytes
+from fedlightning.core.metrics import LogFlags, Metrics
+from fedlightning.core.seeding import Key
+from fedlightning.core.state import State
 from fedlightning.datamodules import ClientTask
-from fedlightning.engine.evaluation import Metrics
+from fedlightning.engine._lightning.stock_step import forget_failed_step
+from fedlightning.engine.grouped.training import GroupedFit
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LocalFit, time_limit
+from fedlightning.engine.method_training import MethodFit
+from fedlightning.engine.resident import Resident
 from fedlightning.engine.workers.cohort_exchange import Trained, train_in_parallel
+from fedlightning.engine.workers.collectives import longest_first
 from fedlightning.federation.failures import (
     Outcome,
     ServersOwn,
     attempt,
-    check_tensors,
-    check_weight,
     count_clients,
     require_enough,
 )
-from fedlightning.engine.grouped.training import GroupedFit
-from fedlightning.engine.local_log import LocalLog, LogFlags
-from fedlightning.core.parts import State
-from fedlightning.engine.resident import Resident
-from fedlightning.core.seeding import Key
-from fedlightning.engine.method_training import MethodFit
-from fedlightning.engine.workers.collectives import longest_first
+from fedlightning.federation.update_checks import check_tensors, check_weight
+from fedlightning.federation.uplink import num_bytes
+from fedlightning.federation.uplink.pipeline import compressed
 
 if TYPE_CHECKING:
     from fedlightning.engine.loop import FederatedLoop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,16 +12,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fedlightning.algorithms.aggregation import widest_float
+from fedlightning.core.batches import batch_length
+from fedlightning.core.metrics import LogFlags
 
-__all__ = ["LocalLog", "LogFlags", "batch_length"]
-
-
-@dataclass(frozen=True)
-class LogFlags:
-    """Where a logged value shall appear once the round is over."""
-
-    prog_bar: bool = False
-    logger: bool | None = None
+__all__ = ["LocalLog"]
 
 
 class LocalLog:
@@ -134,25 +127,6 @@ class LocalLog:
                 child.reset()
         self._scalars.clear()
         self._metrics.clear()
-
-
-def batch_length(batch: Any) -> int:
-    """Return the number of examples in a batch: the length of the first tensor found in it.
-
-    Example:
-        >>> batch_length({"x": torch.zeros(5, 2), "y": torch.zeros(5)})
-        5
-        >>> batch_length("no tensor")
-        1
-    """
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 1
-    children = batch.values() if isinstance(batch, dict) else batch
-    if isinstance(children, (list, tuple)) or isinstance(batch, dict):
-        for child in children:
-            if isinstance(child, (Tensor, dict, list, tuple)):
-                return batch_length(child)
-    return 1
 
 
 def _compute_alone(metric: Metric) -> float:

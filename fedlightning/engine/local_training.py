@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 
-from fedlightning.datamodules import Batch, Split
-from fedlightning.federation.failures import BadUpdate
-from fedlightning.engine.local_log import LocalLog
 from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.datamodules import Batch, Split
+from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.steps import Step, overrides
+from fedlightning.federation.update_checks import BadUpdate
 
 __all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "batch_limit", "time_limit"]
 

@@ -12,29 +12,30 @@ from typing import Protocol
 
 import pytorch_lightning as pl
 
-from fedlightning.engine._lightning.round_loop import StockStep
-from fedlightning.engine.local_training import LocalFit
-from fedlightning.engine.executor import CohortTraining
-from fedlightning.errors import ConfigError
-from fedlightning.engine.evaluation import ClientEvaluator, Metrics
-from fedlightning.engine.workers.cohort_exchange import Trained
-from fedlightning.federation.failures import Outcome
-from fedlightning.federation.settings import Federation
-from fedlightning.engine.grouped.training import GroupedFit
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.resume.snapshot import ResumableLoop
+from fedlightning.core.metrics import Metrics
+from fedlightning.core.optimizers import FreshOptimizers
+from fedlightning.core.seeding import Key
+from fedlightning.core.state import live_state
+from fedlightning.engine._lightning.stock_step import StockStep
 from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
-from fedlightning.models.base import names_its_head
-from fedlightning.core.optimizers import FreshOptimizers
-from fedlightning.core.parts import live_state
+from fedlightning.engine.evaluation import ClientEvaluator
+from fedlightning.engine.executor import CohortTraining
+from fedlightning.engine.grouped.training import GroupedFit
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LocalFit
+from fedlightning.engine.method_training import MethodFit
 from fedlightning.engine.resident import Resident
-from fedlightning.core.seeding import Key
-from fedlightning.federation.server import Server
+from fedlightning.engine.resume.snapshot import ResumableLoop
 from fedlightning.engine.server_training import ServerFit
 from fedlightning.engine.steps import ShortStep, Step, needs_stock_step, through_transfer
-from fedlightning.engine.method_training import MethodFit
+from fedlightning.engine.workers.cohort_exchange import Trained
 from fedlightning.engine.workers.collectives import Workers
+from fedlightning.errors import ConfigError
+from fedlightning.federation.failures import Outcome
+from fedlightning.federation.server import Server
+from fedlightning.federation.settings import Federation
+from fedlightning.models.base import names_its_head
 
 __all__ = ["FederatedLoop"]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedlightning.engine.local_training import LocalFit, LocalResult
-from fedlightning.datamodules.examples import has_classes
-from fedlightning.errors import ConfigError
-from fedlightning.federation.failures import BadUpdate, check_tensors
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.core.parts import State, copy_into
-from fedlightning.engine.resident import Resident
-from fedlightning.core.seeding import Key
-from fedlightning.engine.steps import ShortStep, Step, needs_stock_step, through_transfer
 from fedlightning.algorithms.context import Turn
+from fedlightning.core.seeding import Key
+from fedlightning.core.state import State, copy_into
+from fedlightning.datamodules.examples import has_classes
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LocalFit, LocalResult
+from fedlightning.engine.resident import Resident
+from fedlightning.engine.steps import ShortStep, Step, needs_stock_step, through_transfer
+from fedlightning.errors import ConfigError
+from fedlightning.federation.update_checks import BadUpdate, check_tensors
 
 if TYPE_CHECKING:
     from fedlightning.engine.loop import FederatedLoop

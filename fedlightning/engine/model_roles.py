@@ -8,12 +8,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from fedlightning.core.parts import ModelKeys, Parts, Roles, norm_keys
+from fedlightning.core.state import State, live_state
 from fedlightning.engine._lightning.round_loop import RoundLoop
-from fedlightning.algorithms.roles import ModelKeys, Roles, norm_keys
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import freeze, resolve_parts
-from fedlightning.core.parts import Parts, State, live_state
 from fedlightning.storage.client_store import PersonalStates
 
 __all__ = ["LoopWithModel"]

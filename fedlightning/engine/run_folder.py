@@ -12,9 +12,8 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
-from fedlightning.engine._lightning.round_loop import requeued_checkpoint
-from fedlightning.storage.checkpoint_io import LAST
-from fedlightning.storage.locks import RunLock
+from fedlightning.engine._lightning.trainer_hooks import requeued_checkpoint
+from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
     Resumption,
     check_resumable,
@@ -22,14 +21,14 @@ from fedlightning.engine.resume.resumption import (
     resumption_of,
     run_folder,
 )
-from fedlightning.storage.search import latest_checkpoint
 from fedlightning.engine.resume.run_settings import warn_of_changes
-from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
-from fedlightning.engine.loop import FederatedLoop
-from fedlightning.personalization.models.writer import remove_unfinished
+from fedlightning.storage.checkpoint_io import latest_checkpoint
+from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.storage.files import remove_stale_files
+from fedlightning.storage.locks import RunLock
+from fedlightning.storage.run_layout import LAST, remove_unfinished
 
 __all__ = ["RunKeepingTrainer"]
 

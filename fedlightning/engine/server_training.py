@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.server_training import ServerTraining
-from fedlightning.engine.local_training import LocalFit
-from fedlightning.datamodules import Batch, FederatedDataModule, Split
-from fedlightning.errors import ConfigError, FederationError, FedLightningError
-from fedlightning.federation.failures import BadUpdate, check_tensors
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.models.base import freeze
-from fedlightning.core.parts import State
-from fedlightning.engine.resident import Resident
+from fedlightning.algorithms.server_step import ServerTraining
 from fedlightning.core.seeding import Key
+from fedlightning.core.state import State
+from fedlightning.datamodules import Batch, FederatedDataModule, Split
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LocalFit
+from fedlightning.engine.resident import Resident
+from fedlightning.errors import ConfigError, FederationError, FedLightningError
+from fedlightning.federation.update_checks import BadUpdate, check_tensors
+from fedlightning.models.base import freeze
 
 if TYPE_CHECKING:
     from fedlightning.engine.loop import FederatedLoop

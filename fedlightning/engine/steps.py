@@ -14,8 +14,8 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedlightning.engine._lightning.round_loop import transfer_batch
 from fedlightning.datamodules import Batch
+from fedlightning.engine._lightning.stock_step import transfer_batch
 
 __all__ = [
     "ShortStep",

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from fedlightning.errors import ConfigError
 from fedlightning.core.seeding import Key
+from fedlightning.errors import ConfigError
 
 __all__ = [
     "ClientSampler",

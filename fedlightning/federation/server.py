@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedlightning.algorithms.aggregation import Aggregator, WeightedMean
 from fedlightning.algorithms import Algorithm, ClientUpdate
+from fedlightning.algorithms.aggregation import Aggregator, WeightedMean
+from fedlightning.core.state import State, first_non_finite
 from fedlightning.errors import FederationError
-from fedlightning.core.parts import State, first_non_finite
 
 __all__ = ["Server"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from fedlightning.algorithms.aggregation import Aggregator
 from fedlightning.algorithms import Algorithm, FedBABU
-from fedlightning.federation.uplink import Compression
+from fedlightning.algorithms.aggregation import Aggregator
+from fedlightning.core.seeding import Key
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.federation.failures import Policy
 from fedlightning.federation.sampling import (
@@ -20,7 +20,7 @@ from fedlightning.federation.sampling import (
     choose,
     cohort_count,
 )
-from fedlightning.core.seeding import Key
+from fedlightning.federation.uplink import Compression
 
 __all__ = ["Federation"]
 
@@ -50,10 +50,10 @@ class Federation:
             that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
             so the last bits do: replaying somebody else's run needs a definite choice.
         clients_per_kernel: How many clients are trained at once, as one network with grouped
-            operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast where the network
-            and its batches are so small that calls cost more than arithmetic. Refused where
-            anything but a plain network, cross-entropy and optimizer takes part. Results differ in
-            the last bits, also from one number to another.
+            operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast
+            where the network and its batches are so small that calls cost more than arithmetic.
+            Refused where anything but a plain network, cross-entropy and optimizer takes part.
+            Results differ in the last bits, also from one number to another.
         personal_memory_mb: How many megabytes of what clients keep (FedPer's heads, say) may lie in
             memory; more than that goes to files in the run folder, under ``personal``.
         on_client_failure: What it means when a client raises, is too late, or gives an update that

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.core.parts import Part, Parts, split_parts
+from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import Part, Parts, State, copy_into, live_state, split_parts
 
 __all__ = ["FederatedModule", "freeze", "names_its_head", "resolve_parts"]
 
@@ -85,7 +86,8 @@ class FederatedModule(pl.LightningModule):
         """The keys of body and head.
 
         Raises:
-            ConfigError: If they cannot be told apart (see :func:`fedlightning.core.parts.split_parts`).
+            ConfigError: If they cannot be told apart (see
+            :func:`fedlightning.core.parts.split_parts`).
         """
         return split_parts(self, self.head_prefix)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import FederatedModule
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.models.base import FederatedModule
 
 __all__ = ["ResNet18"]

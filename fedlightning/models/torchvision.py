@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.models.base import FederatedModule
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 
-from fedlightning.engine._lightning.round_loop import PersonalizationLoop, personalization_loop
-from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.errors import ConfigError
+from fedlightning.engine._lightning.evaluation_loop import PersonalizationLoop
+from fedlightning.engine._lightning.trainer_hooks import personalization_loop
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.errors import ConfigError
 
 __all__ = ["ChosenClients", "chosen_clients", "personalizing"]
 
@@ -56,13 +56,16 @@ def chosen_clients(given: ChosenClients) -> list[int] | None:
 
 
 @contextmanager
-def personalizing(trainer: Any, data: Any, clients: ChosenClients) -> Iterator[None]:
+def personalizing(
+    trainer: Any, data: Any, clients: ChosenClients, callback: Callable[[], pl.Callback]
+) -> Iterator[None]:
     """Have ``trainer.test`` personalise some clients and do nothing else, in the ``with`` block.
 
     Args:
-        trainer: A FederatedTrainer; one without a PersonalizationCallback has one meanwhile.
+        trainer: A FederatedTrainer.
         data: Its data.
         clients: Which clients; None means those that the data evaluate.
+        callback: Makes the callback that personalizes, for a trainer that has none of its class.
 
     Raises:
         ConfigError: There are no such clients.
@@ -76,7 +79,8 @@ def personalizing(trainer: Any, data: Any, clients: ChosenClients) -> Iterator[N
         summarise=loop.evaluator.summarise,
     )
     callbacks: list[pl.Callback] = trainer.callbacks
-    own = [] if _has_callback(callbacks) else [PersonalizationCallback()]
+    default = callback()
+    own = [] if any(isinstance(other, type(default)) for other in callbacks) else [default]
     with _evaluating(data, chosen_clients(clients)), personalization_loop(trainer, evaluation):
         callbacks.extend(own)
         trainer.personalizes = True
@@ -84,12 +88,8 @@ def personalizing(trainer: Any, data: Any, clients: ChosenClients) -> Iterator[N
             yield
         finally:
             trainer.personalizes = False
-            for callback in own:
-                callbacks.remove(callback)
-
-
-def _has_callback(callbacks: Sequence[pl.Callback]) -> bool:
-    return any(isinstance(callback, PersonalizationCallback) for callback in callbacks)
+            for added in own:
+                callbacks.remove(added)
 
 
 @contextmanager

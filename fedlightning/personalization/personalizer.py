@@ -11,27 +11,27 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from fedlightning.engine.local_training import LocalFit
+from fedlightning.core.optimizers import FreshOptimizers
+from fedlightning.core.parts import Part, head_module
+from fedlightning.core.seeding import Key
+from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules import Split
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LocalFit
+from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
+from fedlightning.models.base import freeze
+from fedlightning.personalization.head_only.eligibility import doubt, obstacle
 from fedlightning.personalization.head_only.features import (
     FeatureBatch,
     NoFeatures,
-    head_module,
     nearest_mean_accuracy,
     read_features,
 )
 from fedlightning.personalization.head_only.finetuning import HeadAlone, nearest_mean_of
-from fedlightning.personalization.head_only.eligibility import doubt, obstacle
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.loop import FederatedLoop
-from fedlightning.personalization.scoring import measure, undisturbed
-from fedlightning.models.base import freeze
-from fedlightning.core.optimizers import FreshOptimizers
-from fedlightning.core.parts import Part, State, copy_into, live_state
 from fedlightning.personalization.results import PersonalResult
+from fedlightning.personalization.scoring import measure, undisturbed
 from fedlightning.reporting import ClientRecord
-from fedlightning.core.seeding import Key
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
 
@@ -52,7 +52,8 @@ class Personalizer:
         make_optimizer: Builds the optimizer of the part's parameters.
         nearest_mean: Whether to measure the accuracy without the head, too.
         features_once: Whether the head alone is trained, on features that the body computes once
-            (see :mod:`fedlightning.personalization.head_only.eligibility`); ``None`` where that is known to be exact.
+            (see :mod:`fedlightning.personalization.head_only.eligibility`); ``None`` where that is
+            known to be exact.
         curve: Whether to measure after every epoch, too.
 
     Attributes:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 from torch import nn
 
+from fedlightning.core.metrics import VAL, short_name
 from fedlightning.datamodules import ClientTask, FederatedDataModule
 
-__all__ = ["VAL", "measure", "short_name", "undisturbed"]
-
-VAL = "val_"
-"""What stands before the short names of what is measured on validation data."""
+__all__ = ["measure", "undisturbed"]
 
 
 def measure(
@@ -38,17 +35,6 @@ def measure(
         held_out = evaluate(ClientTask(client, "val", number))
         scores |= {VAL + short_name(name): value for name, value in held_out.items()}
     return scores
-
-
-def short_name(name: str) -> str:
-    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``; other names alike.
-
-    Example:
-        >>> short_name("global/acc"), short_name("val/accuracy"), short_name("test_f1")
-        ('acc', 'acc', 'f1')
-    """
-    short = re.sub(r"^(global|test|val)[/_]", "", name)
-    return "acc" if short.lower() in ("acc", "accuracy") else short
 
 
 @contextmanager

@@ -1,16 +1,13 @@
 """What a run leaves for people to read: tables, figures, the closing summary.
 
-``fedlightning.reporting.client_logging`` and ``fedlightning.reporting.csv_logger`` are imported by their
-full names: they need Lightning, the rest does not. Matplotlib is imported when a figure is drawn.
+``fedlightning.reporting.client_logging`` and ``fedlightning.reporting.csv_logger`` are imported by
+their full names: they need Lightning, the rest does not. Matplotlib is imported when a figure is
+drawn.
 """
 
-from fedlightning.reporting.client_records import (
-    ClientRecord,
-    Spread,
-    read_clients_csv,
-    write_clients_csv,
-)
-from fedlightning.reporting.figures.save.save import (
+from fedlightning.core.statistics import Spread
+from fedlightning.reporting.client_records import ClientRecord, read_clients_csv, write_clients_csv
+from fedlightning.reporting.figures.save import (
     clients_figure,
     curves_figure,
     finetuning_figure,

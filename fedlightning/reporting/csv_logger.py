@@ -14,8 +14,8 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedlightning.errors import ConfigError
-from fedlightning.storage.files import teaching_os_errors
 from fedlightning.reporting.round_table import RoundTable
+from fedlightning.storage.files import teaching_os_errors
 from fedlightning.storage.run_folders import claim_version, next_version
 
 __all__ = ["RoundCSVLogger"]

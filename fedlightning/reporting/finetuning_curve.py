@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
-from fedlightning.reporting.client_records import Spread
+from fedlightning.core.statistics import Spread
 from fedlightning.storage.files import write_atomically
 
 __all__ = ["EpochRecord", "write_finetuning_csv"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlightning.storage.digest import Damaged, is_sealed
+from fedlightning.core.state import first_non_finite
 from fedlightning.errors import CheckpointError, EnvironmentFailure
-from fedlightning.core.parts import first_non_finite
+from fedlightning.storage.digest import Damaged, is_sealed
 
 __all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
 

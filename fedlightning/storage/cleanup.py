@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.errors import CheckpointError, EnvironmentFailure
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 
 __all__ = ["PersonalFiles"]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
-from fedlightning.core.parts import State
 from fedlightning.storage.files import sync_folder, teaching_os_errors, write_atomically
 
 __all__ = ["adopt", "read_state", "write_states"]

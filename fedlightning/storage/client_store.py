@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
-from fedlightning.core.parts import State
-from fedlightning.storage.files import sync_folder
 from fedlightning.storage.client_files import adopt, read_state, write_states
+from fedlightning.storage.files import sync_folder
 
 __all__ = ["PersonalStates"]
 
@@ -20,10 +20,10 @@ class PersonalStates:
     """Personal states, in memory as long as they fit; only clients that were chosen have one.
 
     Once they take more than ``max_bytes``, all of them go to files (see
-    :mod:`fedlightning.storage.client_files`), and a round reads and writes those of its cohort. Files are
-    never changed here, nor removed: an older checkpoint may need them. Those of the run that this
-    one has branched off from get a second name in this run's folder, so that each run can do with
-    its own as it likes.
+    :mod:`fedlightning.storage.client_files`), and a round reads and writes those of its cohort.
+    Files are never changed here, nor removed: an older checkpoint may need them. Those of the run
+    that this one has branched off from get a second name in this run's folder, so that each run can
+    do with its own as it likes.
 
     Args:
         folder: Returns the folder for the files, which is asked for when the first one is written;

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.terminal import print_note, print_warning
+from fedlightning.errors import ConfigError, FederationError
+from fedlightning.storage.files import write_atomically
+from fedlightning.storage.locks import study_lock
 from fedlightning.studies.options import Words, read_words
 from fedlightning.studies.plan import PlannedRun, plan
-from fedlightning.studies.runner import Ended, run_all
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_state import (
     RunState,
@@ -23,11 +25,9 @@ from fedlightning.studies.run_state import (
     set_aside,
     state_of,
 )
+from fedlightning.studies.runner import Ended, run_all
 from fedlightning.studies.study import Study, read_study
-from fedlightning.studies.study_lock import study_lock
 from fedlightning.studies.validation import check_runs
-from fedlightning.errors import ConfigError, FederationError
-from fedlightning.storage.files import write_atomically
 
 __all__ = ["compare"]
 

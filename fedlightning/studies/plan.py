@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning.cli.config.overrides import lay_over, settings_in
-from fedlightning.studies.study import Study
 from fedlightning.errors import ConfigError
+from fedlightning.studies.study import Study
 
 __all__ = ["PlannedRun", "changed_settings", "plan", "settings_digest"]
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import TextIO
 
+from fedlightning.reporting.terminal import duration
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.run_state import rounds_done
-from fedlightning.reporting.terminal import duration
 
 __all__ = ["Progress"]
 

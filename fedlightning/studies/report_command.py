@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning.cli.terminal import print_warning
-from fedlightning.studies.results import Collection, collect
+from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
+from fedlightning.storage.files import write_atomically
 from fedlightning.studies.options import read_words
 from fedlightning.studies.paired_tests import PairedTest, against_baseline, all_pairs
-from fedlightning.studies.report.page import Findings, page
-from fedlightning.studies.statistics import Summary, best, summarise
-from fedlightning.studies.study import load_yaml
 from fedlightning.studies.report.csv_tables import (
     write_clients,
     write_curves,
     write_summary,
     write_tests,
 )
-from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
-from fedlightning.storage.files import write_atomically
+from fedlightning.studies.report.page import Findings, page
+from fedlightning.studies.results import Collection, collect
+from fedlightning.studies.statistics import Summary, best, summarise
+from fedlightning.studies.study import load_yaml
 
 __all__ = ["report", "write_report"]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedlightning.studies.run_reader import Run, find_run_folders, read_runs
 from fedlightning.errors import DataError
+from fedlightning.studies.run_reader import Run, find_run_folders, read_runs
 
 __all__ = ["Collection", "Group", "collect", "differing_settings"]
 

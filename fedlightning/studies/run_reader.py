@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.cli.config.overrides import settings_in
-from fedlightning.studies.run_state import RunState, read_state
-from fedlightning.studies.study import load_yaml
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+from fedlightning.studies.run_state import RunState, read_state
+from fedlightning.studies.study import load_yaml
 
-__all__ = ["Numbers", "Run", "find_run_folders", "read_run"]
+__all__ = ["Numbers", "Run", "final_metrics", "find_run_folders", "read_run"]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -231,3 +231,25 @@ def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]
             yield folder, read_run(folder), ""
         except (FedLightningError, OSError) as error:
             yield folder, None, str(error)
+
+
+_SHOWN = ("global/acc", "personalized/acc")
+
+
+def final_metrics(folder: Path) -> list[tuple[str, float]]:
+    """Return the last accuracies in a run's ``metrics.csv``, as far as there are any.
+
+    Args:
+        folder: The folder that holds ``lightning_logs``.
+    """
+    tables = sorted(folder.glob("*/*/metrics.csv"))
+    if not tables:
+        return []
+    last: dict[str, float] = {}
+    try:
+        with tables[-1].open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                last |= {name: float(row[name]) for name in _SHOWN if row.get(name)}
+    except (OSError, ValueError):
+        return []
+    return [(name, last[name]) for name in _SHOWN if name in last]

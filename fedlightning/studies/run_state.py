@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from fedlightning._version import __version__
+from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.storage.files import teaching_os_errors, write_atomically
 from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
-from fedlightning.errors import ConfigError, FedLightningError
-from fedlightning.storage.files import teaching_os_errors, write_atomically
 
 __all__ = ["CONFIG", "LOG", "RECORD", "RunState", "begin", "read_state", "rounds_done", "set_aside"]
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from fedlightning.reporting.terminal import duration
+from fedlightning.storage.files import teaching_os_errors
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.progress import Progress
-from fedlightning.studies.run_metrics import final_metrics
+from fedlightning.studies.run_reader import final_metrics
 from fedlightning.studies.run_state import LOG, RunState, begin, state_of
-from fedlightning.storage.files import teaching_os_errors
-from fedlightning.reporting.terminal import duration
 
 __all__ = ["Ended", "run_all"]
 

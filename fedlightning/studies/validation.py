@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from fedlightning.studies.plan import PlannedRun
 from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.studies.plan import PlannedRun
 
 __all__ = ["check_runs", "config_text"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedlightning.datamodules import ClientDatasets
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules import ClientDatasets
 from tests.toys import examples, loop_of, net, state, trainer
 
 Weights = dict[str, Tensor]

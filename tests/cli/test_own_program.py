@@ -6,9 +6,9 @@ import yaml
 
 from fedlightning.cli import FederatedCLI
 from fedlightning.cli.config.command import read_command
-from fedlightning.cli.diagnostics.parser_errors import read_complaints
-from fedlightning.cli.diagnostics.explain import explain
 from fedlightning.cli.config.references import mark_references
+from fedlightning.cli.diagnostics.explain import explain
+from fedlightning.cli.diagnostics.parser_errors import read_complaints
 from fedlightning.cli.run_watch import RunWatch
 from fedlightning.datamodules import Digits
 from fedlightning.errors import CheckpointError, ConfigError

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedlightning.core.state import live_state
 from fedlightning.models import MLP
-from fedlightning.core.parts import live_state
 from fedlightning.personalization.models.reader import read_index, read_personal
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning.datamodules import CIFAR10, CIFAR100, Shards, cifar
+from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.datamodules import CIFAR10, CIFAR100, Shards
+from fedlightning.datamodules.vision import cifar
 from fedlightning.datamodules.vision.cifar_files import read_cifar_batch
 from fedlightning.errors import DataError, EnvironmentFailure
-from fedlightning.core.seeding import Key, forked_generators
 
 
 def original(content):

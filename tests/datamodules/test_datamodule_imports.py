@@ -7,7 +7,7 @@ import pytest
 
 import fedlightning.datamodules as package
 
-FILES = sorted(Path(package.__file__).parent.glob("*.py"))
+FILES = sorted(Path(package.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])

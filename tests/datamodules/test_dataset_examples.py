@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
+from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.datamodules import DatasetExamples, FederatedArrays, FederatedDataset, Shards
 from fedlightning.datamodules.examples import SampleError
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.core.seeding import Key, forked_generators
 
 CPU = torch.device("cpu")
 INPUTS, LABELS = torch.arange(48.0).view(24, 2), torch.arange(24) % 4

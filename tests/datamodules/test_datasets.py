@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from fedlightning.core.seeding import Key
 from fedlightning.datamodules import ClientDatasets, FederatedDataset, Shards
 from fedlightning.errors import ConfigError, DataError, FederationError
-from fedlightning.core.seeding import Key
 
 SIZES = [3, 5, 2]
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlightning.datamodules import IID, Assignment, Partition, Shards, TensorExamples
-from fedlightning.datamodules.division import count_classes, divide, hold_out
+from fedlightning.datamodules.pooled import count_classes, divide, hold_out
 from fedlightning.errors import ConfigError, DataError
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from pytorch_lightning.utilities import move_data_to_device
 
+from fedlightning.core.seeding import Key
 from fedlightning.datamodules import (
     ClientTask,
     Dirichlet,
@@ -12,7 +13,6 @@ from fedlightning.datamodules import (
     TensorExamples,
 )
 from fedlightning.errors import DataError
-from fedlightning.core.seeding import Key
 
 
 class Toy(FederatedDataModule):

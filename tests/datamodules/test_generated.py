@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fedlightning import FedAvg, PersonalizationCallback
+from fedlightning.core.seeding import Key
 from fedlightning.datamodules import GeneratedClients, PartitionFile
 from fedlightning.errors import CheckpointError, ConfigError, DataError, FederationError
-from fedlightning.core.seeding import Key
 from tests.toys import fit, net
 
 MILLION = 1_000_000

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlightning import Federation
+from fedlightning.core.seeding import Key
 from fedlightning.datamodules import Digits, GeneratedClients, Shards
 from fedlightning.datamodules.client_roles import AllBut
 from fedlightning.errors import ConfigError
 from fedlightning.federation.sampling import ClientSampler, FixedCohorts, UniformSampler
-from fedlightning.core.seeding import Key
 from tests.toys import data
 
 

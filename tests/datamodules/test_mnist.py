@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedlightning.datamodules import EMNIST, MNIST, FashionMNIST, Shards, mnist
-from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules import EMNIST, MNIST, FashionMNIST, Shards
+from fedlightning.datamodules.vision import mnist
+from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
 
 REAL = Path("/usr/share/datasets/fashion-mnist")
 

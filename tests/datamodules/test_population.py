@@ -5,7 +5,7 @@ import pytest
 
 from fedlightning import FedAvg, PersonalizationCallback
 from fedlightning.datamodules import IID, Dirichlet, FederatedArrays, PartitionFile, Shards
-from fedlightning.datamodules.population import evaluated_clients
+from fedlightning.datamodules.client_roles import evaluated_clients
 from fedlightning.errors import ConfigError, DataError
 from tests.toys import data, fit, net
 

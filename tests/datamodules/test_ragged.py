@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedlightning.datamodules.ragged import Ragged
+from fedlightning.datamodules.index_lists import Ragged
 
 LISTS = st.lists(st.lists(st.integers(0, 2**40), max_size=5), max_size=6)
 

@@ -1,8 +1,8 @@
 import torch
 from torchvision.transforms import functional as tv
 
-from fedlightning.datamodules.vision.transforms import Scaling, crop_and_flip, random_crop_and_flip
 from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.datamodules.vision.transforms import Scaling, crop_and_flip, random_crop_and_flip
 
 
 def images(n=6, size=32, channels=3):

@@ -5,8 +5,8 @@ import pytest
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedlightning.reporting.client_records import ClientRecord
 from fedlightning.reporting.client_logging import log_clients
+from fedlightning.reporting.client_records import ClientRecord
 
 RECORDS = [
     ClientRecord(0, 80, 20, 0.25, 0.5, 1.5, 1.0),

@@ -4,13 +4,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from fedlightning.core.statistics import Spread
 from fedlightning.errors import DataError, EnvironmentFailure
-from fedlightning.reporting.client_records import (
-    ClientRecord,
-    Spread,
-    read_clients_csv,
-    write_clients_csv,
-)
+from fedlightning.reporting.client_records import ClientRecord, read_clients_csv, write_clients_csv
 
 HEADER = "client_id,num_train,num_test,acc_before,acc_after,loss_before,loss_after"
 

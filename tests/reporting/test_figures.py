@@ -8,7 +8,6 @@ import pytest
 
 from fedlightning.errors import ConfigError
 from fedlightning.reporting.client_records import ClientRecord
-from fedlightning.reporting.figures.style import spaced
 from fedlightning.reporting.figures.save import (
     clients_figure,
     curves_figure,
@@ -16,6 +15,7 @@ from fedlightning.reporting.figures.save import (
     partition_figure,
     save_figure,
 )
+from fedlightning.reporting.figures.style import spaced
 from fedlightning.reporting.finetuning_curve import EpochRecord
 
 

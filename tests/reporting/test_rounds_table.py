@@ -6,10 +6,10 @@ import zlib
 import pytorch_lightning as pl
 
 from fedlightning import FedBABU, FederatedTrainer, Federation
-from fedlightning.datamodules import Digits, Shards
-from fedlightning.models import MLP
-from fedlightning.federation.sampling import UniformSampler
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules import Digits, Shards
+from fedlightning.federation.sampling import UniformSampler
+from fedlightning.models import MLP
 
 
 def rows(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.reporting.client_records import Spread
+from fedlightning.core.statistics import Spread
 from fedlightning.reporting.summary import RunSummary, render
 from fedlightning.reporting.terminal import bars
 

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from fedlightning.errors import ConfigError, FederationError
-from fedlightning.core.parts import State, first_non_finite
+from fedlightning.core.state import State, Sums, first_non_finite
 from fedlightning.core.validation import Value
+from fedlightning.errors import ConfigError, FederationError
 
-__all__ = [
-    "Aggregator",
-    "Merge",
-    "Sums",
-    "check_weight",
-    "floats_of",
-    "require_byzantine",
-    "require_finite",
-    "sum_dtype",
-    "widest_float",
-]
-
-Sums = Literal["float64", "float32"]
-"""Precision in which a server adds."""
+__all__ = ["Aggregator", "Merge", "check_weight", "floats_of", "require_finite"]
 
 
 class Merge(Protocol):
@@ -122,6 +108,7 @@ def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = N
         ValueError: If keys or shapes of the floating-point tensors differ.
 
     Example:
+        >>> import torch
         >>> floats_of({"w": torch.zeros(1), "n": torch.tensor(3)})
         {'w': tensor([0.])}
     """
@@ -150,25 +137,3 @@ def require_finite(state: Mapping[str, Tensor]) -> None:
     """
     if (bad := first_non_finite(state)) is not None:
         raise NotFinite(f"{bad} holds a NaN or an infinity")
-
-
-def require_byzantine(number: int) -> None:
-    """Refuse what cannot be a number of attackers.
-
-    Raises:
-        ConfigError: If it is not an integer >= 0.
-    """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(
-            f"federation.aggregator.num_byzantine must be an integer >= 0, got {number}."
-        )
-
-
-def sum_dtype(device: torch.device, sums: Sums) -> torch.dtype:
-    """Return the dtype in which means are taken on a device."""
-    return torch.float32 if sums == "float32" else widest_float(device)
-
-
-def widest_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on Apple's GPUs, which have no other."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.aggregation.base import Aggregator, check_weight, floats_of, require_finite
-from fedlightning.core.parts import State
+from fedlightning.algorithms.aggregation.base import (
+    Aggregator,
+    check_weight,
+    floats_of,
+    require_finite,
+)
+from fedlightning.core.state import State
 
 __all__ = ["Gathered", "blocks"]
 

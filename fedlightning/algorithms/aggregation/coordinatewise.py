@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.aggregation.base import Aggregator, Sums, sum_dtype
+from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.buffered import Gathered, blocks
+from fedlightning.core.state import State, Sums, sum_dtype
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 __all__ = ["CoordinateMedian", "TrimmedMean"]
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedlightning.algorithms.aggregation.base import Aggregator, Sums, require_byzantine
+from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.buffered import Gathered, blocks
 from fedlightning.algorithms.aggregation.mean import WeightedMean
+from fedlightning.core.state import State, Sums
+from fedlightning.core.validation import require_byzantine
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 __all__ = ["Krum", "MultiKrum", "krum_scores"]
 

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from fedlightning.algorithms.aggregation.base import (
     Aggregator,
-    Sums,
     check_weight,
     floats_of,
     require_finite,
-    sum_dtype,
 )
-from fedlightning.core.parts import State
+from fedlightning.core.state import State, Sums, sum_dtype
 
 __all__ = ["Mean", "WeightedMean"]
 

@@ -13,16 +13,14 @@ from torch import Tensor
 from fedlightning.algorithms.aggregation.base import (
     Aggregator,
     Merge,
-    Sums,
     check_weight,
     floats_of,
     require_finite,
-    widest_float,
 )
 from fedlightning.algorithms.aggregation.buffered import Gathered
 from fedlightning.algorithms.aggregation.mean import WeightedMean
+from fedlightning.core.state import State, Sums, widest_float
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
 
 __all__ = ["NormClipping"]
 

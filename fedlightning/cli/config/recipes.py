@@ -33,7 +33,7 @@ def shipped_studies() -> dict[str, Path]:
 
 
 def _shipped() -> dict[str, Path]:
-    folder = recipes_folder(Path(__file__).resolve().parents[1])
+    folder = recipes_folder(Path(__file__).resolve().parents[2])
     if folder is None:
         return {}
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from fedlightning.cli.exit_codes import causes
 from fedlightning.cli.diagnostics.suggestions import setting_names
+from fedlightning.core.tracebacks import causes, raised_by_user
 from fedlightning.errors import ConfigError, EnvironmentFailure, FedLightningError
-from fedlightning.core.tracebacks import raised_by_user
 
 __all__ = ["blame_constructor"]
 

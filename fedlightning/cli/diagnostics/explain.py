@@ -7,7 +7,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fedlightning.cli.diagnostics.parser_errors import Complaint, read_complaints
+from fedlightning.cli.config.class_names import STRICT_RULE
+from fedlightning.cli.config.references import unmark_references
+from fedlightning.cli.config.strict_yaml import check_config
+from fedlightning.cli.diagnostics.parser_errors import (
+    Complaint,
+    any_of,
+    literal,
+    read_complaints,
+    shown,
+)
 from fedlightning.cli.diagnostics.suggestions import (
     expected_classes,
     find_class,
@@ -15,10 +24,6 @@ from fedlightning.cli.diagnostics.suggestions import (
     setting_names,
     subclass_names,
 )
-from fedlightning.cli.config.class_names import STRICT_RULE
-from fedlightning.cli.config.references import unmark_references
-from fedlightning.cli.config.strict_yaml import check_config
-from fedlightning.cli.wording import any_of, literal, shown
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["explain"]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedlightning.datamodules.ragged import Ragged
+from fedlightning.datamodules.index_lists import Ragged
 from fedlightning.errors import DataError
 
 __all__ = ["IID", "Assignment", "Partition", "by_owner", "check_assignment"]
@@ -22,7 +22,7 @@ class Assignment:
     Attributes:
         train: Per client, int64 indices into the training examples, in the order in which the
             client stores them: a list of arrays, or for very many clients a
-            :class:`~fedlightning.datamodules.ragged.Ragged`.
+            :class:`~fedlightning.datamodules.index_lists.Ragged`.
         test: Per client, int64 indices into the test examples, likewise.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.partitions.base import Assignment, Partition, by_owner
 from fedlightning.errors import DataError
 

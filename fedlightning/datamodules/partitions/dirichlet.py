@@ -6,7 +6,7 @@ import heapq
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_integer, check_positive
+from fedlightning.core.validation import check_integer, check_positive
 from fedlightning.datamodules.partitions.base import Assignment, Partition, by_owner
 from fedlightning.errors import DataError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fedlightning.datamodules.index_lists import Ragged
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
-from fedlightning.datamodules.ragged import Ragged
 from fedlightning.errors import DataError
 from fedlightning.storage.files import write_atomically
 

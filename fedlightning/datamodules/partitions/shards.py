@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_integer
+from fedlightning.core.validation import check_integer
+from fedlightning.datamodules.index_lists import Ragged
 from fedlightning.datamodules.partitions.base import Assignment, Partition
-from fedlightning.datamodules.ragged import Ragged
 from fedlightning.errors import DataError
 
 __all__ = ["Shards"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any, ClassVar
 
+from fedlightning.core.batches import Batch
 from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.loaders import Batch
 from fedlightning.datamodules.vision.transforms import Scaling, random_crop_and_flip
+from fedlightning.errors import EnvironmentFailure
 
-__all__ = ["VisionDataModule"]
+__all__ = ["VisionDataModule", "download"]
 
 
 class VisionDataModule(FederatedDataModule, ABC):
@@ -59,3 +60,26 @@ class VisionDataModule(FederatedDataModule, ABC):
         """Whether images are only scaled, in training as in evaluation."""
         own = getattr(self.transform_batch, "__func__", None)
         return own is VisionDataModule.transform_batch and not self.augment
+
+
+def download(name: str, root: str, **attributes: Any) -> None:
+    """Download a data set of torchvision's into the folder where torchvision keeps it.
+
+    Args:
+        name: Class name in ``torchvision.datasets``.
+        root: The folder of all data sets.
+        attributes: What else the class's ``download`` looks at, such as EMNIST's ``split``.
+
+    Raises:
+        EnvironmentFailure: No network, no space, or a checksum that does not fit.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    # Not the constructor: it goes on to read the data, for CIFAR by unpickling.
+    files = kind.__new__(kind)
+    vars(files).update(root=root, **attributes)
+    try:
+        files.download()
+    except (OSError, RuntimeError, EOFError) as error:
+        raise EnvironmentFailure(f"{name} cannot be downloaded into {root}: {error}") from error

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedlightning.datamodules.vision.cifar_files import read_cifar_batch
-from fedlightning.datamodules.download import download
 from fedlightning.datamodules.examples import TensorExamples
-from fedlightning.datamodules.vision.base import VisionDataModule
+from fedlightning.datamodules.vision.base import VisionDataModule, download
+from fedlightning.datamodules.vision.cifar_files import read_cifar_batch
 from fedlightning.errors import DataError
 
 __all__ = ["CIFAR10", "CIFAR100"]

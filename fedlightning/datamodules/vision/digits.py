@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fedlightning.datamodules.arguments import check_fraction
+from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.validation import check_fraction
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.examples import TensorExamples
-from fedlightning.core.seeding import Key, default_seed
 
 __all__ = ["Digits"]
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fedlightning.datamodules.download import download
 from fedlightning.datamodules.examples import TensorExamples
+from fedlightning.datamodules.vision.base import VisionDataModule, download
 from fedlightning.datamodules.vision.idx import find_idx, read_idx
-from fedlightning.datamodules.vision.base import VisionDataModule
 from fedlightning.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["EMNIST", "MNIST", "FashionMNIST"]

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import pytorch_lightning as pl
 import torch.distributed as dist
 
-from fedlightning.engine._lightning.round_loop import wandb_settings
-from fedlightning.errors import EnvironmentFailure
+from fedlightning.engine._lightning.trainer_hooks import wandb_settings
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
+from fedlightning.errors import EnvironmentFailure
 
 __all__ = ["check_environment", "check_folder", "check_port", "check_wandb"]
 

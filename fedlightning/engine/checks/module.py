@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedlightning.core.state import copy_into, live_state
+from fedlightning.core.tracebacks import place_of
 from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.pooled import Divided
-from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.engine.evaluation import ClientEvaluator
-from fedlightning.models.base import FederatedModule
-from fedlightning.core.parts import copy_into, live_state
 from fedlightning.engine.steps import overrides
-from fedlightning.core.tracebacks import place_of
+from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.engine.evaluation import HELD_OUT
-from fedlightning.personalization.scoring import VAL
+from fedlightning.core.metrics import HELD_OUT, PERSONAL, is_test_metric, on_validation_data
+from fedlightning.engine._lightning.trainer_hooks import rounds_between_looks
+from fedlightning.engine.evaluation import federated_data
+from fedlightning.errors import ConfigError
 
-__all__ = ["PERSONAL", "is_test_metric", "on_validation_data", "warn_of_test_metrics"]
-
-PERSONAL = ("personalized/", "initial/")
-"""How names of what personalization measures begin."""
-
-_ON_TEST_DATA = ("global/", "test/", "test_", *PERSONAL)
+__all__ = ["check_monitors", "warn_of_test_metrics"]
 
 
 def warn_of_test_metrics(trainer: pl.Trainer) -> None:
@@ -37,25 +35,6 @@ def warn_of_test_metrics(trainer: pl.Trainer) -> None:
             )
 
 
-def is_test_metric(metric: str) -> bool:
-    """Whether a metric is known, by its name, to be measured on test data or on held-out clients.
-
-    Example:
-        >>> is_test_metric("global/acc"), is_test_metric("personalized/acc_p10")
-        (True, True)
-        >>> is_test_metric("val/acc"), is_test_metric("personalized/val_acc")
-        (False, False)
-    """
-    if metric.startswith(HELD_OUT):
-        return True
-    return metric.startswith(_ON_TEST_DATA) and not on_validation_data(metric)
-
-
-def on_validation_data(metric: str) -> bool:
-    """Whether a metric is one that personalization measures on validation data."""
-    return any(metric.removeprefix(HELD_OUT).startswith(moment + VAL) for moment in PERSONAL)
-
-
 def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
     """Yield who looks at which metric: callbacks, and schedulers that wait for a plateau."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -65,3 +44,32 @@ def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.monitor is not None:
             yield type(config.scheduler).__name__, config.monitor
+
+
+def check_monitors(trainer: pl.Trainer, every_n_rounds: int) -> None:
+    """Refuse a callback that looks for what personalization does not measure, or not as often.
+
+    Args:
+        trainer: The trainer with its callbacks.
+        every_n_rounds: How often clients are personalised.
+
+    Raises:
+        ConfigError: There is such a callback.
+    """
+    validation = trainer.check_val_every_n_epoch or 1
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        metric = getattr(callback, "monitor", None)
+        if not isinstance(metric, str) or not metric.removeprefix(HELD_OUT).startswith(PERSONAL):
+            continue
+        if on_validation_data(metric) and not federated_data(trainer).val_fraction:
+            raise ConfigError(
+                f"{type(callback).__name__} looks at {metric!r}, which is measured on validation "
+                "data, and there are none; set data.val_fraction, for instance to 0.2."
+            )
+        looks = math.lcm(rounds_between_looks(callback), validation)
+        if looks % every_n_rounds:
+            raise ConfigError(
+                f"{type(callback).__name__} looks at {metric!r} every {looks} rounds, but it is "
+                f"measured every {every_n_rounds}; set every_n_rounds={looks} of "
+                "PersonalizationCallback."
+            )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlightning.core.optimizers import optimizer_like
-from fedlightning.core.parts import State
+from fedlightning.core.state import State
 
 __all__ = ["StackedParameters", "unsupported_optimizer"]
 

@@ -12,13 +12,9 @@ from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from fedlightning.engine.local_training import LOCAL_HOOKS, LocalResult, batch_limit
-from fedlightning.datamodules import Batch, FederatedDataModule
-from fedlightning.errors import ConfigError, WorkerLost
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.models.base import FederatedModule
-from fedlightning.core.parts import State, copy_into, live_state
 from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.core.state import State, copy_into, live_state
+from fedlightning.datamodules import Batch, FederatedDataModule
 from fedlightning.engine.grouped.network import (
     layers_of,
     mean_losses,
@@ -27,7 +23,11 @@ from fedlightning.engine.grouped.network import (
     unsupported,
 )
 from fedlightning.engine.grouped.optimizer import StackedParameters, unsupported_optimizer
+from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_training import LOCAL_HOOKS, LocalResult, batch_limit
 from fedlightning.engine.steps import needs_stock_step, overrides, transfers_batches
+from fedlightning.errors import ConfigError, WorkerLost
+from fedlightning.models.base import FederatedModule
 
 __all__ = ["GroupedFit", "why_not"]
 

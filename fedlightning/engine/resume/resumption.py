@@ -12,12 +12,17 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedlightning.engine._lightning.round_loop import continue_logger
-from fedlightning.storage.checkpoint_io import LAST, PREVIOUS
-from fedlightning.storage.checkpoint_reader import check_network, is_good, read_checkpoint, rounds_in
 from fedlightning.datamodules import FederatedDataModule
+from fedlightning.engine._lightning.trainer_hooks import continue_logger
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.storage.checkpoint_reader import (
+    check_network,
+    is_good,
+    read_checkpoint,
+    rounds_in,
+)
+from fedlightning.storage.run_layout import LAST, PREVIOUS
 
 __all__ = [
     "Resumption",

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from fedlightning.core.seeding import default_seed
+from fedlightning.core.state import State
+from fedlightning.datamodules import FederatedDataModule
+from fedlightning.engine.evaluation import federated_data
+from fedlightning.engine.model_roles import LoopWithModel
 from fedlightning.engine.resume.run_settings import (
     Settings,
     optimizer_settings,
     refuse_changes,
     settings_that_matter,
 )
-from fedlightning.datamodules import FederatedDataModule
-from fedlightning.engine.evaluation import federated_data
-from fedlightning.federation.settings import Federation
-from fedlightning.engine.model_roles import LoopWithModel
-from fedlightning.core.parts import State
-from fedlightning.core.seeding import default_seed
 from fedlightning.federation.server import Server
+from fedlightning.federation.settings import Federation
 from fedlightning.storage.client_store import PersonalStates
 
 __all__ = ["ResumableLoop"]

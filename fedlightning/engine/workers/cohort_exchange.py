@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms import ClientUpdate
-from fedlightning.federation.failures import ClientFailure, Outcome
-from fedlightning.engine.local_log import LogFlags
-from fedlightning.core.parts import State
+from fedlightning.core.metrics import LogFlags
+from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers, longest_first
+from fedlightning.federation.failures import ClientFailure, Outcome
 
 __all__ = ["Trained", "train_in_parallel"]
 

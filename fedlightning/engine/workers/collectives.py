@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedlightning.errors import FederationError
-from fedlightning.core.parts import State
+from fedlightning.core.state import State
 from fedlightning.engine.workers.watchdog import Watchdog
+from fedlightning.errors import FederationError
 
 __all__ = ["Workers", "longest_first"]
 

@@ -19,10 +19,10 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from fedlightning.errors import WorkerLost
-from fedlightning.core.parts import live_state
+from fedlightning.core.state import live_state
 from fedlightning.engine.workers.processes import LAUNCHER, StartGuard, kill, why_ended
 from fedlightning.engine.workers.watchdog import Watchdog
+from fedlightning.errors import WorkerLost
 
 __all__ = ["FederatedDDPStrategy"]
 

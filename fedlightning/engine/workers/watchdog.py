@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedlightning.errors import FedLightningError, WorkerLost
 from fedlightning.engine.workers.processes import host_name, is_stopped, kill, why_ended
+from fedlightning.errors import FedLightningError, WorkerLost
 
 __all__ = ["Watchdog", "silence_limit"]
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedlightning.federation.uplink.encoding import exact as as_it_is
-from fedlightning.federation.uplink.encoding import unpack
-from fedlightning.federation.uplink.frames import Frame, join_frames, split_frames
-from fedlightning.core.parts import State, first_non_finite
+from fedlightning.core.state import State, first_non_finite
 from fedlightning.core.validation import Value
+from fedlightning.federation.uplink.encoding import Frame, join_frames, split_frames, unpack
+from fedlightning.federation.uplink.encoding import exact as as_it_is
 
-__all__ = ["Compression", "Encoded", "decode", "num_bytes"]
+__all__ = ["Compression", "Encoded", "decode"]
 
 
 @dataclass(frozen=True)
@@ -148,16 +147,6 @@ def decode(data: bytes) -> State:
         ValueError: If the bytes are not an encoded update, or not all of it.
     """
     return {frame.key: unpack(frame) for frame in split_frames(data)}
-
-
-def num_bytes(state: Mapping[str, Tensor]) -> int:
-    """Return how many bytes a state's tensors take as they are.
-
-    Example:
-        >>> num_bytes({"w": torch.zeros(10, 2), "n": torch.tensor(3)})
-        88
-    """
-    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def _lossy(delta: Mapping[str, Tensor], exact: Collection[str]) -> list[str]:

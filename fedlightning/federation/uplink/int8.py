@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from fedlightning.core.state import State
 from fedlightning.federation.uplink.compression import Compression
-from fedlightning.federation.uplink.encoding import levels
-from fedlightning.federation.uplink.frames import Frame
-from fedlightning.core.parts import State
+from fedlightning.federation.uplink.encoding import Frame, levels
 
 __all__ = ["Int8"]
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedlightning.algorithms import ClientUpdate
+from fedlightning.core.state import State
 from fedlightning.federation.uplink import Compression, num_bytes
-from fedlightning.core.parts import State
 
 __all__ = ["compressed"]
 

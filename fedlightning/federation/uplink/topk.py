@@ -7,11 +7,10 @@ from fractions import Fraction
 
 import torch
 
-from fedlightning.federation.uplink.compression import Compression
-from fedlightning.federation.uplink.encoding import sparse
-from fedlightning.federation.uplink.frames import Frame
+from fedlightning.core.state import State
 from fedlightning.errors import ConfigError
-from fedlightning.core.parts import State
+from fedlightning.federation.uplink.compression import Compression
+from fedlightning.federation.uplink.encoding import Frame, sparse
 
 __all__ = ["TopK"]
 

@@ -13,12 +13,12 @@ import torch
 from pytorch_lightning.plugins.precision import Precision
 from torch import nn
 
-from fedlightning.engine.local_training import LOCAL_HOOKS
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.examples import has_classes
-from fedlightning.personalization.head_only.linear_sgd import SGDSettings
-from fedlightning.models.base import FederatedModule
+from fedlightning.engine.local_training import LOCAL_HOOKS
 from fedlightning.engine.steps import needs_stock_step, overrides, transfers_batches
+from fedlightning.models.base import FederatedModule
+from fedlightning.personalization.head_only.linear_sgd import SGDSettings
 
 __all__ = ["doubt", "obstacle"]
 

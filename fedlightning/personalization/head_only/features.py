@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,13 +12,11 @@ from pytorch_lightning.plugins.precision import Precision
 from torch import Tensor, nn
 
 from fedlightning.datamodules import Batch
-from fedlightning.core.parts import Parts
 
 __all__ = [
     "FeatureBatch",
     "NoFeatures",
     "fed_with_features",
-    "head_module",
     "joined",
     "nearest_mean_accuracy",
     "pooling_without_indices",
@@ -33,15 +31,6 @@ _ROWS = 64  # larger batches of a convolutional network's activations do not fit
 
 class NoFeatures(Exception):
     """Features of examples with one class each cannot be had from these batches."""
-
-
-def head_module(module: pl.LightningModule, parts: Parts) -> nn.Module | None:
-    """Return the submodule that is the head, or ``None`` if the head is no single submodule."""
-    head = set(parts.head)
-    for path, child in module.named_modules():
-        if path and {f"{path}.{key}" for key in child.state_dict()} == head:
-            return cast(nn.Module, child)
-    return None
 
 
 @torch.no_grad()

@@ -8,7 +8,11 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.datamodules import ClientTask, Split
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.steps import overrides
+from fedlightning.models.base import FederatedModule
 from fedlightning.personalization.head_only.features import (
     FeatureBatch,
     fed_with_features,
@@ -17,11 +21,7 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings, tune_linear_head
-from fedlightning.engine.loop import FederatedLoop
 from fedlightning.personalization.scoring import measure, undisturbed
-from fedlightning.models.base import FederatedModule
-from fedlightning.core.seeding import Key, forked_generators
-from fedlightning.engine.steps import overrides
 
 __all__ = ["FEATURE_BYTES", "HeadAlone", "nearest_mean_of"]
 
@@ -32,8 +32,8 @@ FEATURE_BYTES = 2**25
 class HeadAlone:
     """Does for one client at a time what the long way does, without the body in every step.
 
-    Valid where :mod:`fedlightning.personalization.head_only.eligibility` has no objection. One client's features are held
-    at a time, and nothing of a client's result depends on another one.
+    Valid where :mod:`fedlightning.personalization.head_only.eligibility` has no objection. One
+    client's features are held at a time, and nothing of a client's result depends on another one.
 
     Args:
         loop: The loop whose module, data and optimizer are used.

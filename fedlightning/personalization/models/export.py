@@ -1,23 +1,24 @@
-"""Building a model from what a run has left: config, checkpoint, the client's own part."""
+"""Load a client's model from what a run has left: the checkpoint and the client's own part."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import yaml
 from torch import Tensor
 
+from fedlightning.core.state import State, copy_into, live_state
+from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
+from fedlightning.personalization.models.writer import state_digest
 from fedlightning.storage import good_checkpoint, read_checkpoint
 from fedlightning.storage.checkpoint_reader import check_network
-from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.core.parts import State, copy_into, live_state
-from fedlightning.personalization.models.writer import FOLDER, INDEX, state_digest
-from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
+from fedlightning.storage.run_layout import FOLDER, INDEX
 
 __all__ = ["client_model", "example_input"]
 
@@ -27,10 +28,9 @@ _BATCH = 2  # torch.export takes a batch of one for a constant
 def client_model(
     run: str | os.PathLike[str],
     client: int | Literal["global"],
+    module: pl.LightningModule | Callable[[], pl.LightningModule],
     *,
-    module: pl.LightningModule | None = None,
     ckpt_path: str | os.PathLike[str] | None = None,
-    strict: bool = False,
 ) -> pl.LightningModule:
     """Return a client's model: the run's global model, and over it what is the client's own.
 
@@ -38,11 +38,9 @@ def client_model(
         run: The folder of a run with ``personalized`` in it: of ``fit``, ``test``, ``validate`` or
             ``personalize``.
         client: The client, or ``"global"`` for the global model.
-        module: What the weights are loaded into; by default it is built as ``config.yaml`` in the
-            folder says. That runs the code of the classes that it names.
+        module: The module to load the weights into, or a function that returns it, such as
+            ``lambda: fedlightning.cli.module_from_run(run)``.
         ckpt_path: The checkpoint with the global model; by default that of the run.
-        strict: Whether ``config.yaml`` may name classes of this package, torch and Lightning only,
-            for the rest of this process.
 
     Returns:
         The module, on the CPU and in eval mode.
@@ -65,7 +63,7 @@ def client_model(
         _compare(index, checkpoint, path, client)
         own = read_personal(index, client)
     with torch.random.fork_rng(devices=[]):
-        built = module if module is not None else _module_of(folder, strict)
+        built = module if isinstance(module, pl.LightningModule) else module()
         built.configure_model()
         built.on_load_checkpoint(checkpoint)
         try:
@@ -148,39 +146,3 @@ def _compare(index: PersonalIndex, checkpoint: dict[str, Any], path: Path, clien
         f"{index.about.round}, than {path} holds: give that round's checkpoint with ckpt_path, or "
         "make the client's model anew with `personalize`."
     )
-
-
-def _module_of(folder: Path, strict: bool) -> pl.LightningModule:
-    """Build the module that a run's config names; nothing else of the config is looked at."""
-    import fedlightning.models  # noqa: F401  # classes go by their bare names once imported
-    from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
-    from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
-    from fedlightning.cli.config.strict_yaml import check_config
-
-    path = folder / "config.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: there is no such file, so nothing says what the model is; in Python, "
-            "client_model(run, client, module=...) takes it."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
-    check_config(text, str(path))
-    prepare_parsing(strict)
-    model = yaml.safe_load(text).get("model")
-    if not isinstance(model, dict) or "class_path" not in model:
-        raise ConfigError(
-            f"{path}: model names no class_path, as where a program of one's own says which class "
-            "it is; in Python, client_model(run, client, module=...) takes it."
-        )
-    parser = FederatedArgumentParser()
-    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-    config = parser.parse_object({"model": model})
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    with blame_constructor(config, {}):
-        built: pl.LightningModule = instantiate(config)["model"]
-    return built

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedlightning.core.state import live_state
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
-from fedlightning.core.parts import live_state
 from fedlightning.storage.files import write_atomically
 
 __all__ = ["FORMATS", "export_model", "format_of"]

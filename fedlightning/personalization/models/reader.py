@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedlightning.core.state import State, first_non_finite
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.core.parts import State, first_non_finite
-from fedlightning.personalization.models.writer import FOLDER, FORMAT, INDEX, About, file_name, header_of
+from fedlightning.personalization.models.writer import FORMAT, About, file_name, header_of
+from fedlightning.storage.run_layout import FOLDER, INDEX
 
 __all__ = ["PersonalIndex", "read_index", "read_personal"]
 

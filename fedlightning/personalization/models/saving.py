@@ -12,12 +12,13 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from fedlightning.engine._lightning.round_loop import Phase
-from fedlightning.datamodules import Split
-from fedlightning.engine.loop import FederatedLoop
-from fedlightning.core.parts import Part, live_state
-from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
+from fedlightning.core.parts import Part
 from fedlightning.core.seeding import Key, forked_generators
+from fedlightning.core.state import live_state
+from fedlightning.datamodules import Split
+from fedlightning.engine._lightning.round_loop import Phase
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
 
 __all__ = [
     "MOST_BYTES",

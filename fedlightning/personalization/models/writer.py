@@ -20,32 +20,21 @@ from typing import Any
 import torch
 
 from fedlightning._version import __version__
-from fedlightning.core.parts import Part, State
+from fedlightning.core.parts import Part
+from fedlightning.core.state import State
+from fedlightning.engine.workers.collectives import Workers
 from fedlightning.storage.files import (
     sync_folder,
     teaching_os_errors,
     temporary_beside,
     write_atomically,
 )
-from fedlightning.engine.workers.collectives import Workers
+from fedlightning.storage.run_layout import _NEW, _OLD, FOLDER, INDEX, remove_unfinished
 
-__all__ = [
-    "FOLDER",
-    "FORMAT",
-    "INDEX",
-    "About",
-    "PersonalWriter",
-    "file_name",
-    "header_of",
-    "remove_unfinished",
-    "state_digest",
-]
+__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "header_of", "state_digest"]
 
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
-
-FOLDER, INDEX = "personalized", "index.json"
-_NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
 
 
 @dataclass(frozen=True)
@@ -202,20 +191,6 @@ class PersonalWriter:
             os.replace(new, own)
         sync_folder(self._run)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process has left half-made; a former personalization stays, or returns.
-
-    Nobody else may be writing there.
-    """
-    shutil.rmtree(run / _NEW, ignore_errors=True)
-    if not (run / _OLD).exists():
-        return
-    if (run / FOLDER).exists():
-        shutil.rmtree(run / _OLD, ignore_errors=True)
-    else:
-        os.replace(run / _OLD, run / FOLDER)
 
 
 def file_name(client: int) -> str:

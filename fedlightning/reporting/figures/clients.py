@@ -50,7 +50,7 @@ def clients_figure(
 
     Returns:
         A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save.save_figure`.
+        :func:`~fedlightning.reporting.figures.save_figure`.
 
     Example:
         >>> records = [ClientRecord(i, 80, 20, 0.5, 0.7 + i / 100, 1.0, 0.5) for i in range(20)]

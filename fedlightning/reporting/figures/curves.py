@@ -41,7 +41,7 @@ def curves_figure(
 
     Returns:
         A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save.save_figure`.
+        :func:`~fedlightning.reporting.figures.save_figure`.
 
     Raises:
         ConfigError: A metric has not one value a round.

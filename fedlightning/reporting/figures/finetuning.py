@@ -42,7 +42,7 @@ def finetuning_figure(
 
     Returns:
         A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save.save_figure`.
+        :func:`~fedlightning.reporting.figures.save_figure`.
 
     Example:
         >>> records = [EpochRecord.of(e, [(0.5 + e / 10, 0.5), (0.6, 0.6)]) for e in range(3)]

@@ -42,7 +42,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
 
     Returns:
         A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save.save_figure`.
+        :func:`~fedlightning.reporting.figures.save_figure`.
 
     Raises:
         ConfigError: ``table`` is not a table of counts, or has no client or no class.

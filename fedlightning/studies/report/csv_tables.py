@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fedlightning.studies.results import Collection
-from fedlightning.studies.paired_tests import PairedTest
-from fedlightning.studies.statistics import Summary
 from fedlightning.reporting.client_records import ClientRecord
 from fedlightning.storage.files import write_atomically
+from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.results import Collection
+from fedlightning.studies.statistics import Summary
 
 __all__ = ["write_clients", "write_curves", "write_summary", "write_tests"]
 

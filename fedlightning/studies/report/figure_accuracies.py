@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedlightning.studies.results import Group
-from fedlightning.studies.report.figure_svg import Look
-from fedlightning.studies.run_reader import Numbers
-from fedlightning.studies.statistics import worst_decile
 from fedlightning.reporting.figures.style import (
     GREY,
     INK,
@@ -22,6 +18,10 @@ from fedlightning.reporting.figures.style import (
     spaced,
     style,
 )
+from fedlightning.studies.report.figure_svg import Look
+from fedlightning.studies.results import Group
+from fedlightning.studies.run_reader import Numbers
+from fedlightning.studies.statistics import worst_decile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

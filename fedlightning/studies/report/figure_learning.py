@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedlightning.studies.results import Group
-from fedlightning.studies.report.figure_svg import Look
-from fedlightning.studies.run_reader import Numbers, Run
-from fedlightning.studies.report.csv_tables import cumulative_bytes
 from fedlightning.reporting.figures.style import new_figure, style
+from fedlightning.studies.report.csv_tables import cumulative_bytes
+from fedlightning.studies.report.figure_svg import Look
+from fedlightning.studies.results import Group
+from fedlightning.studies.run_reader import Numbers, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning._version import __version__
-from fedlightning.studies.results import Collection, Group
+from fedlightning.reporting.figures.save import partition_figure
+from fedlightning.reporting.figures.style import counted
+from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
     fairness_figure,
@@ -21,7 +23,6 @@ from fedlightning.studies.report.figure_accuracies import (
 from fedlightning.studies.report.figure_learning import learning_figure
 from fedlightning.studies.report.figure_svg import Look, looks_of, svg
 from fedlightning.studies.report.html import document, folded, paragraph, section
-from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.tables import (
     conditions_table,
     runs_table,
@@ -30,10 +31,9 @@ from fedlightning.studies.report.tables import (
     tests_table,
     versions_table,
 )
+from fedlightning.studies.results import Collection, Group
 from fedlightning.studies.run_reader import Run
 from fedlightning.studies.statistics import Summary
-from fedlightning.reporting.figures.style import counted
-from fedlightning.reporting.figures.save import partition_figure
 
 __all__ = ["Findings", "page"]
 

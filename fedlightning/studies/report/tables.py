@@ -7,9 +7,9 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from fedlightning.studies.results import Collection, differing_settings
-from fedlightning.studies.report.html import DASH, MINUS, number, percent, table
 from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.report.html import DASH, MINUS, number, percent, table
+from fedlightning.studies.results import Collection, differing_settings
 from fedlightning.studies.run_reader import Run
 from fedlightning.studies.statistics import Summary
 

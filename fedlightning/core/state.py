@@ -1,0 +1,105 @@
+"""State dicts: views of a model, copies, sums, checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "State",
+    "Sums",
+    "copy_into",
+    "first_non_finite",
+    "live_state",
+    "sum_dtype",
+    "under",
+    "widest_float",
+]
+
+
+Sums = Literal["float64", "float32"]
+"""Precision in which a server adds."""
+
+
+def sum_dtype(device: torch.device, sums: Sums) -> torch.dtype:
+    """Return the dtype in which means are taken on a device."""
+    return torch.float32 if sums == "float32" else widest_float(device)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def under(values: Mapping[str, Tensor], name: str) -> State:
+    """Return what is kept or sent under a name, by model key.
+
+    Example:
+        >>> import torch
+        >>> under({"ditto/w": torch.ones(1), "w": torch.zeros(1)}, "ditto")
+        {'w': tensor([1.])}
+    """
+    start = f"{name}/"
+    return {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
+
+
+State = dict[str, Tensor]
+
+
+def live_state(module: nn.Module) -> State:
+    """Return the module's state dict: detached tensors that share memory with the module."""
+    return {k: value for k, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+@torch.no_grad()
+def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """Copy ``source`` into ``target`` in place; keys only in ``target`` stay as they are.
+
+    Args:
+        target: Tensors to overwrite, e.g. :func:`live_state` of a module.
+        source: Tensors of the same shapes.
+    """
+    keys = list(source)
+    if keys:
+        torch._foreach_copy_([target[key] for key in keys], [source[key] for key in keys])
+
+
+@torch.no_grad()
+def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the first key whose tensor holds a NaN or an infinity, or ``None``.
+
+    Example:
+        >>> first_non_finite({"a": torch.ones(2), "b": torch.tensor([0.0, float("nan")])})
+        'b'
+    """
+    floats = {key: value for key, value in state.items() if value.is_floating_point()}
+    if not floats:
+        return None
+    # a finite sum proves that all its terms are: one fast pass, and as a rule the only one
+    sums = torch.stack([value.sum().float() for value in floats.values()])
+    if math.isfinite(float(sums.sum())):
+        return None
+    return next((key for key, value in floats.items() if not torch.isfinite(value).all()), None)
+
+
+def first_without_norm(state: Mapping[str, Tensor]) -> str | None:
+    """Return the first key whose tensor has no finite norm, or ``None``.
+
+    It holds a NaN, an infinity, or numbers whose squares overflow, which no model has any use for.
+
+    Example:
+        >>> first_without_norm({"a": torch.ones(2), "b": torch.tensor([0.0, 1e30])})
+        'b'
+    """
+    norms = {
+        key: torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+        for key, value in state.items()
+        if value.is_floating_point()
+    }
+    if not norms or math.isfinite(float(torch.stack([n.float() for n in norms.values()]).sum())):
+        return None
+    return next((key for key, norm in norms.items() if not norm.isfinite()), None)

@@ -1,0 +1,85 @@
+"""A training step through Lightning's own optimization loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.trainer import call
+from torch import Tensor
+
+from fedlightning.engine._lightning.round_loop import RoundLoop
+
+__all__ = ["StockStep", "forget_failed_step", "transfer_batch"]
+
+
+class _Adjuster(pl.Callback):
+    """Stands among the callbacks while an algorithm's step is taken."""
+
+    def __init__(self, adjust: Callable[[], None]) -> None:
+        self._adjust = adjust
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._adjust()
+
+
+class StockStep:
+    """A training step through Lightning's own optimization loops: every hook and plugin takes part.
+
+    Args:
+        trainer: A trainer whose fit loop is a :class:`RoundLoop`.
+        adjust: Changes the gradients before they are clipped and the optimizer steps.
+    """
+
+    def __init__(self, trainer: pl.Trainer, adjust: Callable[[], None] | None = None) -> None:
+        self._trainer = trainer
+        assert isinstance(trainer.fit_loop, RoundLoop)
+        self._loop = trainer.fit_loop
+        self._adjuster = [_Adjuster(adjust)] if adjust is not None else []
+
+    def __call__(self, batch: Any, batch_idx: int, due: bool) -> Tensor | None:
+        """Train on one batch."""
+        trainer, epoch_loop = self._trainer, self._loop.epoch_loop
+        updates, self._loop.accumulating = self._loop.updates, not due
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = self._adjuster  # before anyone else's hooks
+        try:
+            kwargs = epoch_loop._build_kwargs({}, batch, batch_idx)  # type: ignore[arg-type]
+            if trainer.lightning_module.automatic_optimization:
+                output = epoch_loop.automatic_optimization.run(
+                    trainer.optimizers[0],
+                    batch_idx,
+                    kwargs,
+                )
+                if due:
+                    self._step_schedulers(batch_idx)
+            else:
+                output = epoch_loop.manual_optimization.run(kwargs)
+        finally:
+            del callbacks[: len(self._adjuster)]
+            self._loop.accumulating = False
+            self._loop._count_updates(updates)
+        loss = output.get("loss")
+        return loss.detach() if isinstance(loss, Tensor) else None
+
+    def _step_schedulers(self, batch_idx: int) -> None:
+        trainer = self._trainer
+        for config in trainer.lr_scheduler_configs:
+            if config.interval == "step" and (batch_idx + 1) % config.frequency == 0:
+                call._call_lightning_module_hook(
+                    trainer, "lr_scheduler_step", config.scheduler, None
+                )
+
+
+def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
+    """Send a batch through precision plugin and transfer hooks, as Lightning does."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def forget_failed_step(trainer: pl.Trainer) -> None:
+    """Undo what a training step that raised has left open in Lightning: hook name, gradients."""
+    trainer.lightning_module._current_fx_name = None
+    trainer.lightning_module.zero_grad()

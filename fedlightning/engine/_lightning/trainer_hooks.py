@@ -1,0 +1,128 @@
+"""Where a trainer's loops, loggers and strategy are hooked into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+
+from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
+from fedlightning.engine._lightning.round_loop import RoundLoop
+
+__all__ = [
+    "after_environment",
+    "before_optimizers",
+    "continue_logger",
+    "install_loops",
+    "personalization_loop",
+    "requeued_checkpoint",
+    "rounds_between_looks",
+    "wandb_settings",
+]
+
+
+def install_loops(
+    trainer: pl.Trainer,
+    fit_loop: RoundLoop,
+    evaluation: Callable[..., ClientEvaluationLoop],
+    inference_mode: bool,
+) -> None:
+    """Put federated loops in the place of a trainer's own."""
+    stock: _TrainingEpochLoop = trainer.fit_loop.epoch_loop
+    fit_loop.epoch_loop = _TrainingEpochLoop(trainer, stock.min_steps, stock.max_steps)
+    fit_loop.epoch_loop.val_loop = evaluation(
+        trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
+    )
+    trainer.fit_loop = fit_loop
+    trainer.validate_loop = evaluation(
+        trainer, TrainerFn.VALIDATING, RunningStage.VALIDATING, inference_mode=inference_mode
+    )
+    trainer.test_loop = evaluation(
+        trainer, TrainerFn.TESTING, RunningStage.TESTING, inference_mode=inference_mode
+    )
+
+
+@contextmanager
+def personalization_loop(
+    trainer: pl.Trainer, evaluation: Callable[..., ClientEvaluationLoop]
+) -> Iterator[None]:
+    """Have ``trainer.test`` personalise and evaluate nothing, inside the ``with`` block.
+
+    Args:
+        trainer: The trainer.
+        evaluation: Makes a :class:`PersonalizationLoop`.
+    """
+    before = trainer.test_loop
+    trainer.test_loop = evaluation(
+        TrainerFn.TESTING, RunningStage.TESTING, inference_mode=before.inference_mode
+    )
+    try:
+        yield
+    finally:
+        trainer.test_loop = before
+
+
+def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
+    """Have ``prepare`` called when the module is complete and its optimizers are not built yet."""
+    trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
+        _prepare_then, prepare, trainer.strategy.setup_optimizers
+    )
+
+
+def rounds_between_looks(callback: pl.Callback) -> int:
+    """Return how many rounds a monitoring callback lets pass between two looks at its metric."""
+    return max(int(getattr(callback, "_every_n_epochs", 1)), 1)
+
+
+def after_environment(trainer: pl.Trainer, opened: Callable[[], None]) -> None:
+    """Have ``opened`` called when the ranks know each other, before anything is written."""
+    strategy = trainer.strategy
+    strategy.setup_environment = partial(  # type: ignore[method-assign]
+        _one_then_other, strategy.setup_environment, opened
+    )
+
+
+def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:
+    one()
+    other()
+
+
+def continue_logger(logger: Logger, version: int | str | None, step: int) -> None:
+    """Have a logger that has not begun yet go on with an earlier run.
+
+    Args:
+        logger: A TensorBoard or W&B logger; others are left alone.
+        version: The earlier run's version, or id.
+        step: What that run logged at this step and later does not count.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs.setdefault("purge_step", step)
+        if logger._version is None:
+            logger._version = version
+    elif isinstance(logger, WandbLogger) and logger._id is None and version is not None:
+        logger._id = logger._wandb_init["id"] = str(version)
+
+
+def requeued_checkpoint(trainer: pl.Trainer) -> str | None:
+    """Return the newest checkpoint that a preempted job has left in the run's root, if any."""
+    return trainer._checkpoint_connector._hpc_resume_path
+
+
+def wandb_settings(logger: Logger) -> dict[str, Any] | None:
+    """Return what an online W&B logger will start its run with; ``None`` for any other logger."""
+    if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
+        return None
+    return dict(logger._wandb_init)
+
+
+def _prepare_then(
+    prepare: Callable[[], None], setup_optimizers: Callable[[pl.Trainer], None], trainer: pl.Trainer
+) -> None:
+    prepare()
+    setup_optimizers(trainer)
