@@ -24,7 +24,7 @@ from fedlightning.cli.terminal import (
 from fedlightning.cli.usage import answer
 
 if TYPE_CHECKING:
-    from fedlightning.cli.run_watch import RunWatch
+    from fedlightning.cli.run_watch import RunMonitor
 
 __all__ = ["main"]
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (known := answer(arguments)) is not None:
         print(known.text, file=sys.stderr if known.exit_code else sys.stdout)
         return known.exit_code
-    watches: list[RunWatch] = []
+    watches: list[RunMonitor] = []
     words = arguments if argv is None else None  # only a process of our own starts again
     report = partial(_report, watches=watches, words=words)
     with _signals(), quiet():
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    arguments: Sequence[str], watches: list[RunWatch], report: Callable[[BaseException], int]
+    arguments: Sequence[str], watches: list[RunMonitor], report: Callable[[BaseException], int]
 ) -> int:
     from fedlightning.cli.config.command import read_command
 
@@ -100,7 +100,7 @@ def _find_own_classes() -> None:
         sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
 
 
-def _report(error: BaseException, watches: list[RunWatch], words: Sequence[str] | None) -> int:
+def _report(error: BaseException, watches: list[RunMonitor], words: Sequence[str] | None) -> int:
     from fedlightning.cli.exit_codes import diagnose
 
     watch = watches[0] if watches else None
@@ -113,8 +113,8 @@ def _report(error: BaseException, watches: list[RunWatch], words: Sequence[str] 
         relaunch_if_wanted(error, watch, words)
     if failure.exit_code and debugging():
         traceback.print_exception(error)
-    speaks = watch is None or watch.speaks
-    if not (is_first_process() or (failure.leaves_work and speaks)):
+    reports_errors = watch is None or watch.reports_errors
+    if not (is_first_process() or (failure.leaves_work and reports_errors)):
         return failure.exit_code  # the same on all ranks, and the first one says it
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)

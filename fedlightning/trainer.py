@@ -31,7 +31,7 @@ from fedlightning.engine._lightning.trainer_hooks import (
     install_loops,
 )
 from fedlightning.engine.checks.environment import check_environment
-from fedlightning.engine.checks.trainer_flags import refuse_meaningless
+from fedlightning.engine.checks.trainer_flags import check_trainer_flags
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -76,7 +76,7 @@ class FederatedTrainer(RunKeepingTrainer):
     """
 
     def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
-        refuse_meaningless(kwargs)
+        check_trainer_flags(kwargs)
         self.federation = federation if federation is not None else Federation()
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)

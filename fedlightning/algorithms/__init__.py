@@ -23,7 +23,7 @@ from fedlightning.algorithms.server_step import (
     ServerAdam,
     ServerOptimizer,
     ServerSGD,
-    ServerTraining,
+    ServerTrainingConfig,
     ServerYogi,
 )
 from fedlightning.core.messages import ClientUpdate
@@ -66,7 +66,7 @@ __all__ = [
     "ServerData",
     "ServerOptimizer",
     "ServerSGD",
-    "ServerTraining",
+    "ServerTrainingConfig",
     "ServerYogi",
     "TwoHeads",
     "Weights",

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from fedlightning.algorithms.aggregation import Merge, Sums, WeightedMean
 from fedlightning.algorithms.composition import deciding, joined
 from fedlightning.algorithms.method import LocalMethod
-from fedlightning.algorithms.server_step import ServerOptimizer, ServerTraining
+from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.parts import ModelKeys, Part, Roles, Shared
 from fedlightning.core.state import State
@@ -73,7 +73,7 @@ class Algorithm:
         own_norms: bool | None = None,
         local: list[LocalMethod] | None = None,
         server: ServerOptimizer | None = None,
-        server_data: ServerTraining | None = None,
+        server_data: ServerTrainingConfig | None = None,
     ) -> None:
         if not isinstance(local, (list, tuple, type(None))):
             raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
@@ -182,7 +182,7 @@ class Algorithm:
         for key, kind in (
             ("local", LocalMethod),
             ("server", ServerOptimizer),
-            ("server_data", ServerTraining),
+            ("server_data", ServerTrainingConfig),
         ):
             value = self.claims.get(key)
             for item in value if isinstance(value, tuple) else [value] if value else []:

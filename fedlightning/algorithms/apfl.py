@@ -15,7 +15,7 @@ from fedlightning.core.state import State, under
 from fedlightning.core.validation import check_number
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["APFL", "Mixture"]
 
@@ -38,7 +38,7 @@ class Mixture(LocalMethod):
         self.alpha = alpha
         self.adaptive = adaptive
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Take up the client's own model: at first the global one that it received."""
         own = turn.kept(_NAME) or turn.trained_state()
         weights = {key: own[key].clone().requires_grad_() for key in turn.parameters}
@@ -52,7 +52,7 @@ class Mixture(LocalMethod):
             "adapt": self.adaptive,
         }
 
-    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Take the gradients at both models where they are, then move both."""
         own = turn.scratch[_NAME]
         loss = turn.gradient(batch, batch_idx)
@@ -74,7 +74,7 @@ class Mixture(LocalMethod):
         turn.update(batch_idx)
         return loss
 
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: ClientContext) -> None:
         """Keep the client's own model and its share in the mixture."""
         own = turn.scratch[_NAME]
         weights = {key: value.detach() for key, value in own["weights"].items()}

@@ -1,4 +1,4 @@
-"""`Turn`: one client's turn, as local methods see it."""
+"""`ClientContext`: one client's turn, as local methods see it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 
-__all__ = ["Turn"]
+__all__ = ["ClientContext"]
 
 
 class GradientStep(Protocol):
@@ -39,7 +39,7 @@ class GradientStep(Protocol):
 
 
 @dataclass
-class Turn:
+class ClientContext:
     """What a client's turn offers to the local methods of an algorithm.
 
     The module is in the middle of it: between :meth:`LocalMethod.begin` and
@@ -70,7 +70,7 @@ class Turn:
     optimizer: Optimizer
     step: GradientStep | None
     muted: Callable[[], AbstractContextManager[None]]
-    apart: Callable[[Turn, Mapping[str, Tensor], Callable[[], None], int], State]
+    apart: Callable[[ClientContext, Mapping[str, Tensor], Callable[[], None], int], State]
     counts: Callable[[int, int], Tensor]
     scratch: dict[str, Any] = field(default_factory=dict)
     kept_after: State = field(default_factory=dict)

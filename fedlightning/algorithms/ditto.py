@@ -15,7 +15,7 @@ from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["Ditto", "OwnModel"]
 
@@ -40,7 +40,7 @@ class OwnModel(LocalMethod):
         self.strength = strength
         self.own_epochs = epochs
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Train the client's own model, apart from what it will send."""
         trained = turn.train_apart(
             turn.kept(_NAME),

@@ -12,7 +12,7 @@ from fedlightning.algorithms.method import LocalMethod
 from fedlightning.core.validation import check_number
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["FedProx", "Proximal"]
 
@@ -28,14 +28,14 @@ class Proximal(LocalMethod):
         check_number("mu", mu)
         self.mu = mu
 
-    def adjust(self, turn: Turn) -> None:
+    def adjust(self, turn: ClientContext) -> None:
         """Add the term's gradient."""
         if self.mu:
             pull(turn, self.mu)
 
 
 @torch.no_grad()
-def pull(turn: Turn, strength: float) -> None:
+def pull(turn: ClientContext, strength: float) -> None:
     """Add the gradient of a pull towards the model that the client received.
 
     What stays with the client (a head of its own) is in no global model, and not pulled.

@@ -9,7 +9,7 @@ from fedlightning.algorithms.method import LocalMethod
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["FedRep", "HeadThenBody"]
 
@@ -33,7 +33,7 @@ class HeadThenBody(LocalMethod):
         """Return those of the head and of the body."""
         return self.head_epochs + local_epochs
 
-    def begin_epoch(self, turn: Turn, epoch: int) -> None:
+    def begin_epoch(self, turn: ClientContext, epoch: int) -> None:
         """Thaw the part whose turn it is."""
         if epoch in (0, self.head_epochs):
             turn.train_only("head" if epoch < self.head_epochs else "body")

@@ -16,7 +16,7 @@ from fedlightning.core.state import State, under
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["FedRoD", "TwoHeads"]
 
@@ -33,7 +33,7 @@ class TwoHeads(LocalMethod):
     needs_head = True
     personal_model = True
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Take up the client's own head, zero at first, and its class frequencies."""
         head = turn.linear_head()
         keys = turn.head_keys()
@@ -45,7 +45,7 @@ class TwoHeads(LocalMethod):
         frequencies = (counts / counts.sum()).log().to(head.weight.dtype)
         turn.scratch[_NAME] = head, keys, weights, optimizer, frequencies
 
-    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Move the shared model by the balanced loss, the own head by the plain one."""
         head, _, own, optimizer, frequencies = turn.scratch[_NAME]
         seen: list[tuple[Tensor, Tensor]] = []
@@ -67,7 +67,7 @@ class TwoHeads(LocalMethod):
         turn.update(batch_idx)
         return loss
 
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: ClientContext) -> None:
         """Keep the client's own head."""
         _, keys, own, _, _ = turn.scratch[_NAME]
         turn.keep(_NAME, {key: value.detach() for key, value in zip(keys, own, strict=True)})

@@ -9,22 +9,22 @@ from torch import Tensor
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.state import State
-from fedlightning.core.validation import Value
+from fedlightning.core.validation import Setting
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["LocalMethod"]
 
 
-class LocalMethod(Value):
+class LocalMethod(Setting):
     """One more thing that happens in a client's turn; a subclass overrides what it needs.
 
     A method has settings and nothing else: whatever belongs to a client is in its
-    :class:`~fedlightning.algorithms.context.Turn` (``turn.scratch`` for the turn, ``turn.keep`` for
-    good), so a turn that fails leaves no trace. The order is: :meth:`begin`, then in every local
-    epoch :meth:`begin_epoch`, in every batch :meth:`train_on` (where it is overridden) and, between
-    backward and the optimizer's step, :meth:`adjust`; at last :meth:`end`.
+    :class:`~fedlightning.algorithms.context.ClientContext` (``turn.scratch`` for the turn,
+    ``turn.keep`` for good), so a turn that fails leaves no trace. The order is: :meth:`begin`, then
+    in every local epoch :meth:`begin_epoch`, in every batch :meth:`train_on` (where it is
+    overridden) and, between backward and the optimizer's step, :meth:`adjust`; at last :meth:`end`.
 
     Attributes:
         needs_head: Whether the module must say which part is its head.
@@ -68,20 +68,20 @@ class LocalMethod(Value):
         """Return the number of local epochs, given ``federation.local_epochs``."""
         return local_epochs
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Make ready; the module holds what the client starts from."""
 
-    def begin_epoch(self, turn: Turn, epoch: int) -> None:
+    def begin_epoch(self, turn: ClientContext, epoch: int) -> None:
         """A local epoch starts."""
 
-    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Train on a batch with :meth:`Turn.gradient` and :meth:`Turn.update`; return the loss."""
+    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Train on a batch with the context's ``gradient`` and ``update``; return the loss."""
         raise NotImplementedError
 
-    def adjust(self, turn: Turn) -> None:
+    def adjust(self, turn: ClientContext) -> None:
         """Change the gradients, before they are clipped and the optimizer steps."""
 
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: ClientContext) -> None:
         """Come to an end; the module holds what the client has trained."""
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:

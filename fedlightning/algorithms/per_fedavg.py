@@ -15,7 +15,7 @@ from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["MetaGradient", "PerFedAvg", "Variant"]
 
@@ -45,7 +45,7 @@ class MetaGradient(LocalMethod):
         self.variant = variant
         self.delta = delta
 
-    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Adapt, take the gradient there, and step from where the client was."""
         hessian = self.variant == "hessian_free"
         inner, outer, *third = split_batch(batch, 3 if hessian else 2)
@@ -66,7 +66,7 @@ class MetaGradient(LocalMethod):
         return loss
 
     def _hessian_product(
-        self, turn: Turn, batch: Batch, batch_idx: int, direction: dict[str, Tensor]
+        self, turn: ClientContext, batch: Batch, batch_idx: int, direction: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         weights = turn.weights()
         slopes = []

@@ -17,7 +17,7 @@ from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["MoreauEnvelope", "PFedMe"]
 
@@ -46,19 +46,19 @@ class MoreauEnvelope(LocalMethod):
         self.inner_steps = inner_steps
         self.lr = lr
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Start both models at the global one."""
         turn.scratch[_NAME] = turn.weights()
 
     @torch.no_grad()
-    def adjust(self, turn: Turn) -> None:
+    def adjust(self, turn: ClientContext) -> None:
         """Add the regulariser's gradient, towards the local model."""
         local = turn.scratch[_NAME]
         for key, parameter in turn.parameters.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - local[key], alpha=self.strength)
 
-    def train_on(self, turn: Turn, batch: Batch, batch_idx: int) -> Tensor | None:
+    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Take the inner steps, then one of the local model."""
         loss = turn.gradient(batch, batch_idx)
         turn.update(batch_idx)
@@ -72,7 +72,7 @@ class MoreauEnvelope(LocalMethod):
                 local.add_(local - turn.parameters[key], alpha=-rate)
         return loss
 
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: ClientContext) -> None:
         """Keep the client's own model; leave the local one in the module, to be sent."""
         turn.keep(_NAME, turn.trained_state())
         turn.set_weights(turn.scratch[_NAME])

@@ -14,7 +14,7 @@ from fedlightning.algorithms.server_step import ServerSGD
 from fedlightning.core.state import State
 
 if TYPE_CHECKING:
-    from fedlightning.algorithms.context import Turn
+    from fedlightning.algorithms.context import ClientContext
 
 __all__ = ["SCAFFOLD", "ControlVariates"]
 
@@ -34,7 +34,7 @@ class ControlVariates(LocalMethod):
 
     first = True  # a control variate is made of the loss's own gradients
 
-    def begin(self, turn: Turn) -> None:
+    def begin(self, turn: ClientContext) -> None:
         """Read both control variates and start a new mean."""
         server, own = turn.server(_NAME), turn.kept(_NAME)
         shift = {
@@ -46,7 +46,7 @@ class ControlVariates(LocalMethod):
         turn.scratch[_NAME] = shift, sums, dict.fromkeys(shift, 0)
 
     @torch.no_grad()
-    def adjust(self, turn: Turn) -> None:
+    def adjust(self, turn: ClientContext) -> None:
         """Take the gradient into the mean; correct it."""
         shift, sums, steps = turn.scratch[_NAME]
         present = turn.gradients()
@@ -59,7 +59,7 @@ class ControlVariates(LocalMethod):
             torch._foreach_add_(gradients, [shift[key] for key in keys])
 
     @torch.no_grad()
-    def end(self, turn: Turn) -> None:
+    def end(self, turn: ClientContext) -> None:
         """Keep the new control variate; send by how much it has changed."""
         _, sums, steps = turn.scratch[_NAME]
         own = {key: torch.zeros_like(total) for key, total in sums.items()} | turn.kept(_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.server_step import ServerTraining
+from fedlightning.algorithms.server_step import ServerTrainingConfig
 from fedlightning.core.parts import Part
 
 __all__ = ["ServerData"]
@@ -37,4 +37,4 @@ class ServerData(Algorithm):
         part: Part | None = None,
         **choices: Any,
     ) -> None:
-        super().__init__(server_data=ServerTraining(fraction, epochs, part), **choices)
+        super().__init__(server_data=ServerTrainingConfig(fraction, epochs, part), **choices)

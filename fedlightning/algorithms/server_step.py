@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedlightning.core.parts import Part
 from fedlightning.core.state import State
-from fedlightning.core.validation import Value, check_number
+from fedlightning.core.validation import Setting, check_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
@@ -17,12 +17,12 @@ __all__ = [
     "ServerAdam",
     "ServerOptimizer",
     "ServerSGD",
-    "ServerTraining",
+    "ServerTrainingConfig",
     "ServerYogi",
 ]
 
 
-class ServerOptimizer(Value):
+class ServerOptimizer(Setting):
     r"""Moves the global model by the mean of the clients' changes.
 
     With :math:`\Delta_t` the mean of :math:`x_{t,i} - x_t`, it gives :math:`x_{t+1}`. It acts on
@@ -218,7 +218,7 @@ class ServerYogi(ServerAdam):
         return v - (1 - self.beta2) * square * torch.sign(v - square)
 
 
-class ServerTraining(Value):
+class ServerTrainingConfig(Setting):
     """How the server trains.
 
     Args:

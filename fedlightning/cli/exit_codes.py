@@ -47,7 +47,7 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
 
     Args:
         error: What came out of it.
-        watch: The run's :class:`~fedlightning.cli.run_watch.RunWatch`, if it came so far.
+        watch: The run's :class:`~fedlightning.cli.run_watch.RunMonitor`, if it came so far.
 
     Example:
         >>> diagnose(PermissionError(13, "Permission denied", "runs"))

@@ -155,7 +155,7 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
 
     import fedlightning.models  # noqa: F401  # classes go by their bare names once imported
     from fedlightning.cli.config.strict_yaml import check_config
-    from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
+    from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
     from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 
     path = Path(run) / "config.yaml"
@@ -182,6 +182,6 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
     parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
     config = parser.parse_object({"model": model})
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    with blame_constructor(config, {}):
+    with name_failing_setting(config, {}):
         built: pl.LightningModule = instantiate(config)["model"]
     return built

@@ -25,7 +25,7 @@ from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.cli.config.command import Command
 from fedlightning.cli.config.references import mark_references
-from fedlightning.cli.diagnostics.constructor_errors import blame_constructor
+from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
 from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.cli.run_arguments import (
     HIDDEN_FLAGS,
@@ -34,7 +34,7 @@ from fedlightning.cli.run_arguments import (
     plain_values_only,
     refuse_paths_in_names,
 )
-from fedlightning.cli.run_watch import RunWatch, SaveRunConfig
+from fedlightning.cli.run_watch import RunMonitor, SaveRunConfig
 from fedlightning.cli.usage import usage
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError, FedLightningError
@@ -75,10 +75,10 @@ class FederatedCLI(LightningCLI):
         datamodule_class: type[FederatedDataModule]
         | Callable[..., FederatedDataModule]
         | None = None,
-        watch: RunWatch | None = None,
+        watch: RunMonitor | None = None,
         **kwargs: Any,
     ) -> None:
-        self.watch = watch if watch is not None else RunWatch()
+        self.watch = watch if watch is not None else RunMonitor()
         settings: dict[str, Any] = {
             "trainer_class": FederatedTrainer,
             "trainer_defaults": {"callbacks": [self.watch], "devices": 1},
@@ -187,7 +187,7 @@ class FederatedCLI(LightningCLI):
             Federation: "federation",
         }
         names = {getattr(group, "__name__", ""): key for group, key in groups.items()}
-        with blame_constructor(settings, names):
+        with name_failing_setting(settings, names):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -274,7 +274,9 @@ class FederatedCLI(LightningCLI):
 
 
 def run_command(
-    command: Command, watches: list[RunWatch], report: Callable[[BaseException], int] | None = None
+    command: Command,
+    watches: list[RunMonitor],
+    report: Callable[[BaseException], int] | None = None,
 ) -> None:
     """Run a command of ``python -m fedlightning``.
 
@@ -285,7 +287,7 @@ def run_command(
     """
     if command.strict:
         prepare_parsing(strict=True)
-    watch = RunWatch()
+    watch = RunMonitor()
     watch.report = report
     watches.append(watch)
     FederatedCLI(watch=watch, args=[command.name, *command.options])

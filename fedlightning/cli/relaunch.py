@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from fedlightning.cli.run_watch import RunWatch
+from fedlightning.cli.run_watch import RunMonitor
 from fedlightning.cli.terminal import print_warning
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import WorkerLost
@@ -18,7 +18,7 @@ __all__ = ["relaunch_if_wanted", "resuming"]
 _COUNT = "FEDLIGHTNING_RELAUNCHES"
 
 
-def relaunch_if_wanted(error: BaseException, watch: RunWatch, words: Sequence[str]) -> None:
+def relaunch_if_wanted(error: BaseException, watch: RunMonitor, words: Sequence[str]) -> None:
     """Become the same command, resumed, if a worker died and the federation is to bear it.
 
     A process group cannot take in another process, so all workers start again. A round that was

@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from fedlightning.cli.diagnostics.suggestions import find_class
-from fedlightning.engine.checks.trainer_flags import MEANINGLESS, refuse_meaningless
+from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.storage import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
 
@@ -80,7 +80,7 @@ def plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
     return {"weights_only": True} if "weights_only" in inspect.signature(method).parameters else {}
 
 
-HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *MEANINGLESS)
+HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *UNSUPPORTED_FLAGS)
 """Without federated meaning, of no use here, or set by the trainer itself."""
 
 
@@ -94,7 +94,7 @@ def hidden_flag(name: str) -> Callable[[Any], Any]:
                 "federation.algorithm."
             )
         parsed = yaml.safe_load(value) if isinstance(value, str) else value
-        refuse_meaningless({name: parsed})
+        check_trainer_flags({name: parsed})
         return parsed
 
     return check

@@ -17,10 +17,10 @@ from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import FedLightningError, did_you_mean
 
-__all__ = ["RunWatch", "SaveRunConfig"]
+__all__ = ["RunMonitor", "SaveRunConfig"]
 
 
-class RunWatch(pl.Callback):
+class RunMonitor(pl.Callback):
     """Follows a run for the sake of what is said at its end, should it not end well.
 
     Attributes:
@@ -132,10 +132,10 @@ class RunWatch(pl.Callback):
         return path if path is not None and path.exists() else None
 
     @property
-    def speaks(self) -> bool:
+    def reports_errors(self) -> bool:
         """Whether this process is the one of its run to say how that ended."""
         strategy = self.trainer.strategy if self.trainer is not None else None
-        return not isinstance(strategy, FederatedDDPStrategy) or strategy.speaks
+        return not isinstance(strategy, FederatedDDPStrategy) or strategy.reports_errors
 
     # -- the folder ----------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class RunWatch(pl.Callback):
         """Remember the trainer, and what is there before it runs."""
         self.trainer = trainer
         if isinstance(trainer.strategy, FederatedDDPStrategy):
-            trainer.strategy.last_resort = self.report
+            trainer.strategy.on_forced_exit = self.report
         if trainer.loggers and isinstance(
             root := getattr(trainer.loggers[0], "root_dir", None), str
         ):

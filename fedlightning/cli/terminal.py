@@ -35,7 +35,7 @@ def debugging() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that speaks for all."""
+    """Whether this process is the one of a distributed run that reports_errors for all."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 

@@ -12,9 +12,9 @@ __all__ = [
     "VAL",
     "LogFlags",
     "Metrics",
+    "canonical_name",
     "is_test_metric",
     "on_validation_data",
-    "short_name",
 ]
 
 
@@ -38,11 +38,11 @@ VAL = "val_"
 """What stands before the short names of what is measured on validation data."""
 
 
-def short_name(name: str) -> str:
+def canonical_name(name: str) -> str:
     """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``; other names alike.
 
     Example:
-        >>> short_name("global/acc"), short_name("val/accuracy"), short_name("test_f1")
+        >>> canonical_name("global/acc"), canonical_name("val/accuracy"), canonical_name("test_f1")
         ('acc', 'acc', 'f1')
     """
     short = re.sub(r"^(global|test|val)[/_]", "", name)

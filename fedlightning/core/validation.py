@@ -8,7 +8,7 @@ import numbers
 from fedlightning.errors import ConfigError
 
 __all__ = [
-    "Value",
+    "Setting",
     "check_fraction",
     "check_instance",
     "check_integer",
@@ -18,11 +18,11 @@ __all__ = [
 ]
 
 
-class Value:
+class Setting:
     """A setting whose attributes are the arguments of its constructor, and nothing else.
 
     Example:
-        >>> class Dose(Value):
+        >>> class Dose(Setting):
         ...     def __init__(self, grams: float = 1.0) -> None:
         ...         self.grams = grams
         >>> Dose(2.0)

@@ -22,7 +22,7 @@ from fedlightning.datamodules.description import fingerprint
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
 from fedlightning.datamodules.loaders import ClientLoader, PredictLoader
 from fedlightning.datamodules.partitions.base import IID, Partition
-from fedlightning.datamodules.pooled import Divided, count_classes, prepare, sample_name
+from fedlightning.datamodules.pooled import PooledData, count_classes, prepare, sample_name
 from fedlightning.errors import ConfigError, DataError, FederationError
 
 __all__ = ["FederatedDataModule"]
@@ -146,10 +146,8 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         return (
             self.transforms_alike
             and _method_of(self, "batches") is FederatedDataModule.batches
-            and isinstance(self.held, Divided)
-            and all(
-                type(pool) is TensorExamples for pool in (self.divided.train, self.divided.test)
-            )
+            and isinstance(self.client_data, PooledData)
+            and all(type(pool) is TensorExamples for pool in (self.pooled.train, self.pooled.test))
         )
 
     def epoch_order(self, key: Key, num_examples: int) -> Tensor:
@@ -174,12 +172,12 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             DataError: The data cannot be read, divided or used.
             FederationError: An item of a dataset raises.
         """
-        if self._held is not None:
+        if self._client_data is not None:
             return
         loaded = self.load()
         if isinstance(loaded, ClientData):
             self.num_classes = loaded.num_classes
-            self._held = loaded
+            self._client_data = loaded
             return
         train, test = loaded
         for pool in (train, test):
@@ -199,7 +197,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         )
         if self.drop_last:
             check_batches(divided.splits.sizes("train"), self.batch_size)
-        self._held = divided
+        self._client_data = divided
 
     def sample_number(self, client: int, split: Split, index: int) -> int:
         """Return the number that messages give the example ``index`` of a pool: the same one."""
@@ -233,7 +231,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             ConfigError: There is no such client or split.
             FederationError: An item of a dataset raises.
         """
-        pool = self.held.pool(client, split)
+        pool = self.client_data.pool(client, split)
         rows = torch.from_numpy(self.indices(client, split))
         if key is not None:
             rows = rows[self.epoch_order(key, len(rows))]
@@ -308,36 +306,37 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
 
     # -- who holds which example ------------------------------------------------------------
 
-    _held: ClientData | None = None
+    _client_data: ClientData | None = None
 
     @property
-    def held(self) -> ClientData:
+    def client_data(self) -> ClientData:
         """Every client's examples.
 
         Raises:
             ConfigError: ``setup`` has not been called.
         """
-        if self._held is None:
+        if self._client_data is None:
             raise ConfigError(f"{type(self).__name__} holds no data yet: call its setup() first")
-        return self._held
+        return self._client_data
 
     @property
-    def divided(self) -> Divided:
+    def pooled(self) -> PooledData:
         """The pools of examples and their division.
 
         Raises:
             ConfigError: ``setup`` has not been called.
             DataError: The clients' examples do not lie in pools.
         """
-        if not isinstance(self.held, Divided):
+        if not isinstance(self.client_data, PooledData):
             raise DataError(
-                f"{type(self).__name__} has no list of all examples: they are {self.held.rule}"
+                f"{type(self).__name__} has no list of all examples: "
+                f"they are {self.client_data.rule}"
             )
-        return self.held
+        return self.client_data
 
     def num_examples(self, client: int, split: Split = "train") -> int:
         """Return how many examples a client has in a split."""
-        return self.held.size(client, split)
+        return self.client_data.size(client, split)
 
     def indices(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's indices, in its stored order, int64, shape (n,).
@@ -345,7 +344,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         They count the pooled examples of all clients: the training pool for "train" and "val", the
         test pool for "test". Where there are no pools they count the client's own.
         """
-        return self.held.indices(client, split)
+        return self.client_data.indices(client, split)
 
     def labels(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's labels, in its stored order, shape (n, ...); classes are int64.
@@ -353,7 +352,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Raises:
             DataError: The data have no labels.
         """
-        labels = self.held.pool(client, split).labels
+        labels = self.client_data.pool(client, split).labels
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels")
         chosen: np.ndarray = labels[self.indices(client, split)]
@@ -361,13 +360,13 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
 
     def partition_digest(self) -> str:
         """Return a SHA-256 in hexadecimal; that of all index lists of the three splits."""
-        return self.held.digest()
+        return self.client_data.digest()
 
     def dataset_fingerprint(self) -> str:
         """Return 16 digits that tell datasets apart: sizes, labels, a sample of the inputs."""
-        if not isinstance(self.held, Divided):
-            return self.held.digest()[:16]
-        return fingerprint(self.divided.train, self.divided.test)
+        if not isinstance(self.client_data, PooledData):
+            return self.client_data.digest()[:16]
+        return fingerprint(self.pooled.train, self.pooled.test)
 
     def partition_table(self, split: Split = "train", clients: int | None = None) -> np.ndarray:
         """Return the examples by client and class, int64, shape (clients, num_classes).
@@ -376,11 +375,11 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             split: Which part of the clients' data.
             clients: How many clients, from client 0 on; None means all.
         """
-        return self.held.table(split, clients)
+        return self.client_data.table(split, clients)
 
     def partition_summary(self) -> str:
         """Return a few readable lines: clients, samples, classes, digest."""
-        return self.held.summary()
+        return self.client_data.summary()
 
     def save_partition(self, path: str | os.PathLike[str]) -> None:
         """Write the partition to a JSON file that :class:`PartitionFile` reads.
@@ -391,7 +390,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Raises:
             EnvironmentFailure: The file cannot be written.
         """
-        self.divided.save(path, type(self).__name__)
+        self.pooled.save(path, type(self).__name__)
 
     def write_partition(self, folder: str | os.PathLike[str]) -> None:
         """Write ``partition.csv``, a row a client, and ``partition.json`` into a folder.
@@ -402,10 +401,10 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
-        self.held.write(Path(folder), type(self).__name__)
+        self.client_data.write(Path(folder), type(self).__name__)
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}()" if self._held is None else self.partition_summary()
+        return f"{type(self).__name__}()" if self._client_data is None else self.partition_summary()
 
 
 def _method_of(instance: object, name: str) -> object:

@@ -15,7 +15,7 @@ from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.examples import Examples, TensorExamples
-from fedlightning.datamodules.index_lists import Ragged
+from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.errors import ConfigError, DataError
 
@@ -172,7 +172,7 @@ class _AsGiven(Partition):
         num_classes: int,
         rng: np.random.Generator,
     ) -> Assignment:
-        train, test = (Ragged(np.arange(sum(sizes)), np.array(sizes)) for sizes in self._sizes)
+        train, test = (IndexLists(np.arange(sum(sizes)), np.array(sizes)) for sizes in self._sizes)
         return Assignment(train=train, test=test)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fedlightning.core.batches import SPLITS, Split, check_split
 from fedlightning.errors import ConfigError
 
-__all__ = ["ClientSplits", "Ragged"]
+__all__ = ["ClientSplits", "IndexLists"]
 
 _HASHED_AT_ONCE = 1 << 20
 
@@ -42,16 +42,16 @@ class ClientSplits:
 
     def __post_init__(self) -> None:
         for split in SPLITS:
-            object.__setattr__(self, split, Ragged.of(getattr(self, split)))
+            object.__setattr__(self, split, IndexLists.of(getattr(self, split)))
 
-    def parts(self, split: Split) -> Ragged:
+    def parts(self, split: Split) -> IndexLists:
         """Return the index lists of one split, by client id.
 
         Raises:
             ConfigError: There is no such split.
         """
         check_split(split)
-        parts: Ragged = getattr(self, split)
+        parts: IndexLists = getattr(self, split)
         return parts
 
     def of(self, split: Split, client: int) -> np.ndarray:
@@ -113,14 +113,14 @@ class ClientSplits:
                     content.update(np.ascontiguousarray(piece, "<i8").data)
         return content.hexdigest()
 
-    def _checked(self, split: Split, client: int) -> Ragged:
+    def _checked(self, split: Split, client: int) -> IndexLists:
         parts = self.parts(split)
         if not 0 <= client < len(parts):
             raise ConfigError(f"client must be in [0, {len(parts)}), got {client}")
         return parts
 
 
-class Ragged(Sequence[np.ndarray]):
+class IndexLists(Sequence[np.ndarray]):
     """The index lists of all clients, one after the other in one array.
 
     A million lists as Python objects would cost a hundred bytes each before they hold anything.
@@ -136,7 +136,7 @@ class Ragged(Sequence[np.ndarray]):
             (num_clients + 1,).
 
     Example:
-        >>> lists = Ragged(np.array([4, 1, 7]), sizes=np.array([2, 0, 1]))
+        >>> lists = IndexLists(np.array([4, 1, 7]), sizes=np.array([2, 0, 1]))
         >>> len(lists), [part.tolist() for part in lists]
         (3, [[4, 1], [], [7]])
         >>> lists.sizes.tolist(), lists.owner(7)
@@ -153,14 +153,14 @@ class Ragged(Sequence[np.ndarray]):
         self.edges = _compact(edges)
 
     @classmethod
-    def of(cls, parts: Sequence[np.ndarray]) -> Ragged:
+    def of(cls, parts: Sequence[np.ndarray]) -> IndexLists:
         """Return the lists ``parts``, whatever sequence of arrays they are.
 
         Example:
-            >>> Ragged.of([np.array([2, 0]), np.array([1])]).flat.tolist()
+            >>> IndexLists.of([np.array([2, 0]), np.array([1])]).flat.tolist()
             [2, 0, 1]
         """
-        if isinstance(parts, Ragged):
+        if isinstance(parts, IndexLists):
             return parts
         flat = np.concatenate([np.empty(0, np.int64), *filter(len, parts)])
         return cls(flat, np.fromiter(map(len, parts), np.int64, len(parts)))

@@ -17,17 +17,17 @@ from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
 from fedlightning.datamodules.description import partition_csv, summarize
 from fedlightning.datamodules.examples import Examples, has_classes
-from fedlightning.datamodules.index_lists import ClientSplits, Ragged
+from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
 from fedlightning.datamodules.partitions.from_file import write_partition_file
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.files import write_atomically
 
-__all__ = ["Divided", "count_classes", "divide", "hold_out", "prepare", "sample_name"]
+__all__ = ["PooledData", "count_classes", "divide", "hold_out", "prepare", "sample_name"]
 
 
 @dataclass(frozen=True)
-class Divided(ClientData):
+class PooledData(ClientData):
     """Two pools of examples and every client's share of them.
 
     Attributes:
@@ -116,7 +116,7 @@ def prepare(
     seed: int,
     sample: Callable[[int, Split, int], int],
     check: bool = True,
-) -> Divided:
+) -> PooledData:
     """Divide two pools, hold examples out, and check what the clients got.
 
     Args:
@@ -147,7 +147,7 @@ def prepare(
     warning = empty_tests(splits.sizes("test"))
     if warning:
         rank_zero_warn(warning)
-    return Divided(train, test, num_classes, partition, seed, assignment, splits)
+    return PooledData(train, test, num_classes, partition, seed, assignment, splits)
 
 
 def sample_name(client: int, split: Split, number: int) -> str:
@@ -215,7 +215,7 @@ def divide(
         _classes(train, num_classes), _classes(test, num_classes), num_clients, num_classes, rng
     )
     check_assignment(assignment, len(train), len(test), num_clients)
-    return Assignment(train=Ragged.of(assignment.train), test=Ragged.of(assignment.test))
+    return Assignment(train=IndexLists.of(assignment.train), test=IndexLists.of(assignment.test))
 
 
 def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) -> ClientSplits:
@@ -235,11 +235,11 @@ def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) 
         >>> splits.sizes("train").tolist(), splits.sizes("val").tolist()
         ([8, 1], [2, 0])
     """
-    whole = Ragged.of(assignment.train)
+    whole = IndexLists.of(assignment.train)
     sizes = whole.sizes
     taken = np.maximum(np.minimum(np.rint(fraction * sizes).astype(np.int64), sizes - 1), 0)
     if not taken.any():
-        none = Ragged(whole.flat[:0], taken)
+        none = IndexLists(whole.flat[:0], taken)
         return ClientSplits(train=whole, val=none, test=assignment.test)
     # In a random order of each client's examples, the first ones are held out.
     client = np.repeat(np.arange(len(sizes)), sizes)
@@ -248,8 +248,8 @@ def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) 
     held = np.zeros(len(client), bool)
     held[order] = within < taken[client]
     return ClientSplits(
-        train=Ragged(whole.flat[~held], sizes - taken),
-        val=Ragged(whole.flat[held], taken),
+        train=IndexLists(whole.flat[~held], sizes - taken),
+        val=IndexLists(whole.flat[held], taken),
         test=assignment.test,
     )
 

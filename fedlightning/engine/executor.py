@@ -14,15 +14,15 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine._lightning.stock_step import forget_failed_step
-from fedlightning.engine.grouped.training import GroupedFit
+from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalFit, time_limit
+from fedlightning.engine.local_training import LocalTraining, time_limit
 from fedlightning.engine.method_training import MethodFit
-from fedlightning.engine.resident import Resident
+from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.workers.cohort_exchange import Trained, train_in_parallel
 from fedlightning.engine.workers.collectives import longest_first
 from fedlightning.federation.failures import (
-    Outcome,
+    Attempt,
     ServersOwn,
     attempt,
     count_clients,
@@ -51,8 +51,8 @@ class CohortTraining:
     def __init__(
         self,
         loop: FederatedLoop,
-        resident: Resident,
-        fit: LocalFit | GroupedFit | MethodFit,
+        resident: ResidentModule,
+        fit: LocalTraining | GroupedTraining | MethodFit,
         log: LocalLog,
     ) -> None:
         self._loop = loop
@@ -63,7 +63,7 @@ class CohortTraining:
         self._bytes_shared = self._bytes_down = 0
 
     def run(
-        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
+        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Return the cohort's updates, in its order, as fast as they are asked for.
 
@@ -78,17 +78,17 @@ class CohortTraining:
         workers = self._loop.workers
         self._bytes_shared = num_bytes(self._shared())
         self._bytes_down = self._bytes_shared + num_bytes(self._loop.server.sent_along)
-        if isinstance(self._fit, GroupedFit):
+        if isinstance(self._fit, GroupedTraining):
             sizes = [self._size(client) for client in cohort]
             mine = longest_first(sizes, workers.size)[workers.rank]
             self._fit.plan([cohort[position] for position in mine])
         train = self._one_by_one if workers.size == 1 else self._in_parallel
         yield from train(cohort, outcomes)
-        workers.works_on(None, self._loop.round)
+        workers.announce(None, self._loop.round)
         least = min(self._federation.min_clients, len(cohort))
         require_enough(self._loop.round, cohort, outcomes, least)
 
-    def metrics(self, outcomes: list[Outcome[Trained]]) -> Metrics:
+    def metrics(self, outcomes: list[Attempt[Trained]]) -> Metrics:
         """Return what the round's clients logged, on average, and how many of them failed."""
         received = [outcome.result for outcome in outcomes if outcome.result is not None]
         fails = self._federation.on_client_failure == "fail"
@@ -103,7 +103,7 @@ class CohortTraining:
         }
 
     def _one_by_one(
-        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
+        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Train one client after another, as fast as the aggregation asks for them."""
         resident = self._resident
@@ -116,18 +116,18 @@ class CohortTraining:
                 if outcome.result is not None:
                     yield outcome.result.update
             finally:
-                resident.end_turn()
+                resident.reset_client()
             self._loop.client_ends(
                 _outputs(outcome), task, position, counts=outcome.result is not None
             )
 
     def _in_parallel(
-        self, cohort: tuple[int, ...], outcomes: list[Outcome[Trained]]
+        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
     ) -> Iterator[ClientUpdate]:
         """Train with all workers; then events and updates come in cohort order on every one."""
         resident = self._resident
 
-        def train(client: int) -> Outcome[Trained]:
+        def train(client: int) -> Attempt[Trained]:
             try:
                 outcome = self._try(client)
                 if outcome.result is None:
@@ -138,7 +138,7 @@ class CohortTraining:
                     outcome, result=replace(outcome.result, update=replace(update, state=state))
                 )
             finally:
-                resident.end_turn()
+                resident.reset_client()
                 self._loop.fire("on_client_trained")
 
         trainings = train_in_parallel(
@@ -161,13 +161,13 @@ class CohortTraining:
                 yield trained.update
             self._loop.client_ends(_outputs(outcome), task, position, counts=trained is not None)
 
-    def _try(self, client: int) -> Outcome[Trained]:
+    def _try(self, client: int) -> Attempt[Trained]:
         """Give a client its turn, and another one while the federation's policy says so."""
         return attempt(
             client, self._loop.round, self._federation.retries, self._train, self._forget_turn
         )
 
-    def _note(self, outcome: Outcome[Trained], outcomes: list[Outcome[Trained]]) -> None:
+    def _note(self, outcome: Attempt[Trained], outcomes: list[Attempt[Trained]]) -> None:
         """Tell of a client's failures; raise if the policy is not to go on without it."""
         outcomes.append(outcome)
         policy = self._federation.on_client_failure
@@ -181,20 +181,20 @@ class CohortTraining:
     def _forget_turn(self) -> None:
         """Undo a turn that came to no good end: nothing of it may reach the next one."""
         self._log.discard()
-        self._resident.end_turn()
+        self._resident.reset_client()
         forget_failed_step(self._loop.trainer)
 
     def _train(self, client: int) -> Trained:
         """Give a client its turn; its state is a view of the resident model."""
         loop, algorithm, resident = self._loop, self._federation.algorithm, self._resident
         kept = loop.personal.get(client) or {}
-        resident.take_turn(loop.roles.kept_of(kept))
+        resident.load_client(loop.roles.kept_of(kept))
         loop.freeze()
         turn = self._fit.start(client, kept) if isinstance(self._fit, MethodFit) else None
         key = Key(loop.seed, "fit", round=loop.round, client=client)
-        loop.workers.works_on(client, loop.round)
+        loop.workers.announce(client, loop.round)
         result = self._fit.run(client, key, self._federation.local_epochs, self._after_step())
-        check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
+        check_tensors(resident.actual_state(), resident.view(), result.steps)
         resident.settle()
         shared, sent = self._shared(), turn.sent if turn is not None else {}
         update = ClientUpdate(
@@ -249,7 +249,7 @@ class CohortTraining:
         return dict(self._resident.view(self._loop.roles.shared))
 
 
-def _outputs(outcome: Outcome[Trained]) -> dict[str, Any]:
+def _outputs(outcome: Attempt[Trained]) -> dict[str, Any]:
     """Return what ``on_train_batch_end`` gets; of a client that failed, its failure."""
     if outcome.result is not None:
         return outcome.result.update.outputs

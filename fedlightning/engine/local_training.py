@@ -17,7 +17,7 @@ from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.steps import Step, overrides
 from fedlightning.federation.update_checks import BadUpdate
 
-__all__ = ["LOCAL_HOOKS", "LocalFit", "LocalResult", "batch_limit", "time_limit"]
+__all__ = ["LOCAL_HOOKS", "LocalResult", "LocalTraining", "batch_limit", "time_limit"]
 
 LOCAL_HOOKS = (
     "on_train_start",
@@ -43,7 +43,7 @@ class LocalResult:
     metrics: Mapping[str, float]
 
 
-class Trainable(Protocol):
+class BatchSource(Protocol):
     """Whose examples can be trained on: a data module's clients, or the server."""
 
     def num_batches(self, client: int) -> int:
@@ -55,7 +55,7 @@ class Trainable(Protocol):
         """Return the batches of a local epoch."""
 
 
-class LocalFit:
+class LocalTraining:
     """Local epochs of one client after another on the resident module.
 
     The module's own training hooks are local events and fire here: ``on_train_start`` ...
@@ -73,7 +73,7 @@ class LocalFit:
         self,
         trainer: pl.Trainer,
         module: pl.LightningModule,
-        data: Trainable,
+        data: BatchSource,
         step: Step,
         log: LocalLog,
     ) -> None:

@@ -16,23 +16,23 @@ from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import live_state
-from fedlightning.engine._lightning.stock_step import StockStep
+from fedlightning.engine._lightning.stock_step import LightningStep
 from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
 from fedlightning.engine.evaluation import ClientEvaluator
 from fedlightning.engine.executor import CohortTraining
-from fedlightning.engine.grouped.training import GroupedFit
+from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalFit
+from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.method_training import MethodFit
-from fedlightning.engine.resident import Resident
+from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.snapshot import ResumableLoop
-from fedlightning.engine.server_training import ServerFit
-from fedlightning.engine.steps import ShortStep, Step, needs_stock_step, through_transfer
+from fedlightning.engine.server_training import ServerTraining
+from fedlightning.engine.steps import DirectStep, Step, needs_lightning_step, through_transfer
 from fedlightning.engine.workers.cohort_exchange import Trained
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
-from fedlightning.federation.failures import Outcome
+from fedlightning.federation.failures import Attempt
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import names_its_head
@@ -40,10 +40,10 @@ from fedlightning.models.base import names_its_head
 __all__ = ["FederatedLoop"]
 
 
-class Visitor(Protocol):
+class ModuleBorrower(Protocol):
     """Whoever has the resident module for something else than a round."""
 
-    def at_rest(self) -> AbstractContextManager[None]:
+    def showing_global(self) -> AbstractContextManager[None]:
         """Show the global model inside the ``with`` block."""
 
 
@@ -67,8 +67,8 @@ class FederatedLoop(ResumableLoop):
         super().__init__(trainer, federation, min_epochs=min_epochs, max_epochs=max_epochs)
         self.evaluator = ClientEvaluator(trainer, federation.seed)
         self.trainable: dict[str, bool] = {}
-        self.visitor: Visitor | None = None
-        self._resident: Resident | None = None
+        self.borrower: ModuleBorrower | None = None
+        self._resident: ResidentModule | None = None
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class FederatedLoop(ResumableLoop):
         }
         self._roles = self._find_roles()
         self.freeze()
-        self.lay_out()
+        self.set_memory_format()
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
             if self.federation.aggregator is not None:
@@ -145,14 +145,16 @@ class FederatedLoop(ResumableLoop):
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
-        self._resident, log = Resident(self.module, fresh), LocalLog(self.module)
+        self._resident, log = ResidentModule(self.module, fresh), LocalLog(self.module)
         self.server = self._start_server()
         fit = self._choose_fit(self._resident, log)
         settings = self.federation.algorithm.server_data
-        self._server_fit = ServerFit(self, self._resident, settings) if settings else None
+        self._server_fit = ServerTraining(self, self._resident, settings) if settings else None
         self._training = CohortTraining(self, self._resident, fit, log)
 
-    def _choose_fit(self, resident: Resident, log: LocalLog) -> LocalFit | GroupedFit | MethodFit:
+    def _choose_fit(
+        self, resident: ResidentModule, log: LocalLog
+    ) -> LocalTraining | GroupedTraining | MethodFit:
         """Return what trains clients, one by one or several at once."""
         trainer, module, data = self.trainer, self.module, self.data
         algorithm, size = self.federation.algorithm, self.federation.clients_per_kernel
@@ -164,23 +166,23 @@ class FederatedLoop(ResumableLoop):
         if algorithm.local:
             return MethodFit(self, resident, log)
         if size == 1:
-            return LocalFit(trainer, module, data, self.choose_step(), log)
-        return GroupedFit(
+            return LocalTraining(trainer, module, data, self.make_step(), log)
+        return GroupedTraining(
             trainer, module, data, log, size,
             start=lambda client: resident.start(self.kept_part(client)),
         )  # fmt: skip
 
-    def choose_step(self, adjust: Callable[[], None] | None = None) -> Step:
+    def make_step(self, adjust: Callable[[], None] | None = None) -> Step:
         """Return the shortest training step that honours everything that wants to take part.
 
         Args:
             adjust: Changes gradients before they are clipped and the optimizer steps.
         """
-        stock = needs_stock_step(self.trainer, self.module) is not None
+        stock = needs_lightning_step(self.trainer, self.module) is not None
         step: Step = (
-            StockStep(self.trainer, adjust)
+            LightningStep(self.trainer, adjust)
             if stock
-            else ShortStep(self.trainer, self.module, adjust)
+            else DirectStep(self.trainer, self.module, adjust)
         )
         return through_transfer(self.trainer, self.module, step)
 
@@ -195,7 +197,7 @@ class FederatedLoop(ResumableLoop):
         """
         resident, training = self._begun()
         resident.begin_round()
-        outcomes: list[Outcome[Trained]] = []
+        outcomes: list[Attempt[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
         merged = self.server.merge(updates, resident.received, self.roles.shared)
         if self._server_fit is not None:
@@ -214,13 +216,13 @@ class FederatedLoop(ResumableLoop):
     # -- checkpoints ---------------------------------------------------------------------------
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def showing_global(self) -> Iterator[None]:
         """Show the global model and clean optimizers, even in the middle of a client's turn."""
-        holder = self.visitor or self._resident
-        with holder.at_rest() if holder is not None else nullcontext():
+        holder = self.borrower or self._resident
+        with holder.showing_global() if holder is not None else nullcontext():
             yield
 
-    def _begun(self) -> tuple[Resident, CohortTraining]:
+    def _begun(self) -> tuple[ResidentModule, CohortTraining]:
         assert self._resident is not None, "begin() comes first"
         return self._resident, self._training
 
@@ -231,6 +233,6 @@ class FederatedLoop(ResumableLoop):
         for key, parameter in module.named_parameters() if module is not None else ():
             parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
         if self._resident is not None:
-            self._resident.end_turn()  # of a client whose update could not be merged
+            self._resident.reset_client()  # of a client whose update could not be merged
             self._server_state = self.server.state_dict()  # another fit goes on, as clients do
         self._resident = None

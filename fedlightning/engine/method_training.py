@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.context import Turn
+from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into
 from fedlightning.datamodules.examples import has_classes
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalFit, LocalResult
-from fedlightning.engine.resident import Resident
-from fedlightning.engine.steps import ShortStep, Step, needs_stock_step, through_transfer
+from fedlightning.engine.local_training import LocalResult, LocalTraining
+from fedlightning.engine.resident import ResidentModule
+from fedlightning.engine.steps import DirectStep, Step, needs_lightning_step, through_transfer
 from fedlightning.errors import ConfigError
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
 
@@ -26,7 +26,7 @@ __all__ = ["MethodFit"]
 
 
 class MethodFit:
-    """Local epochs in which an algorithm's local methods take part; else as :class:`LocalFit`.
+    """Local epochs in which an algorithm's local methods take part; else as :class:`LocalTraining`.
 
     Args:
         loop: The loop whose clients these are.
@@ -37,27 +37,27 @@ class MethodFit:
         ConfigError: If a method says how to train on a batch, and so does something else.
     """
 
-    def __init__(self, loop: FederatedLoop, resident: Resident, log: LocalLog) -> None:
+    def __init__(self, loop: FederatedLoop, resident: ResidentModule, log: LocalLog) -> None:
         algorithm = loop.federation.algorithm
         self._loop = loop
         self._resident = resident
         self._log = log
         self._methods = sorted(algorithm.local, key=lambda method: not method.first)
         self._adjusting = [method for method in self._methods if method.adjusts]
-        self._turn: Turn | None = None
+        self._turn: ClientContext | None = None
         self._adjust_apart: Callable[[], None] = lambda: None
-        self._short: ShortStep | None = None
-        step = self._own_step() or loop.choose_step(self._adjust if self._adjusting else None)
-        self._fit = LocalFit(loop.trainer, loop.module, loop.data, step, log)
-        self._apart: LocalFit | None = None
+        self._short: DirectStep | None = None
+        step = self._own_step() or loop.make_step(self._adjust if self._adjusting else None)
+        self._fit = LocalTraining(loop.trainer, loop.module, loop.data, step, log)
+        self._apart: LocalTraining | None = None
         self._after_step: Callable[[int], None] | None = None
 
-    def start(self, client: int, kept: Mapping[str, Tensor]) -> Turn:
+    def start(self, client: int, kept: Mapping[str, Tensor]) -> ClientContext:
         """Begin a client's turn; the module holds what the client starts from."""
         loop, resident = self._loop, self._resident
         if self._short is not None:
             self._refuse_accumulation()  # which a callback may have begun since the last round
-        self._turn = Turn(
+        self._turn = ClientContext(
             client=client,
             round=loop.round,
             local_epochs=loop.federation.local_epochs,
@@ -79,7 +79,7 @@ class MethodFit:
     def run(
         self, client: int, key: Key, epochs: int, after_step: Callable[[int], None] | None = None
     ) -> LocalResult:
-        """Train on a client's data; see :meth:`LocalFit.run`."""
+        """Train on a client's data; see :meth:`LocalTraining.run`."""
         turn, self._after_step = self._turn, after_step
         assert turn is not None
         for method in self._methods:
@@ -99,7 +99,7 @@ class MethodFit:
 
     def _settle(self, steps: int) -> None:
         """Have in the module's own tensors what the client may have put in their places."""
-        left = self._resident.as_the_client_left_it()
+        left = self._resident.actual_state()
         if left is not self._resident.view():
             check_tensors(left, self._resident.view(), steps)
             self._resident.settle()
@@ -113,7 +113,7 @@ class MethodFit:
             method.adjust(self._now)
 
     @property
-    def _now(self) -> Turn:
+    def _now(self) -> ClientContext:
         assert self._turn is not None
         return self._turn
 
@@ -123,10 +123,10 @@ class MethodFit:
         if stepping is None:
             return None
         loop = self._loop
-        if (reason := needs_stock_step(loop.trainer, loop.module)) is not None:
+        if (reason := needs_lightning_step(loop.trainer, loop.module)) is not None:
             self._refuse(reason)
         self._refuse_accumulation()
-        self._short = ShortStep(
+        self._short = DirectStep(
             loop.trainer, loop.module, self._adjust if self._adjusting else None
         )
 
@@ -147,24 +147,28 @@ class MethodFit:
         )
 
     def _train_apart(
-        self, turn: Turn, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int
+        self,
+        turn: ClientContext,
+        start: Mapping[str, Tensor],
+        adjust: Callable[[], None],
+        epochs: int,
     ) -> State:
         loop, resident = self._loop, self._resident
         if self._apart is None:
-            step = loop.choose_step(lambda: self._adjust_apart())
-            self._apart = LocalFit(loop.trainer, loop.module, loop.data, step, self._log)
+            step = loop.make_step(lambda: self._adjust_apart())
+            self._apart = LocalTraining(loop.trainer, loop.module, loop.data, step, self._log)
         self._adjust_apart = adjust
         begun = {key: turn.live[key].clone() for key in loop.roles.kept}
         copy_into(turn.live, start)
         key = Key(loop.seed, "apart", round=turn.round, client=turn.client)
         with self._log.muted():
             result = self._apart.run(turn.client, key, epochs, self._after_step)
-        check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
+        check_tensors(resident.actual_state(), resident.view(), result.steps)
         resident.settle()
         trained = turn.trained_state()
         self._log.discard()
-        resident.end_turn()
-        resident.take_turn(begun)
+        resident.reset_client()
+        resident.load_client(begun)
         loop.freeze()
         return trained
 

@@ -14,7 +14,7 @@ from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import freeze, resolve_parts
-from fedlightning.storage.client_store import PersonalStates
+from fedlightning.storage.client_store import ClientStore
 
 __all__ = ["LoopWithModel"]
 
@@ -30,7 +30,7 @@ class LoopWithModel(RoundLoop):
     """
 
     def __init__(
-        self, trainer: pl.Trainer, federation: Federation, personal: PersonalStates, **limits: Any
+        self, trainer: pl.Trainer, federation: Federation, personal: ClientStore, **limits: Any
     ) -> None:
         super().__init__(trainer, **limits)
         self.federation = federation
@@ -94,7 +94,7 @@ class LoopWithModel(RoundLoop):
         if algorithm.train != "full":
             freeze(self.module, self.parts, "head" if algorithm.train == "body" else "body")
 
-    def lay_out(self) -> None:
+    def set_memory_format(self) -> None:
         """Lay the weights out as they are trained: a convolution's output takes its layout."""
         if self._wants_channels_last():
             self.module.to(memory_format=torch.channels_last)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.state import State, copy_into, live_state
 
-__all__ = ["Anchors", "Resident"]
+__all__ = ["ResidentModule", "TensorBindings"]
 
 
-class Resident:
+class ResidentModule:
     """The module in which every client trains: copied into in place, never cloned per client.
 
     Between two clients it is the global model, so callbacks and checkpoints see that.
@@ -29,7 +29,7 @@ class Resident:
         self._module = module
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[tuple[nn.Parameter, bool]] = []
-        self._anchors = Anchors(module)
+        self._anchors = TensorBindings(module)
         self._state = live_state(module)
         self._global = {key: value.clone() for key, value in self._state.items()}
         # non-persistent buffers are no part of a state: each client finds them as they are now
@@ -53,7 +53,7 @@ class Resident:
         """Return the state from which a client with these kept values starts."""
         return {**self._global, **kept}
 
-    def take_turn(self, kept: Mapping[str, Tensor]) -> None:
+    def load_client(self, kept: Mapping[str, Tensor]) -> None:
         """A client starts: from the global model and what it has kept."""
         self._at_work = True
         copy_into(self._state, kept)
@@ -62,7 +62,7 @@ class Resident:
         """Return the present values of some keys, or of all; they change with the module."""
         return self._state if keys is None else {key: self._state[key] for key in keys}
 
-    def as_the_client_left_it(self) -> State:
+    def actual_state(self) -> State:
         """Return the state as the module has it now, with other tensors, keys or shapes if need be.
 
         A client may have put tensors of its own in the places of the module's.
@@ -83,7 +83,7 @@ class Resident:
         """Return a copy of the present values of some keys."""
         return {key: self._state[key].clone() for key in keys}
 
-    def end_turn(self) -> None:
+    def reset_client(self) -> None:
         """A client is done: the module is the global model again, its optimizers are fresh."""
         if not self._at_work:
             return
@@ -104,7 +104,7 @@ class Resident:
         copy_into(self._state, merged)
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def showing_global(self) -> Iterator[None]:
         """Show the global model and fresh optimizers, even in the middle of a client's turn."""
         if not self._at_work:
             yield
@@ -122,7 +122,7 @@ class Resident:
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
-class Anchors:
+class TensorBindings:
     """Remembers which parameters, buffers and children a module has, and puts them back.
 
     Optimizers and views of the state hold on to the tensors of the start; a client that assigns
@@ -134,7 +134,7 @@ class Anchors:
 
     Example:
         >>> net = nn.Linear(2, 1)
-        >>> anchors, weight = Anchors(net), net.weight
+        >>> anchors, weight = TensorBindings(net), net.weight
         >>> net.weight = nn.Parameter(net.weight.detach() + 1)
         >>> anchors.moved()
         True

@@ -49,7 +49,7 @@ class RunKeepingTrainer(pl.Trainer):
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save the global model and the run's state; amid a round, those of its start."""
-        with self.federated_loop.at_rest():
+        with self.federated_loop.showing_global():
             super().save_checkpoint(*args, **kwargs)
         self._clear_personal(Path(args[0] if args else kwargs["filepath"]))
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms.server_step import ServerTraining
+from fedlightning.algorithms.server_step import ServerTrainingConfig
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.datamodules import Batch, FederatedDataModule, Split
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalFit
-from fedlightning.engine.resident import Resident
+from fedlightning.engine.local_training import LocalTraining
+from fedlightning.engine.resident import ResidentModule
 from fedlightning.errors import ConfigError, FederationError, FedLightningError
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
 from fedlightning.models.base import freeze
@@ -23,12 +23,12 @@ from fedlightning.models.base import freeze
 if TYPE_CHECKING:
     from fedlightning.engine.loop import FederatedLoop
 
-__all__ = ["ServerFit"]
+__all__ = ["ServerTraining"]
 
 _NOBODY = 0  # the server's streams have a purpose of their own, so this is no client's
 
 
-class ServerFit:
+class ServerTraining:
     """Trains the merged model in the resident module.
 
     Args:
@@ -37,13 +37,15 @@ class ServerFit:
         settings: How the server trains.
     """
 
-    def __init__(self, loop: FederatedLoop, resident: Resident, settings: ServerTraining) -> None:
+    def __init__(
+        self, loop: FederatedLoop, resident: ResidentModule, settings: ServerTrainingConfig
+    ) -> None:
         self._loop = loop
         self._resident = resident
         self._settings = settings
         self._log = LocalLog(loop.module)
         share = _Share(loop.data, settings.fraction, loop.seed)
-        self._fit = LocalFit(loop.trainer, loop.module, share, loop.choose_step(), self._log)
+        self._fit = LocalTraining(loop.trainer, loop.module, share, loop.make_step(), self._log)
 
     def run(self, merged: Mapping[str, Tensor]) -> State:
         """Return what training makes of the merged values.
@@ -52,7 +54,7 @@ class ServerFit:
             FederationError: If something in it is not finite.
         """
         loop, resident = self._loop, self._resident
-        resident.take_turn(merged)
+        resident.load_client(merged)
         try:
             for name, parameter in loop.module.named_parameters():
                 parameter.requires_grad_(loop.trainable[name])
@@ -61,7 +63,7 @@ class ServerFit:
             key = Key(loop.seed, "server", round=loop.round)
             with self._log.muted():
                 result = self._fit.run(_NOBODY, key, self._settings.epochs)
-            check_tensors(resident.as_the_client_left_it(), resident.view(), result.steps)
+            check_tensors(resident.actual_state(), resident.view(), result.steps)
             resident.settle()
             return resident.copy(tuple(merged))
         except FedLightningError:
@@ -73,7 +75,7 @@ class ServerFit:
             ) from error
         finally:
             self._log.discard()
-            resident.end_turn()
+            resident.reset_client()
 
 
 class _Share:
@@ -103,7 +105,7 @@ class _Share:
         rows = self._rows[data.epoch_order(key, len(self._rows))]
         return (
             data.transform_batch(batch, True)
-            for batch in data.divided.train.batches(
+            for batch in data.pooled.train.batches(
                 rows, data.batch_size, drop_last=data.drop_last, device=device, key=key
             )
         )

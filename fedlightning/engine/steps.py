@@ -18,9 +18,9 @@ from fedlightning.datamodules import Batch
 from fedlightning.engine._lightning.stock_step import transfer_batch
 
 __all__ = [
-    "ShortStep",
+    "DirectStep",
     "Step",
-    "needs_stock_step",
+    "needs_lightning_step",
     "overrides",
     "through_transfer",
     "transfers_batches",
@@ -54,7 +54,7 @@ class Step(Protocol):
         """Train on one batch."""
 
 
-class ShortStep:
+class DirectStep:
     """A training step with nothing between the module and the optimizer.
 
     Valid where no hook, callback or precision plugin wants to stand in between; gives the same bits
@@ -128,7 +128,7 @@ class ShortStep:
             )
 
 
-def needs_stock_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
+def needs_lightning_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
     """Return the reason for which local steps must take Lightning's own path, or ``None``."""
     if not module.automatic_optimization:
         return "manual optimization"

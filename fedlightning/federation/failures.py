@@ -20,9 +20,9 @@ from fedlightning.errors import (
 from fedlightning.federation.update_checks import BadUpdate, Cause, _some
 
 __all__ = [
+    "Attempt",
     "ClientFailed",
     "ClientFailure",
-    "Outcome",
     "Policy",
     "ServersOwn",
     "attempt",
@@ -81,7 +81,7 @@ class ClientFailed(FederationError):
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[T]):
+class Attempt(Generic[T]):
     """What became of one client.
 
     Args:
@@ -109,7 +109,7 @@ def attempt(
     retries: int,
     train: Callable[[int], T],
     start_over: Callable[[], None],
-) -> Outcome[T]:
+) -> Attempt[T]:
     """Train a client; try again, from the same start, while it fails and tries are left.
 
     Mistakes in the settings and trouble of the machine's are no client's failures: they end the
@@ -126,7 +126,7 @@ def attempt(
     failures: list[ClientFailure] = []
     for left in range(retries, -1, -1):
         try:
-            return Outcome(client, train(client), tuple(failures))
+            return Attempt(client, train(client), tuple(failures))
         except _NOT_THE_CLIENTS:
             raise
         except ServersOwn as own:
@@ -138,7 +138,7 @@ def attempt(
                 ClientFailure(client, round_index, cause, _describe(error, client), left > 0)
             )
             last = error
-    return Outcome(client, None, tuple(failures), last)
+    return Attempt(client, None, tuple(failures), last)
 
 
 class ServersOwn(Exception):
@@ -154,7 +154,7 @@ class ServersOwn(Exception):
 
 
 def require_enough(
-    round_index: int, cohort: Sequence[int], outcomes: Iterable[Outcome[Any]], least: int
+    round_index: int, cohort: Sequence[int], outcomes: Iterable[Attempt[Any]], least: int
 ) -> None:
     """End the run if too few clients of a cohort have succeeded.
 
@@ -184,12 +184,12 @@ def require_enough(
     )
 
 
-def count_clients(outcomes: Sequence[Outcome[Any]]) -> dict[str, float]:
+def count_clients(outcomes: Sequence[Attempt[Any]]) -> dict[str, float]:
     """Return how many clients of a cohort were selected, succeeded, tried again, and failed why.
 
     Example:
         >>> failure = ClientFailure(2, 0, "timeout", "too late")
-        >>> counts = count_clients([Outcome(1, "its training"), Outcome(2, None, (failure,))])
+        >>> counts = count_clients([Attempt(1, "its training"), Attempt(2, None, (failure,))])
         >>> {name: value for name, value in counts.items() if value}
         {'clients/selected': 2.0, 'clients/succeeded': 1.0, 'clients/failed_timeout': 1.0}
     """

@@ -17,7 +17,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules import Split
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalFit
+from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import freeze
@@ -28,9 +28,9 @@ from fedlightning.personalization.head_only.features import (
     nearest_mean_accuracy,
     read_features,
 )
-from fedlightning.personalization.head_only.finetuning import HeadAlone, nearest_mean_of
+from fedlightning.personalization.head_only.finetuning import HeadOnlyFineTuner, nearest_mean_of
 from fedlightning.personalization.results import PersonalResult
-from fedlightning.personalization.scoring import measure, undisturbed
+from fedlightning.personalization.scoring import measure, preserve_training_state
 from fedlightning.reporting import ClientRecord
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
@@ -57,10 +57,10 @@ class Personalizer:
         curve: Whether to measure after every epoch, too.
 
     Attributes:
-        why_not_alone: Why the body runs at every step; ``None`` if the head is trained alone.
+        fallback_reason: Why the body runs at every step; ``None`` if the head is trained alone.
     """
 
-    why_not_alone: str | None
+    fallback_reason: str | None
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Personalizer:
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
         with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
-            loop.lay_out()
+            loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
         with torch.inference_mode(False), torch.enable_grad():
@@ -124,13 +124,13 @@ class Personalizer:
                 strategy.lr_scheduler_configs = []
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
                 self._alone = self._head_alone()
-                loop.visitor = self
-                self._fit = LocalFit(
-                    loop.trainer, module, loop.data, loop.choose_step(), LocalLog(module)
+                loop.borrower = self
+                self._fit = LocalTraining(
+                    loop.trainer, module, loop.data, loop.make_step(), LocalLog(module)
                 )
                 yield self
             finally:
-                loop.visitor = None
+                loop.borrower = None
                 self._restore()
                 strategy.optimizers, strategy.lr_scheduler_configs = optimizers, schedulers
                 for parameter, flag in flags.items():
@@ -188,7 +188,7 @@ class Personalizer:
 
         def on_epoch(epochs: int) -> None:
             if self._curve and epochs:
-                with undisturbed(loop.module):
+                with preserve_training_state(loop.module):
                     scores.append(self._measure(client))
 
         if loop.data.num_examples(client):
@@ -204,7 +204,7 @@ class Personalizer:
         self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def showing_global(self) -> Iterator[None]:
         """Show the global model and its optimizers, in the middle of a client's fine-tuning."""
         module, strategy = self._loop.module, self._loop.trainer.strategy
         local = {key: value.clone() for key, value in live_state(module).items()}
@@ -263,17 +263,17 @@ class Personalizer:
 
     # -- the head alone ----------------------------------------------------------------------
 
-    def _head_alone(self) -> HeadAlone | None:
+    def _head_alone(self) -> HeadOnlyFineTuner | None:
         """Return what does without the body at every step, where that is the same."""
-        reason = self._why_not_alone()
+        reason = self._fallback_reason()
         if reason is not None:
-            self._take_the_long_way(reason)
+            self._fall_back(reason)
             return None
-        self.why_not_alone = None
+        self.fallback_reason = None
         assert isinstance(self._head, nn.Linear)
-        return HeadAlone(self._loop, self._head, self._epochs, self._nearest, self._curve)
+        return HeadOnlyFineTuner(self._loop, self._head, self._epochs, self._nearest, self._curve)
 
-    def _why_not_alone(self) -> str | None:
+    def _fallback_reason(self) -> str | None:
         loop = self._loop
         if self._part != "head":
             return f"part is {self._part!r}"
@@ -282,13 +282,13 @@ class Personalizer:
         known = obstacle(loop.trainer, loop.module, self._head, loop.data)
         return known if known or self._features_once else doubt(loop.module)
 
-    def _take_the_long_way(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> None:
         if self._features_once:
             raise ConfigError(
                 f"features_once=True cannot be: {reason}. Leave it out: then the body runs at "
                 "every step where it has to."
             )
-        self.why_not_alone = reason
+        self.fallback_reason = reason
         self._alone = None
 
     def _tune_alone(self, client: int) -> Tuned | None:
@@ -298,7 +298,7 @@ class Personalizer:
         try:
             return self._alone.run(client)
         except NoFeatures as error:
-            self._take_the_long_way(str(error))
+            self._fall_back(str(error))
             return None
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 from torch import nn
 
-from fedlightning.core.metrics import VAL, short_name
+from fedlightning.core.metrics import VAL, canonical_name
 from fedlightning.datamodules import ClientTask, FederatedDataModule
 
-__all__ = ["measure", "undisturbed"]
+__all__ = ["measure", "preserve_training_state"]
 
 
 def measure(
@@ -30,15 +30,15 @@ def measure(
         Scores by short name, those on validation data with ``val_`` before it.
     """
     test = ClientTask(client, "test", data.num_examples(client, "test"))
-    scores = {short_name(name): value for name, value in evaluate(test).items()}
+    scores = {canonical_name(name): value for name, value in evaluate(test).items()}
     if number := data.num_examples(client, "val"):
         held_out = evaluate(ClientTask(client, "val", number))
-        scores |= {VAL + short_name(name): value for name, value in held_out.items()}
+        scores |= {VAL + canonical_name(name): value for name, value in held_out.items()}
     return scores
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def preserve_training_state(module: nn.Module) -> Iterator[None]:
     """Put a module that trains into eval mode inside the block; its training goes on as if not.
 
     What an evaluation draws comes from a forked stream. But that fork drops the normal number that

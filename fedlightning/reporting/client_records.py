@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from fedlightning.errors import DataError
-from fedlightning.storage.files import teaching_os_errors, write_atomically
+from fedlightning.storage.files import os_errors_as_failures, write_atomically
 
 __all__ = ["ClientRecord", "read_clients_csv", "write_clients_csv"]
 
@@ -93,7 +93,7 @@ def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
         EnvironmentFailure: The file cannot be read.
         DataError: The header is another one, or a row does not fit it; the error names the line.
     """
-    with teaching_os_errors("read", path):
+    with os_errors_as_failures("read", path):
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     rows = csv.reader(text.splitlines())
     header = next(rows, [])

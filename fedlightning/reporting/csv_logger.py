@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedlightning.errors import ConfigError
 from fedlightning.reporting.round_table import RoundTable
-from fedlightning.storage.files import teaching_os_errors
+from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.storage.run_folders import claim_version, next_version
 
 __all__ = ["RoundCSVLogger"]
@@ -103,7 +103,7 @@ class RoundCSVLogger(CSVLogger):
     def experiment(self) -> RoundTable:
         """The table behind ``metrics.csv``; its folder exists from here on."""
         if self._table is None:
-            with teaching_os_errors("create", self.log_dir):
+            with os_errors_as_failures("create", self.log_dir):
                 os.makedirs(self.log_dir, exist_ok=True)
             self._table = RoundTable(Path(self.log_dir, "metrics.csv"))
         return self._table

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.storage.files import teaching_os_errors, write_atomically
+from fedlightning.storage.files import os_errors_as_failures, write_atomically
 
 __all__ = ["RoundTable"]
 
@@ -125,7 +125,7 @@ class RoundTable:
         start = layout.starts[first] if first < len(layout.starts) else layout.size
         lines = [self._line(round_) for round_ in self._rounds[first:]]
         end = b"".join(lines)
-        with teaching_os_errors("write", self.path), self.path.open("r+b", buffering=0) as file:
+        with os_errors_as_failures("write", self.path), self.path.open("r+b", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size != layout.size or start + len(end) < size:
                 return False
@@ -149,7 +149,7 @@ class RoundTable:
         return _encode([str(round_), *(row.get(name, "") for name in self._columns)])
 
     def _load(self) -> None:
-        with teaching_os_errors("read", self.path):
+        with os_errors_as_failures("read", self.path):
             text = self.path.read_bytes().decode("utf-8", errors="replace")
         lines = text.split("\n")[:-1]
         header = next(csv.reader(lines), ["round"])

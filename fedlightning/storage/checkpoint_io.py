@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from fedlightning._version import __version__
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.storage.checkpoint_reader import FORMAT, is_good, read_checkpoint, rounds_in
-from fedlightning.storage.digest import seal
+from fedlightning.storage.digest import append_digest
 from fedlightning.storage.files import reason, sync_folder, temporary_beside
 from fedlightning.storage.run_layout import LAST, PREVIOUS
 
@@ -76,7 +76,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._try_to_load(buffer, target)
         archive = bytearray(buffer.getbuffer())
         del buffer
-        seal(archive)
+        append_digest(archive)
         try:
             self._replace(target, archive, _round_or_none(checkpoint))
         except OSError as error:

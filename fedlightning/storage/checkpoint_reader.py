@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedlightning.core.state import first_non_finite
 from fedlightning.errors import CheckpointError, EnvironmentFailure
-from fedlightning.storage.digest import Damaged, is_sealed
+from fedlightning.storage.digest import CorruptFile, verify_digest
 
 __all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
 
@@ -45,7 +45,7 @@ def read_checkpoint(
         raise CheckpointError(f"{name} is a folder, not a checkpoint file.")
     try:
         with Path(path).open("rb") as file:
-            sealed = is_sealed(file)
+            sealed = verify_digest(file)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(
@@ -53,7 +53,7 @@ def read_checkpoint(
         ) from None
     except OSError as error:
         raise EnvironmentFailure(f"cannot read {name}: {error.strerror or error}") from error
-    except Damaged as damage:
+    except CorruptFile as damage:
         what = "is empty" if "empty" in str(damage) else "is corrupt, or no checkpoint at all"
         raise CheckpointError(f"{name} {what}: {damage}.{_hint(Path(path))}") from None
     except Exception as error:  # whatever unpickling makes of somebody else's archive
@@ -73,8 +73,8 @@ def is_good(path: Path) -> bool:
     """Whether a file is there and as it was written; cheaper than reading it."""
     try:
         with path.open("rb") as file:
-            return is_sealed(file)
-    except (OSError, Damaged):
+            return verify_digest(file)
+    except (OSError, CorruptFile):
         return False
 
 

@@ -23,7 +23,7 @@ import torch
 
 from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
-from fedlightning.storage.files import sync_folder, teaching_os_errors, write_atomically
+from fedlightning.storage.files import os_errors_as_failures, sync_folder, write_atomically
 
 __all__ = ["adopt", "read_state", "write_states"]
 
@@ -84,7 +84,7 @@ def adopt(path: Path, folder: Path) -> Path:
         Its path there; the one it has if it cannot be read, which whoever needs it will say.
     """
     target = folder / path.name
-    with teaching_os_errors("write", target):
+    with os_errors_as_failures("write", target):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)

@@ -13,10 +13,10 @@ from fedlightning.errors import CheckpointError
 from fedlightning.storage.client_files import adopt, read_state, write_states
 from fedlightning.storage.files import sync_folder
 
-__all__ = ["PersonalStates"]
+__all__ = ["ClientStore"]
 
 
-class PersonalStates:
+class ClientStore:
     """Personal states, in memory as long as they fit; only clients that were chosen have one.
 
     Once they take more than ``max_bytes``, all of them go to files (see
@@ -31,7 +31,7 @@ class PersonalStates:
         max_bytes: How much may be in memory.
 
     Example:
-        >>> states = PersonalStates()
+        >>> states = ClientStore()
         >>> states.update({3: {"head.weight": torch.ones(2)}})
         >>> states.get(3)["head.weight"], states.get(4) is None, len(states)
         (tensor([1., 1.]), True, 1)

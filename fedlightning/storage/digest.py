@@ -13,7 +13,7 @@ import struct
 import zipfile
 from typing import BinaryIO
 
-__all__ = ["Damaged", "is_sealed", "seal"]
+__all__ = ["CorruptFile", "append_digest", "verify_digest"]
 
 _MARK = b"fedlightning sha256 "
 _SEAL_SIZE = len(_MARK) + 64
@@ -22,11 +22,11 @@ _END_SIZE = 22  # of an archive's last record without its comment
 _CHUNK = 1 << 20
 
 
-class Damaged(Exception):
+class CorruptFile(Exception):
     """A file is not what was written; the text says how one can tell."""
 
 
-def seal(archive: bytearray) -> None:
+def append_digest(archive: bytearray) -> None:
     """Append the SHA-256 of a zip archive to it, as its comment.
 
     Args:
@@ -37,20 +37,20 @@ def seal(archive: bytearray) -> None:
         >>> with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
         ...     file.writestr("a.txt", "hello")
         >>> archive = bytearray(buffer.getvalue())
-        >>> seal(archive)
-        >>> is_sealed(io.BytesIO(archive)), zipfile.ZipFile(io.BytesIO(archive)).read("a.txt")
+        >>> append_digest(archive)
+        >>> verify_digest(io.BytesIO(archive)), zipfile.ZipFile(io.BytesIO(archive)).read("a.txt")
         (True, b'hello')
         >>> archive[40] ^= 1
-        >>> is_sealed(io.BytesIO(archive))
+        >>> verify_digest(io.BytesIO(archive))
         Traceback (most recent call last):
-        fedlightning.storage.digest.Damaged: its bytes are not those that were written
+        fedlightning.storage.digest.CorruptFile: its bytes are not those that were written
     """
     assert archive[-_END_SIZE:].startswith(_END), "an archive without a comment"
     archive[-2:] = struct.pack("<H", _SEAL_SIZE)
     archive += _MARK + hashlib.sha256(archive).hexdigest().encode()
 
 
-def is_sealed(file: BinaryIO) -> bool:
+def verify_digest(file: BinaryIO) -> bool:
     """Compare a file with its seal; nothing in it is interpreted before.
 
     Args:
@@ -60,25 +60,25 @@ def is_sealed(file: BinaryIO) -> bool:
         True for a file as it was written, false for a sound archive that nobody has sealed.
 
     Raises:
-        Damaged: If it is neither.
+        CorruptFile: If it is neither.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
-        raise Damaged("it is empty: its writing was cut short")
+        raise CorruptFile("it is empty: its writing was cut short")
     file.seek(max(size - _SEAL_SIZE, 0))
     tail = file.read()
     file.seek(0)
     if tail.startswith(_MARK):
         if _digest(file, size - _SEAL_SIZE) != tail[len(_MARK) :]:
-            raise Damaged("its bytes are not those that were written")
+            raise CorruptFile("its bytes are not those that were written")
         file.seek(0)
         return True
     begin = file.read(len(_BEGIN))
     file.seek(0)
     if begin != _BEGIN:
-        raise Damaged("it is no archive, or its ends are gone")
+        raise CorruptFile("it is no archive, or its ends are gone")
     if not (tail[-_END_SIZE:].startswith(_END) and tail.endswith(b"\0\0")):
-        raise Damaged("its end is missing")
+        raise CorruptFile("its end is missing")
     _check_records(file)
     file.seek(0)
     return False
@@ -98,6 +98,6 @@ def _check_records(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except Exception as error:  # zipfile raises many kinds on damaged tables
-        raise Damaged(f"its table of contents is damaged ({type(error).__name__})") from error
+        raise CorruptFile(f"its table of contents is damaged ({type(error).__name__})") from error
     if bad is not None:
-        raise Damaged(f"the checksum of {bad} is wrong")
+        raise CorruptFile(f"the checksum of {bad} is wrong")

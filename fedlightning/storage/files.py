@@ -13,10 +13,10 @@ from pathlib import Path
 from fedlightning.errors import EnvironmentFailure
 
 __all__ = [
+    "os_errors_as_failures",
     "reason",
     "remove_stale_files",
     "sync_folder",
-    "teaching_os_errors",
     "temporary_beside",
     "write_atomically",
 ]
@@ -47,7 +47,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         ['note.txt']
     """
     target = Path(path)
-    with teaching_os_errors("write", target):
+    with os_errors_as_failures("write", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
@@ -98,7 +98,7 @@ def remove_stale_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def teaching_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
+def os_errors_as_failures(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an ``OSError`` into a failure that names the file and the reason.
 
     Args:
@@ -109,7 +109,7 @@ def teaching_os_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None
         EnvironmentFailure: In place of the ``OSError``.
 
     Example:
-        >>> with teaching_os_errors("read", "runs/metrics.csv"):
+        >>> with os_errors_as_failures("read", "runs/metrics.csv"):
         ...     raise PermissionError(13, "Permission denied")
         Traceback (most recent call last):
         fedlightning.errors.EnvironmentFailure: cannot read runs/metrics.csv: Permission denied

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.storage.files import teaching_os_errors
+from fedlightning.storage.files import os_errors_as_failures
 
 __all__ = ["RunLock", "study_lock"]
 
@@ -146,7 +146,7 @@ def study_lock(folder: Path) -> Iterator[int | None]:
     except ImportError:  # Windows
         yield None
         return
-    with teaching_os_errors("write", folder / _NAME):
+    with os_errors_as_failures("write", folder / _NAME):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:

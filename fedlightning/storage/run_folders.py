@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from fedlightning.storage.files import teaching_os_errors
+from fedlightning.storage.files import os_errors_as_failures
 
 __all__ = ["claim_version", "next_version"]
 
@@ -27,7 +27,7 @@ def claim_version(root: str | os.PathLike[str]) -> int:
     number = next_version(root)
     while True:
         folder = os.path.join(root, f"version_{number}")
-        with teaching_os_errors("create", folder):
+        with os_errors_as_failures("create", folder):
             try:
                 os.makedirs(folder, exist_ok=False)
             except FileExistsError:

@@ -14,18 +14,18 @@ from fedlightning.cli.terminal import print_note, print_warning
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.locks import study_lock
-from fedlightning.studies.options import Words, read_words
+from fedlightning.studies.options import Options, read_words
 from fedlightning.studies.plan import PlannedRun, plan
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_state import (
     RunState,
+    archive,
     can_go_on,
     changes,
     rounds_done,
-    set_aside,
     state_of,
 )
-from fedlightning.studies.runner import Ended, run_all
+from fedlightning.studies.runner import RunOutcomes, run_all
 from fedlightning.studies.study import Study, read_study
 from fedlightning.studies.validation import check_runs
 
@@ -96,7 +96,7 @@ def compare(words: Sequence[str]) -> int:
     return 0
 
 
-def _study_file(given: Words) -> Path:
+def _study_file(given: Options) -> Path:
     config = given.values.get("config")
     files = [*([str(config)] if config is not None else []), *given.positional]
     if len(files) != 1:
@@ -131,7 +131,7 @@ def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> N
             "these again and moves the old ones to replaced/; or choose another output."
         )
     for run, _ in changed:
-        print_note(f"{run.name}: the old run is now in {set_aside(run, study.output)}")
+        print_note(f"{run.name}: the old run is now in {archive(run, study.output)}")
 
 
 def _run(
@@ -140,7 +140,7 @@ def _run(
     left: Sequence[PlannedRun],
     lock: int | None,
     strict: bool,
-) -> Ended:
+) -> RunOutcomes:
     rounds = [run.rounds for run in left]
     missing = sum(
         planned - rounds_done(run.folder)
@@ -207,7 +207,7 @@ def _say_interrupted(runs: Sequence[PlannedRun]) -> None:
     print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command goes on.")
 
 
-def _failures(ended: Ended, total: int) -> str:
+def _failures(ended: RunOutcomes, total: int) -> str:
     named = [f"{run.name}: {error}" for run, error in ended.failed[:_MOST_NAMED]]
     more = len(ended.failed) - len(named)
     return f"{len(ended.failed)} of {total} runs failed: {'; '.join(named)}" + (

@@ -9,15 +9,15 @@ from typing import Any
 from fedlightning.cli.config.strict_yaml import check_text
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["Words", "read_words"]
+__all__ = ["Options", "read_words"]
 
 
 @dataclass(frozen=True)
-class Words:
+class Options:
     """What a command line says.
 
     Args:
-        positional: Words that are no options.
+        positional: Options that are no options.
         flags: Options without a value.
         values: Options with one, as YAML reads it.
         settings: Dotted keys, the settings of a config.
@@ -31,7 +31,7 @@ class Words:
 
 def read_words(
     words: Sequence[str], command: str, flags: Sequence[str], values: Sequence[str]
-) -> Words:
+) -> Options:
     """Sort the words after a command.
 
     Args:
@@ -71,7 +71,7 @@ def read_words(
                 f"{command}: --{name} is no option of it.{did_you_mean(name, known)} "
                 f"Options: {', '.join(f'--{option}' for option in known)}."
             )
-    return Words(tuple(positional), frozenset(found_flags), found, settings)
+    return Options(tuple(positional), frozenset(found_flags), found, settings)
 
 
 def _value(text: str, name: str) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlightning.cli.config.overrides import lay_over, settings_in
+from fedlightning.cli.config.overrides import apply_overrides, settings_in
 from fedlightning.errors import ConfigError
 from fedlightning.studies.study import Study
 
@@ -95,7 +95,7 @@ def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Plann
         point = dict(zip(study.grid, names, strict=True))
         config: dict[str, Any] = dict(study.base)
         for axis, name in point.items():
-            config = lay_over(config, study.grid[axis][name])
+            config = apply_overrides(config, study.grid[axis][name])
         config = _laid(config, study.variants[variant], f"variants.{variant}")
         config = _laid(config, overrides or {}, "command line")
         config = {"seed_everything": seed, **config} | {"seed_everything": seed}
@@ -145,7 +145,7 @@ def slug(name: str) -> str:
 
 def _laid(config: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
-        return lay_over(config, settings)
+        return apply_overrides(config, settings)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -19,7 +19,7 @@ from fedlightning.studies.report.csv_tables import (
     write_summary,
     write_tests,
 )
-from fedlightning.studies.report.page import Findings, page
+from fedlightning.studies.report.page import ReportData, page
 from fedlightning.studies.results import Collection, collect
 from fedlightning.studies.statistics import Summary, best, summarise
 from fedlightning.studies.study import load_yaml
@@ -128,7 +128,7 @@ def write_report(
     write_tests(output / "tests.csv", tests)
     write_curves(output / "curves.csv", collection)
     write_clients(output / "clients.csv", collection)
-    findings = Findings(
+    findings = ReportData(
         title, collection, summaries, held_out, tests, baselines, metric, output, _FILES
     )
     write_atomically(output / "report.html", page(findings).encode())

@@ -26,7 +26,7 @@ Numbers = npt.NDArray[np.float64]
 
 _NOT_COMPARED = re.compile(
     r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
-    r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunWatch)\b"
+    r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
 _CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
 

@@ -13,12 +13,12 @@ from typing import Literal
 
 from fedlightning._version import __version__
 from fedlightning.errors import ConfigError, FedLightningError
-from fedlightning.storage.files import teaching_os_errors, write_atomically
+from fedlightning.storage.files import os_errors_as_failures, write_atomically
 from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
-__all__ = ["CONFIG", "LOG", "RECORD", "RunState", "begin", "read_state", "rounds_done", "set_aside"]
+__all__ = ["CONFIG", "LOG", "RECORD", "RunState", "archive", "begin", "read_state", "rounds_done"]
 
 RECORD = "study_run.json"
 CONFIG = "config.yaml"
@@ -99,7 +99,7 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
     Returns:
         The state, and the words of its command line.
     """
-    with teaching_os_errors("create", run.folder):
+    with os_errors_as_failures("create", run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
     resumes = can_go_on(run.folder)
     if not resumes:  # what was left before the first round
@@ -147,13 +147,13 @@ def rounds_done(folder: Path) -> int:
         return 0
 
 
-def set_aside(run: PlannedRun, output: Path) -> Path:
+def archive(run: PlannedRun, output: Path) -> Path:
     """Move a run's folder away, so that another one can take its place; return where it is."""
     if not run.folder.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"{run.folder} is not in the study's folder {output}.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     target = output / "replaced" / stamp / run.folder.relative_to(output / "runs")
-    with teaching_os_errors("move", run.folder):
+    with os_errors_as_failures("move", run.folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         run.folder.rename(target)
     return target

@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 from fedlightning.reporting.terminal import duration
-from fedlightning.storage.files import teaching_os_errors
+from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_reader import final_metrics
 from fedlightning.studies.run_state import LOG, RunState, begin, state_of
 
-__all__ = ["Ended", "run_all"]
+__all__ = ["RunOutcomes", "run_all"]
 
 _POLL = 0.2
 _GRACE = 120.0
@@ -32,7 +32,7 @@ _OF_ANOTHER_RUN = re.compile(r"PL_|RANK$|LOCAL_RANK$|NODE_RANK$|WORLD_SIZE$|FEDL
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunOutcomes:
     """What came of the runs.
 
     Args:
@@ -60,7 +60,7 @@ def run_all(
     progress: Progress,
     lock: int | None = None,
     options: Sequence[str] = (),
-) -> Ended:
+) -> RunOutcomes:
     """Run them, at most ``workers`` at a time; one that fails does not stop the others.
 
     On SIGINT or SIGTERM no further run starts, and those at work are told to stop: they leave a
@@ -71,7 +71,7 @@ def run_all(
         workers: Processes at the same time.
         progress: Shows how it goes.
         lock: A file descriptor that they inherit.
-        options: Words put at the end of each command line.
+        options: Options put at the end of each command line.
     """
     waiting, at_work = list(runs), list[_Child]()
     failed: list[tuple[PlannedRun, str]] = []
@@ -101,13 +101,13 @@ def run_all(
             if at_work:
                 _wait(at_work)
     progress.close()
-    return Ended(tuple(failed), received[0] if received else 0)
+    return RunOutcomes(tuple(failed), received[0] if received else 0)
 
 
 def _start(run: PlannedRun, lock: int | None, options: Sequence[str]) -> _Child:
     state, words = begin(run, state_of(run))
     path = run.folder / LOG
-    with teaching_os_errors("write", path), path.open("ab") as log:
+    with os_errors_as_failures("write", path), path.open("ab") as log:
         at = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "fedlightning", *words, *options],

@@ -11,7 +11,7 @@ from typing import Any
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.config.strict_yaml import check_config
 from fedlightning.errors import ConfigError, did_you_mean
-from fedlightning.storage.files import teaching_os_errors
+from fedlightning.storage.files import os_errors_as_failures
 
 __all__ = ["Study", "load_yaml", "read_study"]
 
@@ -59,7 +59,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     from jsonargparse import get_loader
 
-    with teaching_os_errors("read", path):
+    with os_errors_as_failures("read", path):
         content = path.read_bytes()
     try:
         text = content.decode("utf-8")
@@ -119,7 +119,7 @@ def _output(given: Any, path: Path) -> Path:
 
 
 def _base(given: Any, common: Settings, folder: Path) -> Settings:
-    from fedlightning.cli.config.overrides import lay_over
+    from fedlightning.cli.config.overrides import apply_overrides
 
     if isinstance(given, str):
         beside = folder / given
@@ -128,7 +128,7 @@ def _base(given: Any, common: Settings, folder: Path) -> Settings:
         raise ConfigError(f"base must be a recipe, a path or a mapping, got {given!r}.")
     if "seed_everything" in common:
         raise ConfigError("settings.seed_everything: the seeds of a study stand under seeds.")
-    return lay_over(given, common)
+    return apply_overrides(given, common)
 
 
 def _variants(given: Any) -> dict[str, Settings]:

@@ -105,5 +105,5 @@ def everything(built: Any) -> dict[str, Tensor]:
 
 @cache
 def whole(name: str) -> Any:
-    """Return the trainer of an algorithm's undisturbed run."""
+    """Return the trainer of an algorithm's preserve_training_state run."""
     return run(name)

@@ -8,7 +8,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.cli.exit_codes import Failure, diagnose
-from fedlightning.cli.run_watch import RunWatch
+from fedlightning.cli.run_watch import RunMonitor
 from fedlightning.errors import (
     CheckpointError,
     ConfigError,
@@ -70,7 +70,7 @@ def test_an_error_of_ours_is_found_behind_what_wrapped_it():
 
 
 def test_files_are_a_clients_own_business_while_it_works_but_a_full_disk_is_not():
-    watch = RunWatch()
+    watch = RunMonitor()
     watch.client = 3
     missing = FileNotFoundError(errno.ENOENT, "No such file", "x.png")
     assert diagnose(missing, watch) == Failure(

@@ -9,7 +9,7 @@ from fedlightning.cli.config.command import read_command
 from fedlightning.cli.config.references import mark_references
 from fedlightning.cli.diagnostics.explain import explain
 from fedlightning.cli.diagnostics.parser_errors import read_complaints
-from fedlightning.cli.run_watch import RunWatch
+from fedlightning.cli.run_watch import RunMonitor
 from fedlightning.datamodules import Digits
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.models import MLP
@@ -103,7 +103,7 @@ def test_an_earlier_runs_folder_is_never_removed(tmp_path):
     FederatedCLI(MLP, Digits, args=arguments)
     before = sorted(path.name for path in (tmp_path / "logs" / "mine" / "version_7").iterdir())
     assert "checkpoints" in before
-    watch = RunWatch()
+    watch = RunMonitor()
     with pytest.raises(ConfigError, match="head='fc' matches no parameter"):
         FederatedCLI(MLP, Digits, watch=watch, args=[*arguments, "--model.head=fc"])
     watch.remove_half_made()
@@ -112,7 +112,7 @@ def test_an_earlier_runs_folder_is_never_removed(tmp_path):
 
 
 def test_a_half_made_folder_is_removed_with_the_folders_made_for_it(tmp_path):
-    watch = RunWatch()
+    watch = RunMonitor()
     root = tmp_path / "a" / "b"
     options = [*OPTIONS, *SILENT, f"--trainer.default_root_dir={root}", "--model.head=fc"]
     with pytest.raises(ConfigError):

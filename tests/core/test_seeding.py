@@ -65,9 +65,9 @@ def test_the_seed_is_the_runs_unless_given(monkeypatch):
 
 def test_forked_generators_may_be_nested():
     with forked_generators(Key(3, "fit")):
-        undisturbed = np.random.rand(2).tolist()
+        preserve_training_state = np.random.rand(2).tolist()
     with forked_generators(Key(3, "fit")):
         first = float(np.random.rand())
         with forked_generators(Key(4, "evaluate")):
             np.random.rand(7)
-        assert [first, float(np.random.rand())] == undisturbed
+        assert [first, float(np.random.rand())] == preserve_training_state

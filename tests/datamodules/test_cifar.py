@@ -135,7 +135,7 @@ def test_cifar10_joins_its_files(tmp_path):
     assert data.partition_table().sum() == 100
     assert data.partition_table("test").sum() == 20
     second = batch(20, seed=1)["data"].reshape(20, 3, 32, 32)
-    assert np.array_equal(data.divided.train.inputs[20:40].numpy(), second)
+    assert np.array_equal(data.pooled.train.inputs[20:40].numpy(), second)
 
 
 def test_cifar100_takes_the_fine_labels_and_a_flat_folder(tmp_path):
@@ -163,7 +163,7 @@ def test_evaluation_images_are_normalised_only(tmp_path):
     data = CIFAR10(root=str(tmp_path), num_clients=10, seed=0)
     data.setup()
     images, _ = next(data.batches(0, "train"))
-    stored = data.divided.train.inputs[data.indices(0)].float() / 255
+    stored = data.pooled.train.inputs[data.indices(0)].float() / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
     assert torch.equal(images, (stored - mean) / std)
 

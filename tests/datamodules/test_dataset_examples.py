@@ -119,7 +119,7 @@ def test_a_failing_item_keeps_its_type_and_text(num_workers):
 def test_a_failing_item_is_reported_with_its_client():
     data = FederatedDataset(Broken(), Broken(None), num_clients=4, train_labels=LABELS, seed=0)
     data.setup()
-    client = data.divided.splits.owner("train", 5)
+    client = data.pooled.splits.owner("train", 5)
     with pytest.raises(
         FederationError, match=f"client {client}, sample 5: ValueError: no image in this file"
     ):
@@ -133,11 +133,11 @@ def test_an_item_that_fails_while_labels_are_read_is_reported_with_its_client():
 
 
 def test_items_that_cannot_be_stacked_are_reported_with_their_client():
-    class Ragged(Labelled):
+    class IndexLists(Labelled):
         def __getitem__(self, index):
             return torch.zeros(index), 0
 
-    ragged = Ragged(targets=LABELS)
+    ragged = IndexLists(targets=LABELS)
     data = FederatedDataset(ragged, ragged, num_clients=4, seed=0)
     data.setup()
     with pytest.raises(FederationError, match="client 2: RuntimeError: stack expects"):

@@ -13,7 +13,7 @@ def digits(**options):
 
 
 def test_images_reach_from_zero_to_one_exactly():
-    images = digits().divided.train.inputs
+    images = digits().pooled.train.inputs
     assert images.shape[1:] == (1, 8, 8)
     assert images.dtype == torch.float32
     assert (float(images.min()), float(images.max())) == (0.0, 1.0)
@@ -28,7 +28,7 @@ def test_every_class_is_split_in_the_same_proportion():
 
 
 def test_the_seed_decides_what_is_tested_on():
-    images = [digits(seed=seed).divided.test.inputs for seed in (0, 0, 1)]
+    images = [digits(seed=seed).pooled.test.inputs for seed in (0, 0, 1)]
     assert torch.equal(images[0], images[1])
     assert not torch.equal(images[0], images[2])
 

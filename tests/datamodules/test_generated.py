@@ -75,7 +75,7 @@ def test_only_the_last_clients_stay_in_memory():
     data = clients(cache_size=2)
     for client in (1, 2, 3, 2):
         list(data.batches(client, "train"))
-    assert list(data.held._pools) == [(3, "train"), (2, "train")]
+    assert list(data.client_data._pools) == [(3, "train"), (2, "train")]
 
 
 @pytest.mark.parametrize(

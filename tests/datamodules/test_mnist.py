@@ -49,7 +49,7 @@ def test_images_are_scaled_and_normalised(tmp_path):
     write_set(tmp_path)
     data = ready(MNIST(root=str(tmp_path), num_clients=3))
     images, _ = next(data.batches(0, "train"))
-    stored = data.divided.train.inputs[data.indices(0)]
+    stored = data.pooled.train.inputs[data.indices(0)]
     assert stored.dtype == torch.uint8
     assert images.shape == (10, 1, 28, 28)
     assert torch.equal(images, (stored.float() / 255 - 0.1307) / 0.3081)
@@ -76,9 +76,9 @@ def test_letters_begin_at_zero_and_images_stand_upright(tmp_path):
     write_set(tmp_path / "EMNIST" / "raw", names, first_label=1)
     data = ready(EMNIST(split="letters", root=str(tmp_path), num_clients=2, normalize=False))
     assert data.num_classes == 26
-    assert data.divided.train.labels.tolist() == (np.arange(30) % 10).tolist()
+    assert data.pooled.train.labels.tolist() == (np.arange(30) % 10).tolist()
     stored = np.random.default_rng(0).integers(256, size=(30, 28, 28))
-    assert torch.equal(data.divided.train.inputs[4, 0], torch.from_numpy(stored[4].T).byte())
+    assert torch.equal(data.pooled.train.inputs[4, 0], torch.from_numpy(stored[4].T).byte())
 
 
 @pytest.mark.parametrize(("split", "classes"), EMNIST.classes_of.items())
@@ -145,7 +145,7 @@ def test_real_fashion_mnist_is_found_without_a_root(tmp_path, monkeypatch):
     data = ready(FashionMNIST(num_clients=100, partition=Shards(2), seed=0))
     assert data.partition_table().sum(axis=0).tolist() == [6000] * 10
     assert data.partition_table("test").sum(axis=0).tolist() == [1000] * 10
-    scaled = data.divided.train.inputs.double() / 255
+    scaled = data.pooled.train.inputs.double() / 255
     assert float(scaled.mean()) == pytest.approx(data.mean[0], abs=5e-5)
     assert float(scaled.std()) == pytest.approx(data.std[0], abs=5e-5)
 

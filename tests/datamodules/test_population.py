@@ -95,4 +95,4 @@ def test_a_million_clients_divide_a_million_examples(partition):
     with pytest.warns(UserWarning, match="1000000 of 1000000 clients have no test examples"):
         clients.setup()
     assert clients.num_examples(999_999) == 1
-    assert clients.held.splits.train.flat.nbytes == 4_000_000
+    assert clients.client_data.splits.train.flat.nbytes == 4_000_000

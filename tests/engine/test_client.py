@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import FedAvg, FedBABU
-from fedlightning.engine._lightning.stock_step import StockStep
-from fedlightning.engine.steps import ShortStep, needs_stock_step
+from fedlightning.engine._lightning.stock_step import LightningStep
+from fedlightning.engine.steps import DirectStep, needs_lightning_step
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
 
@@ -37,7 +37,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_short_and_stock_path_give_the_same_bits(settings):
     results = []
-    for module_class, step in ((Net, ShortStep), (Stock, StockStep)):
+    for module_class, step in ((Net, DirectStep), (Stock, LightningStep)):
         module = net(module=module_class, dropout=0.3)
         built = fit(module, FedAvg(), rounds=2, federation={"local_epochs": 2}, **settings)
         chosen = loop_of(built)._training._fit._step
@@ -102,7 +102,7 @@ def test_a_callback_with_an_optimizer_hook_is_called_for_every_local_step():
 
 def test_a_profiler_sees_local_steps():
     built = fit(net(), FedAvg(), profiler="simple")
-    assert needs_stock_step(built, built.lightning_module) == "a profiler"
+    assert needs_lightning_step(built, built.lightning_module) == "a profiler"
     assert any("training_step" in action for action in built.profiler.recorded_durations)
 
 
@@ -242,4 +242,4 @@ def test_lbfgs_gets_its_closure():
             return torch.optim.LBFGS(self.parameters(), lr=0.1)
 
     built = fit(net(module=Second), FedAvg())
-    assert "evaluates the loss itself" in needs_stock_step(built, built.lightning_module)
+    assert "evaluates the loss itself" in needs_lightning_step(built, built.lightning_module)

@@ -64,7 +64,7 @@ def test_workers_that_live_have_nothing_to_say(connect, strangers):
 
 def test_all_hear_of_one_that_died_with_its_client_and_round(connect):
     dogs = connect(3)
-    dogs[2].works_on(client=7, round_index=4)
+    dogs[2].announce(client=7, round_index=4)
     time.sleep(0.2)
     dogs[2]._over.set()  # says no goodbye
     die(dogs[2])
@@ -73,7 +73,7 @@ def test_all_hear_of_one_that_died_with_its_client_and_round(connect):
         with pytest.raises(WorkerLost, match=r"^worker 2 died, client 7, round 4$") as lost:
             dog.check()
         assert (lost.value.rank, lost.value.exit_code, lost.value.died) == (2, 5, True)
-    assert [dog.speaks for dog in dogs[:2]] == [True, False]
+    assert [dog.reports_errors for dog in dogs[:2]] == [True, False]
 
 
 def test_the_second_speaks_when_the_first_is_lost(connect):
@@ -81,7 +81,7 @@ def test_the_second_speaks_when_the_first_is_lost(connect):
     dogs[0]._over.set()
     die(dogs[0])
     assert "worker 0 died" in str(dogs[1].explain(5))
-    assert dogs[1].speaks
+    assert dogs[1].reports_errors
 
 
 def test_goodbyes_are_no_losses(connect):

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import Algorithm, FedAvg, FedBABU, Federation
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.engine.resident import Anchors
+from fedlightning.engine.resident import TensorBindings
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.failures import ClientFailed, ClientFailure
 from tests.toys import Net, data, fit, loop_of, net, same, state, trainer
@@ -322,7 +322,7 @@ def test_a_tensor_that_a_client_puts_in_place_of_another_counts_and_does_not_sta
 
 def test_anchors_keep_the_order_of_a_state_and_let_caches_stay():
     layer = nn.Linear(2, 1)
-    keys, anchors = list(layer.state_dict()), Anchors(layer)
+    keys, anchors = list(layer.state_dict()), TensorBindings(layer)
     del layer.weight
     layer.register_buffer("cache", torch.ones(1), persistent=False)
     layer.more = nn.Linear(1, 1)
@@ -338,7 +338,7 @@ def test_anchors_keep_the_order_of_a_state_and_let_caches_stay():
 
 def test_a_cache_that_is_no_state_is_no_fault():
     layer = nn.Linear(2, 1)
-    anchors = Anchors(layer)
+    anchors = TensorBindings(layer)
     layer.register_buffer("cache", torch.ones(1), persistent=False)
     assert not anchors.moved()
 

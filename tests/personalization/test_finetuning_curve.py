@@ -69,8 +69,8 @@ def test_after_so_many_epochs_it_has_what_as_many_epochs_give(way):
 
 
 def test_both_ways_are_what_they_are_taken_for():
-    assert personalised(curve=True)[2].why_not_alone is None
-    assert personalised(curve=True, features_once=False)[2].why_not_alone is not None
+    assert personalised(curve=True)[2].fallback_reason is None
+    assert personalised(curve=True, features_once=False)[2].fallback_reason is not None
 
 
 def test_without_epochs_there_is_one_point():
@@ -113,7 +113,7 @@ def test_momentum_goes_on_from_epoch_to_epoch(momentum, nesterov):
 
     _, plain, _ = personalised(optimizer=optimizer)
     _, curved, way = personalised(optimizer=optimizer, curve=True)
-    assert way.why_not_alone is None
+    assert way.fallback_reason is None
     assert all(same(*pair) for pair in zip(plain, curved, strict=True))
 
 

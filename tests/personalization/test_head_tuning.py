@@ -43,15 +43,15 @@ def personalised(module, datamodule=None, algorithm=None, trainer=None, **kwargs
 
 def reason(module=None, datamodule=None, **kwargs):
     """Return why the long way is taken."""
-    return personalised(module or net(), datamodule, **kwargs)[2].why_not_alone
+    return personalised(module or net(), datamodule, **kwargs)[2].fallback_reason
 
 
 def assert_alike(module, make_data, **kwargs):
     """Personalise in both ways and compare."""
     long, long_states, plain = personalised(module(), make_data(), features_once=False, **kwargs)
     short, short_states, once = personalised(module(), make_data(), **kwargs)
-    assert plain.why_not_alone == "features_once is False"
-    assert once.why_not_alone is None
+    assert plain.fallback_reason == "features_once is False"
+    assert once.fallback_reason is None
     for one, other in zip(long_states, short_states, strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
@@ -312,7 +312,7 @@ def test_insisting_on_the_impossible_is_refused_with_the_reason():
 
 def test_insisting_vouches_for_layers_of_ones_own():
     _, _, personalizer = personalised(net(module=OwnForward), features_once=True)
-    assert personalizer.why_not_alone is None
+    assert personalizer.fallback_reason is None
 
 
 def test_a_head_whose_output_is_not_the_models_is_found_out():

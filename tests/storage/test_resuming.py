@@ -225,7 +225,7 @@ def test_other_data_of_the_same_sizes_is_refused(tmp_path):
     go_on(tmp_path, module=net(), rounds=1)
     other = data()
     other.setup()
-    other.divided.train.inputs[3] += 1
+    other.pooled.train.inputs[3] += 1
     with pytest.raises(CheckpointError, match="dataset: "):
         go_on(tmp_path, module=net(), rounds=2, ckpt="last", datamodule=other)
 

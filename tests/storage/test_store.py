@@ -5,7 +5,7 @@ import torch
 
 from fedlightning import Algorithm, PersonalizationCallback
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.storage.client_store import PersonalStates
+from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
 FEDPER_LIKE = Algorithm(train="full", share="body")
@@ -21,7 +21,7 @@ def values(states):
 
 
 def test_states_go_to_disk_once_they_take_too_much_memory(tmp_path):
-    states = PersonalStates(lambda: tmp_path / "personal", max_bytes=16)
+    states = ClientStore(lambda: tmp_path / "personal", max_bytes=16)
     states.update({1: kept(1), 2: kept(2)})
     states.update({2: kept(20)})
     assert not (tmp_path / "personal").exists()
@@ -32,7 +32,7 @@ def test_states_go_to_disk_once_they_take_too_much_memory(tmp_path):
 
 
 def test_a_round_on_disk_is_one_new_file_and_touches_no_other(tmp_path):
-    states = PersonalStates(lambda: tmp_path, max_bytes=0)
+    states = ClientStore(lambda: tmp_path, max_bytes=0)
     states.update({1: kept(1), 2: kept(2)})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     states.update({2: kept(20), 3: kept(3)})
@@ -42,7 +42,7 @@ def test_a_round_on_disk_is_one_new_file_and_touches_no_other(tmp_path):
 
 
 def test_a_checkpoint_lists_files_and_later_rounds_do_not_change_what_it_means(tmp_path):
-    states, again = PersonalStates(lambda: tmp_path, max_bytes=0), PersonalStates()
+    states, again = ClientStore(lambda: tmp_path, max_bytes=0), ClientStore()
     states.update({1: kept(1), 2: kept(2)})
     saved = states.state_dict()
     states.update({2: kept(20)})
@@ -52,7 +52,7 @@ def test_a_checkpoint_lists_files_and_later_rounds_do_not_change_what_it_means(t
 
 
 def test_files_that_moved_with_their_checkpoint_are_found(tmp_path):
-    states, again = PersonalStates(lambda: tmp_path / "old", max_bytes=0), PersonalStates()
+    states, again = ClientStore(lambda: tmp_path / "old", max_bytes=0), ClientStore()
     states.update({1: kept(1)})
     (tmp_path / "old").rename(tmp_path / "new")
     with pytest.raises(CheckpointError, match="old, which is gone"):
@@ -62,7 +62,7 @@ def test_files_that_moved_with_their_checkpoint_are_found(tmp_path):
 
 
 def test_a_checkpoint_from_before_there_were_files_is_read():
-    states = PersonalStates()
+    states = ClientStore()
     states.load_state_dict({"clients": [4], "tensors": {"head": torch.ones(1, 2)}})
     assert values(states) == {4: 1}
 
@@ -115,7 +115,7 @@ def test_a_negative_limit_is_refused():
 
 def test_nothing_is_lost_where_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    states = PersonalStates(lambda: tmp_path / "file" / "personal", max_bytes=0)
+    states = ClientStore(lambda: tmp_path / "file" / "personal", max_bytes=0)
     with pytest.raises(EnvironmentFailure):
         states.update({3: {"w": torch.ones(2)}})
     assert torch.equal(states.get(3)["w"], torch.ones(2))

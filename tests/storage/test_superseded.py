@@ -13,7 +13,7 @@ from fedlightning.errors import EnvironmentFailure
 from fedlightning.storage import read_checkpoint
 from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.storage.client_files import read_state
-from fedlightning.storage.client_store import PersonalStates
+from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, net, same, state
 
 FEDPER_LIKE = Algorithm(train="full", share="body")
@@ -50,7 +50,7 @@ def test_every_checkpoint_that_is_kept_keeps_its_files(tmp_path):
     assert len(kept) == 5
     assert present(tmp_path) == set().union(*map(named, kept))
     for checkpoint in kept:
-        states = PersonalStates()
+        states = ClientStore()
         loop = read_checkpoint(checkpoint)["loops"]["fit_loop"]["state_dict"]
         states.load_state_dict(loop["extra"]["personal"])
         assert [bool(states.get(client)) for client in states] == [True] * 4
@@ -87,9 +87,9 @@ def test_a_run_that_branches_off_has_files_of_its_own(tmp_path):
 
 
 def test_files_that_cannot_be_linked_are_copied(tmp_path, monkeypatch):
-    states = PersonalStates(lambda: tmp_path / "a", max_bytes=0)
+    states = ClientStore(lambda: tmp_path / "a", max_bytes=0)
     states.update({1: {"w": torch.ones(2)}})
-    branch = PersonalStates(lambda: tmp_path / "b", max_bytes=0)
+    branch = ClientStore(lambda: tmp_path / "b", max_bytes=0)
     branch.load_state_dict(states.state_dict())
 
     def refuse(*_):

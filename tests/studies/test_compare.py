@@ -15,7 +15,7 @@ from fedlightning.__main__ import main
 from fedlightning.storage.locks import study_lock
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.results import collect
-from fedlightning.studies.run_state import set_aside
+from fedlightning.studies.run_state import archive
 
 STUDY = """
 output: out
@@ -161,7 +161,7 @@ def test_an_old_run_is_moved_and_not_reported(make_run, tmp_path):
     make_run("FedAvg", 0)
     make_run("FedAvg", 1)
     folder = tmp_path / "runs" / "FedAvg" / "seed_1"
-    moved = set_aside(PlannedRun("FedAvg", {}, 1, folder, {}), tmp_path)
+    moved = archive(PlannedRun("FedAvg", {}, 1, folder, {}), tmp_path)
     assert not folder.exists()
     assert moved.relative_to(tmp_path).parts[0] == "replaced"
     assert len(list(moved.rglob("clients.csv"))) == 1

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedlightning.core.state import State, Sums, first_non_finite
-from fedlightning.core.validation import Value
+from fedlightning.core.validation import Setting
 from fedlightning.errors import ConfigError, FederationError
 
 __all__ = ["Aggregator", "Merge", "check_weight", "floats_of", "require_finite"]
@@ -35,7 +35,7 @@ class Merge(Protocol):
         """
 
 
-class Aggregator(Value, ABC):
+class Aggregator(Setting, ABC):
     """How a server merges a cohort's states; what ``federation.aggregator`` takes."""
 
     @property

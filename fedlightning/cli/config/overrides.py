@@ -8,12 +8,12 @@ from typing import Any
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["lay_over", "settings_in"]
+__all__ = ["apply_overrides", "settings_in"]
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
 
-def lay_over(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def apply_overrides(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with settings laid over it; both stay as they are.
 
     A key may be dotted, a value a mapping of further keys. Within a class's settings ``init_args``
@@ -29,9 +29,9 @@ def lay_over(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
 
     Example:
         >>> base = {"model": {"class_path": "MLP", "init_args": {"lr": 0.1}}}
-        >>> lay_over(base, {"model.lr": 0.2, "trainer": {"max_epochs": 3}})
+        >>> apply_overrides(base, {"model.lr": 0.2, "trainer": {"max_epochs": 3}})
         {'model': {'class_path': 'MLP', 'init_args': {'lr': 0.2}}, 'trainer': {'max_epochs': 3}}
-        >>> lay_over({"trainer": {"callbacks": [{"class_path": "Timer"}]}},
+        >>> apply_overrides({"trainer": {"callbacks": [{"class_path": "Timer"}]}},
         ...     {"trainer.callbacks.Timer.duration": "00:01:00:00"})["trainer"]["callbacks"]
         [{'class_path': 'Timer', 'init_args': {'duration': '00:01:00:00'}}]
     """

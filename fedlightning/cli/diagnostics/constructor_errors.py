@@ -12,15 +12,15 @@ from fedlightning.cli.diagnostics.suggestions import setting_names
 from fedlightning.core.tracebacks import causes, raised_by_user
 from fedlightning.errors import ConfigError, EnvironmentFailure, FedLightningError
 
-__all__ = ["blame_constructor"]
+__all__ = ["name_failing_setting"]
 
 _EXTRAS = ("wandb", "tensorboard")  # of pyproject.toml
 _BUGS = (NameError, AttributeError, AssertionError)
 
 
 @contextmanager
-def blame_constructor(config: Any, groups: Mapping[str, str]) -> Iterator[None]:
-    """Turn what goes wrong while objects are built into an error that begins with a config key.
+def name_failing_setting(config: Any, groups: Mapping[str, str]) -> Iterator[None]:
+    """Turn what goes wrong while objects are built into an error that begins with a key.
 
     A constructor says ``lr must be > 0``; the user wants to know that it was ``model.lr``. Whose
     constructor it was is in the traceback; where the config names that class gives the key.

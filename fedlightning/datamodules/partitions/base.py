@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedlightning.datamodules.index_lists import Ragged
+from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.errors import DataError
 
 __all__ = ["IID", "Assignment", "Partition", "by_owner", "check_assignment"]
@@ -22,7 +22,7 @@ class Assignment:
     Attributes:
         train: Per client, int64 indices into the training examples, in the order in which the
             client stores them: a list of arrays, or for very many clients a
-            :class:`~fedlightning.datamodules.index_lists.Ragged`.
+            :class:`~fedlightning.datamodules.index_lists.IndexLists`.
         test: Per client, int64 indices into the test examples, likewise.
     """
 
@@ -102,7 +102,7 @@ class IID(Partition):
         )
 
 
-def by_owner(owner: np.ndarray, num_clients: int) -> Ragged:
+def by_owner(owner: np.ndarray, num_clients: int) -> IndexLists:
     """Return every client's indices, ascending, from the owner of each example.
 
     Args:
@@ -115,7 +115,7 @@ def by_owner(owner: np.ndarray, num_clients: int) -> Ragged:
     """
     sizes = np.bincount(owner[owner >= 0], minlength=num_clients)
     order = np.argsort(owner, kind="stable")
-    return Ragged(order[len(owner) - sizes.sum() :], sizes)
+    return IndexLists(order[len(owner) - sizes.sum() :], sizes)
 
 
 def check_assignment(
@@ -149,7 +149,7 @@ def check_assignment(
                 f"the partition divides the {kind} data over {len(parts)} clients, "
                 f"num_clients is {num_clients}"
             )
-        given = Ragged.of(parts).flat
+        given = IndexLists.of(parts).flat
         if given.dtype.kind not in "iu":
             raise DataError(f"the partition's {kind} indices must be integers, got {given.dtype}")
         outside = given[(given < 0) | (given >= total)]
@@ -162,7 +162,7 @@ def check_assignment(
             raise DataError(
                 f"the partition gives {kind} sample {times.argmax()} away {times.max()} times"
             )
-    empty = np.flatnonzero(Ragged.of(assignment.train).sizes == 0)
+    empty = np.flatnonzero(IndexLists.of(assignment.train).sizes == 0)
     if empty.size:
         raise DataError(
             f"client {empty[0]} has 0 samples; lower num_clients or choose another partition"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlightning.datamodules.index_lists import Ragged
+from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
 from fedlightning.errors import DataError
 from fedlightning.storage.files import write_atomically
@@ -129,7 +129,7 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _index_lists(path: str, content: dict[str, Any], kind: str) -> Ragged:
+def _index_lists(path: str, content: dict[str, Any], kind: str) -> IndexLists:
     if content.get("listed") is False:
         raise DataError(
             f"partition file {path} lists no indices, as a run writes it for very many clients; "
@@ -146,4 +146,4 @@ def _index_lists(path: str, content: dict[str, Any], kind: str) -> Ragged:
                     f"partition file {path}: {kind} of client {client} holds {index!r}, "
                     f"which is no index"
                 )
-    return Ragged.of([np.array(part, np.int64) for part in lists])
+    return IndexLists.of([np.array(part, np.int64) for part in lists])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from fedlightning.core.validation import check_integer
-from fedlightning.datamodules.index_lists import Ragged
+from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.errors import DataError
 
@@ -81,7 +81,7 @@ class Shards(Partition):
 
 def _deal(
     rows: np.ndarray, labels: np.ndarray, num_classes: int, rng: np.random.Generator
-) -> Ragged:
+) -> IndexLists:
     """Return every client's indices: one random unused shard of each label in its row."""
     per_class = rows.size // num_classes
     count = np.bincount(labels, minlength=num_classes)
@@ -100,7 +100,7 @@ def _deal(
     ends = np.cumsum(size)
     within = np.arange(len(labels)) - np.repeat(ends - size, size)
     dealt = by_label[np.repeat(start, size) + within]
-    return Ragged(dealt, size.reshape(rows.shape).sum(axis=1))
+    return IndexLists(dealt, size.reshape(rows.shape).sum(axis=1))
 
 
 def _nearest(value: int, other: int, multiple: int) -> str:

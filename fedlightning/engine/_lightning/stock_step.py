@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedlightning.engine._lightning.round_loop import RoundLoop
 
-__all__ = ["StockStep", "forget_failed_step", "transfer_batch"]
+__all__ = ["LightningStep", "forget_failed_step", "transfer_batch"]
 
 
 class _Adjuster(pl.Callback):
@@ -24,7 +24,7 @@ class _Adjuster(pl.Callback):
         self._adjust()
 
 
-class StockStep:
+class LightningStep:
     """A training step through Lightning's own optimization loops: every hook and plugin takes part.
 
     Args:

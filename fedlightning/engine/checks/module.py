@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedlightning.core.state import copy_into, live_state
 from fedlightning.core.tracebacks import place_of
 from fedlightning.datamodules import FederatedDataModule, Split
-from fedlightning.datamodules.pooled import Divided
+from fedlightning.datamodules.pooled import PooledData
 from fedlightning.engine.evaluation import ClientEvaluator
 from fedlightning.engine.steps import overrides
 from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
@@ -48,7 +48,7 @@ def check_module(
     if not trains_by_forward(module):
         return
     # data that are made when asked for are not made for all clients just to be counted
-    splits = data.held.splits if isinstance(data.held, Divided) else None
+    splits = data.client_data.splits if isinstance(data.client_data, PooledData) else None
     largest = int(splits.sizes("train").argmax()) if splits is not None else 0
     batch = _first_batch(evaluator, largest)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):

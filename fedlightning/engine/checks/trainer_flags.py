@@ -8,9 +8,9 @@ from typing import Any
 
 from fedlightning.errors import ConfigError
 
-__all__ = ["MEANINGLESS", "refuse_meaningless"]
+__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags"]
 
-MEANINGLESS: Mapping[str, tuple[Any, str]] = {
+UNSUPPORTED_FLAGS: Mapping[str, tuple[Any, str]] = {
     "overfit_batches": (
         0.0,
         "clients differ, so there is no batch to overfit; set federation.cohort_size",
@@ -71,19 +71,19 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def refuse_meaningless(flags: Mapping[str, Any]) -> None:
+def check_trainer_flags(flags: Mapping[str, Any]) -> None:
     """Refuse trainer arguments that have no federated meaning, or no meaning at all.
 
     Raises:
         ConfigError: If there is one; the message says why.
 
     Example:
-        >>> refuse_meaningless({"max_epochs": 3, "overfit_batches": 0})
-        >>> refuse_meaningless({"max_epochs": 0})
+        >>> check_trainer_flags({"max_epochs": 3, "overfit_batches": 0})
+        >>> check_trainer_flags({"max_epochs": 0})
         Traceback (most recent call last):
         fedlightning.errors.ConfigError: trainer.max_epochs counts rounds and must be ... got 0.
     """
-    for name, (neutral, reason) in MEANINGLESS.items():
+    for name, (neutral, reason) in UNSUPPORTED_FLAGS.items():
         value = flags.get(name)
         if value not in (None, neutral) and not (name == "val_check_interval" and value == 1.0):
             raise ConfigError(f"trainer.{name}={value!r} has no federated meaning: {reason}.")

@@ -25,15 +25,15 @@ from fedlightning.engine.grouped.network import (
 from fedlightning.engine.grouped.optimizer import StackedParameters, unsupported_optimizer
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_training import LOCAL_HOOKS, LocalResult, batch_limit
-from fedlightning.engine.steps import needs_stock_step, overrides, transfers_batches
+from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
 from fedlightning.errors import ConfigError, WorkerLost
 from fedlightning.models.base import FederatedModule
 
-__all__ = ["GroupedFit", "why_not"]
+__all__ = ["GroupedTraining", "why_not"]
 
 
-class GroupedFit:
-    """Local epochs of a group of clients at once; in use it is a :class:`LocalFit`.
+class GroupedTraining:
+    """Local epochs of a group of clients at once; in use it is a :class:`LocalTraining`.
 
     The first of a group to be asked for is trained together with the others, whose results wait
     for their turns. Each client has the batches, the optimizer and the steps that it would have
@@ -95,7 +95,7 @@ class GroupedFit:
         epochs: int,
         after_step: Callable[[int], None] | None = None,
     ) -> LocalResult:
-        """Train on a client's data; the module is changed; see :meth:`LocalFit.run`."""
+        """Train on a client's data; the module is changed; see :meth:`LocalTraining.run`."""
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
             if group in self._groups:
@@ -185,7 +185,7 @@ def why_not(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
     for hook in ("training_step", *LOCAL_HOOKS):
         if overrides(module, hook, FederatedModule):
             return f"{name} has its own {hook}"
-    if (reason := needs_stock_step(trainer, module)) is not None:
+    if (reason := needs_lightning_step(trainer, module)) is not None:
         return f"{reason} takes part in every step"
     if transfers_batches(trainer, module) or type(trainer.precision_plugin) is not Precision:
         return "a hook or plugin takes part in every batch"

@@ -21,7 +21,7 @@ from fedlightning.engine.resume.run_settings import (
 )
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
-from fedlightning.storage.client_store import PersonalStates
+from fedlightning.storage.client_store import ClientStore
 
 __all__ = ["ResumableLoop"]
 
@@ -36,7 +36,7 @@ class ResumableLoop(LoopWithModel):
     """
 
     def __init__(self, trainer: pl.Trainer, federation: Federation, **limits: Any) -> None:
-        personal = PersonalStates(self._personal_folder, federation.personal_memory_mb * 2**20)
+        personal = ClientStore(self._personal_folder, federation.personal_memory_mb * 2**20)
         super().__init__(trainer, federation, personal, **limits)
         self.server: Server
         self._server_state: State = {}

@@ -12,7 +12,7 @@ from fedlightning.algorithms import ClientUpdate
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers, longest_first
-from fedlightning.federation.failures import ClientFailure, Outcome
+from fedlightning.federation.failures import Attempt, ClientFailure
 
 __all__ = ["Trained", "train_in_parallel"]
 
@@ -55,12 +55,12 @@ def train_in_parallel(
     workers: Workers,
     cohort: Sequence[int],
     sizes: Sequence[int],
-    train: Callable[[int], Outcome[Trained]],
+    train: Callable[[int], Attempt[Trained]],
     shared: Mapping[str, Tensor],
     device: torch.device,
     skip: bool,
     told_to_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Outcome[Trained]]:
+) -> Iterator[Attempt[Trained]]:
     """Train this worker's clients, then hand on every client's training in cohort order.
 
     Every worker gets the same, so every worker's aggregation adds the same numbers in the same
@@ -80,7 +80,7 @@ def train_in_parallel(
             all workers then.
     """
     shares = longest_first(sizes, workers.size)
-    mine: dict[int, Outcome[Trained]] = {}
+    mine: dict[int, Attempt[Trained]] = {}
     for position in shares[workers.rank]:
         if told_to_stop():
             break
@@ -95,7 +95,7 @@ def train_in_parallel(
         at = failed[0]
         own = mine.get(at)
         error = own.error if own is not None else None
-        return iter([Outcome(cohort[at], None, reports[at].failures, error)])
+        return iter([Attempt(cohort[at], None, reports[at].failures, error)])
     return _in_cohort_order(workers, cohort, shares, mine, reports, shared, device)
 
 
@@ -103,16 +103,16 @@ def _in_cohort_order(
     workers: Workers,
     cohort: Sequence[int],
     shares: list[list[int]],
-    mine: dict[int, Outcome[Trained]],
+    mine: dict[int, Attempt[Trained]],
     reports: Mapping[int, _Report],
     shared: Mapping[str, Tensor],
     device: torch.device,
-) -> Iterator[Outcome[Trained]]:
+) -> Iterator[Attempt[Trained]]:
     owner = {position: rank for rank, share in enumerate(shares) for position in share}
     for position, client in enumerate(cohort):
         own, report = mine.pop(position, None), reports[position]
         if not report.succeeded:
-            yield Outcome(client, None, report.failures, own.error if own is not None else None)
+            yield Attempt(client, None, report.failures, own.error if own is not None else None)
             continue
         trained = own.result if own is not None else None
         source = owner[position]
@@ -131,10 +131,10 @@ def _in_cohort_order(
             client, state, report.num_examples, report.steps, report.metrics, extras,
             bytes_up=report.bytes_up, bytes_down=report.bytes_down,
         )  # fmt: skip
-        yield Outcome(client, Trained(update, kept, report.flags), report.failures)
+        yield Attempt(client, Trained(update, kept, report.flags), report.failures)
 
 
-def _report(outcome: Outcome[Trained]) -> _Report:
+def _report(outcome: Attempt[Trained]) -> _Report:
     if outcome.result is None:
         return _Report(outcome.failures, succeeded=False)
     update = outcome.result.update

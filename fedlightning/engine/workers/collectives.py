@@ -76,10 +76,10 @@ class Workers:
         if self._watchdog is not None:
             self._watchdog.check()
 
-    def works_on(self, client: int | None, round_index: int) -> None:
+    def announce(self, client: int | None, round_index: int) -> None:
         """Let the others know of the client at work, should this process die."""
         if self._watchdog is not None:
-            self._watchdog.works_on(client, round_index)
+            self._watchdog.announce(client, round_index)
 
     def agree(self, failure: Exception | None) -> None:
         """Raise on every process if one has failed, so that none waits for another in vain.

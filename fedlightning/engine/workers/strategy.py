@@ -41,13 +41,14 @@ class FederatedDDPStrategy(DDPStrategy):
         **kwargs: Arguments of DDPStrategy.
 
     Attributes:
-        last_resort: Says why the run ends and returns the exit code, where a process must be ended
+        on_forced_exit: Says why the run ends and returns the exit code, where a process must be
+        ended
             by force.
     """
 
     def __init__(self, num_threads: int | None = 1, **kwargs: Any) -> None:
         super().__init__(**{"timeout": _LONGEST_WAIT, **kwargs})
-        self.last_resort: Callable[[WorkerLost], int] | None = None
+        self.on_forced_exit: Callable[[WorkerLost], int] | None = None
         self._num_threads = num_threads
         self._watchdog: Watchdog | None = None
         self._children: list[subprocess.Popen[bytes]] = []
@@ -65,7 +66,7 @@ class FederatedDDPStrategy(DDPStrategy):
             super().setup_environment()
             if self.world_size > 1:
                 self._watchdog = Watchdog(
-                    self.global_rank, self.world_size, self._children, self.last_resort
+                    self.global_rank, self.world_size, self._children, self.on_forced_exit
                 )
                 several = self.num_nodes > 1 and self.cluster_environment is not None
                 address = self.cluster_environment.main_address if several else None  # type: ignore[union-attr]
@@ -99,9 +100,9 @@ class FederatedDDPStrategy(DDPStrategy):
         return self._watchdog
 
     @property
-    def speaks(self) -> bool:
+    def reports_errors(self) -> bool:
         """Whether this process is the one to say why the run ended."""
-        return self._watchdog is None or self._watchdog.speaks
+        return self._watchdog is None or self._watchdog.reports_errors
 
     @property
     def starts_workers(self) -> bool:
@@ -174,8 +175,8 @@ class FederatedDDPStrategy(DDPStrategy):
         """End the process: the main thread waits for a worker that will not come."""
         lost = WorkerLost(rank, f"worker {rank} {what}" if rank >= 0 else what)
         try:
-            code = self.last_resort(lost) if self.last_resort is not None else lost.exit_code
-            if self.last_resort is None:
+            code = self.on_forced_exit(lost) if self.on_forced_exit is not None else lost.exit_code
+            if self.on_forced_exit is None:
                 print(f"error: {lost}", file=sys.stderr, flush=True)
         finally:
             for child in self._children:

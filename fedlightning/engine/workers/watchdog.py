@@ -144,7 +144,7 @@ class Watchdog:
             rank = int(hello["rank"])
             self._peers[rank] = _Peer(rank, connection, int(hello["pid"]), str(hello["host"]))
 
-    def works_on(self, client: int | None, round_index: int) -> None:
+    def announce(self, client: int | None, round_index: int) -> None:
         """Let the others know of the client at work, should this process not live to tell."""
         self._post({"at": [client, round_index]})
 
@@ -176,7 +176,7 @@ class Watchdog:
             self._thread.join(timeout=2)
 
     @property
-    def speaks(self) -> bool:
+    def reports_errors(self) -> bool:
         """Whether this process is the one to say why the run ended."""
         rank_0_is_gone = self.lost is not None and self.lost.rank == 0
         return self.rank == 0 or self._thread is None or (rank_0_is_gone and self.rank == 1)
@@ -300,7 +300,7 @@ class Watchdog:
         try:
             if self._last_words is not None:
                 code = self._last_words(lost)
-            elif self.speaks:
+            elif self.reports_errors:
                 print(f"error: {lost}", file=sys.stderr, flush=True)
         finally:
             for child in self._children.values():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.core.state import State, first_non_finite
-from fedlightning.core.validation import Value
+from fedlightning.core.validation import Setting
 from fedlightning.federation.uplink.encoding import Frame, join_frames, split_frames, unpack
 from fedlightning.federation.uplink.encoding import exact as as_it_is
 
@@ -35,7 +35,7 @@ class Encoded:
         return len(self.data)
 
 
-class Compression(Value, ABC):
+class Compression(Setting, ABC):
     r"""How clients write their updates in fewer bytes; what ``federation.compression`` takes.
 
     What is compressed is the difference from the global model, not the model: it is small, and

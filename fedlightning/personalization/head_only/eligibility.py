@@ -16,7 +16,7 @@ from torch import nn
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.examples import has_classes
 from fedlightning.engine.local_training import LOCAL_HOOKS
-from fedlightning.engine.steps import needs_stock_step, overrides, transfers_batches
+from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
 from fedlightning.models.base import FederatedModule
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings
 
@@ -120,7 +120,7 @@ def _of_module(module: pl.LightningModule) -> str | None:
 
 
 def _of_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
-    if (reason := needs_stock_step(trainer, module)) is not None:
+    if (reason := needs_lightning_step(trainer, module)) is not None:
         return f"local steps are wanted as they are by {reason}"
     if transfers_batches(trainer, module) or type(trainer.precision_plugin) is not Precision:
         return "hooks or a precision plugin change batches"
@@ -138,7 +138,7 @@ def _of_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
 def _of_data(data: FederatedDataModule, num_classes: int) -> str | None:
     if not data.fixed_examples:
         return f"{type(data).__name__} may show an example differently from batch to batch"
-    for labels in (data.divided.train.labels, data.divided.test.labels):
+    for labels in (data.pooled.train.labels, data.pooled.test.labels):
         if labels is None or not has_classes(labels):
             return "labels are not one class an example"
         if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):

@@ -21,15 +21,15 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings, tune_linear_head
-from fedlightning.personalization.scoring import measure, undisturbed
+from fedlightning.personalization.scoring import measure, preserve_training_state
 
-__all__ = ["FEATURE_BYTES", "HeadAlone", "nearest_mean_of"]
+__all__ = ["FEATURE_BYTES", "HeadOnlyFineTuner", "nearest_mean_of"]
 
 FEATURE_BYTES = 2**25
 """Most that one client's features may take; with their copies it is two to three times as much."""
 
 
-class HeadAlone:
+class HeadOnlyFineTuner:
     """Does for one client at a time what the long way does, without the body in every step.
 
     Valid where :mod:`fedlightning.personalization.head_only.eligibility` has no objection. One
@@ -112,7 +112,7 @@ class HeadAlone:
         for epoch, batches in enumerate(epochs, start=1):
             velocity = tune_linear_head(head, inputs, labels, batches, sgd, velocity)
             if epoch < self._epochs:
-                with undisturbed(self._loop.module):
+                with preserve_training_state(self._loop.module):
                     after_epoch()
 
     def _evaluate(

@@ -24,8 +24,8 @@ from fedlightning.core.parts import Part
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.storage.files import (
+    os_errors_as_failures,
     sync_folder,
-    teaching_os_errors,
     temporary_beside,
     write_atomically,
 )
@@ -118,7 +118,7 @@ class PersonalWriter:
         if self._workers.rank == 0:
             try:
                 remove_unfinished(self._run)
-                with teaching_os_errors("create", self._run / _NEW):
+                with os_errors_as_failures("create", self._run / _NEW):
                     (self._run / _NEW).mkdir(parents=True)
             except Exception as error:
                 failure = error
@@ -147,7 +147,7 @@ class PersonalWriter:
             },
         )
         path = self._run / _NEW / file_name(client)
-        with teaching_os_errors("write", path), temporary_beside(path) as temporary:
+        with os_errors_as_failures("write", path), temporary_beside(path) as temporary:
             temporary.write_bytes(content)
             os.replace(temporary, path)
         self._digests[client] = hashlib.sha256(content).hexdigest()
@@ -185,7 +185,7 @@ class PersonalWriter:
         }
         new, own, old = (self._run / name for name in (_NEW, FOLDER, _OLD))
         write_atomically(new / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-        with teaching_os_errors("write", own):
+        with os_errors_as_failures("write", own):
             if own.exists():
                 os.replace(own, old)
             os.replace(new, own)

@@ -13,7 +13,7 @@ from fedlightning.reporting.figures.style import CYCLE, GREY, GRID, INK, MUTED, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Look", "looks_of", "svg"]
+__all__ = ["Look", "styles_for", "svg"]
 
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
@@ -22,11 +22,11 @@ Look = tuple[str, object]
 """A colour and a line style."""
 
 
-def looks_of(variants: Sequence[str]) -> dict[str, Look]:
+def styles_for(variants: Sequence[str]) -> dict[str, Look]:
     """Return how each variant is drawn in all figures.
 
     Example:
-        >>> looks_of(["FedAvg", "FedBABU"])["FedAvg"]
+        >>> styles_for(["FedAvg", "FedBABU"])["FedAvg"]
         ('#0072b2', '-')
     """
     colours = [colour for colour in CYCLE if colour not in (INK, GREY)]

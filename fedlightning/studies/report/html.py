@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "DASH",
     "MINUS",
+    "collapsible",
     "document",
-    "folded",
     "number",
     "paragraph",
     "percent",
@@ -101,7 +101,7 @@ def paragraph(text: str, note: bool = False) -> str:
     return f"<p{kind}>{html.escape(text)}</p>"
 
 
-def folded(summary: str, content: str) -> str:
+def collapsible(summary: str, content: str) -> str:
     """Return what is shown when one asks for it."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
 

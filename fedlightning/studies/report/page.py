@@ -21,8 +21,8 @@ from fedlightning.studies.report.figure_accuracies import (
     shares_figure,
 )
 from fedlightning.studies.report.figure_learning import learning_figure
-from fedlightning.studies.report.figure_svg import Look, looks_of, svg
-from fedlightning.studies.report.html import document, folded, paragraph, section
+from fedlightning.studies.report.figure_svg import Look, styles_for, svg
+from fedlightning.studies.report.html import collapsible, document, paragraph, section
 from fedlightning.studies.report.tables import (
     conditions_table,
     runs_table,
@@ -35,7 +35,7 @@ from fedlightning.studies.results import Collection, Group
 from fedlightning.studies.run_reader import Run
 from fedlightning.studies.statistics import Summary
 
-__all__ = ["Findings", "page"]
+__all__ = ["ReportData", "page"]
 
 _MOST_PARTITIONS = 4
 
@@ -60,7 +60,7 @@ _TEST_NOTE = (
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """What the page shows.
 
     Args:
@@ -86,10 +86,10 @@ class Findings:
     files: Sequence[str]
 
 
-def page(findings: Findings) -> str:
+def page(findings: ReportData) -> str:
     """Return the page, one HTML text that needs nothing from outside."""
     collection = findings.collection
-    looks = looks_of(collection.variants)
+    looks = styles_for(collection.variants)
     several = len(collection.conditions) > 1
     body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_what(collection))]
     body += _warnings(collection.warnings)
@@ -129,7 +129,7 @@ def _warnings(warnings: Sequence[str]) -> list[str]:
     return [f'<ul class="warnings">{items}</ul>']
 
 
-def _contents(findings: Findings, several: bool) -> str:
+def _contents(findings: ReportData, several: bool) -> str:
     links = [("overview", "Overview")] if several else []
     names = findings.collection.conditions
     links += [(f"c{at}", name or "Results") for at, name in enumerate(names)]
@@ -139,7 +139,7 @@ def _contents(findings: Findings, several: bool) -> str:
     return f'<nav>{shown}</nav><p class="note">The numbers as tables: {files}.</p>'
 
 
-def _condition(findings: Findings, condition: str, looks: dict[str, Look]) -> Iterator[str]:
+def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> Iterator[str]:
     groups = findings.collection.of(condition)
     mine = [summary for summary in findings.summaries if summary.condition == condition]
     results = [summary_table(mine), paragraph(_TABLE_NOTE, note=True)]
@@ -160,7 +160,7 @@ def _condition(findings: Findings, condition: str, looks: dict[str, Look]) -> It
         )
 
 
-def _tests(findings: Findings, condition: str) -> Iterator[str]:
+def _tests(findings: ReportData, condition: str) -> Iterator[str]:
     mine = [test for test in findings.tests if test.condition == condition]
     against = [test for test in mine if test.family == "baseline"]
     pairs = [test for test in mine if test.family == "all pairs"]
@@ -171,7 +171,7 @@ def _tests(findings: Findings, condition: str) -> Iterator[str]:
                     f"over {against[0].pairs} pairs.")  # fmt: skip
     yield tests_table(against, name_both=False)
     if len(pairs) > 1:
-        yield folded(f"all {len(pairs)} pairs", tests_table(pairs, name_both=True))
+        yield collapsible(f"all {len(pairs)} pairs", tests_table(pairs, name_both=True))
     word = "after" if findings.metric == "acc_after" else "before"
     yield paragraph(_TEST_NOTE.format(metric=word), note=True)
 
@@ -213,16 +213,16 @@ def _class_counts(path: Path) -> np.ndarray:
     return np.array(counts, dtype=np.int64).reshape(len(counts), len(at))
 
 
-def _settings(findings: Findings) -> Iterator[str]:
+def _settings(findings: ReportData) -> Iterator[str]:
     differing, common = settings_tables(findings.collection)
     yield paragraph("What differs between the variants, besides the seed:")
     yield differing
-    yield folded("what all runs have in common", common)
+    yield collapsible("what all runs have in common", common)
     runs = findings.collection.runs
-    yield folded(
+    yield collapsible(
         f"all {len(runs)} runs", runs_table(runs, lambda run: _relative(run, findings.folder))
     )
-    yield folded("what they ran with", versions_table(runs))
+    yield collapsible("what they ran with", versions_table(runs))
     yield paragraph(f"Made by fedlightning {__version__}.", note=True)
 
 
