@@ -397,7 +397,8 @@ def test_what_cannot_be_grouped_is_refused_before_the_first_round(module, settin
 
 
 def test_a_plain_lightning_module_is_refused():
-    assert (
+    reason = unsupported_reason(trainer(), pl.LightningModule())
+    assert reason == "LightningModule is no FederatedModule"
         unsupported_reason(trainer(), pl.LightningModule())
         == "LightningModule is no FederatedModule"
     )
