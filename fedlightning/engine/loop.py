@@ -319,7 +319,7 @@ class FederatedLoop(RoundLoop):
         self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
         self._schedule_state = after
-        return self._executor.metrics()
+        return self._executor.finish()
 
     # -- checkpoints ---------------------------------------------------------------------------
 

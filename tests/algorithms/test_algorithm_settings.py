@@ -73,7 +73,9 @@ class TwoLayers(Net):
 
 
 def test_fedrod_needs_a_linear_head_and_classes():
-    with pytest.raises(ConfigError, match=r"a head that is one nn\.Linear; TwoLayers's is another"):
+    with pytest.raises(
+        ConfigError, match=r"a head that one nn\.Linear; the head of TwoLayers is not"
+    ):
         fit(net(module=TwoLayers), FedRoD(), federation={"on_client_failure": "skip"})
 
     class Regression(Net):
@@ -85,7 +87,7 @@ def test_fedrod_needs_a_linear_head_and_classes():
 
     pairs = [(torch.randn(6, 4), torch.rand(6)) for _ in range(4)]
     clients = ClientDatasets(train=pairs, test=pairs, batch_size=4)
-    with pytest.raises(ConfigError, match="FedRoD needs one class a sample"):
+    with pytest.raises(ConfigError, match="FedRoD needs one class per example"):
         fit(net(module=Regression), FedRoD(), datamodule=clients)
 
 
