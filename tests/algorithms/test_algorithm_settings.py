@@ -74,7 +74,7 @@ class TwoLayers(Net):
 
 def test_fedrod_needs_a_linear_head_and_classes():
     with pytest.raises(
-        ConfigError, match=r"a head that one nn\.Linear; the head of TwoLayers is not"
+        ConfigError, match=r"a head that is one nn\.Linear; the head of TwoLayers is not"
     ):
         fit(net(module=TwoLayers), FedRoD(), federation={"on_client_failure": "skip"})
 
