@@ -13,8 +13,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
-from fedlightning.core.metrics import HELD_OUT
 from fedlightning.core.parts import Part
+from fedlightning.core.views import EvaluationView
 from fedlightning.engine.checks.monitors import check_monitors
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
@@ -25,7 +25,12 @@ from fedlightning.personalization.models.saving import (
 )
 from fedlightning.personalization.models.writer import PersonalWriter
 from fedlightning.personalization.personalizer import Personalizer
-from fedlightning.personalization.results import PersonalResult, metrics_of, write_results
+from fedlightning.personalization.results import (
+    PersonalResult,
+    ViewResult,
+    results_by_view,
+    write_results,
+)
 from fedlightning.reporting import ClientRecord
 
 __all__ = ["PersonalizationCallback"]
@@ -105,8 +110,7 @@ class PersonalizationCallback(pl.Callback):
         self.features_once = features_once
         self.curve = curve
         self.save_personal = save_personal
-        self.results: list[PersonalResult] = []
-        self.held_out_results: list[PersonalResult] = []
+        self.views: list[ViewResult] = []
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
                 parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -116,8 +120,13 @@ class PersonalizationCallback(pl.Callback):
         self._rounds_loaded: int | None = None
 
     @property
+    def results(self) -> Sequence[PersonalResult]:
+        """The clients of the main view at the last personalization, by client id."""
+        return next((each.results for each in self.views if not each.view.name), ())
+
+    @property
     def records(self) -> list[ClientRecord]:
-        """The clients of the last personalization that may train, by client id."""
+        """Their rows in ``clients.csv``."""
         return [result.record for result in self.results]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -133,7 +142,7 @@ class PersonalizationCallback(pl.Callback):
         if self.features_once:
             with personalizer.at_work():
                 pass  # refused here if it cannot be
-        _ = _loop_of(trainer).data.evaluated_clients
+        _ = _loop_of(trainer).data.evaluation_views()
         rounds = trainer.max_epochs or -1
         regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
         check_monitors(trainer, regular)
@@ -153,7 +162,7 @@ class PersonalizationCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Run for the final model if no round has done so, in this process."""
         rounds = trainer.current_epoch
-        if rounds and (self._last_round != rounds - 1 or not self.results):
+        if rounds and (self._last_round != rounds - 1 or not self.views):
             metrics = self._personalize(trainer)
             self._last_round = rounds - 1
             trainer.callback_metrics.update(
@@ -204,7 +213,9 @@ class PersonalizationCallback(pl.Callback):
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
         loop = _loop_of(trainer)
-        clients = loop.data.evaluated_clients
+        views = loop.data.evaluation_views()
+        chosen = getattr(trainer, "personalizes", False)
+        clients = loop.data.evaluated_clients if chosen else _members(views)
         mine: list[PersonalResult] = []
         failure: Exception | None = None
         files = self._files(trainer, clients)
@@ -215,8 +226,7 @@ class PersonalizationCallback(pl.Callback):
                         loop.workers.check()
                         mine.append(personalizer.client(clients[position]))
                         if files is not None:
-                            record = mine[-1].record
-                            files.keep(record.client_id, personalizer.own_state(record))
+                            files.keep(clients[position], personalizer.own_state(mine[-1]))
                         loop.fire("on_client_personalized", position + 1, len(clients))
             except Exception as error:
                 failure = error
@@ -224,13 +234,10 @@ class PersonalizationCallback(pl.Callback):
             if files is not None:
                 files.publish()
         everyones = [result for part in loop.workers.gather(mine) for result in part]
-        self.results, self.held_out_results = [], []
-        for result in sorted(everyones, key=lambda result: result.record.client_id):
-            held_out = loop.data.is_held_out(result.record.client_id)
-            (self.held_out_results if held_out else self.results).append(result)
+        self.views = results_by_view(views, everyones)
         if _has_folder(trainer):
             self._write(trainer)
-        return metrics_of(self.results) | metrics_of(self.held_out_results, HELD_OUT)
+        return {name: value for each in self.views for name, value in each.metrics().items()}
 
     def _files(self, trainer: pl.Trainer, clients: Sequence[int]) -> PersonalWriter | None:
         """Return what writes the clients' files, if they are wanted; all workers must ask."""
@@ -245,11 +252,13 @@ class PersonalizationCallback(pl.Callback):
 
         folder = trainer.log_dir  # asks rank 0
         step = max(trainer.current_epoch - (trainer.state.fn != TrainerFn.FITTING), 0)
-        log_clients(trainer.loggers, self.records, step)
+        for each in self.views:
+            if not each.view.on_validation_data:
+                log_clients(trainer.loggers, each.records, step, each.view.name)
         if folder is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_results(Path(folder), self.results, self.held_out_results)
+        write_results(Path(folder), self.views)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -273,6 +282,14 @@ def _loop_of(trainer: pl.Trainer) -> FederatedLoop:
     if not isinstance(trainer.fit_loop, FederatedLoop):
         raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
     return trainer.fit_loop
+
+
+def _members(views: Sequence[EvaluationView]) -> Sequence[int]:
+    """Return the clients of all views, in ascending order."""
+    clients = [view.clients for view in views if not view.is_central]
+    if all(one == clients[0] for one in clients[1:]):
+        return clients[0] if clients else ()
+    return sorted(set().union(*clients))
 
 
 def _has_folder(trainer: pl.Trainer) -> bool:

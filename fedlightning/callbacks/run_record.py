@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
 from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
@@ -18,6 +20,7 @@ from fedlightning.engine.resume.resumption import Resumption, logged_by
 from fedlightning.reporting import (
     RunSummary,
     Spread,
+    ViewSummary,
     curves_figure,
     partition_figure,
     render,
@@ -35,16 +38,16 @@ _FILES = (
     "curves.png",
     "clients.csv",
     "clients.png",
-    "held_out_clients.csv",
     "finetuning.csv",
     "finetuning.png",
-    "held_out_finetuning.csv",
     "personalized",
     "partition.csv",
     "partition.png",
     "personal",
     "checkpoints",
 )
+_OF_VIEWS = {"clients.png": "clients.csv", "finetuning.png": "finetuning.csv"}
+"""The tables that every view has, by the main view's file after which they are listed."""
 
 
 class RunRecord(pl.Callback):
@@ -122,14 +125,21 @@ class RunRecord(pl.Callback):
             return
         rounds = list(tables[0].rounds)
         rows = [tables[0].row(index) for index in rounds]
-        names = (
+        views = trainer.fit_loop.data.evaluation_views()
+        names = [
             "train/loss",
             "val/loss",
             "global/loss",
             "val/acc",
             "global/acc",
             "personalized/acc",
-        )
+            *(
+                view.metric(name)
+                for view in views
+                if view.name and not view.on_validation_data
+                for name in ("global/acc", "personalized/acc")
+            ),
+        ]
         nan = float("nan")
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
@@ -148,30 +158,38 @@ class RunRecord(pl.Callback):
     ) -> RunSummary:
         personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
         results = personal[-1].results if personal else []
-        before = tuple(result.record.acc_before for result in results)
-        after = tuple(result.record.acc_after for result in results)
+        records = [result.record for result in results]
+        before = tuple(record.acc_before for record in records)
+        after = tuple(record.acc_after for record in records)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
         measured = loop.evaluator.last_round == trainer.current_epoch - 1
-        scores = loop.evaluator.last_accuracies if measured else []
-        known = any(result.record.tested for result in results)
+        accuracies = loop.evaluator.accuracies if measured else {}
+        known = any(record.tested for record in records)
+        views = [view for view in loop.data.evaluation_views() if not view.on_validation_data]
+        main = next((view for view in views if not view.name), None)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
             clients=len(loop.data.training_clients),
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
-            global_acc=Spread.of(scores) if scores else None,
+            global_acc=Spread.of(accuracies[""]) if accuracies.get("") else None,
             before=Spread.of(before) if known else None,
             after=Spread.of(after) if known else None,
             nearest_mean_acc=nearest.mean if nearest.count else None,
             part=personal[-1].part if personal else None,
             stopped=_why_stopped(trainer) if self._first_round is not None else "nothing to do",
             folder=folder,
-            files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
+            files=tuple(_files(folder, views)) if folder is not None else (),
             before_values=before,
             after_values=after,
-            evaluated=_evaluated(loop) if scores or known else None,
-            **_of_held_out(loop, personal, measured),
+            evaluated=len(main.clients) if main and (accuracies.get("") or known) else None,
+            untested=sum(record.num_test == 0 for record in records) if known else None,
+            views=tuple(
+                summary
+                for view in views
+                if view.name and (summary := _of_view(view, personal, accuracies)) is not None
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,30 +197,28 @@ class RunRecord(pl.Callback):
         return {}
 
 
-def _evaluated(loop: FederatedLoop) -> int:
-    """Return how many of the clients that may train are evaluated."""
-    data = loop.data
-    return sum(not data.is_held_out(client) for client in data.evaluated_clients)
-
-
-def _of_held_out(
-    loop: FederatedLoop, personal: list[PersonalizationCallback], measured: bool
-) -> dict[str, Any]:
-    """Return what the summary says of clients that never train."""
-    before: Spread | None
-    after: Spread | None
-    records = [result.record for result in personal[-1].held_out_results] if personal else []
+def _of_view(
+    view: EvaluationView,
+    personal: Sequence[PersonalizationCallback],
+    accuracies: Mapping[str, Sequence[float]],
+) -> ViewSummary | None:
+    """Return what the summary says of a view; ``None`` if nothing was measured."""
+    clients = 0 if view.is_central else view.num_clients
+    found = [each for each in personal[-1].views if each.view == view] if personal else []
+    records = [record for each in found for record in each.records]
     if any(record.tested for record in records):
         before = Spread.of(record.acc_before for record in records)
         after = Spread.of(record.acc_after for record in records)
-    else:
-        scores = loop.evaluator.last_held_out_accuracies if measured else []
-        before, after = Spread.of(scores) if scores else None, None
-    return {
-        "held_out": len(loop.data.held_out_ids),
-        "held_out_before": before,
-        "held_out_after": after,
-    }
+        return ViewSummary(view.name, view.split, clients, before, after)
+    scores = accuracies.get(view.name)
+    return ViewSummary(view.name, view.split, clients, Spread.of(scores)) if scores else None
+
+
+def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:
+    """Yield the names of the files in a run folder that are worth a line each."""
+    for name in _FILES:
+        of_views = [view.file(_OF_VIEWS[name]) for view in views if view.name and name in _OF_VIEWS]
+        yield from (file for file in (name, *of_views) if (folder / file).exists())
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning.core.batches import Batch, Split
+from fedlightning.core.batches import SPLITS, Batch, Split, check_split
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.validation import check_fraction, check_instance, check_integer
+from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import Roles, check_held_out
 from fedlightning.datamodules.description import fingerprint
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
-from fedlightning.datamodules.loaders import ClientLoader, PredictLoader
+from fedlightning.datamodules.loaders import ClientLoader, PredictLoader, ViewLoader
+from fedlightning.datamodules.own_splits import OwnSplits, owner
 from fedlightning.datamodules.partitions.base import IID, Partition
 from fedlightning.datamodules.pooled import PooledData, count_classes, prepare, sample_name
 from fedlightning.errors import ConfigError, DataError, FederationError
@@ -116,6 +121,54 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Raises:
             DataError: The data cannot be read.
         """
+
+    def evaluation_views(self) -> list[EvaluationView]:
+        """Return which clients are measured on which of their splits, and under which names.
+
+        These are the clients that train on their own test data, the clients held out of training
+        under ``held_out``, and the validation data of both. A subclass adds views of its own, whose
+        metrics, tables and lines in summary and report then exist, too.
+
+        Example:
+            >>> from fedlightning.datamodules import ClientDatasets
+            >>> class Shifted(ClientDatasets):
+            ...     def evaluation_views(self):
+            ...         ood = EvaluationView("ood", self.evaluated_clients, "ood")
+            ...         return [*super().evaluation_views(), ood]
+            ...
+            ...     def split_examples(self, client, split):
+            ...         ((inputs, labels),) = self.batches(client, "test")
+            ...         return inputs + 2, labels
+        """
+        evaluated, held_out = self.evaluated_clients, set(self.held_out_ids.tolist())
+        training = [c for c in evaluated if c not in held_out] if held_out else evaluated
+        views = [EvaluationView("", training, population=len(self.training_clients))]
+        if held_out:
+            others = [client for client in evaluated if client in held_out]
+            views.append(EvaluationView(HELD_OUT, others, population=len(held_out)))
+        if self.val_fraction:
+            views += [replace(view, split="val") for view in views]
+        return views
+
+    def split_examples(self, client: int, split: Split) -> Any:
+        """Return a client's examples of a split beside ``train``, ``val`` and ``test``.
+
+        For :meth:`evaluation_views` of a subclass. It is called when the examples are wanted, and
+        must give the same ones each time.
+
+        Args:
+            client: Client id, or ``CENTRAL`` for data that belongs to no client.
+            split: The split that a view names.
+
+        Returns:
+            :class:`Examples`, a pair of inputs and labels, or inputs alone.
+        """
+        if client != CENTRAL:
+            check_split(split)
+        raise ConfigError(
+            f"{type(self).__name__} has no examples that belong to no client; its "
+            "split_examples() can give some."
+        )
 
     def transform_batch(self, batch: Batch, training: bool) -> Batch:
         """Turn a stored batch, already on its device, into what the module gets.
@@ -231,7 +284,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             ConfigError: There is no such client or split.
             FederationError: An item of a dataset raises.
         """
-        pool = self.client_data.pool(client, split)
+        pool = self._pool(client, split)
         rows = torch.from_numpy(self.indices(client, split))
         if key is not None:
             rows = rows[self.epoch_order(key, len(rows))]
@@ -260,17 +313,18 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         """Return a task for each client that trains and has training examples."""
         return ClientLoader(self.training_clients, ("train",), self.num_examples)
 
-    def val_dataloader(self) -> ClientLoader:
-        """Return each evaluated client's tasks: validation data, if some is held out, test data.
+    def val_dataloader(self) -> ViewLoader:
+        """Return the tasks of all evaluation views: of a client validation data, then the others.
 
         They come from one loader: with two, Lightning would ask every module's hooks for a loader
         index.
         """
-        return self._tasks("val", "test") if self.val_fraction else self._tasks("test")
+        return ViewLoader(self.evaluation_views(), self.num_examples)
 
-    def test_dataloader(self) -> ClientLoader:
-        """Return a task for each evaluated client with test examples."""
-        return self._tasks("test")
+    def test_dataloader(self) -> ViewLoader:
+        """Return the tasks of the evaluation views that are not of validation data."""
+        views = [view for view in self.evaluation_views() if not view.on_validation_data]
+        return ViewLoader(views, self.num_examples)
 
     def predict_dataloader(self) -> PredictLoader:
         """Return the test batches of client after client, as :meth:`predict_index` lists them."""
@@ -289,9 +343,6 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         ]
         return np.concatenate([np.empty((0, 2), np.int64), *rows])
 
-    def _tasks(self, *splits: Split) -> ClientLoader:
-        return ClientLoader(self.evaluated_clients, splits, self.num_examples)
-
     def _transformed(
         self, stream: Iterator[Batch], client: int, split: Split, training: bool
     ) -> Iterator[Batch]:
@@ -299,8 +350,10 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             for batch in stream:
                 yield self.transform_batch(batch, training)
         except SampleError as error:
-            where = f"client {client}"
-            if error.index is not None:
+            where = owner(client)
+            if error.index is not None and _is_own(client, split):
+                where = f"{where}, {split} sample {error.index}"
+            elif error.index is not None:
                 where = sample_name(client, split, self.sample_number(client, split, error.index))
             raise FederationError(f"{where}: {error.text}") from error
 
@@ -334,16 +387,30 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             )
         return self.client_data
 
+    @cached_property
+    def _own_splits(self) -> OwnSplits:
+        return OwnSplits(self.split_examples, getattr(self, "num_classes", 0), self.check_data)
+
+    def _pool(self, client: int, split: Split) -> Examples:
+        if _is_own(client, split):
+            return self._own_splits.examples(client, split)
+        return self.client_data.pool(client, split)
+
     def num_examples(self, client: int, split: Split = "train") -> int:
         """Return how many examples a client has in a split."""
+        if _is_own(client, split):
+            return self._own_splits.size(client, split)
         return self.client_data.size(client, split)
 
     def indices(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's indices, in its stored order, int64, shape (n,).
 
         They count the pooled examples of all clients: the training pool for "train" and "val", the
-        test pool for "test". Where there are no pools they count the client's own.
+        test pool for "test". Where there are no pools, and in splits that a subclass adds, they
+        count the client's own.
         """
+        if _is_own(client, split):
+            return np.arange(self._own_splits.size(client, split))
         return self.client_data.indices(client, split)
 
     def labels(self, client: int, split: Split = "train") -> np.ndarray:
@@ -352,7 +419,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Raises:
             DataError: The data have no labels.
         """
-        labels = self.client_data.pool(client, split).labels
+        labels = self._pool(client, split).labels
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels")
         chosen: np.ndarray = labels[self.indices(client, split)]
@@ -405,6 +472,11 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}()" if self._client_data is None else self.partition_summary()
+
+
+def _is_own(client: int, split: Split) -> bool:
+    """Whether :meth:`FederatedDataModule.split_examples` has the examples."""
+    return client == CENTRAL or split not in SPLITS
 
 
 def _method_of(instance: object, name: str) -> object:

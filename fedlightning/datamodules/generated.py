@@ -177,7 +177,7 @@ class _Generated(ClientData):
             raise ConfigError(f"client must be in [0, {self.num_clients}), got {client}")
         size = self._sizes[source]
         if size is None:
-            return len(self.pool(client, source))  # type: ignore[arg-type]
+            return len(self.pool(client, source))
         return size if isinstance(size, int) else self._told(size, client, source)
 
     def _told(self, size: Callable[[int], int], client: int, source: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.core.batches import batch_length
-from fedlightning.core.metrics import HELD_OUT, LogFlags, Metrics
+from fedlightning.core.metrics import LogFlags, Metrics
 from fedlightning.core.seeding import Key, default_seed, forked_generators
+from fedlightning.core.statistics import over_clients
+from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.local_log import LocalLog
@@ -36,14 +38,13 @@ class ClientEvaluator:
         seed: Seed of what an evaluation step draws; ``None`` means the run's.
 
     Attributes:
-        last_accuracies: ``global/acc`` of every client that trains, at the last evaluation.
-        last_held_out_accuracies: The same of every client that is held out of training.
+        accuracies: ``global/acc`` of every client of a view, by the view's name, at the last
+            evaluation.
         last_round: The round of that evaluation; ``None`` before the first one.
     """
 
     def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
-        self.last_accuracies: list[float] = []
-        self.last_held_out_accuracies: list[float] = []
+        self.accuracies: dict[str, list[float]] = {}
         self.last_round: int | None = None
         self._trainer = trainer
         self._given_seed = seed
@@ -87,45 +88,54 @@ class ClientEvaluator:
         return batches
 
     def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
-        """Return the mean over clients of what each of them logged, on whatever worker.
-
-        Clients held out of training have means of their own, whose names begin with ``held_out/``.
+        """Return the metrics of every view: means over its clients, on whatever worker they are.
 
         Args:
             scores: What this worker has measured.
         """
-        workers = Workers.of(self._trainer)
-        everyones: dict[ClientTask, Mapping[str, float]] = {}
-        for part, flags in workers.gather((dict(scores), self._flags)):
-            everyones |= part
+        everyones: dict[tuple[Split, int], tuple[int, Mapping[str, float]]] = {}
+        for part, flags in Workers.of(self._trainer).gather((dict(scores), self._flags)):
+            for task, values in part.items():
+                everyones[task.split, task.client] = task.num_examples, values
             self._flags |= flags
-        scores = dict(
-            sorted(everyones.items(), key=lambda entry: (entry[0].split, entry[0].client))
-        )
-        held_out = self._held_out(scores)
+        metrics: dict[str, tuple[float, LogFlags]] = {}
+        accuracies: dict[str, list[float]] = {}
+        for view in _validation_last(federated_data(self._trainer).evaluation_views()):
+            places = ((view.split, client) for client in view.clients)
+            measured = [everyones[place] for place in places if place in everyones]
+            metrics |= self._metrics_of(view, measured)
+            if not view.on_validation_data:
+                accuracies[view.name] = [
+                    values["global/acc"] for _, values in measured if "global/acc" in values
+                ]
         if not self._trainer.sanity_checking:
-            known = [(task, v["global/acc"]) for task, v in scores.items() if "global/acc" in v]
-            self.last_accuracies = [acc for task, acc in known if task.client not in held_out]
-            self.last_held_out_accuracies = [acc for task, acc in known if task.client in held_out]
+            self.accuracies = accuracies
             self.last_round = self._trainer.current_epoch
-        by_name: dict[str, list[float]] = {}
-        for task, values in scores.items():
-            prefix = HELD_OUT if task.client in held_out else ""
-            for name, value in values.items():
-                by_name.setdefault(prefix + name, []).append(value)
-        return {
-            name: (sum(values) / len(values), self._flags_of(name))
-            for name, values in by_name.items()
-        }
+        return metrics
 
-    def _held_out(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> set[int]:
-        clients = {task.client for task in scores}
-        return {client for client in clients if federated_data(self._trainer).is_held_out(client)}
+    def _metrics_of(
+        self, view: EvaluationView, measured: Sequence[tuple[int, Mapping[str, float]]]
+    ) -> dict[str, tuple[float, LogFlags]]:
+        """Return a view's metrics, given how many examples each client has and its scores."""
+        by_name: dict[str, list[tuple[float, int]]] = {}
+        for size, scores in measured:
+            for name, value in scores.items():
+                by_name.setdefault(name, []).append((value, size))
+        metrics: dict[str, tuple[float, LogFlags]] = {}
+        for name, entries in by_name.items():
+            flags = self._flags[name]
+            quiet = replace(flags, prog_bar=False)
+            values, sizes = [value for value, _ in entries], [size for _, size in entries]
+            for key, value in over_clients(name, values, sizes).items():
+                shown = flags if key == name and not view.name else quiet
+                if key == name or key not in by_name:  # a name of the module's own comes first
+                    metrics[view.metric(key)] = value, shown
+        return metrics
 
-    def _flags_of(self, name: str) -> LogFlags:
-        if name in self._flags:
-            return self._flags[name]
-        return replace(self._flags[name.removeprefix(HELD_OUT)], prog_bar=False)
+
+def _validation_last(views: Sequence[EvaluationView]) -> list[EvaluationView]:
+    """Return the views with those of validation data last, whose metrics prevail."""
+    return sorted(views, key=lambda view: view.on_validation_data)
 
 
 def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
@@ -158,8 +168,9 @@ def evaluate(
     Args:
         module: The model to evaluate, in the mode (``eval()``) that it shall have.
         batches: The client's batches.
-        split: ``"val"`` runs ``validation_step``, if there is one; ``"test"`` runs ``test_step``,
-            and without one a module that gives logits for ``(x, y)`` is evaluated as a classifier.
+        split: ``"val"`` runs ``validation_step``, if there is one; any other split runs
+            ``test_step``, and without one a module that gives logits for ``(x, y)`` is evaluated as
+            a classifier.
         log: Takes what the module logs.
         precision: The trainer's precision plugin.
     """

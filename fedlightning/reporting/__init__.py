@@ -15,13 +15,14 @@ from fedlightning.reporting.figures.save import (
     save_figure,
 )
 from fedlightning.reporting.finetuning_curve import EpochRecord, write_finetuning_csv
-from fedlightning.reporting.summary import RunSummary, render
+from fedlightning.reporting.summary import RunSummary, ViewSummary, render
 
 __all__ = [
     "ClientRecord",
     "EpochRecord",
     "RunSummary",
     "Spread",
+    "ViewSummary",
     "clients_figure",
     "curves_figure",
     "finetuning_figure",

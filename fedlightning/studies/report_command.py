@@ -112,24 +112,27 @@ def write_report(
         collection = replace(collection, warnings=[warning, *collection.warnings])
     conditions = collection.conditions
     summaries = [s for condition in conditions for s in summarise(collection.of(condition))]
-    held_out = [
-        summary
-        for condition in conditions
-        for summary in summarise(collection.of(condition), held_out=True)
-        if summary.clients
-    ]
+    views = {
+        view: [
+            summary
+            for condition in conditions
+            for summary in summarise(collection.of(condition), view)
+            if summary.clients or not math.isnan(summary.global_acc)
+        ]
+        for view in collection.views
+    }
     baselines = _baselines(collection, summaries, baseline)
     tests: list[PairedTest] = []
     for condition in conditions:
         groups = [g for g in collection.of(condition) if any(r.clients for r in g.runs.values())]
         tests += against_baseline(groups, baselines[condition], metric)
         tests += all_pairs(groups, metric)
-    write_summary(output / "summary.csv", summaries, held_out)
+    write_summary(output / "summary.csv", {"seen": summaries, **views})
     write_tests(output / "tests.csv", tests)
     write_curves(output / "curves.csv", collection)
     write_clients(output / "clients.csv", collection)
     findings = ReportData(
-        title, collection, summaries, held_out, tests, baselines, metric, output, _FILES
+        title, collection, summaries, views, tests, baselines, metric, output, _FILES
     )
     write_atomically(output / "report.html", page(findings).encode())
     for warning in collection.warnings[:_MOST_WARNED]:

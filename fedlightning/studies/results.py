@@ -61,6 +61,11 @@ class Collection:
         """All runs."""
         return [run for group in self.groups for run in group.runs.values()]
 
+    @property
+    def views(self) -> list[str]:
+        """The names of the evaluation views beside the main one."""
+        return sorted({name for run in self.runs for name in run.views if name})
+
     def of(self, condition: str) -> list[Group]:
         """Return the groups of one condition."""
         return [group for group in self.groups if group.condition == condition]

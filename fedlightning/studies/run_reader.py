@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.cli.config.overrides import settings_in
+from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
 from fedlightning.studies.run_state import RunState, read_state
@@ -28,6 +29,8 @@ _NOT_COMPARED = re.compile(
     r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
     r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
+_CLIENTS = "_clients.csv"
+_VIEW_METRIC = re.compile(r"([^/]+)/global/acc")
 _CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
 
 
@@ -41,8 +44,8 @@ class Run:
         seed: ``seed_everything``.
         variant: What it is a run of; empty if no study says so.
         point: Where in a study's grid.
-        clients: The clients that could take part, before and after personalization.
-        held_out: The clients that could not.
+        views: Clients before and after personalization, by the name of the evaluation view; the
+            main view, of the clients that could take part, has none.
         metrics: Columns of ``metrics.csv``, by round; nan where a cell is empty.
         rounds: The round of each row.
         seconds: Training seconds of each row's round, nan if unknown.
@@ -59,8 +62,7 @@ class Run:
     seed: int
     variant: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
-    clients: Sequence[ClientRecord] = ()
-    held_out: Sequence[ClientRecord] = ()
+    views: Mapping[str, Sequence[ClientRecord]] = field(default_factory=dict)
     metrics: Mapping[str, Numbers] = field(default_factory=dict)
     rounds: Numbers = field(default_factory=lambda: np.empty(0))
     seconds: Numbers = field(default_factory=lambda: np.empty(0))
@@ -70,6 +72,11 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_seconds: float = math.nan
     unfinished: str = ""
+
+    @property
+    def clients(self) -> Sequence[ClientRecord]:
+        """The clients that could take part, before and after personalization."""
+        return self.views.get("", ())
 
     @property
     def condition(self) -> str:
@@ -88,10 +95,10 @@ class Run:
         known = known[~np.isnan(known)]
         return float(known[-1]) if known.size else math.nan
 
-    def values(self, name: str, held_out: bool = False) -> Numbers:
-        """Return one number for each client that has test data, by client id."""
-        records = self.held_out if held_out else self.clients
-        return np.array([getattr(record, name) for record in records if record.tested], float)
+    def values(self, name: str, view: str = "") -> Numbers:
+        """Return one number for each client of a view that has it, by client id."""
+        column = np.array([getattr(record, name) for record in self.views.get(view, ())], float)
+        return column[~np.isnan(column)]
 
 
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -135,8 +142,7 @@ def read_run(folder: Path) -> Run:
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},
-        clients=_read_clients(folder / "clients.csv"),
-        held_out=_read_clients(folder / "held_out_clients.csv"),
+        views=_read_views(folder, metrics),
         metrics=metrics,
         rounds=rounds,
         seconds=seconds,
@@ -174,8 +180,13 @@ def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
     )
 
 
-def _read_clients(path: Path) -> list[ClientRecord]:
-    return read_clients_csv(path) if path.is_file() else []
+def _read_views(folder: Path, metrics: Mapping[str, Numbers]) -> dict[str, list[ClientRecord]]:
+    """Return the clients of each view; a view may have metrics of the global model alone."""
+    found = (_VIEW_METRIC.fullmatch(name) for name in metrics)
+    names = {match[1] for match in found if match is not None}
+    names |= {path.name.removesuffix(_CLIENTS) for path in folder.glob(f"?*{_CLIENTS}")}
+    paths = {name: folder / file_in_view(name, "clients.csv") for name in ("", *sorted(names))}
+    return {name: read_clients_csv(p) if p.is_file() else [] for name, p in paths.items()}
 
 
 def _why_unfinished(

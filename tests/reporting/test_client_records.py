@@ -40,12 +40,15 @@ def test_the_worst_decile_is_the_mean_of_the_worst_tenth_of_at_least_one(count, 
         ([0.0, 0.0, 0.0, 1.0], Fraction(1, 4)),  # one has it all: 1/n
         ([0.0, 0.5, 0.5], Fraction(2, 3)),  # k of n have the same, the others nothing: k/n
         ([0.2, 0.4, 0.6], Fraction(12 * 12, 3 * 56)),
-        ([0.0, 0.0], Fraction(1)),  # nobody has anything
     ],
 )
 def test_jains_index_by_hand(values, index):
     assert Spread.of(values).jain == pytest.approx(float(index))
     assert Spread.of([10 * value for value in values]).jain == pytest.approx(float(index))
+
+
+def test_jains_index_of_zeros_is_undefined():
+    assert math.isnan(Spread.of([0.0, 0.0]).jain)
 
 
 def test_spread_leaves_nan_out_and_counts_it():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.views import view_label
 from fedlightning.reporting.figures.style import (
     BLUE,
     CYCLE,
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["finetuning_figure"]
 
-GREEN, PINK = CYCLE[2:4]
+_GREEN, *_OTHERS = CYCLE[2:]
 
 
 def finetuning_figure(
     records: Sequence[EpochRecord],
-    held_out: Sequence[EpochRecord] = (),
+    others: Mapping[str, Sequence[EpochRecord]] | None = None,
     title: str = "Accuracy over epochs of fine-tuning",
 ) -> Figure:
     """Draw the mean over clients, a band of one standard deviation, and the tenth percentile.
 
     Args:
-        records: The clients that may train, epoch by epoch.
-        held_out: Those that never do, if there are any: their mean alone is drawn.
+        records: The clients that train, epoch by epoch.
+        others: The other views by name, of which the mean alone is drawn.
         title: The headline.
 
     Returns:
@@ -49,7 +50,7 @@ def finetuning_figure(
         >>> finetuning_figure(records).axes[0].get_xlabel()
         'epochs of fine-tuning'
     """
-    known = [record for record in (*records, *held_out) if record.num_clients]
+    others = others or {}
     with style():
         figure = new_figure(9, 4.6)
         ax = figure.subplots()
@@ -57,8 +58,11 @@ def finetuning_figure(
         lines = [
             ("mean", RED, "-", records, "acc_mean"),
             ("tenth percentile", BLUE, "-", records, "acc_p10"),
-            ("mean, validation data", GREEN, "--", records, "val_acc_mean"),
-            ("mean, held-out clients", PINK, "-.", held_out, "acc_mean"),
+            ("mean, validation data", _GREEN, "--", records, "val_acc_mean"),
+            *(
+                (f"mean, {view_label(name)}", _OTHERS[at % len(_OTHERS)], "-.", group, "acc_mean")
+                for at, (name, group) in enumerate(others.items())
+            ),
         ]
         ends, texts, colors = [], [], []
         for name, color, dash, group, column in lines:
@@ -70,7 +74,7 @@ def finetuning_figure(
             ends.append(float(values[-1]))
             texts.append(f"{name}  {values[-1]:.1f} %")
             colors.append(color)
-        if ends and known:
+        if ends and any(record.num_clients for record in records):
             epochs, mean, std = (
                 np.array([getattr(record, column) for record in records])
                 for column in ("epoch", "acc_mean", "acc_std")

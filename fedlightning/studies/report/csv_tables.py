@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,14 @@ from fedlightning.studies.statistics import Summary
 __all__ = ["write_clients", "write_curves", "write_summary", "write_tests"]
 
 
-def write_summary(path: Path, summaries: Sequence[Summary], held_out: Sequence[Summary]) -> None:
-    """Write one row for each variant under each condition; ``group`` is ``seen`` or ``held_out``.
+def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> None:
+    """Write one row for each variant under each condition and in each evaluation view.
 
-    Accuracies are in 0..1; what is not known is an empty cell.
+    The column ``group`` names the view, ``seen`` being the main one. Accuracies are in 0..1;
+    unknown values are empty cells.
     """
     names = [field.name for field in fields(Summary)]
-    rows = [
-        ["seen" if summaries is group else "held_out", *astuple(summary)]
-        for group in (summaries, held_out)
-        for summary in group
-    ]
+    rows = [[view, *astuple(summary)] for view, group in summaries.items() for summary in group]
     _write(path, ["group", *names], rows)
 
 
@@ -44,10 +41,10 @@ def write_clients(path: Path, collection: Collection) -> None:
     """Write one row for each client of each run, with the columns of ``clients.csv``."""
     names = [field.name for field in fields(ClientRecord)]
     rows = [
-        [group.condition, group.variant, seed, kind, *astuple(record)]
+        [group.condition, group.variant, seed, view or "seen", *astuple(record)]
         for group in collection.groups
         for seed, run in group.runs.items()
-        for kind, records in (("seen", run.clients), ("held_out", run.held_out))
+        for view, records in run.views.items()
         for record in records
     ]
     _write(path, ["condition", "variant", "seed", "group", *names], rows)

@@ -38,8 +38,10 @@ _GAINS: dict[str, Callable[[Summary], str]] = {
     "gain over\nLocalOnly": lambda s: percent(s.gain_over_local, signed=True),
     "gain over\nFedAvg + tuning": lambda s: percent(s.gain_over_fedavg_ft, signed=True),
 }
-_COSTS: dict[str, Callable[[Summary], str]] = {
+_GLOBAL: dict[str, Callable[[Summary], str]] = {
     "global\nmodel": lambda s: percent(s.global_acc),
+}
+_COSTS: dict[str, Callable[[Summary], str]] = {
     "up,\nper round": lambda s: number(s.bytes_up_per_round, "B"),
     "down,\nper round": lambda s: number(s.bytes_down_per_round, "B"),
     "seconds of\ntraining": lambda s: number(s.seconds_training),
@@ -57,9 +59,19 @@ _STRESSED = {
 }
 
 
-def summary_table(summaries: Sequence[Summary], held_out: bool = False) -> str:
-    """Return variants by metrics; the best of a column is stressed, columns without a number go."""
-    columns = {**_ACCURACIES, **_GAINS, **({} if held_out else _COSTS)}
+def summary_table(summaries: Sequence[Summary], main: bool = True) -> str:
+    """Return variants by metrics; the best of a column is stressed, columns without a number go.
+
+    Args:
+        summaries: The variants.
+        main: Whether of the main view. The others go without costs, and without the global model
+            where there is an accuracy before personalization.
+    """
+    columns = {**_ACCURACIES, **_GAINS}
+    if main:
+        columns |= {**_GLOBAL, **_COSTS}
+    elif all(math.isnan(summary.acc_before) for summary in summaries):
+        columns |= _GLOBAL
     shown = {
         name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
     }
