@@ -14,7 +14,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from fedlightning.cli.diagnostics.suggestions import find_class
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.storage import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
+from fedlightning.storage.run_layout import LAST, PREVIOUS
 
 __all__ = [
     "HIDDEN_FLAGS",

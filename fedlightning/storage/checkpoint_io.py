@@ -129,7 +129,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = "cpu",
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint; see :func:`~fedlightning.storage.read_checkpoint`.
+        """Read a checkpoint; see :func:`~fedlightning.storage.checkpoint_reader.read_checkpoint`.
 
         Args:
             path: The file.

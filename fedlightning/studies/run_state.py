@@ -14,6 +14,7 @@ from typing import Literal
 from fedlightning._version import __version__
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.run_layout import LAST, PREVIOUS
 from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
@@ -123,8 +124,6 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
 
 def can_go_on(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
-    from fedlightning.storage import LAST, PREVIOUS  # torch: seconds
-
     return any(
         path.is_file()
         for name in (LAST, PREVIOUS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlightning import AtomicCheckpointIO
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.locks import RunLock
 
 TWO = "--trainer.max_epochs=2"

@@ -12,7 +12,7 @@ import torch
 from fedlightning import AtomicCheckpointIO, FedBABU
 from fedlightning.algorithms import Algorithm
 from fedlightning.errors import CheckpointError
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 from tests.toys import fit, net
 
 LONG = pytest.param(20_000, marks=pytest.mark.slow)

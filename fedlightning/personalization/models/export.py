@@ -16,8 +16,8 @@ from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
 from fedlightning.personalization.models.writer import state_digest
-from fedlightning.storage import good_checkpoint, read_checkpoint
-from fedlightning.storage.checkpoint_reader import check_network
+from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.checkpoint_reader import check_network, read_checkpoint
 from fedlightning.storage.run_layout import FOLDER, INDEX
 
 __all__ = ["client_model", "example_input"]
