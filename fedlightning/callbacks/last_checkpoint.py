@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import LAST_CHECKPOINT, WEIGHTS
 
 __all__ = ["LastCheckpoint"]
 
@@ -29,7 +30,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__(
             dirpath=dirpath,
-            filename="last",
+            filename=Path(LAST_CHECKPOINT).stem,
             monitor=None,
             save_top_k=1,
             save_on_train_epoch_end=True,
@@ -44,9 +45,7 @@ class LastCheckpoint(ModelCheckpoint):
                 for key, value in pl_module.state_dict().items()
                 if isinstance(value, Tensor)
             }
-            write_atomically(
-                Path(self.dirpath) / "model.safetensors", save(state, {"format": "pt"})
-            )
+            write_atomically(Path(self.dirpath) / WEIGHTS, save(state, {"format": "pt"}))
 
     def state_dict(self) -> dict[str, Any]:
         """Keep nothing: there is one such file in a folder, whichever run writes it."""

@@ -28,7 +28,12 @@ from fedlightning.storage.checkpoint_io import latest_checkpoint
 from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.storage.files import remove_stale_files
 from fedlightning.storage.locks import RunLock
-from fedlightning.storage.run_layout import LAST, remove_unfinished
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    LAST_CHECKPOINT,
+    remove_unfinished,
+)
 
 __all__ = ["RunKeepingTrainer"]
 
@@ -65,9 +70,9 @@ class RunKeepingTrainer(pl.Trainer):
         files = self._personal_files
         if files is None or files.folder.parent != run:
             root = Path(self.default_root_dir).absolute()
-            self._personal_files = files = PersonalFiles(run / "personal", run, root)
+            self._personal_files = files = PersonalFiles(run / CLIENT_STATES, run, root)
         files.saved(saved, in_use)
-        if saved.name == LAST:
+        if saved.name == LAST_CHECKPOINT:
             files.remove_superseded(in_use)
 
     def _found(self, ckpt_path: Any) -> Any:
@@ -133,7 +138,7 @@ class RunKeepingTrainer(pl.Trainer):
             except Exception as error:
                 failure = error
             else:
-                for place in (folder, folder / "checkpoints", folder / "personal"):
+                for place in (folder, folder / CHECKPOINTS, folder / CLIENT_STATES):
                     remove_stale_files(place)
                 remove_unfinished(folder)
         self.federated_loop.workers.agree(failure)

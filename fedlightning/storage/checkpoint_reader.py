@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedlightning.core.state import first_non_finite
 from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.storage.digest import CorruptFile, verify_digest
+from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
 
@@ -130,5 +131,5 @@ def _cannot_load(error: Exception) -> str:
 
 
 def _hint(path: Path) -> str:
-    other = path.with_name("previous.ckpt")
-    return f" {other} is whole." if path.name == "last.ckpt" and is_good(other) else ""
+    other = path.with_name(PREVIOUS_CHECKPOINT)
+    return f" {other} is whole." if path.name == LAST_CHECKPOINT and is_good(other) else ""

@@ -17,6 +17,14 @@ import numpy.typing as npt
 from fedlightning.cli.config.overrides import settings_in
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CONFIG,
+    HELD_OUT_CLIENTS,
+    METRICS,
+    PARTITION,
+    ROUNDS,
+)
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
@@ -106,10 +114,10 @@ def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
-        for table in sorted(folder.rglob("metrics.csv")):
+        for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
-            if (run / "config.yaml").is_file() and "replaced" not in inner:
+            if (run / CONFIG).is_file() and "replaced" not in inner:
                 found.setdefault(run.resolve(), run)
     return list(found.values())
 
@@ -120,28 +128,28 @@ def read_run(folder: Path) -> Run:
     Raises:
         FedLightningError: A file in it cannot be read; the message names it.
     """
-    config = load_yaml(folder / "config.yaml")
+    config = load_yaml(folder / CONFIG)
     state = next(
         (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
         None,
     )
-    rounds, metrics = _read_table(folder / "metrics.csv")
+    rounds, metrics = _read_table(folder / METRICS)
     settings = settings_in(config)
     unfinished = _why_unfinished(config, settings, rounds, state)
-    seconds, cohorts = _read_rounds(folder / "rounds.csv", rounds)
+    seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     return Run(
         folder=folder,
         algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},
-        clients=_read_clients(folder / "clients.csv"),
-        held_out=_read_clients(folder / "held_out_clients.csv"),
+        clients=_read_clients(folder / CLIENTS),
+        held_out=_read_clients(folder / HELD_OUT_CLIENTS),
         metrics=metrics,
         rounds=rounds,
         seconds=seconds,
         cohorts=cohorts,
-        partition=_partition_digest(folder / "partition.json"),
+        partition=_partition_digest(folder / PARTITION),
         settings={key: value for key, value in settings.items() if not _NOT_COMPARED.match(key)},
         versions=_versions(folder, state),
         wall_seconds=state.seconds if state else math.nan,
@@ -206,7 +214,7 @@ def _partition_digest(path: Path) -> str:
 def _versions(folder: Path, state: RunState | None) -> dict[str, str]:
     if state is not None and state.versions:
         return dict(state.versions)
-    with (folder / "config.yaml").open(encoding="utf-8") as file:
+    with (folder / CONFIG).open(encoding="utf-8") as file:
         found = re.match(r"# pytorch_lightning==(\S+)", file.readline())
     return {"pytorch-lightning": found[1]} if found else {}
 
@@ -242,7 +250,7 @@ def final_metrics(folder: Path) -> list[tuple[str, float]]:
     Args:
         folder: The folder that holds ``lightning_logs``.
     """
-    tables = sorted(folder.glob("*/*/metrics.csv"))
+    tables = sorted(folder.glob(f"*/*/{METRICS}"))
     if not tables:
         return []
     last: dict[str, float] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from fedlightning.core.state import State, first_non_finite
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.writer import FORMAT, About, file_name, header_of
-from fedlightning.storage.run_layout import FOLDER, INDEX
+from fedlightning.storage.run_layout import PERSONAL_INDEX, PERSONAL_MODELS
 
 __all__ = ["PersonalIndex", "read_index", "read_personal"]
 
@@ -41,7 +41,7 @@ def read_index(run: str | os.PathLike[str]) -> PersonalIndex:
     Raises:
         CheckpointError: It is missing, damaged, or in a newer format.
     """
-    path = Path(run) / FOLDER / INDEX
+    path = Path(run) / PERSONAL_MODELS / PERSONAL_INDEX
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -29,7 +29,13 @@ from fedlightning.storage.files import (
     temporary_beside,
     write_atomically,
 )
-from fedlightning.storage.run_layout import _NEW, _OLD, FOLDER, INDEX, remove_unfinished
+from fedlightning.storage.run_layout import (
+    NEW_PERSONAL_MODELS,
+    OLD_PERSONAL_MODELS,
+    PERSONAL_INDEX,
+    PERSONAL_MODELS,
+    remove_unfinished,
+)
 
 __all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "header_of", "state_digest"]
 
@@ -118,8 +124,8 @@ class PersonalWriter:
         if self._workers.rank == 0:
             try:
                 remove_unfinished(self._run)
-                with os_errors_as_failures("create", self._run / _NEW):
-                    (self._run / _NEW).mkdir(parents=True)
+                with os_errors_as_failures("create", self._run / NEW_PERSONAL_MODELS):
+                    (self._run / NEW_PERSONAL_MODELS).mkdir(parents=True)
             except Exception as error:
                 failure = error
         self._workers.agree(failure)
@@ -146,7 +152,7 @@ class PersonalWriter:
                 "global_sha256": about.global_sha256,
             },
         )
-        path = self._run / _NEW / file_name(client)
+        path = self._run / NEW_PERSONAL_MODELS / file_name(client)
         with os_errors_as_failures("write", path), temporary_beside(path) as temporary:
             temporary.write_bytes(content)
             os.replace(temporary, path)
@@ -174,7 +180,7 @@ class PersonalWriter:
     def discard(self) -> None:
         """Remove what was written so far."""
         if self._workers.rank == 0:
-            shutil.rmtree(self._run / _NEW, ignore_errors=True)
+            shutil.rmtree(self._run / NEW_PERSONAL_MODELS, ignore_errors=True)
 
     def _publish(self, digests: dict[int, str]) -> None:
         index = {
@@ -183,8 +189,9 @@ class PersonalWriter:
             **asdict(self._about),
             "clients": {str(client): digests[client] for client in sorted(digests)},
         }
-        new, own, old = (self._run / name for name in (_NEW, FOLDER, _OLD))
-        write_atomically(new / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        new, own = self._run / NEW_PERSONAL_MODELS, self._run / PERSONAL_MODELS
+        old = self._run / OLD_PERSONAL_MODELS
+        write_atomically(new / PERSONAL_INDEX, (json.dumps(index, indent=1) + "\n").encode())
         with os_errors_as_failures("write", own):
             if own.exists():
                 os.replace(own, old)

@@ -14,6 +14,7 @@ import numpy as np
 from fedlightning._version import __version__
 from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
+from fedlightning.storage.run_layout import PARTITION_TABLE
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
@@ -189,13 +190,13 @@ def _partitions(collection: Collection) -> Iterator[str]:
     first = min(run.seed for run in collection.runs)
     shown: dict[str, Run] = {}
     for run in collection.runs:
-        if run.seed == first and (run.folder / "partition.csv").is_file():
+        if run.seed == first and (run.folder / PARTITION_TABLE).is_file():
             shown.setdefault(run.partition or str(run.folder), run)
     digests = {run.partition for run in collection.runs if run.partition}
     yield paragraph(f"{counted(len(digests), 'partition')} in all; shown is that of seed {first}."
                     if digests else "No run says how its data were divided.")  # fmt: skip
     for run in list(shown.values())[:_MOST_PARTITIONS]:
-        counts = _class_counts(run.folder / "partition.csv")
+        counts = _class_counts(run.folder / PARTITION_TABLE)
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
         if counts.size:
             title = f"Examples per client and class{where}"
