@@ -25,25 +25,42 @@ from fedlightning.reporting import (
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HELD_OUT_CLIENTS,
+    HELD_OUT_FINETUNING,
+    METRICS,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
 __all__ = ["RunRecord"]
 
 _FILES = (
-    "config.yaml",
-    "metrics.csv",
-    "rounds.csv",
-    "curves.png",
-    "clients.csv",
-    "clients.png",
-    "held_out_clients.csv",
-    "finetuning.csv",
-    "finetuning.png",
-    "held_out_finetuning.csv",
-    "personalized",
-    "partition.csv",
-    "partition.png",
-    "personal",
-    "checkpoints",
+    CONFIG,
+    METRICS,
+    ROUNDS,
+    CURVES_FIGURE,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    HELD_OUT_CLIENTS,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HELD_OUT_FINETUNING,
+    PERSONAL_MODELS,
+    PARTITION_TABLE,
+    PARTITION_FIGURE,
+    CLIENT_STATES,
+    CHECKPOINTS,
 )
 
 
@@ -105,7 +122,7 @@ class RunRecord(pl.Callback):
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._rounds = RoundTable(folder / "rounds.csv")
+        self._rounds = RoundTable(folder / ROUNDS)
         loop.data.write_partition(folder)
         clients = loop.data.num_clients
         listed = listed_clients(clients)
@@ -114,7 +131,7 @@ class RunRecord(pl.Callback):
             title = "Examples per client and class"
             if listed < clients:
                 title += f", the first {listed:,} of {clients:,} clients"
-            save_figure(partition_figure(table, title), folder / "partition.png")
+            save_figure(partition_figure(table, title), folder / PARTITION_FIGURE)
 
     def _draw_curves(self, trainer: pl.Trainer, folder: Path | None) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
@@ -134,7 +151,7 @@ class RunRecord(pl.Callback):
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
-            save_figure(curves_figure(rounds, known), folder / "curves.png")
+            save_figure(curves_figure(rounds, known), folder / CURVES_FIGURE)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves and print the closing summary."""

@@ -17,6 +17,14 @@ from fedlightning.reporting import (
     write_clients_csv,
     write_finetuning_csv,
 )
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CLIENTS_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HELD_OUT_CLIENTS,
+    HELD_OUT_FINETUNING,
+)
 
 __all__ = ["PersonalResult", "finetuning_curve", "metrics_of", "write_results"]
 
@@ -122,13 +130,13 @@ def write_results(
     """
     curve, other_curve = finetuning_curve(results), finetuning_curve(held_out)
     records = [result.record for result in results]
-    write_clients_csv(folder / "clients.csv", records)
+    write_clients_csv(folder / CLIENTS, records)
     if held_out:
-        write_clients_csv(folder / "held_out_clients.csv", [result.record for result in held_out])
+        write_clients_csv(folder / HELD_OUT_CLIENTS, [result.record for result in held_out])
     if any(record.tested for record in records):
-        save_figure(clients_figure(records), folder / "clients.png")
+        save_figure(clients_figure(records), folder / CLIENTS_FIGURE)
     if curve:
-        write_finetuning_csv(folder / "finetuning.csv", curve)
-        save_figure(finetuning_figure(curve, other_curve), folder / "finetuning.png")
+        write_finetuning_csv(folder / FINETUNING, curve)
+        save_figure(finetuning_figure(curve, other_curve), folder / FINETUNING_FIGURE)
     if other_curve:
-        write_finetuning_csv(folder / "held_out_finetuning.csv", other_curve)
+        write_finetuning_csv(folder / HELD_OUT_FINETUNING, other_curve)

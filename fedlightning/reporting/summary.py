@@ -11,28 +11,47 @@ from typing import TextIO
 
 from fedlightning.core.statistics import Spread
 from fedlightning.reporting.terminal import INDENT, Painter, bars, duration
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HELD_OUT_CLIENTS,
+    HELD_OUT_FINETUNING,
+    HPARAMS,
+    METRICS,
+    PARTITION,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
 __all__ = ["RunSummary", "accuracies", "held_out_accuracies", "render"]
 
 _DONE = "all rounds done"
 _FILES = {
-    "config.yaml": "every setting; runs again as it is",
-    "hparams.yaml": "the model's settings",
-    "metrics.csv": "one row a round",
-    "rounds.csv": "seconds and cohort of each round",
-    "clients.csv": "one row a client, before and after personalization",
-    "clients.png": "clients.csv as a picture",
-    "held_out_clients.csv": "the same of clients that never trained",
-    "finetuning.csv": "accuracy after each epoch of fine-tuning",
-    "finetuning.png": "finetuning.csv as a picture",
-    "held_out_finetuning.csv": "the same of clients that never trained",
-    "personalized": "what each client's own model does not share; export makes it whole",
-    "curves.png": "metrics over the rounds",
-    "partition.csv": "examples of each class that each client holds",
-    "partition.json": "who has which example; PartitionFile reads it",
-    "partition.png": "partition.csv as a picture",
-    "personal": "what clients keep; the checkpoints need it",
-    "checkpoints": "last.ckpt goes on from here with --ckpt_path",
+    CONFIG: "every setting; runs again as it is",
+    HPARAMS: "the model's settings",
+    METRICS: "one row a round",
+    ROUNDS: "seconds and cohort of each round",
+    CLIENTS: "one row a client, before and after personalization",
+    CLIENTS_FIGURE: "clients.csv as a picture",
+    HELD_OUT_CLIENTS: "the same of clients that never trained",
+    FINETUNING: "accuracy after each epoch of fine-tuning",
+    FINETUNING_FIGURE: "finetuning.csv as a picture",
+    HELD_OUT_FINETUNING: "the same of clients that never trained",
+    PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
+    CURVES_FIGURE: "metrics over the rounds",
+    PARTITION_TABLE: "examples of each class that each client holds",
+    PARTITION: "who has which example; PartitionFile reads it",
+    PARTITION_FIGURE: "partition.csv as a picture",
+    CLIENT_STATES: "what clients keep; the checkpoints need it",
+    CHECKPOINTS: "last.ckpt goes on from here with --ckpt_path",
 }
 
 
