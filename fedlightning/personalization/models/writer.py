@@ -15,7 +15,6 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,8 +35,9 @@ from fedlightning.storage.run_layout import (
     PERSONAL_MODELS,
     remove_unfinished,
 )
+from fedlightning.storage.tensor_files import serialize
 
-__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "header_of", "state_digest"]
+__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "state_digest"]
 
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
@@ -141,7 +141,7 @@ class PersonalWriter:
             EnvironmentFailure: It cannot be written.
         """
         about = self._about
-        content = _serialised(
+        content = serialize(
             state,
             {
                 "format": str(FORMAT),
@@ -203,27 +203,3 @@ class PersonalWriter:
 def file_name(client: int) -> str:
     """Return the name of a client's file."""
     return f"client_{client:05d}.safetensors"
-
-
-def _serialised(state: State, metadata: dict[str, str]) -> bytes:
-    """Return a safetensors file whose metadata are in order: the library's come in a random one."""
-    from safetensors.torch import save
-
-    tensors = {  # copies, because the format refuses tensors that share memory
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in state.items()
-    }
-    content = save(tensors, metadata)
-    header = json.dumps(header_of(content), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + _header_size(content) :]
-
-
-def header_of(content: bytes) -> dict[str, Any]:
-    """Return what stands at the top of a safetensors file."""
-    header: dict[str, Any] = json.loads(content[8 : 8 + _header_size(content)])
-    return header
-
-
-def _header_size(content: bytes) -> int:
-    return int.from_bytes(content[:8], "little")
