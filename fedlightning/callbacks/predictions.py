@@ -15,6 +15,7 @@ from torch import Tensor
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PREDICTIONS
 
 __all__ = ["PredictionWriter"]
 
@@ -36,7 +37,7 @@ class PredictionWriter(pl.Callback):
         ConfigError: ``predict_step`` returns something else.
     """
 
-    def __init__(self, filename: str = "predictions.csv") -> None:
+    def __init__(self, filename: str = PREDICTIONS) -> None:
         self.filename = filename
         self._predictions: list[Tensor] = []
         self._probabilities: list[Tensor] = []

@@ -14,9 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
-from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
-from fedlightning.engine.resume.resumption import Resumption, logged_by
 from fedlightning.reporting import (
     RunSummary,
     Spread,
@@ -28,26 +26,46 @@ from fedlightning.reporting import (
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    METRICS,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
 __all__ = ["RunRecord"]
 
 _FILES = (
-    "config.yaml",
-    "metrics.csv",
-    "rounds.csv",
-    "curves.png",
-    "clients.csv",
-    "clients.png",
-    "finetuning.csv",
-    "finetuning.png",
-    "personalized",
-    "partition.csv",
-    "partition.png",
-    "personal",
-    "checkpoints",
+    CONFIG,
+    METRICS,
+    ROUNDS,
+    CURVES_FIGURE,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    PERSONAL_MODELS,
+    PARTITION_TABLE,
+    PARTITION_FIGURE,
+    CLIENT_STATES,
+    CHECKPOINTS,
 )
-_OF_VIEWS = {"clients.png": "clients.csv", "finetuning.png": "finetuning.csv"}
+_OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
 """The tables that every view has, by the main view's file after which they are listed."""
+
+
+_CURVES = (
+    "train/loss", "val/loss", "global/loss", "val/acc", "global/acc", "personalized/acc",
+)  # fmt: skip
 
 
 class RunRecord(pl.Callback):
@@ -68,19 +86,11 @@ class RunRecord(pl.Callback):
         self._rounds: RoundTable | None = None
         self._round_started = self._started
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep which loggers the run has, so that a resumed run goes on with the same ones."""
-        checkpoint.setdefault("fedlightning", {})["loggers"] = logged_by(trainer.loggers)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cut the tables back to the checkpoint: nothing can refuse it any more."""
-        resumption = getattr(trainer, "resumption", None)
-        if isinstance(resumption, Resumption):
-            resumption.cut_back(trainer.loggers)
-        if self._rounds is not None:
-            self._rounds.truncate(_next_round(trainer))
+        """Open the table of rounds, which by now ends where the checkpoint does."""
+        folder = _folder(trainer)
+        if folder is not None and isinstance(trainer.fit_loop, FederatedLoop):
+            self._rounds = RoundTable(folder / ROUNDS)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that something is trained, and since when."""
@@ -108,7 +118,6 @@ class RunRecord(pl.Callback):
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._rounds = RoundTable(folder / "rounds.csv")
         loop.data.write_partition(folder)
         clients = loop.data.num_clients
         listed = listed_clients(clients)
@@ -117,26 +126,19 @@ class RunRecord(pl.Callback):
             title = "Examples per client and class"
             if listed < clients:
                 title += f", the first {listed:,} of {clients:,} clients"
-            save_figure(partition_figure(table, title), folder / "partition.png")
+            save_figure(partition_figure(table, title), folder / PARTITION_FIGURE)
 
-    def _draw_curves(self, trainer: pl.Trainer, folder: Path | None) -> None:
+    def _draw_curves(self, trainer: pl.Trainer, loop: FederatedLoop, folder: Path) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
-        if folder is None or not tables or not tables[0].rounds:
+        if not tables or not tables[0].rounds:
             return
         rounds = list(tables[0].rounds)
         rows = [tables[0].row(index) for index in rounds]
-        views = trainer.fit_loop.data.evaluation_views()
         names = [
-            "train/loss",
-            "val/loss",
-            "global/loss",
-            "val/acc",
-            "global/acc",
-            "personalized/acc",
+            *_CURVES,
             *(
                 view.metric(name)
-                for view in views
-                if view.name and not view.on_validation_data
+                for view in _other_views(loop)
                 for name in ("global/acc", "personalized/acc")
             ),
         ]
@@ -144,13 +146,16 @@ class RunRecord(pl.Callback):
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
-            save_figure(curves_figure(rounds, known), folder / "curves.png")
+            save_figure(curves_figure(rounds, known), folder / CURVES_FIGURE)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves and print the closing summary."""
         folder, loop = _folder(trainer), trainer.fit_loop
-        self._draw_curves(trainer, folder)
-        if self.summary and trainer.is_global_zero and isinstance(loop, FederatedLoop):
+        if not isinstance(loop, FederatedLoop):
+            return
+        if folder is not None:
+            self._draw_curves(trainer, loop, folder)
+        if self.summary and trainer.is_global_zero:
             print("\n" + render(self._summarise(trainer, loop, folder)))
 
     def _summarise(
@@ -165,8 +170,8 @@ class RunRecord(pl.Callback):
         measured = loop.evaluator.last_round == trainer.current_epoch - 1
         accuracies = loop.evaluator.accuracies if measured else {}
         known = any(record.tested for record in records)
-        views = [view for view in loop.data.evaluation_views() if not view.on_validation_data]
-        main = next((view for view in views if not view.name), None)
+        views = _other_views(loop)
+        main = next((view for view in loop.data.evaluation_views() if not view.name), None)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
@@ -188,13 +193,19 @@ class RunRecord(pl.Callback):
             views=tuple(
                 summary
                 for view in views
-                if view.name and (summary := _of_view(view, personal, accuracies)) is not None
+                if (summary := _of_view(view, personal, accuracies)) is not None
             ),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Keep nothing."""
         return {}
+
+
+def _other_views(loop: FederatedLoop) -> list[EvaluationView]:
+    """Return the views beside the main one that are not of validation data."""
+    views = loop.data.evaluation_views()
+    return [view for view in views if view.name and not view.on_validation_data]
 
 
 def _of_view(
@@ -217,7 +228,7 @@ def _of_view(
 def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:
     """Yield the names of the files in a run folder that are worth a line each."""
     for name in _FILES:
-        of_views = [view.file(_OF_VIEWS[name]) for view in views if view.name and name in _OF_VIEWS]
+        of_views = [view.file(_OF_VIEWS[name]) for view in views if name in _OF_VIEWS]
         yield from (file for file in (name, *of_views) if (folder / file).exists())
 
 
@@ -227,13 +238,6 @@ def _folder(trainer: pl.Trainer) -> Path | None:
         return None
     folder = trainer.log_dir
     return Path(folder) if folder is not None and trainer.is_global_zero else None
-
-
-def _next_round(trainer: pl.Trainer) -> int:
-    """Return the round that will be aggregated next; a checkpoint may lie within an evaluation."""
-    loop = trainer.fit_loop
-    merged = isinstance(loop, FederatedLoop) and loop.phase in (Phase.AGGREGATED, Phase.VALIDATED)
-    return trainer.current_epoch + merged
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

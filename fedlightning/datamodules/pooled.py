@@ -22,6 +22,7 @@ from fedlightning.datamodules.partitions.base import Assignment, Partition, chec
 from fedlightning.datamodules.partitions.from_file import write_partition_file
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PARTITION, PARTITION_TABLE
 
 __all__ = ["PooledData", "count_classes", "divide", "hold_out", "prepare", "sample_name"]
 
@@ -88,8 +89,8 @@ class PooledData(ClientData):
     def write(self, folder: Path, dataset: str) -> None:
         """Write ``partition.csv`` and ``partition.json``; of very many clients, the first ones."""
         table = self.table("train", listed_clients(self.num_clients))
-        write_atomically(folder / "partition.csv", partition_csv(self.splits, table).encode())
-        self.save(folder / "partition.json", dataset, listed=self.num_clients <= LARGE)
+        write_atomically(folder / PARTITION_TABLE, partition_csv(self.splits, table).encode())
+        self.save(folder / PARTITION, dataset, listed=self.num_clients <= LARGE)
 
     def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:
         """Write a partition file, with everybody's indices or without."""

@@ -21,6 +21,12 @@ from fedlightning.reporting import (
     write_clients_csv,
     write_finetuning_csv,
 )
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CLIENTS_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+)
 
 __all__ = ["PersonalResult", "ViewResult", "results_by_view", "write_results"]
 
@@ -167,14 +173,14 @@ def write_results(folder: Path, results: Sequence[ViewResult]) -> None:
     for result in tested:
         view, records = result.view, result.records
         if records or not view.name:
-            write_clients_csv(folder / view.file("clients.csv"), records)
+            write_clients_csv(folder / view.file(CLIENTS), records)
         if not view.name and any(record.tested for record in records):
-            save_figure(clients_figure(records), folder / "clients.png")
+            save_figure(clients_figure(records), folder / CLIENTS_FIGURE)
         if curves[view.name]:
-            write_finetuning_csv(folder / view.file("finetuning.csv"), curves[view.name])
+            write_finetuning_csv(folder / view.file(FINETUNING), curves[view.name])
     main = curves.pop("", [])
     if main:
-        save_figure(finetuning_figure(main, curves), folder / "finetuning.png")
+        save_figure(finetuning_figure(main, curves), folder / FINETUNING_FIGURE)
 
 
 def _statistics(

@@ -17,6 +17,7 @@ from fedlightning.errors import ConfigError
 from fedlightning.reporting.round_table import RoundTable
 from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.storage.run_folders import claim_version, next_version
+from fedlightning.storage.run_layout import HPARAMS, METRICS
 
 __all__ = ["RoundCSVLogger"]
 
@@ -105,7 +106,7 @@ class RoundCSVLogger(CSVLogger):
         if self._table is None:
             with os_errors_as_failures("create", self.log_dir):
                 os.makedirs(self.log_dir, exist_ok=True)
-            self._table = RoundTable(Path(self.log_dir, "metrics.csv"))
+            self._table = RoundTable(Path(self.log_dir, METRICS))
         return self._table
 
     @rank_zero_only
@@ -126,7 +127,7 @@ class RoundCSVLogger(CSVLogger):
         """Write ``hparams.yaml``, as Lightning's own logger does."""
         self._hparams.update(vars(params) if isinstance(params, Namespace) else params or {})
         _ = self.experiment
-        save_hparams_to_yaml(os.path.join(self.log_dir, "hparams.yaml"), self._hparams)
+        save_hparams_to_yaml(os.path.join(self.log_dir, HPARAMS), self._hparams)
 
     @rank_zero_only
     def truncate(self, round: int) -> None:  # noqa: A002

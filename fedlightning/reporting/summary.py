@@ -13,32 +13,47 @@ from typing import TextIO
 from fedlightning.core.statistics import Spread
 from fedlightning.core.views import HELD_OUT
 from fedlightning.reporting.terminal import INDENT, Painter, bars, duration
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HPARAMS,
+    METRICS,
+    PARTITION,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
 __all__ = ["RunSummary", "ViewSummary", "accuracies", "render", "view_accuracies"]
 
 _DONE = "all rounds done"
 _FILES = {
-    "config.yaml": "every setting; runs again as it is",
-    "hparams.yaml": "the model's settings",
-    "metrics.csv": "one row a round",
-    "rounds.csv": "seconds and cohort of each round",
-    "clients.csv": "one row a client, before and after personalization",
-    "clients.png": "clients.csv as a picture",
-    "held_out_clients.csv": "the same of clients that never trained",
-    "finetuning.csv": "accuracy after each epoch of fine-tuning",
-    "finetuning.png": "finetuning.csv as a picture",
-    "held_out_finetuning.csv": "the same of clients that never trained",
-    "personalized": "what each client's own model does not share; export makes it whole",
-    "curves.png": "metrics over the rounds",
-    "partition.csv": "examples of each class that each client holds",
-    "partition.json": "who has which example; PartitionFile reads it",
-    "partition.png": "partition.csv as a picture",
-    "personal": "what clients keep; the checkpoints need it",
-    "checkpoints": "last.ckpt goes on from here with --ckpt_path",
+    CONFIG: "every setting; runs again as it is",
+    HPARAMS: "the model's settings",
+    METRICS: "one row a round",
+    ROUNDS: "seconds and cohort of each round",
+    CLIENTS: "one row a client, before and after personalization",
+    CLIENTS_FIGURE: "clients.csv as a picture",
+    FINETUNING: "accuracy after each epoch of fine-tuning",
+    FINETUNING_FIGURE: "finetuning.csv as a picture",
+    PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
+    CURVES_FIGURE: "metrics over the rounds",
+    PARTITION_TABLE: "examples of each class that each client holds",
+    PARTITION: "who has which example; PartitionFile reads it",
+    PARTITION_FIGURE: "partition.csv as a picture",
+    CLIENT_STATES: "what clients keep; the checkpoints need it",
+    CHECKPOINTS: "last.ckpt goes on from here with --ckpt_path",
 }
 
 
-_FILES_OF_VIEWS = ("clients.csv", "finetuning.csv")
+_FILES_OF_VIEWS = (CLIENTS, FINETUNING)
 
 
 @dataclass(frozen=True)
@@ -190,8 +205,10 @@ def _meaning(name: str) -> str:
     if "tfevents" in path.name:
         return "for tensorboard --logdir"
     for file in _FILES_OF_VIEWS:
-        if path.name.endswith(f"_{file}") and path.name not in _FILES:
-            return f"the same in the view {path.name.removesuffix(f'_{file}')}"
+        if path.name.endswith(f"_{file}"):
+            view = path.name.removesuffix(f"_{file}")
+            held_out = view == HELD_OUT
+            return "the same " + ("of clients that never trained" if held_out else f"in {view}")
     return _FILES.get(path.name) or _FILES.get(path.parts[0], "")
 
 

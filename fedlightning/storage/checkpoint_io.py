@@ -17,7 +17,7 @@ from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.storage.checkpoint_reader import FORMAT, is_good, read_checkpoint, rounds_in
 from fedlightning.storage.digest import append_digest
 from fedlightning.storage.files import reason, sync_folder, temporary_beside
-from fedlightning.storage.run_layout import LAST, PREVIOUS
+from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = ["AtomicCheckpointIO", "good_checkpoint", "latest_checkpoint"]
 
@@ -84,7 +84,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _replace(self, target: Path, content: bytearray, round_: int | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        keeps_previous = target.name == LAST and self._is_to_be_kept(target, round_)
+        keeps_previous = target.name == LAST_CHECKPOINT and self._is_to_be_kept(target, round_)
         with temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -94,7 +94,7 @@ class AtomicCheckpointIO(CheckpointIO):
                 _keep(target)
             os.replace(temporary, target)
         sync_folder(target.parent)
-        if target.name == LAST:
+        if target.name == LAST_CHECKPOINT:
             self._rounds[target] = round_
 
     def _is_to_be_kept(self, target: Path, round_: int | None) -> bool:
@@ -129,7 +129,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = "cpu",
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint; see :func:`~fedlightning.storage.read_checkpoint`.
+        """Read a checkpoint; see :func:`~fedlightning.storage.checkpoint_reader.read_checkpoint`.
 
         Args:
             path: The file.
@@ -160,7 +160,7 @@ def _marked(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _keep(last: Path) -> None:
     """Make ``last.ckpt`` the previous one, too, so that it is there at every moment."""
-    previous = last.with_name(PREVIOUS)
+    previous = last.with_name(PREVIOUS_CHECKPOINT)
     with temporary_beside(previous) as link:
         try:
             os.link(last, link)
@@ -184,7 +184,7 @@ def _round_or_none(checkpoint: dict[str, Any]) -> int | None:
 
 
 def _cannot_write(target: Path, error: OSError) -> str:
-    for kept in (target.with_name(LAST), target.with_name(PREVIOUS)):
+    for kept in (target.with_name(LAST_CHECKPOINT), target.with_name(PREVIOUS_CHECKPOINT)):
         if rounds := _rounds_of(kept):
             return (
                 f"cannot write {target}: {reason(error)}; round {rounds - 1} kept: {kept} is "
@@ -193,7 +193,7 @@ def _cannot_write(target: Path, error: OSError) -> str:
     return f"cannot write {target}: {reason(error)}; no round is saved yet."
 
 
-_FOLDERS = ("*/*/checkpoints", "*/checkpoints", "checkpoints")
+_FOLDERS = (f"*/*/{CHECKPOINTS}", f"*/{CHECKPOINTS}", CHECKPOINTS)
 
 
 def latest_checkpoint(root: str | os.PathLike[str]) -> Path:
@@ -202,7 +202,8 @@ def latest_checkpoint(root: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
-    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in (LAST, PREVIOUS)]
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in names]
     found = [file for pattern in patterns for file in Path(root).glob(pattern)]
     if not found:
         raise CheckpointError(
@@ -221,7 +222,7 @@ def good_checkpoint(folder: str | os.PathLike[str]) -> Path:
     Returns:
         ``last.ckpt`` if neither is there and whole; reading it raises an error that says why.
     """
-    last, previous = Path(folder) / LAST, Path(folder) / PREVIOUS
+    last, previous = Path(folder) / LAST_CHECKPOINT, Path(folder) / PREVIOUS_CHECKPOINT
     if is_good(last) or not is_good(previous):
         return last  # whoever reads it says what is wrong with it
     round_ = rounds_in(read_checkpoint(previous)) - 1

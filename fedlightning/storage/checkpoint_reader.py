@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from fedlightning.core.state import first_non_finite
 from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.storage.digest import CorruptFile, verify_digest
+from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
 
-FORMAT = 1
-"""Number of the layout that this version writes; a newer one is refused."""
+FORMAT = 2
+"""Number of the layout that this version writes; a newer one is refused, older ones are read."""
 
 _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 
@@ -111,7 +112,7 @@ def _fault(checkpoint: Any) -> str | None:
     number = ours.get("format") if isinstance(ours, Mapping) else None
     if isinstance(number, int) and number > FORMAT:
         return f"format {number} > supported {FORMAT}; upgrade fedlightning to read it."
-    if number != FORMAT or not isinstance(checkpoint.get("state_dict"), Mapping):
+    if number not in range(1, FORMAT + 1) or not isinstance(checkpoint.get("state_dict"), Mapping):
         stock = isinstance(checkpoint, Mapping) and "pytorch-lightning_version" in checkpoint
         writer = "Lightning's own Trainer" if stock else "no run"
         verb = "wrote it" if stock else "wrote it, though it may be a model's state_dict"
@@ -130,5 +131,5 @@ def _cannot_load(error: Exception) -> str:
 
 
 def _hint(path: Path) -> str:
-    other = path.with_name("previous.ckpt")
-    return f" {other} is whole." if path.name == "last.ckpt" and is_good(other) else ""
+    other = path.with_name(PREVIOUS_CHECKPOINT)
+    return f" {other} is whole." if path.name == LAST_CHECKPOINT and is_good(other) else ""

@@ -24,6 +24,7 @@ import torch
 from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
 from fedlightning.storage.files import os_errors_as_failures, sync_folder, write_atomically
+from fedlightning.storage.tensor_files import serialize
 
 __all__ = ["adopt", "read_state", "write_states"]
 
@@ -98,15 +99,11 @@ def adopt(path: Path, folder: Path) -> Path:
 
 
 def _write(folder: Path, states: Mapping[int, State]) -> Path:
-    from safetensors.torch import save
-
-    tensors = {  # copies, because the format refuses tensors that share memory
-        f"{client}/{key}": value.clone(memory_format=torch.contiguous_format)
-        for client, state in states.items()
-        for key, value in state.items()
+    tensors = {
+        f"{client}/{key}": value for client, state in states.items() for key, value in state.items()
     }
     sums = {client: _checksum(state) for client, state in states.items()}
-    content = save(tensors, metadata={"crc32": json.dumps(sums)})
+    content = serialize(tensors, {"crc32": json.dumps(sums)})
     path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     if not path.exists() or path.stat().st_size != len(content):
         write_atomically(path, content)

@@ -9,8 +9,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytorch_lightning.utilities import rank_zero_warn
-
 from fedlightning.errors import EnvironmentFailure
 from fedlightning.storage.files import os_errors_as_failures
 
@@ -63,6 +61,8 @@ class RunLock:
                 pass
         except OSError as error:
             if error.errno in {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}:
+                from pytorch_lightning.utilities import rank_zero_warn  # torch: seconds
+
                 rank_zero_warn(f"{self.folder} is on a filesystem without locks: start no second "
                                "run in it.")  # fmt: skip
                 return

@@ -11,6 +11,7 @@ from typing import Any
 from fedlightning.cli.terminal import print_warning
 from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import CLIENTS
 from fedlightning.studies.options import read_words
 from fedlightning.studies.paired_tests import PairedTest, against_baseline, all_pairs
 from fedlightning.studies.report.csv_tables import (
@@ -28,7 +29,7 @@ __all__ = ["report", "write_report"]
 
 _VALUES = ("output", "baseline", "metric", "title")
 _METRICS = ("acc_after", "acc_before")
-_FILES = ("summary.csv", "tests.csv", "curves.csv", "clients.csv")
+_FILES = ("summary.csv", "tests.csv", "curves.csv", CLIENTS)
 _MOST_WARNED = 6
 _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
 
@@ -130,7 +131,7 @@ def write_report(
     write_summary(output / "summary.csv", {"seen": summaries, **views})
     write_tests(output / "tests.csv", tests)
     write_curves(output / "curves.csv", collection)
-    write_clients(output / "clients.csv", collection)
+    write_clients(output / CLIENTS, collection)
     findings = ReportData(
         title, collection, summaries, views, tests, baselines, metric, output, _FILES
     )

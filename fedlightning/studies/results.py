@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedlightning.errors import DataError
+from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.run_reader import Run, find_run_folders, read_runs
 
 __all__ = ["Collection", "Group", "collect", "differing_settings"]
@@ -139,7 +140,7 @@ def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> 
                 f"two runs of {run.variant}, seed {run.seed}: {other.folder} and {run.folder}; the "
                 "newer one counts"
             )
-            run = max(run, other, key=lambda each: (each.folder / "metrics.csv").stat().st_mtime)
+            run = max(run, other, key=lambda each: (each.folder / METRICS).stat().st_mtime)
         seeds[run.seed] = run
     places = {name: at for at, name in enumerate(order)}
     conditions = sorted({condition for condition, _ in found}, key=_by_numbers)

@@ -18,6 +18,13 @@ from fedlightning.cli.config.overrides import settings_in
 from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CONFIG,
+    METRICS,
+    PARTITION,
+    ROUNDS,
+)
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
@@ -29,7 +36,7 @@ _NOT_COMPARED = re.compile(
     r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
     r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
-_CLIENTS = "_clients.csv"
+_OF_A_VIEW = f"_{CLIENTS}"
 _VIEW_METRIC = re.compile(r"([^/]+)/global/acc")
 _CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
 
@@ -113,10 +120,10 @@ def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
-        for table in sorted(folder.rglob("metrics.csv")):
+        for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
-            if (run / "config.yaml").is_file() and "replaced" not in inner:
+            if (run / CONFIG).is_file() and "replaced" not in inner:
                 found.setdefault(run.resolve(), run)
     return list(found.values())
 
@@ -127,15 +134,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         FedLightningError: A file in it cannot be read; the message names it.
     """
-    config = load_yaml(folder / "config.yaml")
+    config = load_yaml(folder / CONFIG)
     state = next(
         (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
         None,
     )
-    rounds, metrics = _read_table(folder / "metrics.csv")
+    rounds, metrics = _read_table(folder / METRICS)
     settings = settings_in(config)
     unfinished = _why_unfinished(config, settings, rounds, state)
-    seconds, cohorts = _read_rounds(folder / "rounds.csv", rounds)
+    seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     return Run(
         folder=folder,
         algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
@@ -147,7 +154,7 @@ def read_run(folder: Path) -> Run:
         rounds=rounds,
         seconds=seconds,
         cohorts=cohorts,
-        partition=_partition_digest(folder / "partition.json"),
+        partition=_partition_digest(folder / PARTITION),
         settings={key: value for key, value in settings.items() if not _NOT_COMPARED.match(key)},
         versions=_versions(folder, state),
         wall_seconds=state.seconds if state else math.nan,
@@ -184,8 +191,8 @@ def _read_views(folder: Path, metrics: Mapping[str, Numbers]) -> dict[str, list[
     """Return the clients of each view; a view may have metrics of the global model alone."""
     found = (_VIEW_METRIC.fullmatch(name) for name in metrics)
     names = {match[1] for match in found if match is not None}
-    names |= {path.name.removesuffix(_CLIENTS) for path in folder.glob(f"?*{_CLIENTS}")}
-    paths = {name: folder / file_in_view(name, "clients.csv") for name in ("", *sorted(names))}
+    names |= {path.name.removesuffix(_OF_A_VIEW) for path in folder.glob(f"?*{_OF_A_VIEW}")}
+    paths = {name: folder / file_in_view(name, CLIENTS) for name in ("", *sorted(names))}
     return {name: read_clients_csv(p) if p.is_file() else [] for name, p in paths.items()}
 
 
@@ -217,7 +224,7 @@ def _partition_digest(path: Path) -> str:
 def _versions(folder: Path, state: RunState | None) -> dict[str, str]:
     if state is not None and state.versions:
         return dict(state.versions)
-    with (folder / "config.yaml").open(encoding="utf-8") as file:
+    with (folder / CONFIG).open(encoding="utf-8") as file:
         found = re.match(r"# pytorch_lightning==(\S+)", file.readline())
     return {"pytorch-lightning": found[1]} if found else {}
 
@@ -253,7 +260,7 @@ def final_metrics(folder: Path) -> list[tuple[str, float]]:
     Args:
         folder: The folder that holds ``lightning_logs``.
     """
-    tables = sorted(folder.glob("*/*/metrics.csv"))
+    tables = sorted(folder.glob(f"*/*/{METRICS}"))
     if not tables:
         return []
     last: dict[str, float] = {}

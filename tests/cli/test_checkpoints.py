@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlightning import AtomicCheckpointIO
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.locks import RunLock
 
 TWO = "--trainer.max_epochs=2"
@@ -58,7 +58,7 @@ def test_a_newer_format_and_broken_weights(run, done, tmp_path):
     torch.save(content, tmp_path / "new.ckpt")
     ended = run("B", "--ckpt_path=new.ckpt")
     assert ended.code == 4
-    assert ended.error.startswith("error: ckpt_path='new.ckpt': format 99 > supported 1; upgrade")
+    assert ended.error.startswith("error: ckpt_path='new.ckpt': format 99 > supported 2; upgrade")
     content["state_dict"]["body.1.weight"][0, 0] = float("nan")
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / "nan.ckpt")
     for command in (["B"], ["test", "--config=ok.yaml"]):

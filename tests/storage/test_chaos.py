@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("FEDLIGHTNING_KILLS", "100"))

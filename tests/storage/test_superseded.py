@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from fedlightning import Algorithm, AtomicCheckpointIO
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.cleanup import PersonalFiles
 from fedlightning.storage.client_files import read_state
 from fedlightning.storage.client_store import ClientStore

@@ -89,7 +89,7 @@ def test_the_same_runs_give_the_same_page(make_run, tmp_path):
 
 def test_neither_torch_nor_lightning_is_needed_for_a_report():
     source = (
-        "import sys, fedlightning.studies.report_command, fedlightning.studies.study; "
+        "import sys, fedlightning.studies.report_command, fedlightning.studies.compare_command; "
         "print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -96,7 +96,10 @@ def in_every_checkpoint(trainer: pl.Trainer, note: Callable[[dict[str, Any]], No
 
 
 def _noted(
-    note: Callable[[dict[str, Any]], None], dump: Callable[..., dict[str, Any]], *args: Any, **kw: Any
+    note: Callable[[dict[str, Any]], None],
+    dump: Callable[..., dict[str, Any]],
+    *args: Any,
+    **kw: Any,
 ) -> dict[str, Any]:
     checkpoint = dump(*args, **kw)
     note(checkpoint)

@@ -23,10 +23,14 @@ from fedlightning.storage.checkpoint_reader import (
     read_checkpoint,
     rounds_in,
 )
-from fedlightning.storage.run_layout import LAST, PREVIOUS
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    ROUNDS,
+)
 
 __all__ = [
-    "ROUNDS",
     "Resumption",
     "check_loadable",
     "check_resumable",
@@ -171,8 +175,10 @@ def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:
     """Return the version of the first logger whose folder a checkpoint lies in."""
     folder, first = path.resolve().parent.parent, loggers[0] if loggers else None
-    newest = path.name == LAST or (path.name == PREVIOUS and not is_good(path.with_name(LAST)))
-    if not newest or path.resolve().parent.name != "checkpoints":
+    newest = path.name == LAST_CHECKPOINT or (
+        path.name == PREVIOUS_CHECKPOINT and not is_good(path.with_name(LAST_CHECKPOINT))
+    )
+    if not newest or path.resolve().parent.name != CHECKPOINTS:
         return None
     if not isinstance(first, RoundCSVLogger):
         return None
@@ -199,4 +205,4 @@ def run_folder(trainer: pl.Trainer) -> Path | None:
         folder = trainer.log_dir if isinstance(trainer.loggers[0], CSVLogger) else None
         return Path(folder) if folder is not None else None
     callback = trainer.checkpoint_callback
-    return Path(trainer.default_root_dir, "checkpoints") if callback is not None else None
+    return Path(trainer.default_root_dir, CHECKPOINTS) if callback is not None else None

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
+from fedlightning.storage.client_store import holds_states
 
 __all__ = [
     "Settings",
@@ -147,14 +148,14 @@ def warn_of_changes(
     extra = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("extra")
     if not isinstance(extra, Mapping):  # the weights alone
         return
-    kept, settings = extra["personal"], extra["settings"]
+    settings = extra["settings"]
     heads = settings.get("federation.head"), settings.get("model.head")
     saved = {**settings, "head": next((head for head in heads if head not in _NONE), "head")}
     present: Settings = {
         "federation.algorithm": _shown(federation.algorithm),
         "head": _shown(federation.head or getattr(module, "head_prefix", "head")),
     }
-    if data is not None and (kept["clients"] or kept.get("files")):
+    if data is not None and holds_states(extra["personal"]):
         present["partition"] = data.partition_digest()[:16]  # whose part is whose
     if changed := _changes(saved, present):
         rank_zero_warn(

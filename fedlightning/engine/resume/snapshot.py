@@ -22,6 +22,7 @@ from fedlightning.engine.resume.run_settings import (
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.client_store import ClientStore
+from fedlightning.storage.run_layout import CLIENT_STATES
 
 __all__ = ["ResumableLoop"]
 
@@ -96,10 +97,11 @@ class ResumableLoop(LoopWithModel):
         """Take back what clients keep; their files may have moved along with the checkpoint."""
         checkpoint = self.trainer.ckpt_path
         run = Path(checkpoint).parent.parent if checkpoint is not None else None
-        self.personal.load_state_dict(state, moved_to=run and run / "personal")
+        self.personal.load_state_dict(state, moved_to=run and run / CLIENT_STATES)
 
     def _personal_folder(self) -> Path:
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
+        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        return run.absolute() / CLIENT_STATES
 
     def _what_must_not_change(self) -> Settings:
         settings = settings_that_matter(

@@ -16,9 +16,9 @@ from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
 from fedlightning.personalization.models.writer import state_digest
-from fedlightning.storage import good_checkpoint, read_checkpoint
-from fedlightning.storage.checkpoint_reader import check_network
-from fedlightning.storage.run_layout import FOLDER, INDEX
+from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.checkpoint_reader import check_network, read_checkpoint
+from fedlightning.storage.run_layout import CHECKPOINTS, PERSONAL_INDEX, PERSONAL_MODELS
 
 __all__ = ["client_model", "example_input"]
 
@@ -75,7 +75,8 @@ def client_model(
     for key, value in own.items():
         if key not in state or state[key].shape != value.shape:
             raise CheckpointError(
-                f"{folder / FOLDER}: {key} of client {client} does not fit {type(built).__name__}."
+                f"{folder / PERSONAL_MODELS}: {key} of client {client} does not fit "
+                f"{type(built).__name__}."
             )
     copy_into(state, own)
     return built.eval()
@@ -114,14 +115,14 @@ def example_input(
 
 
 def _index_if_any(folder: Path) -> PersonalIndex | None:
-    return read_index(folder) if (folder / FOLDER / INDEX).exists() else None
+    return read_index(folder) if (folder / PERSONAL_MODELS / PERSONAL_INDEX).exists() else None
 
 
 def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
     """Return the checkpoint with the global model that a run's personal models go with."""
     if given is not None:
         path = Path(given)
-        within = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        within = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
         return good_checkpoint(within) if path.is_dir() else path
     if index is not None and index.about.checkpoint is not None:
         path = folder / index.about.checkpoint
@@ -131,8 +132,8 @@ def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
             f"{path}, which the personal models in {folder} were made from, is gone: give its new "
             "place with ckpt_path."
         )
-    if (folder / "checkpoints").is_dir():
-        return good_checkpoint(folder / "checkpoints")
+    if (folder / CHECKPOINTS).is_dir():
+        return good_checkpoint(folder / CHECKPOINTS)
     raise CheckpointError(f"{folder} has no checkpoints: give one with ckpt_path.")
 
 

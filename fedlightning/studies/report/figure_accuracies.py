@@ -33,9 +33,7 @@ __all__ = ["distributions_figure", "fairness_figure", "shares_figure"]
 _MOST_DOTS = 400
 
 
-def distributions_figure(
-    groups: Sequence[Group], looks: dict[str, Look], view: str = ""
-) -> Figure:
+def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: str = "") -> Figure:
     """Draw a box for each variant before (grey) and after personalization, all seeds together.
 
     A box is the middle half with the median, whiskers reach from the tenth to the ninetieth

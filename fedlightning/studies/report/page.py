@@ -15,6 +15,7 @@ from fedlightning._version import __version__
 from fedlightning.core.views import HELD_OUT, view_label
 from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
+from fedlightning.storage.run_layout import PARTITION_TABLE
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
@@ -47,8 +48,8 @@ _TABLE_NOTE = (
     "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
     "worst tenth is the mean over the tenth of the clients, rounded down but at least one, that is "
     "served worst. Jain's index is 1 where all clients have the same accuracy. A client whose "
-    "accuracy is undefined counts for no number over clients. Bytes are those of all clients of a round together. "
-    "Bold: the best of a column."
+    "accuracy is undefined counts for no number over clients. Bytes are those of all clients of a "
+    "round together. Bold: the best of a column."
 )
 _TEST_NOTE = (
     "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. What is paired: "
@@ -199,13 +200,13 @@ def _partitions(collection: Collection) -> Iterator[str]:
     first = min(run.seed for run in collection.runs)
     shown: dict[str, Run] = {}
     for run in collection.runs:
-        if run.seed == first and (run.folder / "partition.csv").is_file():
+        if run.seed == first and (run.folder / PARTITION_TABLE).is_file():
             shown.setdefault(run.partition or str(run.folder), run)
     digests = {run.partition for run in collection.runs if run.partition}
     yield paragraph(f"{counted(len(digests), 'partition')} in all; shown is that of seed {first}."
                     if digests else "No run says how its data were divided.")  # fmt: skip
     for run in list(shown.values())[:_MOST_PARTITIONS]:
-        counts = _class_counts(run.folder / "partition.csv")
+        counts = _class_counts(run.folder / PARTITION_TABLE)
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
         if counts.size:
             title = f"Examples per client and class{where}"
