@@ -104,8 +104,8 @@ class Run:
 
     def values(self, name: str, view: str = "") -> Numbers:
         """Return one number for each client of a view that has it, by client id."""
-        column = np.array([getattr(record, name) for record in self.views.get(view, ())], float)
-        return column[~np.isnan(column)]
+        column = [float(getattr(record, name)) for record in self.views.get(view, ())]
+        return np.array([value for value in column if not math.isnan(value)], float)
 
 
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
