@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedlightning.core.views import HELD_OUT, RESERVED
 
 __all__ = [
+    "CLASS",
     "PERSONAL",
     "VAL",
     "LogFlags",
@@ -31,6 +32,9 @@ class LogFlags:
 Metrics = Mapping[str, tuple[float, LogFlags]]
 """What is logged once a round: value and flags, by name."""
 
+
+CLASS = "acc_class_"
+"""What the short names of accuracies of one class begin with; the class follows."""
 
 VAL = "val_"
 """What stands before the short names of what is measured on validation data."""

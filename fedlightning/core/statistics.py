@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedlightning.core.metrics import CLASS
+
 __all__ = ["Spread", "over_clients"]
 
 
@@ -89,7 +91,8 @@ def over_clients(
 ) -> dict[str, float]:
     """Return a metric's mean over clients, its mean over examples, and how many have none.
 
-    A client whose value is nan is left out of both means, and counted.
+    A client whose value is nan is left out of both means, and counted. The accuracy of one class is
+    a mean over the clients that have the class, without a mean over examples.
 
     Args:
         name: The metric.
@@ -111,11 +114,10 @@ def over_clients(
     ]
     if not known:
         return {name: math.nan, f"{name}_undefined": float(len(values))}
-    examples = sum(size for _, size in known)
-    means = {
-        name: sum(value for value, _ in known) / len(known),
-        f"{name}_weighted": sum(value * size for value, size in known) / examples,
-    }
+    means = {name: sum(value for value, _ in known) / len(known)}
+    if CLASS not in name:
+        examples = sum(size for _, size in known)
+        means[f"{name}_weighted"] = sum(value * size for value, size in known) / examples
     if missing := len(values) - len(known):
         means[f"{name}_undefined"] = float(missing)
     return means

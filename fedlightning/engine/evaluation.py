@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.core.batches import batch_length
-from fedlightning.core.metrics import LogFlags, Metrics
+from fedlightning.core.metrics import CLASS, LogFlags, Metrics
 from fedlightning.core.seeding import Key, default_seed, forked_generators
 from fedlightning.core.statistics import over_clients
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.engine._lightning.stock_step import transfer_batch
+from fedlightning.engine.class_counts import ClassCounts
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.steps import overrides, transfers_batches, with_index
 from fedlightning.engine.workers.collectives import Workers
@@ -38,12 +39,14 @@ class ClientEvaluator:
         seed: Seed of what an evaluation step draws; ``None`` means the run's.
 
     Attributes:
+        per_class: Whether accuracies are also measured class by class.
         accuracies: ``global/acc`` of every client of a view, by the view's name, at the last
             evaluation.
         last_round: The round of that evaluation; ``None`` before the first one.
     """
 
     def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
+        self.per_class = False
         self.accuracies: dict[str, list[float]] = {}
         self.last_round: int | None = None
         self._trainer = trainer
@@ -69,8 +72,9 @@ class ClientEvaluator:
                 task.split,
                 log,
                 trainer.precision_plugin,
+                ClassCounts() if self.per_class else None,
             )
-        self._flags.update(log.flags)
+        self._flags.update({name: log.flags.get(name, LogFlags()) for name in scores})
         return scores
 
     @property
@@ -162,6 +166,7 @@ def evaluate(
     split: Split,
     log: LocalLog,
     precision: Precision,
+    classes: ClassCounts | None = None,
 ) -> dict[str, float]:
     """Return what the module logs about one client's data, averaged over its examples.
 
@@ -173,6 +178,7 @@ def evaluate(
             a classifier.
         log: Takes what the module logs.
         precision: The trainer's precision plugin.
+        classes: Counts what is classified right, class by class; ``None`` counts nothing.
     """
     own = getattr(module, "validation_step" if split == "val" else "test_step")
     if own is no_step or not overrides(module, own.__name__, pl.LightningModule):
@@ -180,12 +186,18 @@ def evaluate(
             return {}
         own = _classifier_step(module, log)
     step = with_index(own)
-    with log.capture():
+    with log.capture(), classes.watching(module) if classes is not None else nullcontext():
         for index, batch in enumerate(batches):
             log.on_batch(batch)
             with precision.test_step_context():
                 step(batch, index)
-        return log.collect()
+            if classes is not None:
+                classes.add(batch)
+        scores = log.collect()
+    if classes is not None:
+        for label, accuracy in classes.accuracies().items():
+            scores[f"{'val' if split == 'val' else 'global'}/{CLASS}{label}"] = accuracy
+    return scores
 
 
 def no_step(batch: Batch, batch_idx: int) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import Part, head_module
+from fedlightning.core.predictors import Predictor, predicting_with
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.views import EvaluationView
@@ -31,6 +32,7 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.finetuning import HeadOnlyFineTuner, nearest_mean_of
+from fedlightning.personalization.models.writer import PREDICTOR
 from fedlightning.personalization.results import PersonalResult
 from fedlightning.personalization.scoring import Scores, measure, preserve_training_state
 
@@ -82,6 +84,7 @@ class Personalizer:
         self._curve = curve
         self._head = self._find_head()
         self._kept: tuple[int, State] = (-1, {})
+        self._predictor: Predictor | None = None
         self._views = [
             (view, view.clients if isinstance(view.clients, range) else frozenset(view.clients))
             for view in loop.data.evaluation_views()
@@ -155,6 +158,7 @@ class Personalizer:
             return PersonalResult(client, num_train, sizes)
         self._restore()
         copy_into(live_state(loop.module), self.kept(client))
+        self._predictor = self._predictor_of(client)
         scores, nearest = self._tune_alone(client, tasks) or self._tune(client, tasks)
         if self._curve:
             scores = _one_per_epoch(scores, self._epochs)
@@ -186,28 +190,45 @@ class Personalizer:
             self._set_modes()
             if result.num_train:
                 self._run_epochs(client)
+            self._predictor = self._predictor_of(client)
         state = live_state(module)
         part = state if self._part == "full" else self._loop.parts.keys(self._part)
         own = {*part, *self.kept(client)}
-        return {key: value for key, value in state.items() if key in own}
+        rule = self._predictor.state_dict() if self._predictor is not None else {}
+        return {
+            **{key: value for key, value in state.items() if key in own},
+            **{PREDICTOR + key: value for key, value in rule.items()},
+        }
 
     def _tune(self, client: int, tasks: Sequence[ClientTask]) -> Tuned:
         """Measure, fine-tune as in a round, measure."""
         loop = self._loop
         loop.module.eval()
-        scores = [measure(tasks, loop.evaluator.evaluate)]
+        scores = [self._measure(tasks)]
         nearest = self._nearest_mean(client)
         self._set_modes()
 
         def on_epoch(epochs: int) -> None:
             if self._curve and epochs:
                 with preserve_training_state(loop.module):
-                    scores.append(measure(tasks, loop.evaluator.evaluate))
+                    scores.append(self._measure(tasks))
 
         if loop.data.num_examples(client):
             self._run_epochs(client, on_epoch)
         loop.module.eval()
-        return [*scores, measure(tasks, loop.evaluator.evaluate)], nearest
+        return [*scores, self._measure(tasks)], nearest
+
+    def _measure(self, tasks: Sequence[ClientTask]) -> Scores:
+        with predicting_with(self._predictor, self._loop.module):
+            return measure(tasks, self._loop.evaluator.evaluate)
+
+    def _predictor_of(self, client: int) -> Predictor | None:
+        """Return what a client predicts with, where that is more than a state of the module."""
+        kept = self._loop.personal.get(client) or {}
+        for method in self._loop.federation.algorithm.local:
+            if (predictor := method.predictor(kept, self._loop.module)) is not None:
+                return predictor
+        return None
 
     def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
         key = Key(self._loop.seed, "personalize", client=client)
@@ -303,7 +324,9 @@ class Personalizer:
 
     def _tune_alone(self, client: int, tasks: Sequence[ClientTask]) -> Tuned | None:
         """Return ``None`` where it has to be done the long way."""
-        if self._alone is None or not (self._features_once or self._alone.fits(client)):
+        if self._alone is None or self._predictor is not None:
+            return None
+        if not (self._features_once or self._alone.fits(client)):
             return None
         try:
             return self._alone.run(client, tasks)

@@ -108,10 +108,12 @@ def test_metrics_are_means_over_the_clients_that_have_such_data(finished):
 
 
 def test_a_view_of_some_clients_has_their_test_data(finished):
-    _, built, callback, folder, _ = finished
+    _, _, callback, folder, _ = finished
     logged = rows(folder / "metrics.csv")[-1]
     by_client = {record.client_id: record.acc_after for record in callback.records}
-    assert float(logged["pair/personalized/acc"]) == pytest.approx((by_client[0] + by_client[2]) / 2)
+    assert float(logged["pair/personalized/acc"]) == pytest.approx(
+        (by_client[0] + by_client[2]) / 2
+    )
     assert [row["client_id"] for row in rows(folder / "pair_clients.csv")] == ["0", "2"]
 
 
@@ -154,7 +156,9 @@ def test_tables_and_pictures(finished):
     assert table[3]["acc_after"] == "nan"
     curve = rows(folder / "ood_finetuning.csv")
     assert [row["num_clients"] for row in curve] == ["3"] * 4
-    assert float(curve[-1]["acc_mean"]) == pytest.approx(mean(after for _, after in by_hand.values()))
+    assert float(curve[-1]["acc_mean"]) == pytest.approx(
+        mean(after for _, after in by_hand.values())
+    )
     for name in ("curves.png", "finetuning.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
 
@@ -166,8 +170,9 @@ def test_the_summary(finished):
     block = printed[printed.index("accuracy on the shifted data of 4 clients in the view ood") :]
     assert re.search(rf"after \(head\) +{after:.1f} %", block.split("\n\n")[0])
     central = 100 * accuracy(module, *examples(40, 1000))
-    assert f"accuracy on central data, which belongs to no client\n  global model   {central:5.1f} %" in (
-        printed
+    assert (
+        f"accuracy on central data, which belongs to no client\n  global model   {central:5.1f} %"
+        in (printed)
     )
     assert re.search(r"ood_clients\.csv +the same in ood", printed)
 

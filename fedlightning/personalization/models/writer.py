@@ -37,7 +37,10 @@ from fedlightning.storage.run_layout import (
 )
 from fedlightning.storage.tensor_files import serialize
 
-__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "state_digest"]
+__all__ = ["FORMAT", "PREDICTOR", "About", "PersonalWriter", "file_name", "state_digest"]
+
+PREDICTOR = "predictor/"
+"""What the names begin with, in a client's file, of what its predictor has beside the network."""
 
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
