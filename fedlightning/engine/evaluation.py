@@ -19,7 +19,7 @@ from fedlightning.core.batches import batch_length
 from fedlightning.core.metrics import CLASS, LogFlags, Metrics
 from fedlightning.core.seeding import Key, default_seed, forked_generators
 from fedlightning.core.statistics import over_clients
-from fedlightning.core.views import EvaluationView
+from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.class_counts import ClassCounts
@@ -64,7 +64,9 @@ class ClientEvaluator:
         """
         trainer = self._trainer
         log = LocalLog(trainer.lightning_module)
-        key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=task.client)
+        # what belongs to no client has the stream after those of all clients
+        client = task.client if task.client != CENTRAL else federated_data(trainer).num_clients
+        key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=client)
         with forked_generators(key, trainer.strategy.root_device):
             scores = evaluate(
                 trainer.lightning_module,
