@@ -25,11 +25,11 @@ class ClassAccuracy(pl.Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Have the clients' accuracies counted class by class."""
+        """Switch counting on."""
         _loop_of(trainer).evaluator.per_class = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Have them no longer counted."""
+        """Switch counting off."""
         _loop_of(trainer).evaluator.per_class = False
 
 

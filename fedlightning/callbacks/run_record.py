@@ -1,4 +1,4 @@
-"""`RunRecord`: what a run leaves for people: who had which data, and how it went."""
+"""`RunRecord`: partition, rounds, learning curves and closing summary of a run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _FILES = (
     CHECKPOINTS,
 )
 _OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
-"""The tables that every view has, by the main view's file after which they are listed."""
+"""The tables that every view has, by the file of the main view that precedes them."""
 
 
 _CURVES = (
@@ -71,9 +71,9 @@ _CURVES = (
 class RunRecord(pl.Callback):
     """Writes partition, rounds and learning curves into the run folder and prints a summary.
 
-    ``rounds.csv`` has what differs from one machine to the next, or is no metric: the ``seconds``
-    that a round took from its start to the new global model (evaluation not counted), the number of
-    ``clients`` in its cohort, and a check sum of their ids, by which runs can be compared.
+    ``rounds.csv`` has what depends on the machine or is not a metric: the ``seconds`` from a
+    round's start to the new global model (without evaluation), the number of ``clients`` in its
+    cohort, and a checksum of their ids, by which runs can be compared.
 
     Args:
         summary: Whether to print the closing summary.
@@ -87,19 +87,19 @@ class RunRecord(pl.Callback):
         self._round_started = self._started
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the table of rounds, which by now ends where the checkpoint does."""
+        """Open the table of rounds, already cut back to the checkpoint of a resumed run."""
         folder = _folder(trainer)
         if folder is not None and isinstance(trainer.fit_loop, FederatedLoop):
             self._rounds = RoundTable(folder / ROUNDS)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that something is trained, and since when."""
+        """Start the round's clock."""
         self._round_started = time.monotonic()
         if self._first_round is None:
             self._first_round = trainer.current_epoch
 
     def on_aggregate_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write who took part in the round, and how long it took."""
+        """Write the round's cohort and duration."""
         if self._rounds is None or not isinstance(loop := trainer.fit_loop, FederatedLoop):
             return
         cohort = loop.cohort(loop.round)
@@ -112,7 +112,7 @@ class RunRecord(pl.Callback):
         self._rounds.save()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write who has which data."""
+        """Write the partition."""
         self._started, self._first_round, self._rounds = time.monotonic(), None, None
         folder, loop = _folder(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
@@ -198,7 +198,7 @@ class RunRecord(pl.Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep nothing."""
+        """Return an empty state."""
         return {}
 
 
@@ -213,7 +213,7 @@ def _of_view(
     personal: Sequence[PersonalizationCallback],
     accuracies: Mapping[str, Sequence[float]],
 ) -> ViewSummary | None:
-    """Return what the summary says of a view; ``None`` if nothing was measured."""
+    """Return a view's part of the summary; ``None`` if nothing was measured."""
     clients = 0 if view.is_central else view.num_clients
     found = [each for each in personal[-1].views if each.view == view] if personal else []
     records = [record for each in found for record in each.records]
@@ -226,14 +226,14 @@ def _of_view(
 
 
 def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:
-    """Yield the names of the files in a run folder that are worth a line each."""
+    """Yield the names of the files in a run folder that the summary lists."""
     for name in _FILES:
         of_views = [view.file(_OF_VIEWS[name]) for view in views if name in _OF_VIEWS]
         yield from (file for file in (name, *of_views) if (folder / file).exists())
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:
-    """Return the run folder on rank 0, ``None`` elsewhere; every rank must ask."""
+    """Return the run folder on rank 0, ``None`` elsewhere; call it on every rank."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     folder = trainer.log_dir

@@ -23,25 +23,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LogFlags:
-    """Where a logged value shall appear once the round is over."""
+    """Where a logged value appears at the end of the round."""
 
     prog_bar: bool = False
     logger: bool | None = None
 
 
 Metrics = Mapping[str, tuple[float, LogFlags]]
-"""What is logged once a round: value and flags, by name."""
+"""What is logged once per round: value and flags, by name."""
 
 
 CLASS = "acc_class_"
-"""What the short names of accuracies of one class begin with; the class follows."""
+"""Prefix of the short names of accuracies of one class, which follows it."""
 
 VAL = "val_"
-"""What stands before the short names of what is measured on validation data."""
+"""Prefix of the short names of metrics on validation data."""
 
 
 def canonical_name(name: str) -> str:
-    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``; other names alike.
+    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``, and so on.
 
     Example:
         >>> canonical_name("global/acc"), canonical_name("val/accuracy"), canonical_name("test_f1")
@@ -52,7 +52,7 @@ def canonical_name(name: str) -> str:
 
 
 PERSONAL = ("personalized/", "initial/")
-"""How names of what personalization measures begin."""
+"""Prefixes of the metrics of personalization."""
 
 
 _ON_TEST_DATA = ("global/", "test/", "test_", *PERSONAL)
@@ -60,7 +60,7 @@ _IN_A_VIEW = (*_ON_TEST_DATA, "val/", "val_")
 
 
 def without_view(metric: str) -> str:
-    """Return a metric's name without the view's, which stands before it in all but the main view.
+    """Return a metric's name without that of its evaluation view, which the main view lacks.
 
     Example:
         >>> without_view("ood/personalized/val_acc"), without_view("personalized/val_acc")

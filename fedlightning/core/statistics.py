@@ -15,7 +15,7 @@ __all__ = ["Spread", "over_clients"]
 
 @dataclass(frozen=True)
 class Spread:
-    """How a number is spread over clients; a mean alone hides who is served badly.
+    """How a number is spread over clients; a mean alone hides those that are served badly.
 
     Args:
         mean: Mean over the counted clients; nan when there are none, like all others.

@@ -1,4 +1,4 @@
-"""Evaluating a model on one client's data after another."""
+"""Evaluation of a model on clients' data, client by client, and means over evaluation views."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["ClientEvaluator", "evaluate", "evaluation_steps", "federated_data"]
 
 
 class ClientEvaluator:
-    """Runs a module's evaluation steps on clients and averages over them.
+    """Runs a module's evaluation steps on clients and averages over each view.
 
     Args:
         trainer: The trainer whose module, data and precision are used.
@@ -60,11 +60,11 @@ class ClientEvaluator:
 
         Args:
             task: Client and split.
-            batches: What stands in for the client's data.
+            batches: Batches to use instead of the client's.
         """
         trainer = self._trainer
         log = LocalLog(trainer.lightning_module)
-        # what belongs to no client has the stream after those of all clients
+        # central data has the random stream after those of all clients
         client = task.client if task.client != CENTRAL else federated_data(trainer).num_clients
         key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=client)
         with forked_generators(key, trainer.strategy.root_device):
@@ -148,15 +148,14 @@ def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
     """Return a trainer's data module.
 
     Raises:
-        ConfigError: If the trainer was given something else.
+        ConfigError: The trainer has another kind of data.
     """
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, FederatedDataModule):
-        got = f"got {type(data).__name__}" if data is not None else "which was not given"
+        got = type(data).__name__ if data is not None else "none"
         raise ConfigError(
-            "FederatedTrainer needs a FederatedDataModule, which knows whose data is whose, "
-            f"{got}. For arrays or Datasets see FederatedArrays and ClientDatasets in "
-            "fedlightning.datamodules."
+            f"FederatedTrainer needs a FederatedDataModule as `datamodule`; got {got}. For arrays "
+            "or Datasets see FederatedArrays and ClientDatasets in fedlightning.datamodules."
         )
     return data
 
@@ -173,12 +172,12 @@ def evaluate(
     """Return what the module logs about one client's data, averaged over its examples.
 
     Args:
-        module: The model to evaluate, in the mode (``eval()``) that it shall have.
+        module: The model to evaluate, already in eval mode.
         batches: The client's batches.
         split: ``"val"`` runs ``validation_step``, if there is one; any other split runs
             ``test_step``, and without one a module that gives logits for ``(x, y)`` is evaluated as
             a classifier.
-        log: Takes what the module logs.
+        log: Collects what the module logs.
         precision: The trainer's precision plugin.
         classes: Counts what is classified right, class by class; ``None`` counts nothing.
     """
@@ -203,11 +202,11 @@ def evaluate(
 
 
 def no_step(batch: Batch, batch_idx: int) -> None:
-    """Evaluate nothing: a stand-in for the steps that a module does not have."""
+    """Do nothing: stands in for a step that the module lacks."""
 
 
 def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -> Any:
-    """Return class probabilities where the module gives logits, else what it gives."""
+    """Return class probabilities where the module returns logits, else its outputs."""
     outputs = module(batch[0] if isinstance(batch, (tuple, list)) else batch)
     logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point()
     return outputs.softmax(dim=-1) if logits else outputs
@@ -215,10 +214,10 @@ def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -
 
 @contextmanager
 def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
-    """Give a module the evaluation steps that it lacks, inside the ``with`` block.
+    """Add the evaluation steps that a module lacks, inside the ``with`` block.
 
-    Lightning skips evaluation, or refuses it, for a module without the step; but whoever predicts
-    classes can be evaluated on the clients' test data without one.
+    Lightning skips or refuses evaluation of a module without the step, but a classifier can be
+    evaluated on the clients' test data without one.
     """
     stand_ins = {"validation_step": no_step, "test_step": no_step}
     if module is not None:

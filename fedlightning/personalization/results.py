@@ -1,4 +1,4 @@
-"""What fine-tuning gained, client by client, and the numbers that a log gets of it."""
+"""Results of fine-tuning: per client, and as metrics, tables and figures per view."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class PersonalResult:
 
 @dataclass(frozen=True)
 class ViewResult:
-    """What fine-tuning gained for the clients of one view.
+    """The results of the clients of one view.
 
     Args:
         view: The view.

@@ -1,4 +1,4 @@
-"""Sending the result of a personalization to the loggers that a Trainer has."""
+"""The results of a personalization, client by client, for a Trainer's loggers."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def log_clients(
     step: int,
     view: str = "",
 ) -> None:
-    """Send every client's result to the loggers that can show it.
+    """Log every client's result where the logger supports it.
 
     TensorBoard gets the histograms ``initial/acc_per_client`` and ``personalized/acc_per_client``
     and the figure ``personalized/clients``; W&B gets the table ``clients``, one row per client. The
     names of other views begin with theirs. Other loggers are left alone: means are logged as
     metrics, and the table is in ``clients.csv``.
 
-    A logger is recognized by the name of its class, so nothing is imported for loggers that are not
-    there, and subclasses count. Only rank 0 logs.
+    A logger is recognized by the names of its classes, so that packages of absent loggers are not
+    imported and subclasses count. Only rank 0 logs.
 
     Args:
         loggers: ``trainer.loggers``.

@@ -1,4 +1,4 @@
-"""One record a client: how well the model serves it before and after personalization."""
+"""One record per client: how well the model serves it before and after personalization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ClientRecord", "read_clients_csv", "write_clients_csv"]
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """What personalization did for one client.
+    """One client before and after personalization.
 
     Args:
         client_id: The client.
@@ -44,7 +44,7 @@ class ClientRecord:
 
     @property
     def tested(self) -> bool:
-        """Whether both accuracies are known, so that the client counts in statistics."""
+        """Whether both accuracies are defined."""
         return not (math.isnan(self.acc_before) or math.isnan(self.acc_after))
 
 
@@ -53,12 +53,12 @@ _INTEGERS = {"client_id", "num_train", "num_test"}
 
 
 def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientRecord]) -> None:
-    """Write one row a client, ordered by client id; a reader never sees half a file.
+    """Write one row per client, ordered by client id; a reader never sees half a file.
 
-    Floats are written with as many digits as bring back the same float; unknown values as ``nan``.
+    Floats are written with enough digits to read back the same float, undefined values as ``nan``.
 
     Args:
-        path: The file, by custom ``clients.csv`` in the folder of the run.
+        path: The file, by convention ``clients.csv`` in the run folder.
         records: The clients, in any order.
 
     Raises:
@@ -81,17 +81,17 @@ def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientReco
 
 
 def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
-    """Read what :func:`write_clients_csv` wrote.
+    """Read a table that :func:`write_clients_csv` has written.
 
     Args:
         path: The file.
 
     Returns:
-        One record a row, in the order of the file.
+        One record per row, in the order of the file.
 
     Raises:
         EnvironmentFailure: The file cannot be read.
-        DataError: The header is another one, or a row does not fit it; the error names the line.
+        DataError: The header differs, or a row does not fit it; the error names the line.
     """
     with os_errors_as_failures("read", path):
         text = Path(path).read_text(encoding="utf-8", errors="replace")

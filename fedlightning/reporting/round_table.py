@@ -1,4 +1,4 @@
-"""A CSV file with one row a round, rewritten as little as possible and readable at any moment."""
+"""A CSV file with one row per round, rewritten as little as possible and always readable."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ __all__ = ["RoundTable"]
 class RoundTable:
     """Metrics by round, kept in memory and in a CSV file whose first column is ``round``.
 
-    Whatever is recorded for one round merges into that round's row. Rounds mostly come in order,
-    so :meth:`save` writes the changed rows over the end of the file and its cost does not grow with
-    the number of rounds. The whole file is written anew, and put in place atomically, only when a
-    column joins, when rows go, or when the end would become shorter than it was.
+    Metrics recorded for one round merge into one row. Rounds mostly come in order, so :meth:`save`
+    writes the changed rows over the end of the file, at a cost that does not grow with the number
+    of rounds. The whole file is rewritten, and replaced atomically, only for a new column, for
+    removed rows, or if the end would become shorter.
 
-    The end is written by one system call and never cut first: a process killed at any moment leaves
-    a file that reads. After a power failure the last line may be torn; it is then left out.
+    The end is written by one system call and never truncated first, so a process killed at any
+    moment leaves a readable file. After a power failure the last line may be torn; it is then
+    ignored.
 
     Args:
-        path: The file. When it exists, its rows are kept; a round recorded again then replaces the
-            old row as a whole, because a resumed run does that round once more.
+        path: The file. Its rows are kept if it exists; a round recorded again then replaces the old
+            row as a whole, because a resumed run repeats that round.
 
     Raises:
-        DataError: The file exists and is no table of rounds; the error names the line.
+        DataError: The file exists and is not a table of rounds; the error names the line.
         EnvironmentFailure: The file exists and cannot be read.
 
     Example:
@@ -79,7 +80,7 @@ class RoundTable:
         Raises:
             ConfigError: A value is not a number.
         """
-        cells = {name: _cell(name, value) for name, value in metrics.items()}
+        cells = {name: _format_value(name, value) for name, value in metrics.items()}
         if round in self._inherited:
             self._inherited.remove(round)
             self._rows[round] = {}
@@ -94,7 +95,7 @@ class RoundTable:
     def truncate(self, round: int) -> None:  # noqa: A002
         """Remove the rows of ``round`` and of every later one, in the file too.
 
-        The rows before are settled: what is recorded for one of them joins it.
+        What is then recorded for an earlier round joins its row.
         """
         self._inherited.clear()
         keep = bisect.bisect_left(self._rounds, round)
@@ -110,13 +111,13 @@ class RoundTable:
         """Bring the file up to date.
 
         Raises:
-            EnvironmentFailure: The file cannot be written; what it held before stays.
+            EnvironmentFailure: The file cannot be written; its former content stays.
         """
         if self._dirty and not self._write_end():
             self._write_all()
 
     def _write_end(self) -> bool:
-        """Write the changed rows over the end of the file, unless that could spoil it."""
+        """Write the changed rows over the end of the file, unless that could corrupt it."""
         layout = self._file
         if layout.columns != tuple(self._columns) or not self.path.is_file():
             return False
@@ -175,7 +176,7 @@ class RoundTable:
 
 
 class _Layout:
-    """Where each row of the file begins, in bytes."""
+    """The position of each row in the file, in bytes."""
 
     def __init__(self, columns: tuple[str, ...] | None = None, size: int = 0) -> None:
         self.columns = columns
@@ -205,7 +206,7 @@ def _parse(line: str, columns: Sequence[str]) -> tuple[int, dict[str, str]]:
     return int(first), cells
 
 
-def _cell(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     number = value
     if hasattr(value, "item") and math.prod(value.shape) == 1:
         number = value.item()

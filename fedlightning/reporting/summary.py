@@ -1,4 +1,4 @@
-"""The closing summary of a run, for a person at a terminal."""
+"""The closing summary of a run, for the terminal."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _DONE = "all rounds done"
 _FILES = {
     CONFIG: "every setting; runs again as it is",
     HPARAMS: "the model's settings",
-    METRICS: "one row a round",
+    METRICS: "one row per round",
     ROUNDS: "seconds and cohort of each round",
-    CLIENTS: "one row a client, before and after personalization",
+    CLIENTS: "one row per client, before and after personalization",
     CLIENTS_FIGURE: "clients.csv as a picture",
     FINETUNING: "accuracy after each epoch of fine-tuning",
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
     CURVES_FIGURE: "metrics over the rounds",
     PARTITION_TABLE: "examples of each class that each client holds",
-    PARTITION: "who has which example; PartitionFile reads it",
+    PARTITION: "which client has which example; PartitionFile reads it",
     PARTITION_FIGURE: "partition.csv as a picture",
     CLIENT_STATES: "what clients keep; the checkpoints need it",
-    CHECKPOINTS: "last.ckpt goes on from here with --ckpt_path",
+    CHECKPOINTS: "resume from last.ckpt with --ckpt_path",
 }
 
 
@@ -77,13 +77,13 @@ class ViewSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did and where it left it. Accuracies are in 0..1.
+    """What a run did and where its files are. Accuracies are in 0..1.
 
     Args:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
         clients: Clients that may train.
-        cohort_size: Clients a round.
+        cohort_size: Clients per round.
         seconds: Wall time.
         global_acc: Global model on each client's own test data, at the last validation.
         before: Global model on each client's own test data, at the last personalization.
@@ -92,11 +92,11 @@ class RunSummary:
         part: What personalization trained: ``full``, ``body`` or ``head``.
         stopped: Why the run ended.
         folder: Folder of the run.
-        files: Names in ``folder`` worth a line each.
+        files: Names in ``folder`` to list.
         before_values: Each client's accuracy before, for the histogram.
         after_values: Each client's accuracy after.
-        evaluated: How many clients the accuracies are of; ``None`` means all.
-        untested: How many of these have no test data; ``None`` means all that are left out.
+        evaluated: How many clients were evaluated; ``None`` means all.
+        untested: How many of these have no test data; ``None`` means all those without an accuracy.
         views: The other views.
     """
 
@@ -129,13 +129,13 @@ def render(
     """Return the summary as lines of text, without a newline at the end.
 
     Args:
-        summary: What to tell.
+        summary: The summary.
         width: Columns; by default those of the terminal, at most 80. Histograms, then spreads, are
-            left out where they do not fit; a path is never cut.
+            left out where they do not fit; paths are not cut.
         color: Whether to use ANSI colours; by default where ``stream`` is a terminal and
             ``NO_COLOR`` is not set.
         stream: Where the text will be printed, by default ``sys.stdout``. If its encoding lacks
-            the characters of the drawing, the text is plain ASCII.
+            the box-drawing characters, the text is plain ASCII.
 
     Example:
         >>> spread = Spread.of([0.5, 0.75, 1.0])
@@ -213,7 +213,7 @@ def _meaning(name: str) -> str:
 
 
 def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
-    """Return the lines about the clients that may train; none if nothing was measured."""
+    """Return the lines about the main view; none if nothing was measured."""
     after_name = _after(summary.part)
     drawn_before, drawn_after = bars([summary.before_values, summary.after_values])
     measured = [
@@ -302,7 +302,7 @@ def _after(part: str | None) -> str:
 
 
 def _fairness(summary: RunSummary, label: int, width: int) -> list[str]:
-    """Say how the worst tenth is served; of fewer than ten clients that is the minimum."""
+    """Return the line about the worst tenth; of fewer than ten clients that is the minimum."""
     before, after = summary.before, summary.after or summary.global_acc
     if after is None or after.count < 10:
         return []

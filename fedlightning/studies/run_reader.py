@@ -1,4 +1,4 @@
-"""Reading what runs have left: one record a run folder."""
+"""Reading run folders: one record per run."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class Run:
         point: Where in a study's grid.
         views: Clients before and after personalization, by the name of the evaluation view; the
             main view, of the clients that could take part, has none.
-        metrics: Columns of ``metrics.csv``, by round; nan where a cell is empty.
+        metrics: Columns of ``metrics.csv``, one value per round; nan where a cell is empty.
         rounds: The round of each row.
         seconds: Training seconds of each row's round, nan if unknown.
         cohorts: Check sums of the cohorts by round.
         partition: Digest of the partition, empty if unknown.
-        settings: All that was set, without what no result depends on.
-        versions: Of what it ran with.
+        settings: All settings that a result may depend on.
+        versions: Versions of the packages that it ran with.
         wall_seconds: From the command's start to its end, over all attempts; nan if unknown.
         unfinished: Why it is not finished, empty if it is.
     """
@@ -92,18 +92,18 @@ class Run:
 
     @property
     def cohorts_sum(self) -> str:
-        """Eight digits that stand for all cohorts; empty if they are not known."""
+        """Eight digits that identify all cohorts; empty if these are not known."""
         text = ",".join(f"{key}:{value}" for key, value in sorted(self.cohorts.items()))
         return f"{_crc(text):08x}" if text else ""
 
     def last(self, metric: str) -> float:
-        """Return the last known value of a metric, nan if there is none."""
+        """Return the last known value of a metric, nan if it has none."""
         known = self.metrics.get(metric, np.empty(0))
         known = known[~np.isnan(known)]
         return float(known[-1]) if known.size else math.nan
 
     def values(self, name: str, view: str = "") -> Numbers:
-        """Return one number for each client of a view that has it, by client id."""
+        """Return the defined values of a column of ``clients.csv`` in a view, by client id."""
         column = [float(getattr(record, name)) for record in self.views.get(view, ())]
         return np.array([value for value in column if not math.isnan(value)], float)
 
@@ -111,15 +111,15 @@ class Run:
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return the run folders in and below some folders: those with config and metrics.
 
-    What ``compare --rerun`` has moved to ``replaced`` is left out.
+    Folders that ``compare --rerun`` has moved to ``replaced`` are left out.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: A folder does not exist.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
+            raise ConfigError(f"{folder}: no such folder; report expects run folders.")
         for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
@@ -243,7 +243,7 @@ def _crc(text: str) -> int:
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]:
-    """Yield each folder with its run, or with what is wrong with it."""
+    """Yield each folder with its run, or with the reason why it cannot be read."""
     for folder in folders:
         try:
             yield folder, read_run(folder), ""
@@ -255,7 +255,7 @@ _SHOWN = ("global/acc", "personalized/acc")
 
 
 def final_metrics(folder: Path) -> list[tuple[str, float]]:
-    """Return the last accuracies in a run's ``metrics.csv``, as far as there are any.
+    """Return the last accuracies in a run's ``metrics.csv``, as far as it has any.
 
     Args:
         folder: The folder that holds ``lightning_logs``.

@@ -1,4 +1,4 @@
-"""A variant in numbers: how good, how evenly so, at what cost."""
+"""A variant in numbers: accuracy, fairness, cost."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Summary:
         global_acc: Accuracy of the global model in the last round that measured it.
         gain_over_local: Mean accuracy after personalization less that of LocalOnly.
         gain_over_fedavg_ft: The same less that of FedAvg with personalization.
-        bytes_up_per_round: Sent by all clients of a round together.
-        bytes_down_per_round: Sent to them.
+        bytes_up_per_round: Bytes that all clients of a round send together.
+        bytes_down_per_round: Bytes that are sent to them.
         rounds: Rounds.
-        seconds_training: Of all rounds, evaluation not counted.
+        seconds_training: Of all rounds, without evaluation.
         seconds_wall: Of the whole command.
     """
 
@@ -84,12 +84,12 @@ def summarise(groups: Sequence[Group], view: str = "") -> list[Summary]:
 
 
 def local_only(groups: Sequence[Group]) -> Group | None:
-    """Return the group that trained without a federation, if there is one."""
+    """Return the group that trained without a federation, if any."""
     return next((group for group in groups if group.algorithm == "LocalOnly"), None)
 
 
 def plain_fedavg(groups: Sequence[Group]) -> Group | None:
-    """Return the group of FedAvg, if there is one; of several, the one called so or the first."""
+    """Return the group of FedAvg, if any; of several, the one of that name or the first."""
     found = [group for group in groups if group.algorithm == "FedAvg"]
     return next((group for group in found if group.variant == "FedAvg"), next(iter(found), None))
 

@@ -51,9 +51,9 @@ def test_the_whole_text():
   nearest mean   87.5 %
 
   runs/version_3/
-    metrics.csv            one row a round
-    clients.csv            one row a client, before and after personalization
-    checkpoints/last.ckpt  last.ckpt goes on from here with --ckpt_path
+    metrics.csv            one row per round
+    clients.csv            one row per client, before and after personalization
+    checkpoints/last.ckpt  resume from last.ckpt with --ckpt_path
 
 {rule}"""
     )

@@ -69,7 +69,7 @@ class Resumption:
             return
         first = loggers[0]
         if isinstance(first, RoundCSVLogger):
-            first.go_on_in(self.version)
+            first.continue_in(self.version)
         known = list(self.loggers)
         for logger in loggers[1:]:
             match = next((entry for entry in known if entry[0] == type(logger).__name__), None)

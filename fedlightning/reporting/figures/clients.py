@@ -39,11 +39,11 @@ def clients_figure(
     records: Sequence[ClientRecord],
     title: str = "Accuracy per client, before and after personalization",
 ) -> Figure:
-    """Draw what personalization did for every client, the worst-served on the left.
+    """Draw every client's accuracy before and after personalization, the worst on the left.
 
-    Up to 120 clients are dumbbells, from the accuracy before to that after, in the order of the
-    accuracy after. More clients are two curves, each in its own order, so a curve reads as "this
-    share of the clients has at most this accuracy". The worst tenth of the clients is shaded.
+    Up to 120 clients are dumbbells, from the accuracy before to that after, ordered by the accuracy
+    after. More clients are two curves, each sorted by itself, so that a curve reads as "this share
+    of the clients has at most this accuracy". The worst tenth of the clients is shaded.
 
     Args:
         records: The clients, in any order. Those without both accuracies are left out and counted;
@@ -51,8 +51,8 @@ def clients_figure(
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Example:
         >>> records = [ClientRecord(i, 80, 20, 0.5, 0.7 + i / 100, 1.0, 0.5) for i in range(20)]
@@ -66,7 +66,7 @@ def clients_figure(
         figure = new_figure(9, 4.6)
         ax = figure.add_subplot()
         means = [100 * Spread.of(values).mean for values in _columns(records)]
-        headline(ax, title, _in_numbers(before, after, means, records))
+        headline(ax, title, _subtitle(before, after, means, records))
         if not tested:
             ax.set_axis_off()
             ax.text(0.5, 0.5, "no client has test data", ha="center", color=MUTED)
@@ -85,7 +85,7 @@ def _columns(records: Sequence[ClientRecord]) -> tuple[list[float], list[float]]
     return [record.acc_before for record in records], [record.acc_after for record in records]
 
 
-def _in_numbers(
+def _subtitle(
     before: Percent, after: Percent, means: Sequence[float], records: Sequence[ClientRecord]
 ) -> str:
     words = [counted(len(after), "client")]

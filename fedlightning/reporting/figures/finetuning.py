@@ -42,8 +42,8 @@ def finetuning_figure(
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Example:
         >>> records = [EpochRecord.of(e, [(0.5 + e / 10, 0.5), (0.6, 0.6)]) for e in range(3)]
@@ -54,7 +54,7 @@ def finetuning_figure(
     with style():
         figure = new_figure(9, 4.6)
         ax = figure.subplots()
-        headline(ax, title, _in_words(records))
+        headline(ax, title, _subtitle(records))
         lines = [
             ("mean", RED, "-", records, "acc_mean"),
             ("tenth percentile", BLUE, "-", records, "acc_p10"),
@@ -92,7 +92,7 @@ def finetuning_figure(
     return figure
 
 
-def _in_words(records: Sequence[EpochRecord]) -> str:
+def _subtitle(records: Sequence[EpochRecord]) -> str:
     clients = records[0].num_clients if records else 0
     words = f"{counted(clients, 'client')}; the band is one standard deviation over clients"
     known = [record for record in records if not math.isnan(record.acc_mean)]

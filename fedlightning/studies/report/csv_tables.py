@@ -33,12 +33,12 @@ def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> Non
 
 
 def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
-    """Write one row for each comparison."""
+    """Write one row per comparison."""
     _write(path, [field.name for field in fields(PairedTest)], map(astuple, tests))
 
 
 def write_clients(path: Path, collection: Collection) -> None:
-    """Write one row for each client of each run, with the columns of ``clients.csv``."""
+    """Write one row per client, view and run, with the columns of ``clients.csv``."""
     names = [field.name for field in fields(ClientRecord)]
     rows = [
         [group.condition, group.variant, seed, view or "seen", *astuple(record)]
@@ -51,9 +51,9 @@ def write_clients(path: Path, collection: Collection) -> None:
 
 
 def write_curves(path: Path, collection: Collection) -> None:
-    """Write one row for each round of each run: what was logged, and the costs up to then.
+    """Write one row per round and run: the metrics, and the costs up to then.
 
-    ``cumulative/seconds`` counts training, ``cumulative/bytes`` what went up and down.
+    ``cumulative/seconds`` counts training, ``cumulative/bytes`` both directions.
     """
     names = list(dict.fromkeys(name for run in collection.runs for name in run.metrics))
     rows = []
@@ -69,7 +69,7 @@ def write_curves(path: Path, collection: Collection) -> None:
 
 
 def cumulative_bytes(metrics: Any, rounds: int) -> Any:
-    """Return the bytes that went up and down until the end of each round; nan if not known."""
+    """Return the bytes sent up and down until the end of each round; nan if not known."""
     both = [metrics.get(f"communication/bytes_{way}") for way in ("up", "down")]
     if any(column is None for column in both):
         return np.full(rounds, math.nan)
@@ -80,11 +80,11 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([_format_cell(value) for value in row] for row in rows)
     write_atomically(path, text.getvalue().encode())
 
 
-def _cell(value: Any) -> Any:
+def _format_cell(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return "" if math.isnan(value) else float(value)
     return value

@@ -34,7 +34,7 @@ _MOST_DOTS = 400
 
 
 def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: str = "") -> Figure:
-    """Draw a box for each variant before (grey) and after personalization, all seeds together.
+    """Draw boxes for each variant before (grey) and after personalization, all seeds together.
 
     A box is the middle half with the median, whiskers reach from the tenth to the ninetieth
     percentile, a dot is a client of a seed (of many, a regular sample).
@@ -70,7 +70,7 @@ def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: 
 
 
 def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
-    """Draw, for each accuracy, the share of clients that have at most that."""
+    """Draw, for each accuracy, the share of clients with at most that accuracy."""
     with style():
         figure = new_figure(10.5, 3.9)
         ax = figure.subplots()
@@ -125,7 +125,7 @@ def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
 
 
 def _name(ax: Axes, places: Sequence[tuple[float, float, str]], looks: dict[str, Look]) -> None:
-    """Write each name beside its dot, with a line to it where names had to move apart."""
+    """Write each name beside its dot, with a line to it where names would overlap."""
     low, high = ax.get_ylim()
     left, right = ax.get_xlim()
     for side in (-1, 1):

@@ -36,10 +36,9 @@ def learning_figure(
 ) -> Figure | None:
     """Draw mean and standard deviation over seeds, for each metric that has a curve.
 
-    More than eight variants are drawn without the latter, which would hide the curves.
-
-    Bytes are those of both directions, seconds those of training; a column is left out where no
-    run knows them.
+    More than eight variants are drawn without the latter, which would hide the curves. Bytes are
+    those of both directions, seconds those of training; a column is left out where they are not
+    known for any run.
 
     Args:
         groups: The groups of one condition.
@@ -47,7 +46,7 @@ def learning_figure(
         view: The evaluation view; by default the main one.
 
     Returns:
-        The figure, ``None`` if there is no curve.
+        The figure, ``None`` without a curve.
     """
     labels = {metric_in_view(view, name): label for name, label in _METRICS.items()}
     metrics = [name for name in labels if any(_points(group, name) > 1 for group in groups)]

@@ -1,4 +1,4 @@
-"""The report's page: what was compared, what came out, and how far one may trust it."""
+"""The report's page: what was compared, the results, and how far to trust them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _TEST_NOTE = (
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the page shows.
+    """The contents of the page.
 
     Args:
         title: Its title.
@@ -74,8 +74,8 @@ class ReportData:
         tests: All comparisons.
         baselines: The baseline of each condition.
         metric: What was tested.
-        folder: Where the page will lie.
-        files: What lies beside it.
+        folder: The folder of the page.
+        files: The files beside it.
     """
 
     title: str
@@ -90,11 +90,11 @@ class ReportData:
 
 
 def page(findings: ReportData) -> str:
-    """Return the page, one HTML text that needs nothing from outside."""
+    """Return the page, one self-contained HTML text."""
     collection = findings.collection
     looks = styles_for(collection.variants)
     several = len(collection.conditions) > 1
-    body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_what(collection))]
+    body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_overview(collection))]
     body += _warnings(collection.warnings)
     body.append(_contents(findings, several))
     if several:
@@ -115,7 +115,7 @@ def page(findings: ReportData) -> str:
     return document(findings.title, body)
 
 
-def _what(collection: Collection) -> str:
+def _overview(collection: Collection) -> str:
     seeds = sorted({run.seed for run in collection.runs})
     text = f"{counted(len(collection.runs), 'run')}: {counted(len(collection.variants), 'variant')}"
     if len(collection.conditions) > 1:
@@ -196,7 +196,7 @@ def _view_title(view: str) -> str:
 
 
 def _partitions(collection: Collection) -> Iterator[str]:
-    """Draw each division of the data once, for the first seed."""
+    """Draw each partition once, for the first seed."""
     first = min(run.seed for run in collection.runs)
     shown: dict[str, Run] = {}
     for run in collection.runs:
