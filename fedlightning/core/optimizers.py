@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["FreshOptimizers", "optimizer_like"]
+__all__ = ["FollowingOptimizer", "FreshOptimizers"]
 
 
 class FreshOptimizers:
@@ -81,22 +81,48 @@ class FreshOptimizers:
             scheduler.load_state_dict(copy.deepcopy(schedule))
 
 
-def optimizer_like(like: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> Optimizer:
-    """Return a fresh optimizer of the same kind and settings for other tensors.
+class FollowingOptimizer:
+    """An optimizer of another one's kind for other tensors; learning rates follow the other's.
 
     Args:
-        like: The optimizer.
-        stand_in: Returns what shall be in the place of one of its parameters; ``None`` leaves the
+        leader: The optimizer whose kind, settings and learning rates are taken.
+        stand_in: Returns the tensor in the place of one of its parameters; ``None`` leaves the
             parameter out.
+
+    Attributes:
+        optimizer: The optimizer itself.
+
+    Example:
+        >>> import torch
+        >>> leader = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.5)
+        >>> own = FollowingOptimizer(leader, lambda parameter: torch.zeros(1, requires_grad=True))
+        >>> leader.param_groups[0]["lr"] = 0.25
+        >>> own.follow()
+        >>> own.optimizer.param_groups[0]["lr"]
+        0.25
     """
-    groups = [
-        {**group, "params": [t for p in group["params"] if (t := stand_in(p)) is not None]}
-        for group in like.param_groups
-    ]
-    cls = type(like)
-    accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
-    settings = {name: value for name, value in like.defaults.items() if name in accepted}
-    return cls([group for group in groups if group["params"]], **settings)
+
+    def __init__(self, leader: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> None:
+        groups: list[dict[str, Any]] = []
+        self._leading: list[dict[str, Any]] = []
+        for group in leader.param_groups:
+            tensors = [t for p in group["params"] if (t := stand_in(p)) is not None]
+            if tensors:
+                groups.append({**group, "params": tensors})
+                self._leading.append(group)
+        cls = type(leader)
+        accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
+        settings = {name: value for name, value in leader.defaults.items() if name in accepted}
+        self.optimizer: Optimizer = cls(groups, **settings)
+
+    def follow(self) -> None:
+        """Take the leader's present hyperparameters."""
+        for group, leading in zip(self.optimizer.param_groups, self._leading, strict=True):
+            group.update({key: value for key, value in leading.items() if key != "params"})
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
 
 
 def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

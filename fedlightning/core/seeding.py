@@ -20,7 +20,7 @@ import torch
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
 Purpose = Literal[
-    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out"
+    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out", "uplink"
 ]
 """A stream is numbered by its place here: new ones come last, or all others move."""
 _numpy: Any = np.random  # its type stubs lack two functions

@@ -1,58 +1,59 @@
-"""What a loop knows of its model: whose keys are whose, and what a client's own model is."""
+"""Which of a module's keys are trained, shared and kept, and what a client's own model is."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.parts import ModelKeys, Parts, Roles, norm_keys
 from fedlightning.core.state import State, live_state
-from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.errors import ConfigError
-from fedlightning.federation.settings import Federation
-from fedlightning.models.base import freeze, resolve_parts
-from fedlightning.storage.client_store import ClientStore
+from fedlightning.models.base import freeze, names_its_head, resolve_parts
 
-__all__ = ["LoopWithModel"]
+__all__ = ["ModelRoles", "set_memory_format"]
 
 
-class LoopWithModel(RoundLoop):
-    """A loop that trains one resident module.
+class ModelRoles:
+    """What an algorithm does with the keys of one module.
+
+    Made before training starts, while the module's parameters are as trainable as the user has
+    made them.
 
     Args:
-        trainer: The trainer that runs it.
-        federation: How clients learn together.
-        personal: What clients keep.
-        **limits: The least and the largest number of rounds.
+        module: The resident module.
+        algorithm: What is trained, shared and kept.
+        head: Key prefix or prefixes of the head (``federation.head``).
+
+    Attributes:
+        trainable: Whether the user lets each parameter move, by key.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, federation: Federation, personal: ClientStore, **limits: Any
+        self,
+        module: pl.LightningModule,
+        algorithm: Algorithm,
+        head: str | list[str] | None = None,
     ) -> None:
-        super().__init__(trainer, **limits)
-        self.federation = federation
-        self.personal = personal
-        self._roles: Roles | None = None
+        self.module = module
+        self.algorithm = algorithm
+        self._head = head
         self._parts: Parts | None = None
+        self._roles: Roles | None = None
+        self.trainable = {key: p.requires_grad for key, p in module.named_parameters()}
 
-    @property
-    def module(self) -> pl.LightningModule:
-        """The resident module: the global model between clients, a client's during its turn."""
-        return self.trainer.lightning_module
-
-    @property
-    def parts(self) -> Parts:
-        """Body and head of the module.
+    def check(self) -> None:
+        """Find parts and roles; they are checked before anything is trained, needed or not.
 
         Raises:
-            ConfigError: If they cannot be told apart.
+            ConfigError: If body and head cannot be told apart, and have to be or are named.
         """
-        if self._parts is None:
-            self._parts = resolve_parts(self.module, self.federation.head)
-        return self._parts
+        if self.algorithm.needs_parts or self._head is not None or names_its_head(self.module):
+            _ = self.parts
+        _ = self.roles
 
     @property
     def roles(self) -> Roles:
@@ -66,48 +67,56 @@ class LoopWithModel(RoundLoop):
         return self._roles
 
     @property
-    def parameters(self) -> frozenset[str]:
-        """The keys of the module's parameters; the other keys are buffers'."""
-        return frozenset(key for key, _ in self.module.named_parameters())
+    def parts(self) -> Parts:
+        """Body and head of the module.
 
-    def kept_part(self, client: int) -> State:
-        """Return the parts of the model that a client has kept."""
-        return self.roles.kept_of(self.personal.get(client) or {})
+        Raises:
+            ConfigError: If they cannot be told apart.
+        """
+        if self._parts is None:
+            self._parts = resolve_parts(self.module, self._head)
+        return self._parts
 
-    def personal_model(self, client: int) -> State:
+    @property
+    def parameters(self) -> list[str]:
+        """The shared keys that are parameters; the other shared keys are buffers."""
+        shared = set(self.roles.shared)
+        return [key for key, _ in self.module.named_parameters() if key in shared]
+
+    @property
+    def moving(self) -> list[str]:
+        """The shared parameters that clients move."""
+        trained = set(self.roles.trained)
+        return [key for key in self.parameters if key in trained and self.trainable[key]]
+
+    def freeze(self) -> None:
+        """Freeze what the algorithm does not train."""
+        if self.algorithm.train != "full":
+            freeze(self.module, self.parts, "head" if self.algorithm.train == "body" else "body")
+
+    def thaw(self) -> None:
+        """Make every parameter as trainable as the user has made it."""
+        for key, parameter in self.module.named_parameters():
+            parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
+
+    def personal_model(self, kept: Mapping[str, Tensor]) -> State:
         """Return the values in which a client's own model differs from the global one.
 
         The module must hold the global model.
+
+        Args:
+            kept: What the client has kept; empty if it never trained.
         """
-        kept = self.personal.get(client)
         if not kept:
             return {}
         own = self.roles.kept_of(kept)
         model = {**live_state(self.module), **own}
-        for method in self.federation.algorithm.local:
-            own |= method.personal(kept, model)
+        for hook in self.algorithm.hooks:
+            own |= hook.personal(kept, model)
         return own
 
-    def freeze(self) -> None:
-        """Freeze what the algorithm does not train."""
-        algorithm = self.federation.algorithm
-        if algorithm.train != "full":
-            freeze(self.module, self.parts, "head" if algorithm.train == "body" else "body")
-
-    def set_memory_format(self) -> None:
-        """Lay the weights out as they are trained: a convolution's output takes its layout."""
-        if self._wants_channels_last():
-            self.module.to(memory_format=torch.channels_last)
-
-    def _wants_channels_last(self) -> bool:
-        if self.federation.channels_last is not None:
-            return self.federation.channels_last
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        gains = on_cpu or "16" in str(self.trainer.precision)
-        return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
-
     def _find_roles(self) -> Roles:
-        algorithm, module = self.federation.algorithm, self.module
+        algorithm, module = self.algorithm, self.module
         norms = norm_keys(module) if algorithm.own_norms else ()
         if algorithm.own_norms and not norms:
             raise ConfigError(
@@ -117,3 +126,21 @@ class LoopWithModel(RoundLoop):
         known = algorithm.needs_parts or self._parts is not None
         parts = self.parts if known else Parts(body=tuple(live_state(module)), head=())
         return algorithm.roles(ModelKeys(parts, norms))
+
+
+def set_memory_format(
+    module: nn.Module, channels_last: bool | None, device: torch.device, half: bool
+) -> None:
+    """Lay 4-D weights out with channels last; a convolution's output takes their layout.
+
+    Args:
+        module: The module.
+        channels_last: Whether to do so; ``None`` means where it makes convolutions faster.
+        device: Where the module is.
+        half: Whether training is in half precision.
+    """
+    if channels_last is None:
+        gains = device.type == "cpu" or half
+        channels_last = gains and any(isinstance(c, nn.Conv2d) for c in module.modules())
+    if channels_last:
+        module.to(memory_format=torch.channels_last)

@@ -20,7 +20,9 @@ from fedlightning.federation.sampling import (
     choose,
     cohort_count,
 )
-from fedlightning.federation.uplink import Compression
+from fedlightning.federation.schedule import Schedule
+from fedlightning.federation.server import check_robust
+from fedlightning.federation.uplink import Compression, UplinkStage
 
 __all__ = ["Federation"]
 
@@ -37,6 +39,11 @@ class Federation:
             weighted mean. Robust rules are in :mod:`fedlightning.algorithms.aggregation`.
         compression: How clients write their updates in fewer bytes; ``None`` sends them as they
             are.
+        uplink: Stages that an update passes between client and server, in order, such as
+            ``ClipNorm`` and ``GaussianNoise`` (:mod:`fedlightning.federation.uplink`);
+            ``compression`` comes after them.
+        schedule: Which client updates make the next global model; ``None`` means rounds
+            (:class:`~fedlightning.federation.schedule.Synchronous`).
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
             all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
@@ -79,6 +86,8 @@ class Federation:
     algorithm: Algorithm = field(default_factory=FedBABU)
     aggregator: Aggregator | None = None
     compression: Compression | None = None
+    uplink: list[UplinkStage] = field(default_factory=list)
+    schedule: Schedule | None = None
     cohort_size: int | float = 0.1
     local_epochs: int = 1
     head: str | list[str] | None = None
@@ -130,9 +139,26 @@ class Federation:
                     f"federation.{name}: {self.algorithm.name} shares nothing, so {value!r} has "
                     "nothing to do; leave it out."
                 )
+        if not isinstance(self.uplink, (list, tuple)):
+            raise ConfigError(
+                f"federation.uplink must be a list of UplinkStage, got {self.uplink!r}."
+            )
+        for stage in self.uplink:
+            if not isinstance(stage, UplinkStage):
+                raise ConfigError(f"federation.uplink must hold UplinkStage, got {stage!r}.")
+        if any(isinstance(stage, Compression) for stage in self.stages[:-1]):
+            raise ConfigError(
+                "federation.uplink: compression must be the last stage, and there can be only one."
+            )
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise ConfigError(f"federation.schedule must be a Schedule, got {self.schedule!r}.")
         if self.aggregator is None:
             return
-        if len(inspect.signature(self.algorithm.aggregate).parameters) < 2:
+        check_robust(self.aggregator, self.algorithm.hooks)
+        if (
+            self.algorithm.merges_at_once
+            and len(inspect.signature(self.algorithm.aggregate).parameters) < 2
+        ):
             raise ConfigError(
                 f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
                 "give it a second argument `merge`, or leave the aggregator out."
@@ -168,6 +194,11 @@ class Federation:
             )
         if isinstance(self.cohort_size, int):
             self.check_min_clients(self.cohort_size)
+
+    @property
+    def stages(self) -> tuple[UplinkStage, ...]:
+        """The stages between client and server, compression last."""
+        return (*self.uplink, *([self.compression] if self.compression is not None else []))
 
     @property
     def retries(self) -> int:

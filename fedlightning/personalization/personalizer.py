@@ -20,8 +20,10 @@ from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import ClientTask, Split, ViewLoader
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalTraining
+from fedlightning.engine.local_settings import TrainerSettings
+from fedlightning.engine.local_training import LocalEpochs
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import freeze
 from fedlightning.personalization.head_only.eligibility import doubt, obstacle
@@ -133,9 +135,8 @@ class Personalizer:
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
                 self._alone = self._head_alone()
                 loop.borrower = self
-                self._fit = LocalTraining(
-                    loop.trainer, module, loop.data, loop.make_step(), LocalLog(module)
-                )
+                settings, step = TrainerSettings(loop.trainer), make_step(loop.trainer, module)
+                self._fit = LocalEpochs(settings, module, loop.data, step, LocalLog(module))
                 yield self
             finally:
                 loop.borrower = None
@@ -252,7 +253,7 @@ class Personalizer:
         """Thaw what the algorithm has frozen, not what the user has."""
         module = self._loop.module
         for key, parameter in module.named_parameters():
-            parameter.requires_grad_(self._loop.trainable.get(key, parameter.requires_grad))
+            parameter.requires_grad_(self._loop.model.trainable.get(key, parameter.requires_grad))
         if self._part != "full":
             freeze(module, self._loop.parts, "head" if self._part == "body" else "body")
 

@@ -45,8 +45,8 @@ from tests.toys import Net, fit, net, state
         (lambda: PFedMe(beta=0), r"algorithm\.beta must be a finite number > 0, got 0"),
         (lambda: APFL(alpha=1.5), r"algorithm\.alpha must be .* >= 0 and <= 1, got 1\.5"),
         (lambda: FedAvg(weights="size"), r"algorithm\.weights must be one of uniform, examples"),
-        (lambda: Algorithm(local=[3]), r"algorithm\.local must be a LocalMethod, got 3"),
-        (lambda: Algorithm(local=Proximal(1.0)), r"algorithm\.local must be a list of LocalMethod"),
+        (lambda: Algorithm(local=[3]), r"algorithm\.local must be a ClientHook, got 3"),
+        (lambda: Algorithm(local=Proximal(1.0)), r"algorithm\.local must be a list of ClientHook"),
         (
             lambda: Algorithm(server="sgd"),
             r"algorithm\.server must be a ServerOptimizer, got 'sgd'",

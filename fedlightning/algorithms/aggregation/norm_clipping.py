@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.aggregation.base import (
+    Accumulator,
     Aggregator,
-    Merge,
     check_weight,
     floats_of,
     require_finite,
@@ -67,7 +67,7 @@ class NormClipping(Aggregator):
 
     def start(
         self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
-    ) -> Merge:
+    ) -> Accumulator:
         """Start the merging of one round."""
         if not isinstance(self.max_norm, str):
             return _ClippedMean(reference, parameters, self.max_norm, sums)

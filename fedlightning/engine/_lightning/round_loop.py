@@ -66,8 +66,8 @@ class RoundLoop(_FitLoop):
         """The processes that share the work."""
 
     @abstractmethod
-    def clients_per_round(self) -> int:
-        """Return the number of clients in a round."""
+    def jobs_per_commit(self) -> int:
+        """Return how many client updates make a commit."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -109,7 +109,7 @@ class RoundLoop(_FitLoop):
         """Count the clients of a round; they take the place of Lightning's train batches."""
         if self.trainer.limit_train_batches == 0:
             return
-        self.max_batches = self.clients_per_round()
+        self.max_batches = self.jobs_per_commit()
         self.trainer.val_check_batch = self.max_batches
 
     def reset(self) -> None:
@@ -189,6 +189,10 @@ class RoundLoop(_FitLoop):
         self.epoch_progress.increment_completed()
         self.epoch_loop._batches_that_stepped = self.round
         self.stop_if_told_to()
+
+    def told_to_stop(self) -> bool:
+        """Whether this worker has received a SIGTERM."""
+        return bool(self.trainer.received_sigterm)
 
     def stop_if_told_to(self) -> None:
         """Stop the run after a SIGTERM to any of the workers; all of them must call this."""
