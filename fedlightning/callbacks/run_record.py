@@ -102,7 +102,7 @@ class RunRecord(pl.Callback):
         """Write the round's cohort and duration."""
         if self._rounds is None or not isinstance(loop := trainer.fit_loop, FederatedLoop):
             return
-        cohort = loop.cohort(loop.round)
+        cohort = [job.client for job in loop.jobs]
         facts = {
             "seconds": round(time.monotonic() - self._round_started, 4),
             "clients": len(cohort),

@@ -225,9 +225,9 @@ class Personalizer:
 
     def _predictor_of(self, client: int) -> Predictor | None:
         """Return what a client predicts with, where that is more than a state of the module."""
-        kept = self._loop.personal.get(client) or {}
-        for method in self._loop.federation.algorithm.local:
-            if (predictor := method.predictor(kept, self._loop.module)) is not None:
+        kept = self._loop.client_store.get(client) or {}
+        for hook in self._loop.federation.algorithm.hooks:
+            if (predictor := hook.predictor(kept, self._loop.module)) is not None:
                 return predictor
         return None
 

@@ -7,7 +7,8 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedlightning import Algorithm, FedAvg, FedBABU, LocalMethod, PersonalizationCallback
+from fedlightning import Algorithm, FedAvg, FedBABU, PersonalizationCallback
+from fedlightning.algorithms import ClientHook
 from fedlightning.core.predictors import StatePredictor
 from fedlightning.core.state import under
 from fedlightning.errors import ConfigError
@@ -29,14 +30,14 @@ class Averaged:
         return {f"two/{key}": value for key, value in self.head.items()}
 
 
-class TwoHeads(LocalMethod):
+class TwoHeads(ClientHook):
     """Keeps the trained head at the client, which predicts with it and the module together."""
 
     personal_model = True
 
-    def end(self, turn):
-        head = {key: value for key, value in turn.trained_state().items() if "head" in key}
-        turn.keep("two", head)
+    def on_update_end(self, context):
+        head = {key: value for key, value in context.trained_state().items() if "head" in key}
+        context.keep("two", head)
 
     def predictor(self, kept, module):
         head = under(kept, "two")
@@ -65,7 +66,7 @@ def test_accuracy_before_and_after_is_that_of_both_heads():
     model, loop = state(module), loop_of(built)
     differs = 0
     for result in callback.results:
-        head = under(loop.personal.get(result.client), "two")
+        head = under(loop.client_store.get(result.client), "two")
         ((x, y),) = some.batches(result.client, "test")
         assert result.before["acc"] == pytest.approx(accuracy(by_hand(model, head, x), y))
         with callback.personalizer(built).at_work() as personalizer:
@@ -86,7 +87,7 @@ def test_a_client_that_never_trained_predicts_with_the_module():
     module, some = net(), data()
     callback = PersonalizationCallback(epochs=0)
     built = fit(module, ALGORITHM, rounds=1, cohort=1, datamodule=some, callbacks=[callback])
-    idle = next(c for c in range(4) if loop_of(built).personal.get(c) is None)
+    idle = next(c for c in range(4) if loop_of(built).client_store.get(c) is None)
     ((x, y),) = some.batches(idle, "test")
     with torch.no_grad():
         expected = float(F.cross_entropy(module.eval()(x), y))

@@ -82,7 +82,7 @@ def client_predictor(
         CheckpointError: See :func:`client_model`.
     """
     built, own, rule = _load(run, client, module, ckpt_path)
-    for hook in algorithm.local if rule else ():
+    for hook in algorithm.hooks if rule else ():
         if (predictor := hook.predictor(rule, built)) is not None:
             return predictor
     if rule:
