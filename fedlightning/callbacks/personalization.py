@@ -27,6 +27,7 @@ from fedlightning.personalization.models.writer import PersonalWriter
 from fedlightning.personalization.personalizer import Personalizer
 from fedlightning.personalization.results import PersonalResult, metrics_of, write_results
 from fedlightning.reporting import ClientRecord
+from fedlightning.storage.checkpoint_reader import loop_state
 
 __all__ = ["PersonalizationCallback"]
 
@@ -255,10 +256,10 @@ class PersonalizationCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
-        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         if trainer.state.fn != TrainerFn.FITTING:
-            self._rounds_loaded = loops.get("round")
-            load_kept(_loop_of(trainer), loops.get("extra", {}))
+            state = loop_state(checkpoint)
+            self._rounds_loaded = state.get("round")
+            load_kept(_loop_of(trainer), state.get("extra", {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the callback last ran, so that a resumed run does not repeat it."""

@@ -16,7 +16,14 @@ from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.storage.digest import CorruptFile, verify_digest
 from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
-__all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
+__all__ = [
+    "FORMAT",
+    "check_network",
+    "is_good",
+    "loop_state",
+    "read_checkpoint",
+    "rounds_in",
+]
 
 FORMAT = 2
 """Number of the layout that this version writes; a newer one is refused, older ones are read."""
@@ -79,9 +86,34 @@ def is_good(path: Path) -> bool:
         return False
 
 
+def loop_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of the loop of rounds; empty if the checkpoint has only weights.
+
+    Its entries are ``round``, which :func:`rounds_in` returns, and ``extra``: client states, server
+    state, settings.
+
+    Example:
+        >>> loop_state({"loops": {"fit_loop": {"state_dict": {"round": 3}}}})
+        {'round': 3}
+        >>> loop_state({"state_dict": {}})
+        {}
+    """
+    state: Mapping[str, Any] = checkpoint
+    for name in ("loops", "fit_loop", "state_dict"):
+        inner = state.get(name)
+        if not isinstance(inner, Mapping):
+            return {}
+        state = inner
+    return state
+
+
 def rounds_in(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many rounds are finished in a checkpoint: the index of the one to come."""
-    return int(checkpoint["loops"]["fit_loop"]["state_dict"]["round"])
+    """Return the number of finished rounds, which is the index of the next one.
+
+    Raises:
+        KeyError: The checkpoint has only weights.
+    """
+    return int(loop_state(checkpoint)["round"])
 
 
 def check_network(checkpoint: Mapping[str, Any], module: nn.Module) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fedlightning.errors import CheckpointError, EnvironmentFailure
-from fedlightning.storage.checkpoint_reader import read_checkpoint
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 
 __all__ = ["PersonalFiles"]
 
@@ -95,8 +94,7 @@ def _identity(path: Path) -> Identity:
 
 def _names(path: Path) -> frozenset[str]:
     try:
-        content: Mapping[str, Any] = read_checkpoint(path)
-        files = content["loops"]["fit_loop"]["state_dict"]["extra"]["personal"]["files"]
+        files = loop_state(read_checkpoint(path))["extra"]["personal"]["files"]
     except (CheckpointError, KeyError, TypeError):
         return frozenset()
     return frozenset(Path(name).name for name in files)

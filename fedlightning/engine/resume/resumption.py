@@ -19,6 +19,7 @@ from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.storage.checkpoint_reader import (
     check_network,
     is_good,
+    loop_state,
     read_checkpoint,
     rounds_in,
 )
@@ -99,7 +100,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, module: pl.Lightning
         CheckpointError: It holds the weights alone, or those of another network.
     """
     try:
-        if "optimizer_states" not in checkpoint or "extra" not in _loop_state(checkpoint):
+        if "optimizer_states" not in checkpoint or "extra" not in loop_state(checkpoint):
             raise CheckpointError(
                 "it holds the weights alone (save_weights_only), so no run can go on from it; "
                 "`test` and `predict` can use it."
@@ -144,11 +145,6 @@ def prepared_data(data: Any) -> FederatedDataModule | None:
     rank_zero_only(data.prepare_data)()
     data.setup("fit")
     return data
-
-
-def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-    return state
 
 
 def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:

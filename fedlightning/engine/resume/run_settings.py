@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
+from fedlightning.storage.checkpoint_reader import loop_state
 from fedlightning.storage.client_store import holds_states
 
 __all__ = [
@@ -145,8 +146,8 @@ def warn_of_changes(
         module: The clients' module, as the user made it, where it is known.
         data: The clients' data, divided, where they are known.
     """
-    extra = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("extra")
-    if not isinstance(extra, Mapping):  # the weights alone
+    extra = loop_state(checkpoint).get("extra")
+    if not isinstance(extra, Mapping):  # only weights
         return
     settings = extra["settings"]
     heads = settings.get("federation.head"), settings.get("model.head")
