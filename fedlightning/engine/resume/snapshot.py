@@ -21,6 +21,7 @@ from fedlightning.engine.resume.run_settings import (
 )
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
+from fedlightning.storage.checkpoint_reader import loop_state
 from fedlightning.storage.client_store import ClientStore
 from fedlightning.storage.run_layout import CLIENT_STATES
 
@@ -74,7 +75,7 @@ class ResumableLoop(LoopWithModel):
         Raises:
             CheckpointError: If that run had other settings.
         """
-        saved = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]["settings"]
+        saved = loop_state(checkpoint)["extra"]["settings"]
         refuse_changes(
             saved, settings_that_matter(self.trainer, self.federation, module, data, self.seed)
         )
