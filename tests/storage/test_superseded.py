@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from fedlightning import Algorithm, AtomicCheckpointIO
 from fedlightning.errors import EnvironmentFailure
 from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
-from fedlightning.storage.cleanup import PersonalFiles
+from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.client_files import read_state
 from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, net, same, state
@@ -118,7 +118,7 @@ def folder(tmp_path):
         file.touch()
     checkpoint_of(tmp_path / "logs" / "run" / "deep" / "checkpoints" / "best.ckpt", files[0])
     checkpoint_of(tmp_path / "hpc_ckpt_1.ckpt", files[1])
-    return PersonalFiles(files[0].parent, tmp_path / "logs" / "run", tmp_path)
+    return ClientStateFiles(files[0].parent, tmp_path / "logs" / "run", tmp_path)
 
 
 def test_only_what_nobody_names_is_removed(folder):
