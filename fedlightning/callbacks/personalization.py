@@ -32,6 +32,7 @@ from fedlightning.personalization.results import (
     write_results,
 )
 from fedlightning.reporting import ClientRecord
+from fedlightning.storage.checkpoint_reader import loop_state
 
 __all__ = ["PersonalizationCallback"]
 
@@ -269,10 +270,10 @@ class PersonalizationCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Load the client states from the checkpoint, where Lightning does not load loops."""
-        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         if trainer.state.fn != TrainerFn.FITTING:
-            self._rounds_loaded = loops.get("round")
-            load_kept(_loop_of(trainer), loops.get("extra", {}))
+            state = loop_state(checkpoint)
+            self._rounds_loaded = state.get("round")
+            load_kept(_loop_of(trainer), state.get("extra", {}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the round of the last personalization, which a resumed run does not repeat."""

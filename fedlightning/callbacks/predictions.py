@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.run_layout import PREDICTIONS
 
 __all__ = ["PredictionWriter"]
@@ -84,7 +83,7 @@ class PredictionWriter(pl.Callback):
         index = data.predict_index()[: len(predictions)]
         labels = _labels(data, len(predictions))
         path = Path(folder) / self.filename
-        write_atomically(path, _table(index, labels, predictions, probabilities).encode())
+        write_csv(path, _COLUMNS, _rows(index, labels, predictions, probabilities))
         print(f"{len(predictions):,} predictions: {path}")
         if labels is not None and predictions.dtype.kind in "iu":
             right = float((labels == predictions).mean())
@@ -108,15 +107,11 @@ def _labels(data: FederatedDataModule, count: int) -> np.ndarray | None:
     return labels if labels.ndim == 1 else None
 
 
-def _table(
+def _rows(
     index: np.ndarray, labels: np.ndarray | None, predictions: np.ndarray, probabilities: np.ndarray
-) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+) -> Iterator[tuple[Any, ...]]:
     shown = [""] * len(predictions) if labels is None else labels.tolist()
     rows = zip(index.tolist(), shown, predictions.tolist(), probabilities.tolist(), strict=True)
     for (client, sample), label, prediction, probability in rows:
         certainty = "" if probability != probability else f"{probability:.6g}"
-        writer.writerow([client, sample, label, prediction, certainty])
-    return text.getvalue()
+        yield client, sample, label, prediction, certainty

@@ -27,7 +27,7 @@ from fedlightning.engine.resume.run_settings import warn_of_changes
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.checkpoint_io import latest_checkpoint
-from fedlightning.storage.cleanup import PersonalFiles
+from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.files import remove_stale_files
 from fedlightning.storage.locks import RunLock
 from fedlightning.storage.run_layout import (
@@ -46,7 +46,7 @@ class RunKeepingTrainer(pl.Trainer):
     federation: Federation
     resumption: Resumption | None = None
     _lock: RunLock | None = None
-    _personal_files: PersonalFiles | None = None
+    _personal_files: ClientStateFiles | None = None
 
     @property
     def federated_loop(self) -> FederatedLoop:
@@ -72,7 +72,7 @@ class RunKeepingTrainer(pl.Trainer):
         files = self._personal_files
         if files is None or files.folder.parent != run:
             root = Path(self.default_root_dir).absolute()
-            self._personal_files = files = PersonalFiles(run / CLIENT_STATES, run, root)
+            self._personal_files = files = ClientStateFiles(run / CLIENT_STATES, run, root)
         files.saved(saved, in_use)
         if saved.name == LAST_CHECKPOINT:
             files.remove_superseded(in_use)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Iterable
@@ -11,7 +10,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from fedlightning.errors import DataError
-from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.csv_files import write_csv
+from fedlightning.storage.files import os_errors_as_failures
 
 __all__ = ["ClientRecord", "read_clients_csv", "write_clients_csv"]
 
@@ -73,11 +73,8 @@ def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientReco
         >>> read_clients_csv(path)[0].acc_after
         0.75
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_row(record) for record in sorted(records, key=lambda r: r.client_id))
-    write_atomically(path, text.getvalue().encode())
+    ordered = sorted(records, key=lambda record: record.client_id)
+    write_csv(path, _COLUMNS, map(_row, ordered))
 
 
 def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
@@ -103,7 +100,6 @@ def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
 
 
 def _row(record: ClientRecord) -> list[int | float]:
-    # A NumPy float32 would be written with the few digits that single precision needs.
     cells = zip(_COLUMNS, astuple(record), strict=True)
     return [int(cell) if name in _INTEGERS else float(cell) for name, cell in cells]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 from fedlightning.core.statistics import Spread
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.csv_files import write_csv
 
 __all__ = ["EpochRecord", "write_finetuning_csv"]
 
@@ -66,8 +64,4 @@ def write_finetuning_csv(path: str | os.PathLike[str], records: Iterable[EpochRe
         epoch,num_clients,acc_mean,acc_std,acc_p10,val_acc_mean
         0,2,0.75,0.25,0.55,0.5
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(astuple(record) for record in records)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, [field.name for field in fields(EpochRecord)], map(astuple, records))

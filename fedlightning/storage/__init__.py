@@ -1,1 +1,1 @@
-"""Everything on disk. Import from the files; most of them do without torch, and start at once."""
+"""Everything on disk. Import from the modules: most of them do not import torch, which is slow."""

@@ -5,6 +5,7 @@ import torch
 
 from fedlightning import Algorithm, AtomicCheckpointIO, PersonalizationCallback
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
@@ -161,9 +162,7 @@ def test_a_run_on_disk_resumes_even_where_its_folder_has_moved(tmp_path):
     fit(net(lr_milestones=()), FEDPER_LIKE, rounds=2, folder=tmp_path / "half", **kwargs)
     (tmp_path / "half").rename(tmp_path / "moved")
     saved = next((tmp_path / "moved").rglob("last.ckpt"))
-    assert torch.load(saved, weights_only=True)["loops"]["fit_loop"]["state_dict"]["extra"][
-        "personal"
-    ]["files"]
+    assert loop_state(read_checkpoint(saved))["extra"]["personal"]["files"]
     fit(resumed, FEDPER_LIKE, rounds=4, folder=tmp_path / "b", ckpt=saved, **kwargs)
     assert same(state(whole), state(resumed))
 

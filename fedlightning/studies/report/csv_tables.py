@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.reporting.client_records import ClientRecord
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.csv_files import write_csv
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.results import Collection
 from fedlightning.studies.statistics import Summary
@@ -77,14 +75,8 @@ def cumulative_bytes(metrics: Any, rounds: int) -> Any:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_format_cell(value) for value in row] for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, header, (map(_blank_if_nan, row) for row in rows))
 
 
-def _format_cell(value: Any) -> Any:
-    if isinstance(value, (float, np.floating)):
-        return "" if math.isnan(value) else float(value)
-    return value
+def _blank_if_nan(value: Any) -> Any:
+    return "" if isinstance(value, (float, np.floating)) and math.isnan(value) else value
