@@ -15,7 +15,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
-from fedlightning.datamodules.description import partition_csv, summarize
+from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
@@ -74,6 +74,10 @@ class PooledData(ClientData):
     def digest(self) -> str:
         """Return the SHA-256 of all index lists of the three splits."""
         return self.splits.digest()
+
+    def fingerprint(self) -> str:
+        """Return a digest of both pools; see :func:`~.description.fingerprint`."""
+        return fingerprint(self.train, self.test)
 
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
         """Count the examples by client and class; see :meth:`ClientData.table`."""
