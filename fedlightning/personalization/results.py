@@ -85,6 +85,12 @@ class PersonalResult:
             acc_after=after.get("acc", math.nan),
             loss_before=before.get("loss", math.nan),
             loss_after=after.get("loss", math.nan),
+            others={
+                f"{name}_{moment}": values.get(name, math.nan)
+                for name in dict.fromkeys([*before, *after])
+                if name not in ("acc", "loss")
+                for moment, values in (("before", before), ("after", after))
+            },
         )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
 
 import numpy as np
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedlightning.core.views import file_in_view, metric_in_view
-from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.reporting.client_records import ClientRecord, columns_of
 from fedlightning.reporting.figures.save import clients_figure
 
 __all__ = ["log_clients"]
@@ -66,7 +65,7 @@ def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int, 
 
 
 def _to_wandb(logger: Logger, records: Sequence[ClientRecord], step: int, view: str) -> None:
-    columns = [field.name for field in fields(ClientRecord)]
-    data = [list(astuple(record)) for record in records]
+    columns = columns_of(records)
+    data = [record.cells(columns) for record in records]
     key = file_in_view(view, "clients")
     logger.log_table(key=key, columns=columns, data=data, step=step)  # type: ignore[attr-defined]

@@ -125,3 +125,17 @@ def test_a_file_of_something_else_is_refused_with_its_line(tmp_path, text, messa
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EnvironmentFailure, match=r"cannot read .*clients\.csv: No such file"):
         read_clients_csv(tmp_path / "clients.csv")
+
+
+def test_other_metrics_have_columns_after_those_of_every_table(tmp_path):
+    records = [
+        ClientRecord(1, 5, 4, 0.5, 0.75, 1.0, 0.5, {"f1_before": 0.25, "f1_after": 0.5}),
+        ClientRecord(0, 5, 4, 0.5, 0.75, 1.0, 0.5),
+    ]
+    write_clients_csv(tmp_path / "clients.csv", records)
+    assert (tmp_path / "clients.csv").read_text() == (
+        "client_id,num_train,num_test,acc_before,acc_after,loss_before,loss_after,f1_before,f1_after\n"
+        "0,5,4,0.5,0.75,1.0,0.5,nan,nan\n"
+        "1,5,4,0.5,0.75,1.0,0.5,0.25,0.5\n"
+    )
+    assert read_clients_csv(tmp_path / "clients.csv")[1] == records[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.reporting.client_records import columns_of
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.results import Collection
@@ -37,14 +37,15 @@ def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
 
 def write_clients(path: Path, collection: Collection) -> None:
     """Write one row per client, view and run, with the columns of ``clients.csv``."""
-    names = [field.name for field in fields(ClientRecord)]
-    rows = [
-        [group.condition, group.variant, seed, view or "seen", *astuple(record)]
+    places = [
+        ([group.condition, group.variant, seed, view or "seen"], record)
         for group in collection.groups
         for seed, run in group.runs.items()
         for view, records in run.views.items()
         for record in records
     ]
+    names = columns_of([record for _, record in places])
+    rows = [[*place, *record.cells(names)] for place, record in places]
     _write(path, ["condition", "variant", "seed", "group", *names], rows)
 
 
