@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.messages import Down, Up, belongs_to
+from fedlightning.core.predictors import Predictor
 from fedlightning.core.state import State
 from fedlightning.core.validation import Setting
 
@@ -152,6 +153,19 @@ class ClientHook(Setting):
             model: The global model with the parts that the client has kept.
         """
         return {}
+
+    def predictor(self, kept: Mapping[str, Tensor], module: nn.Module) -> Predictor | None:
+        """Return what a client predicts with, if that is more than a state of the network.
+
+        It stands in for ``module(inputs)`` when the client is evaluated before and after
+        fine-tuning; fine-tuning itself trains the module. The predictor's ``state_dict`` is what
+        the client's file gets, and must be enough to make the predictor again.
+
+        Args:
+            kept: All that the client has kept, or what such a file holds.
+            module: The network with the client's values in it; they change as it is fine-tuned.
+        """
+        return None
 
     # -- at the server -------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -48,14 +48,16 @@ def _slice(batch: Any, length: int, start: int, end: int) -> Any:
     return batch
 
 
-Split = Literal["train", "val", "test"]
+Split = str
+"""Name of a part of a client's data: ``train``, ``val``, ``test``, or what a data module adds."""
 
 
 Batch = Any
 """What a client's ``training_step`` gets: ``(inputs, labels)`` unless the data say otherwise."""
 
 
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+"""The splits that every data module has."""
 
 
 def check_split(split: str) -> None:

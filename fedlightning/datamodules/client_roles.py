@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.seeding import Key
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "LARGE",
     "SAMPLE",
     "AllBut",
-    "Roles",
+    "ClientRoles",
     "check_held_out",
     "evaluated_clients",
     "listed_clients",
@@ -62,13 +63,35 @@ class AllBut(Sequence[int]):
         return place == len(self._others) or int(self._others[place]) != client
 
 
-class Roles:
-    """What a data module's clients do in a run."""
+class ClientRoles:
+    """Which clients of a population train, and which are evaluated.
 
-    num_clients: int
-    seed: int | None
-    eval_clients: int | None
-    held_out_clients: int | float
+    Args:
+        num_clients: Number of clients.
+        held_out_clients: How many never train: an int is a number, a float in [0, 1) a share.
+        eval_clients: How many are evaluated; None means all, see :func:`evaluated_clients`.
+        seed: Seed of both samples.
+
+    Example:
+        >>> roles = ClientRoles(6, held_out_clients=2, eval_clients=1, seed=0)
+        >>> roles.held_out_ids.tolist(), list(roles.training_clients)
+        ([0, 5], [1, 2, 3, 4])
+        >>> roles.evaluated_clients
+        [2, 5]
+    """
+
+    def __init__(
+        self,
+        num_clients: int,
+        held_out_clients: int | float = 0,
+        eval_clients: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.num_clients = num_clients
+        self.held_out_clients = held_out_clients
+        self.eval_clients = eval_clients
+        self.seed = seed
+        self._chosen: Sequence[int] | None = None
 
     @cached_property
     def held_out_ids(self) -> np.ndarray:
@@ -79,7 +102,7 @@ class Roles:
         wanted = self.held_out_clients
         if isinstance(wanted, float) and wanted:
             wanted = min(max(round(wanted * self.num_clients), 1), self.num_clients - 1)
-        rng = Key(default_seed(self.seed), "held_out").numpy()
+        rng = Key(self.seed, "held_out").numpy()
         chosen: np.ndarray = np.sort(rng.choice(self.num_clients, int(wanted), replace=False))
         return chosen
 
@@ -95,27 +118,39 @@ class Roles:
         return client not in self.training_clients
 
     def held_out_digest(self) -> str:
-        """Return how many clients are held out, and eight digits that tell which."""
+        """Return the number of held-out clients, and eight digits that tell which they are."""
         ids = self.held_out_ids
         if not len(ids):
             return "0"
         return f"{len(ids)} (ids {hashlib.sha256(ids.astype('<i8').tobytes()).hexdigest()[:8]})"
 
-    @cached_property
+    @property
     def evaluated_clients(self) -> Sequence[int]:
         """The clients that are evaluated, in ascending order: all of them, or a sample.
 
-        Of those that are held out a sample of its own, of ``eval_clients`` as well.
+        The held-out clients are sampled apart, ``eval_clients`` of them as well.
 
         Raises:
-            ConfigError: ``eval_clients`` is more than there are clients that train.
+            ConfigError: ``eval_clients`` exceeds the number of clients that train.
         """
+        return self._sample if self._chosen is None else self._chosen
+
+    @contextmanager
+    def evaluating(self, clients: Sequence[int]) -> Iterator[None]:
+        """Make ``clients`` the evaluated ones inside the ``with`` block."""
+        before, self._chosen = self._chosen, clients
+        try:
+            yield
+        finally:
+            self._chosen = before
+
+    @cached_property
+    def _sample(self) -> Sequence[int]:
         training, held_out = self.training_clients, self.held_out_ids
-        seed = default_seed(self.seed)
-        places = evaluated_clients(len(training), self.eval_clients, seed)
+        places = evaluated_clients(len(training), self.eval_clients, self.seed)
         if not len(held_out):
             return places
-        among = evaluated_clients(len(held_out), self.eval_clients, seed, held_out=True)
+        among = evaluated_clients(len(held_out), self.eval_clients, self.seed, held_out=True)
         if len(places) + len(among) == self.num_clients:
             return range(self.num_clients)
         return sorted([training[place] for place in places] + held_out[list(among)].tolist())

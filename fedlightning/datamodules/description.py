@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ import torch
 from fedlightning.core.batches import SPLITS
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import ClientSplits
+from fedlightning.storage.csv_files import csv_text
 
 __all__ = ["fingerprint", "partition_csv", "summarize"]
 
@@ -64,14 +63,11 @@ def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
         0,3,0,3,2,1
         <BLANKLINE>
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     classes = [f"class_{label}" for label in range(table.shape[1])]
-    writer.writerow(["client_id", "num_train", "num_val", "num_test", *classes])
     sizes = np.stack([splits.sizes(split)[: len(table)] for split in SPLITS], axis=1)
-    for client, row in enumerate(np.concatenate([sizes, table], axis=1).tolist()):
-        writer.writerow([client, *row])
-    return text.getvalue()
+    rows = enumerate(np.concatenate([sizes, table], axis=1).tolist())
+    header = ["client_id", "num_train", "num_val", "num_test", *classes]
+    return csv_text([header, *([client, *row] for client, row in rows)])
 
 
 _MOST_BYTES = 4 << 20

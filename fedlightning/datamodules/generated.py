@@ -22,6 +22,7 @@ from fedlightning.datamodules.examples import TensorExamples
 from fedlightning.datamodules.pooled import sample_name
 from fedlightning.errors import ConfigError, DataError, FederationError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PARTITION
 
 __all__ = ["GeneratedClients"]
 
@@ -170,14 +171,14 @@ class _Generated(ClientData):
             "num_clients": self.num_clients,
             "digest": self._digest,
         }
-        write_atomically(folder / "partition.json", (json.dumps(content) + "\n").encode())
+        write_atomically(folder / PARTITION, (json.dumps(content) + "\n").encode())
 
     def _count(self, client: int, source: str) -> int:
         if not 0 <= client < self.num_clients:
             raise ConfigError(f"client must be in [0, {self.num_clients}), got {client}")
         size = self._sizes[source]
         if size is None:
-            return len(self.pool(client, source))  # type: ignore[arg-type]
+            return len(self.pool(client, source))
         return size if isinstance(size, int) else self._told(size, client, source)
 
     def _told(self, size: Callable[[int], int], client: int, source: str) -> int:

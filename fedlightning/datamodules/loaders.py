@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.views import CENTRAL, EvaluationView, check_views
 
-__all__ = ["ClientLoader", "ClientTask", "PredictLoader"]
+__all__ = ["ClientLoader", "ClientTask", "PredictLoader", "ViewLoader"]
 
 
 class ClientTask:
@@ -92,6 +94,59 @@ class ClientLoader:
 
     def __repr__(self) -> str:
         return f"ClientLoader(splits={self.splits!r}, clients={len(self._clients)})"
+
+
+class ViewLoader:
+    """The tasks of evaluation views: one for each client and split with data, client by client.
+
+    What several views ask for is one task. Of a client validation data comes first, then the splits
+    in the order of the views; data that belongs to no client comes last.
+
+    Args:
+        views: The views.
+        num_examples: Returns how many examples a client has in a split.
+
+    Raises:
+        ConfigError: Two views would log under the same names.
+
+    Example:
+        >>> views = [EvaluationView("", range(3)), EvaluationView("", [1], "val")]
+        >>> loader = ViewLoader(views, lambda client, split: 5 * client)
+        >>> len(loader), [(task.split, task.client) for task in loader]
+        (3, [('val', 1), ('test', 1), ('test', 2)])
+    """
+
+    def __init__(
+        self, views: Sequence[EvaluationView], num_examples: Callable[[int, Split], int]
+    ) -> None:
+        check_views(views)
+        self.views = tuple(views)
+        self._num_examples = num_examples
+        self._length: int | None = None
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = sum(1 for _ in self)
+        return self._length
+
+    def __iter__(self) -> Iterator[ClientTask]:
+        splits = dict.fromkeys(["val", *(view.split for view in self.views)])
+        rank = {split: place for place, split in enumerate(splits)}
+        last = None
+        for _, client, _, split in heapq.merge(*(_places(view, rank) for view in self.views)):
+            size = self._num_examples(client, split) if (client, split) != last else 0
+            last = client, split
+            if size:
+                yield ClientTask(client, split, size)
+
+    def __repr__(self) -> str:
+        return f"ViewLoader(views={self.views!r})"
+
+
+def _places(view: EvaluationView, rank: dict[Split, int]) -> Iterator[tuple[bool, int, int, Split]]:
+    """Yield where each of a view's tasks stands among those of all views, and its split."""
+    for client in view.clients:
+        yield client == CENTRAL, client, rank[view.split], view.split
 
 
 class PredictLoader:

@@ -15,13 +15,14 @@ from fedlightning.core.seeding import Key
 from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
-from fedlightning.datamodules.description import partition_csv, summarize
+from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
 from fedlightning.datamodules.partitions.from_file import write_partition_file
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PARTITION, PARTITION_TABLE
 
 __all__ = ["PooledData", "count_classes", "divide", "hold_out", "prepare", "sample_name"]
 
@@ -74,6 +75,10 @@ class PooledData(ClientData):
         """Return the SHA-256 of all index lists of the three splits."""
         return self.splits.digest()
 
+    def fingerprint(self) -> str:
+        """Return a digest of both pools; see :func:`~.description.fingerprint`."""
+        return fingerprint(self.train, self.test)
+
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
         """Count the examples by client and class; see :meth:`ClientData.table`."""
         labels = self.pool(0, split).labels
@@ -88,8 +93,8 @@ class PooledData(ClientData):
     def write(self, folder: Path, dataset: str) -> None:
         """Write ``partition.csv`` and ``partition.json``; of very many clients, the first ones."""
         table = self.table("train", listed_clients(self.num_clients))
-        write_atomically(folder / "partition.csv", partition_csv(self.splits, table).encode())
-        self.save(folder / "partition.json", dataset, listed=self.num_clients <= LARGE)
+        write_atomically(folder / PARTITION_TABLE, partition_csv(self.splits, table).encode())
+        self.save(folder / PARTITION, dataset, listed=self.num_clients <= LARGE)
 
     def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:
         """Write a partition file, with everybody's indices or without."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -41,6 +41,9 @@ class RoundLoop(_FitLoop):
 
     A round is a transaction: a checkpoint holds its start or its result, never something in
     between.
+
+    Attributes:
+        on_begun: Called once per run, when nothing can refuse it any more, before any callback.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RoundLoop(_FitLoop):
         self.updates = 0
         self._updates_before = 0
         self.accumulating = False
+        self.on_begun: Callable[[], None] = _nothing
         self._round_metrics: dict[str, tuple[float, LogFlags]] = {}
         self._saved: dict[str, Any] | None = None
 
@@ -95,6 +99,12 @@ class RoundLoop(_FitLoop):
         """The round that a run resumed now would go on with."""
         return int(self.epoch_progress.state_dict()["current"]["processed"])
 
+    @property
+    def rounds_aggregated(self) -> int:
+        """How many rounds have a result; that of the last one may still have to be evaluated."""
+        merged = self.phase in (Phase.AGGREGATED, Phase.VALIDATED)
+        return int(self.trainer.current_epoch) + merged
+
     def setup_data(self) -> None:
         """Count the clients of a round; they take the place of Lightning's train batches."""
         if self.trainer.limit_train_batches == 0:
@@ -135,6 +145,7 @@ class RoundLoop(_FitLoop):
         if self.workers.size > 1:
             _only_note_sigterm(trainer)
         self.begin()
+        self.on_begun()
         call._call_callback_hooks(trainer, "on_train_start")
         call._call_strategy_hook(trainer, "on_train_start")
 
@@ -284,6 +295,10 @@ class RoundLoop(_FitLoop):
         manual = self.epoch_loop.manual_optimization.optim_step_progress
         for counts in (automatic.total, manual.total):
             counts.ready = counts.completed = updates
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _only_note_sigterm(trainer: pl.Trainer) -> None:
