@@ -25,7 +25,7 @@ class Proximal(LocalMethod):
     """
 
     def __init__(self, mu: float) -> None:
-        check_number("mu", mu)
+        check_number("algorithm.mu", mu, at_least=0)
         self.mu = mu
 
     def adjust(self, turn: ClientContext) -> None:
