@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fedlightning.core.parts import Part
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.core.views import EvaluationView
 from fedlightning.engine.checks.monitors import check_monitors
 from fedlightning.engine.loop import FederatedLoop
@@ -104,13 +104,10 @@ class PersonalizationCallback(pl.Callback):
     ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ConfigError(f"epochs must be an integer >= 0, got {epochs}.")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
-        if every_n_rounds is not None and every_n_rounds < 1:
-            raise ConfigError(f"every_n_rounds must be >= 1, got {every_n_rounds}.")
-        self.epochs = epochs
+        check_number("lr", lr, above=0)
+        if every_n_rounds is not None:
+            every_n_rounds = check_integer("every_n_rounds", every_n_rounds, at_least=1)
+        self.epochs = check_integer("epochs", epochs, at_least=0)
         self.part: Part = part
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean

@@ -126,5 +126,5 @@ def _record(
         numbers = {name: int(cell) if name in _INTEGERS else float(cell) for name, cell in cells}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None
-    own = [numbers.pop(name) for name in _COLUMNS]
-    return ClientRecord(*own, numbers)  # type: ignore[arg-type]
+    own = {name: numbers.pop(name) for name in _COLUMNS}
+    return ClientRecord(**own, others=numbers)  # type: ignore[arg-type]
