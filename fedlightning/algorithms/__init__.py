@@ -27,7 +27,9 @@ from fedlightning.algorithms.server_step import (
     ServerYogi,
 )
 from fedlightning.core.messages import ClientUpdate
-from fedlightning.core.parts import ModelKeys, Roles
+from fedlightning.core.parts import KeyRoles, Parts
+
+ModelKeys, Roles = Parts, KeyRoles  # their names in earlier versions
 
 __all__ = [
     "APFL",
@@ -49,6 +51,7 @@ __all__ = [
     "FedRoD",
     "FedYogi",
     "HeadThenBody",
+    "KeyRoles",
     "LGFedAvg",
     "LocalMethod",
     "LocalOnly",
@@ -58,6 +61,7 @@ __all__ = [
     "MoreauEnvelope",
     "OwnModel",
     "PFedMe",
+    "Parts",
     "PerFedAvg",
     "Proximal",
     "Roles",

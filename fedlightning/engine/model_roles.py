@@ -8,12 +8,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from fedlightning.core.parts import ModelKeys, Parts, Roles, norm_keys
+from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
-from fedlightning.models.base import freeze, resolve_parts
+from fedlightning.models.base import freeze_all_but, named_parts, resolve_parts, undivided
 from fedlightning.storage.client_store import ClientStore
 
 __all__ = ["LoopWithModel"]
@@ -35,7 +35,7 @@ class LoopWithModel(RoundLoop):
         super().__init__(trainer, **limits)
         self.federation = federation
         self.personal = personal
-        self._roles: Roles | None = None
+        self._roles: KeyRoles | None = None
         self._parts: Parts | None = None
 
     @property
@@ -45,21 +45,26 @@ class LoopWithModel(RoundLoop):
 
     @property
     def parts(self) -> Parts:
-        """Body and head of the module.
+        """The module's parts.
 
         Raises:
-            ConfigError: If they cannot be told apart.
+            ConfigError: If one that is named does not exist.
         """
         if self._parts is None:
             self._parts = resolve_parts(self.module, self.federation.head)
         return self._parts
 
+    def parts_for(self, expression: str) -> Parts:
+        """Return the module's parts, as far as an expression needs them to be told apart."""
+        known = self._parts is not None or named_parts(self.module)
+        return self.parts if known or needs_names(expression) else undivided(self.module)
+
     @property
-    def roles(self) -> Roles:
+    def roles(self) -> KeyRoles:
         """Which of the module's keys are trained, shared and kept.
 
         Raises:
-            ConfigError: If body and head cannot be told apart, and have to be.
+            ConfigError: If the module does not have a part that the algorithm names.
         """
         if self._roles is None:
             self._roles = self._find_roles()
@@ -90,9 +95,8 @@ class LoopWithModel(RoundLoop):
 
     def freeze(self) -> None:
         """Freeze what the algorithm does not train."""
-        algorithm = self.federation.algorithm
-        if algorithm.train != "full":
-            freeze(self.module, self.parts, "head" if algorithm.train == "body" else "body")
+        if self.federation.algorithm.train != "full":
+            freeze_all_but(self.module, self.parts, self.roles.trained)
 
     def set_memory_format(self) -> None:
         """Lay the weights out as they are trained: a convolution's output takes its layout."""
@@ -106,14 +110,14 @@ class LoopWithModel(RoundLoop):
         gains = on_cpu or "16" in str(self.trainer.precision)
         return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
 
-    def _find_roles(self) -> Roles:
-        algorithm, module = self.federation.algorithm, self.module
-        norms = norm_keys(module) if algorithm.own_norms else ()
-        if algorithm.own_norms and not norms:
+    def _find_roles(self) -> KeyRoles:
+        algorithm = self.federation.algorithm
+        parts = self.parts if algorithm.needs_parts else self.parts_for(algorithm.share)
+        if not parts.norm and "norm" in names_in(algorithm.share):
             raise ConfigError(
-                f"{algorithm.name} leaves BatchNorm layers to the clients, and "
-                f"{type(module).__name__} has none."
+                f"{algorithm.name} leaves BatchNorm layers to the clients, and {parts.owner} has "
+                f"none (algorithm.share={algorithm.share!r})."
             )
-        known = algorithm.needs_parts or self._parts is not None
-        parts = self.parts if known else Parts(body=tuple(live_state(module)), head=())
-        return algorithm.roles(ModelKeys(parts, norms))
+        if algorithm.needs_head:
+            _ = parts.head
+        return algorithm.roles(parts)

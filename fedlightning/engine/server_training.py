@@ -18,7 +18,7 @@ from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.errors import ConfigError, FederationError, FedLightningError
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
-from fedlightning.models.base import freeze
+from fedlightning.models.base import freeze_all_but
 
 if TYPE_CHECKING:
     from fedlightning.engine.loop import FederatedLoop
@@ -58,8 +58,10 @@ class ServerTraining:
         try:
             for name, parameter in loop.module.named_parameters():
                 parameter.requires_grad_(loop.trainable[name])
-            if (part := loop.federation.algorithm.server_part) != "full":
-                freeze(loop.module, loop.parts, "head" if part == "body" else "body")
+            part = loop.federation.algorithm.server_part
+            if part is not None and part != "full":
+                trained = loop.parts.keys(part, "algorithm.part")
+                freeze_all_but(loop.module, loop.parts, trained)
             key = Key(loop.seed, "server", round=loop.round)
             with self._log.muted():
                 result = self._fit.run(_NOBODY, key, self._settings.epochs)
