@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedlightning.core.parts import Part
+from fedlightning.core.parts import canonical
 from fedlightning.core.state import State
 from fedlightning.core.validation import Setting, check_integer, check_number
-from fedlightning.errors import ConfigError
 
 __all__ = [
     "ServerAdagrad",
@@ -224,14 +223,12 @@ class ServerTrainingConfig(Setting):
     Args:
         fraction: The share of the clients' training examples of which the server has a copy.
         epochs: Passes over them in every round.
-        part: What it trains; ``None`` means what clients train.
+        part: What it trains, a part or an expression; ``None`` means what clients train.
     """
 
-    def __init__(self, fraction: float, epochs: int, part: Part | None) -> None:
+    def __init__(self, fraction: float, epochs: int, part: str | None) -> None:
         check_number("algorithm.fraction", fraction, above=0, at_most=1)
         check_integer("algorithm.epochs", epochs, at_least=1)
-        if part not in (None, "full", "body", "head"):
-            raise ConfigError(f"algorithm.part must be one of full, body, head, got {part!r}.")
         self.fraction = fraction
         self.epochs = epochs
-        self.part = part
+        self.part = canonical(part, "algorithm.part") if part is not None else None
