@@ -29,7 +29,8 @@ from fedlightning.algorithms.server_step import (
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.parts import KeyRoles, Parts
 
-ModelKeys, Roles = Parts, KeyRoles  # their names in earlier versions
+# names of earlier versions
+ModelKeys, Roles, ServerTraining = Parts, KeyRoles, ServerTrainingConfig
 
 __all__ = [
     "APFL",
@@ -70,6 +71,7 @@ __all__ = [
     "ServerData",
     "ServerOptimizer",
     "ServerSGD",
+    "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
     "TwoHeads",

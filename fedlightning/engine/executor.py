@@ -14,6 +14,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine._lightning.stock_step import forget_failed_step
+from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_training import LocalTraining, time_limit
@@ -114,6 +115,8 @@ class CohortTraining:
                 outcome = self._try(client)
                 self._note(outcome, outcomes)
                 if outcome.result is not None:
+                    if outcome.result.changed:
+                        raise FrozenChanged(outcome.result.changed)
                     yield outcome.result.update
             finally:
                 resident.reset_client()
@@ -196,6 +199,7 @@ class CohortTraining:
         result = self._fit.run(client, key, self._federation.local_epochs, self._after_step())
         check_tensors(resident.actual_state(), resident.view(), result.steps)
         resident.settle()
+        changed = loop.frozen.changed(resident.view(), resident.received)
         shared, sent = self._shared(), turn.sent if turn is not None else {}
         update = ClientUpdate(
             client,
@@ -220,7 +224,7 @@ class CohortTraining:
                 self._federation.compression, update, resident.received, loop.parameters, kept
             )
             own |= left
-        return Trained(update, own, dict(self._log.flags))
+        return Trained(update, own, dict(self._log.flags), changed)
 
     def _after_step(self) -> Callable[[int], None] | None:
         """Return what ends a client's training early: its time is over, or a worker is lost."""

@@ -21,6 +21,7 @@ from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
 from fedlightning.engine.evaluation import ClientEvaluator
 from fedlightning.engine.executor import CohortTraining
+from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_training import LocalTraining
@@ -100,7 +101,7 @@ class FederatedLoop(ResumableLoop):
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
-        self._parts = self._roles = None
+        self._parts = self._undivided = self._roles = None
         algorithm = self.federation.algorithm
         if algorithm.needs_parts or self.federation.head is not None or names_its_head(self.module):
             _ = self.parts  # checked before anything is trained, needed or not
@@ -108,6 +109,7 @@ class FederatedLoop(ResumableLoop):
             key: parameter.requires_grad for key, parameter in self.module.named_parameters()
         }
         self._roles = self._find_roles()
+        self.leave_out_frozen()
         self.freeze()
         self.set_memory_format()
         if not getattr(self.trainer, "fast_dev_run", 0):
@@ -125,7 +127,8 @@ class FederatedLoop(ResumableLoop):
         """Return the server; it goes on from the state that a checkpoint had."""
         algorithm, aggregator = self.federation.algorithm, self.federation.aggregator
         server = Server(algorithm, len(self.data.training_clients), aggregator)
-        shared = [key for key, _ in self.module.named_parameters() if key in set(self.roles.shared)]
+        keys = {*self.roles.shared, *self.frozen.keys}  # a callback may unfreeze some of them
+        shared = [key for key, _ in self.module.named_parameters() if key in keys]
         trained = set(self.roles.trained)
         moving = [key for key in shared if key in trained and self.trainable[key]]
         server.load_state_dict(self._server_state)
@@ -197,9 +200,16 @@ class FederatedLoop(ResumableLoop):
         """
         resident, training = self._begun()
         resident.begin_round()
+        self.share_unfrozen()
         outcomes: list[Attempt[Trained]] = []
         updates = training.run(self.cohort(self.round), outcomes)
-        merged = self.server.merge(updates, resident.received, self.roles.shared)
+        try:
+            merged = self.server.merge(updates, resident.received, self.roles.shared)
+        except FrozenChanged as change:
+            self.share_changed(change.keys)
+            self._count_updates(self._updates_before)
+            self.epoch_loop.batch_progress.reset_on_run()
+            return self.run_round()
         if self._server_fit is not None:
             merged = self._server_fit.run(merged)
         self.personal.update(  # may fail on a full disk: the global model is the old one then

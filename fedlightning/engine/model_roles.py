@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
 from fedlightning.engine._lightning.round_loop import RoundLoop
+from fedlightning.engine.frozen import FrozenParameters
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import freeze_all_but, named_parts, resolve_parts, undivided
 from fedlightning.storage.client_store import ClientStore
 
 __all__ = ["LoopWithModel"]
+
+_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
 
 class LoopWithModel(RoundLoop):
@@ -37,6 +44,8 @@ class LoopWithModel(RoundLoop):
         self.personal = personal
         self._roles: KeyRoles | None = None
         self._parts: Parts | None = None
+        self._undivided: Parts | None = None
+        self.frozen = FrozenParameters(nn.Module(), ())
 
     @property
     def module(self) -> pl.LightningModule:
@@ -56,8 +65,11 @@ class LoopWithModel(RoundLoop):
 
     def parts_for(self, expression: str) -> Parts:
         """Return the module's parts, as far as an expression needs them to be told apart."""
-        known = self._parts is not None or named_parts(self.module)
-        return self.parts if known or needs_names(expression) else undivided(self.module)
+        if self._parts is not None or needs_names(expression) or named_parts(self.module):
+            return self.parts
+        if self._undivided is None:
+            self._undivided = undivided(self.module)
+        return self._undivided
 
     @property
     def roles(self) -> KeyRoles:
@@ -69,6 +81,26 @@ class LoopWithModel(RoundLoop):
         if self._roles is None:
             self._roles = self._find_roles()
         return self._roles
+
+    def leave_out_frozen(self) -> None:
+        """Leave out of what is shared the parameters that the user has frozen, and say so."""
+        self.frozen = FrozenParameters(self.module, self.roles.shared)
+        if not self.frozen.keys:
+            return
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        _say(f"{self.frozen.size:,} of {total:,} parameters are frozen and not sent.")
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_unfrozen(self) -> None:
+        """Share, from this round on, what a callback has unfrozen."""
+        if self.frozen.refresh():
+            self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_changed(self, keys: Collection[str]) -> None:
+        """Share, from now on, what a client has changed although it is frozen."""
+        self.frozen.send(keys)
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+        _say(f"{', '.join(sorted(keys))}: sent although frozen, because a client has changed it.")
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -95,8 +127,9 @@ class LoopWithModel(RoundLoop):
 
     def freeze(self) -> None:
         """Freeze what the algorithm does not train."""
-        if self.federation.algorithm.train != "full":
-            freeze_all_but(self.module, self.parts, self.roles.trained)
+        train = self.federation.algorithm.train
+        if train != "full":
+            freeze_all_but(self.module, self.parts_for(train), self.roles.trained)
 
     def set_memory_format(self) -> None:
         """Lay the weights out as they are trained: a convolution's output takes its layout."""
@@ -121,3 +154,8 @@ class LoopWithModel(RoundLoop):
         if algorithm.needs_head:
             _ = parts.head
         return algorithm.roles(parts)
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    _log.info(text)

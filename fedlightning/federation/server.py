@@ -80,7 +80,7 @@ class Server:
         Args:
             updates: One a client, in cohort order, each valid until the next is asked for.
             model: The global model.
-            shared: Its keys that clients share.
+            shared: Its keys that clients share; parameters that are not among them did not change.
         """
         extras, count = WeightedMean(self._algorithm.sums), [0]
         reference = {key: model[key] for key in shared}
@@ -94,7 +94,8 @@ class Server:
         sent = extras.result() if count[0] else {}
         for method in self._algorithm.local:
             self._next |= method.merge(self.sent_along, sent, count[0], self._among)
-        moved = self._step(merged, model, count[0])
+        still = {key: model[key] for key in self._parameters if key not in reference}
+        moved = self._step({**merged, **still}, model, count[0])
         if (bad := first_non_finite(moved)) is not None:
             raise FederationError(
                 f"{bad} of the global model is non-finite after the step of "

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedlightning.algorithms import ClientUpdate
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
+from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.workers.collectives import Workers, longest_first
 from fedlightning.federation.failures import Attempt, ClientFailure
 
@@ -28,11 +29,13 @@ class Trained:
         update: The update; its state is a copy.
         kept: What the client keeps.
         flags: Where its metrics shall be logged.
+        changed: Keys that are not shared because they are frozen, and that it has changed.
     """
 
     update: ClientUpdate
     kept: State
     flags: Mapping[str, LogFlags]
+    changed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class _Report:
     bytes_down: int = 0
     kept: Layout = field(default_factory=dict)
     extras: Layout = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
 
 
 def train_in_parallel(
@@ -78,6 +82,9 @@ def train_in_parallel(
             cohort is all that is handed on.
         told_to_stop: Whether to leave the rest of this worker's clients alone: the caller stops on
             all workers then.
+
+    Raises:
+        FrozenChanged: A client has changed frozen parameters that are not shared.
     """
     shares = longest_first(sizes, workers.size)
     mine: dict[int, Attempt[Trained]] = {}
@@ -90,6 +97,8 @@ def train_in_parallel(
     reports: dict[int, _Report] = {}
     for others in workers.gather({at: _report(outcome) for at, outcome in mine.items()}):
         reports |= others
+    if changed := frozenset().union(*(report.changed for report in reports.values())):
+        raise FrozenChanged(changed)
     failed = sorted(at for at, report in reports.items() if not report.succeeded)
     if failed and not skip:
         at = failed[0]
@@ -149,6 +158,7 @@ def _report(outcome: Attempt[Trained]) -> _Report:
         update.bytes_down,
         _layout(outcome.result.kept),
         _layout(update.extras),
+        outcome.result.changed,
     )
 
 
