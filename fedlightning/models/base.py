@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlightning.core.parts import Names, Parts, belongs, norm_keys, split_parts
+from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
@@ -128,23 +128,11 @@ class FederatedModule(pl.LightningModule):
         Extend it to freeze more, e.g. a temperature or an embedding:
         ``super().freeze_head(); self.scale.requires_grad_(False)``.
         """
-        head, _ = _stated_parts(self)
-        inside = _listed(head)
-        self._freeze_where(lambda key: belongs(key, inside), "head")
+        _freeze(self, self.part_keys("head"))
 
     def freeze_body(self) -> None:
         """Freeze the body: called before a client trains nothing of it."""
-        head, names = _stated_parts(self)
-        outside = [prefix for given in (head, *names.values()) for prefix in _listed(given)]
-        self._freeze_where(lambda key: not belongs(key, outside), "body")
-
-    def _freeze_where(self, chosen: Callable[[str], bool], part: str) -> None:
-        """Freeze the parameters of a part without resolving it: this happens in every update."""
-        found = [parameter for key, parameter in self.named_parameters() if chosen(key)]
-        if not found:
-            _ = self.part_keys(part)  # which says why
-        for parameter in found:
-            parameter.requires_grad_(False)
+        _freeze(self, self.part_keys("body"))
 
     # -- default steps: classification with cross-entropy ---------------------------------------
 
@@ -263,7 +251,7 @@ def resolve_parts(module: pl.LightningModule, head: str | Sequence[str] | None =
 
 
 def undivided(module: pl.LightningModule) -> Parts:
-    """Return the parts of a module of which nobody asks for head or body."""
+    """Return the parts of a module whose head and body need not be told apart."""
     state = live_state(module)
     return Parts(tuple(state), norm=norm_keys(module, state), owner=type(module).__name__)
 
@@ -284,13 +272,15 @@ def freeze_all_but(module: pl.LightningModule, parts: Parts, trained: Collection
     Args:
         module: The client's model; its ``requires_grad`` flags change.
         parts: Its parts.
-        trained: The keys that stay as trainable as they are. A part without any of them is frozen
-            by ``freeze_head()`` or ``freeze_body()`` first, where the module has that hook.
+        trained: The keys that stay as trainable as they are. If none of them is in the head (in the
+            body), the module's own ``freeze_head()`` (``freeze_body()``) is called first.
     """
     trained = frozenset(trained)
     for name, keys in (("head", parts.named.get("head")), ("body", parts.body)):
         hook = getattr(module, f"freeze_{name}", None)
-        if keys and callable(hook) and trained.isdisjoint(keys):
+        default = getattr(FederatedModule, f"freeze_{name}")  # does nothing more than what follows
+        still = bool(keys) and trained.isdisjoint(keys or ())
+        if still and callable(hook) and getattr(hook, "__func__", None) is not default:
             hook()
     _freeze(module, [key for key in parts.full if key not in trained])
 
@@ -300,10 +290,6 @@ def _freeze(module: nn.Module, keys: Collection[str]) -> None:
     for key, parameter in module.named_parameters():
         if key in frozen:
             parameter.requires_grad_(False)
-
-
-def _listed(given: str | Sequence[str] | None) -> Sequence[str]:
-    return (given,) if isinstance(given, str) else given or ()
 
 
 def _stated_parts(module: pl.LightningModule) -> tuple[Any, dict[str, Any]]:
