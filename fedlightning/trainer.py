@@ -144,7 +144,7 @@ class FederatedTrainer(RunKeepingTrainer):
         ckpt_path = self._found(ckpt_path)
         data = datamodule if datamodule is not None else train_dataloaders
         with (
-            self._at_work(),
+            self._at_work(model),
             self._resuming(ckpt_path, model, data),
             evaluation_steps(model),
         ):
@@ -153,19 +153,28 @@ class FederatedTrainer(RunKeepingTrainer):
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
         self._find(kwargs, model, args)
-        with self._at_work(), evaluation_steps(model or self.lightning_module):
+        with (
+            self._at_work(model or self.lightning_module),
+            evaluation_steps(model or self.lightning_module),
+        ):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
         self._find(kwargs, model, args)
-        with self._at_work(), evaluation_steps(model or self.lightning_module):
+        with (
+            self._at_work(model or self.lightning_module),
+            evaluation_steps(model or self.lightning_module),
+        ):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
         self._find(kwargs, model, args)
-        with self._at_work(), evaluation_steps(model or self.lightning_module):
+        with (
+            self._at_work(model or self.lightning_module),
+            evaluation_steps(model or self.lightning_module),
+        ):
             return super().predict(model, *args, **kwargs)
 
     def personalize(
@@ -204,7 +213,7 @@ class FederatedTrainer(RunKeepingTrainer):
             check_loadable(Path(ckpt_path), module)
         data = datamodule or getattr(self, "datamodule", None)
         with (
-            self._at_work(),
+            self._at_work(module),
             evaluation_steps(module),
             personalizing(self, data, clients, PersonalizationCallback),
         ):
@@ -227,7 +236,8 @@ class FederatedTrainer(RunKeepingTrainer):
         self.loggers = [logger] if logger is not None else []
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def _at_work(self, module: pl.LightningModule | None) -> Iterator[None]:
+        self.federated_loop.note_modes(module)
         before = torch.get_num_threads()
         torch.set_num_threads(self.federation.num_threads or before)
         strategy = self.strategy

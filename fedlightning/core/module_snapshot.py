@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ModuleSnapshot", "TensorBindings", "preserved"]
+__all__ = ["Changes", "ModuleSnapshot", "TensorBindings", "preserved"]
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
@@ -53,15 +53,16 @@ class ModuleSnapshot:
     def __init__(self, module: nn.Module, ignore: Collection[str] = ()) -> None:
         self._ignored = _INTERNAL.union(ignore) - {"training"}
         self._owners: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
-        self._contents: list[tuple[Any, Any, int]] = []
         tensors = (*module.parameters(), *module.buffers())
         self._state = {_address(tensor) for tensor in tensors} - {0}
+        found: list[tuple[Any, Any]] = []
         for child in module.modules():
             own = vars(child)
             self._owners.append((own, tuple(own.values()), dict(own)))
             for name, value in own.items():
                 if name not in self._ignored:
-                    self._take(value)
+                    _contents_of(value, self._state, found)
+        self._contents = [(value, contents, _version(value)) for value, contents in found]
 
     def unchanged(self) -> bool:
         """Whether everything is as it was."""
@@ -79,6 +80,34 @@ class ModuleSnapshot:
             if not _same(container, contents, version):
                 _refill(container, contents)
 
+    def changes(self) -> Changes:
+        """Return what is different now; to be put back by :meth:`Changes.apply`."""
+        rebound: list[tuple[dict[str, Any], dict[str, Any], frozenset[str]]] = []
+        for own, values, entries in self._owners:
+            if len(own) == len(values) and all(map(is_, own.values(), values)):
+                continue
+            new = {
+                name: value
+                for name, value in own.items()
+                if name not in self._ignored and (name not in entries or entries[name] is not value)
+            }
+            gone = frozenset(entries.keys() - own.keys() - self._ignored)
+            if new or gone:
+                rebound.append((own, new, gone))
+        contents = [
+            (
+                container,
+                container.detach().clone() if isinstance(container, Tensor) else container.copy(),
+            )
+            for container, before, version in self._contents
+            if not _same(container, before, version)
+        ]
+        held: list[tuple[Any, Any]] = []
+        for _, new, _ in rebound:
+            for value in new.values():
+                _contents_of(value, self._state, held)
+        return Changes(rebound, [*contents, *held])
+
     def _rebind(self, own: dict[str, Any], entries: dict[str, Any]) -> None:
         ignored = self._ignored
         now = dict(own)
@@ -89,18 +118,31 @@ class ModuleSnapshot:
         )  # fmt: skip
         own.update({name: v for name, v in now.items() if name in ignored and name not in entries})
 
-    def _take(self, value: Any) -> None:
-        """Remember the contents of a tensor, or of a container and what it contains."""
-        if isinstance(value, Tensor):
-            if not nn.parameter.is_lazy(value) and _address(value) not in self._state:
-                self._contents.append((value, value.detach().clone(), _version(value)))
-        elif isinstance(value, _CONTAINERS) and not any(value is c for c, *_ in self._contents):
-            self._contents.append((value, value.copy(), 0))
-            for item in value.values() if isinstance(value, dict) else value:
-                self._take(item)
-        elif isinstance(value, tuple):
-            for item in value:
-                self._take(item)
+
+class Changes:
+    """What an evaluation, say, has changed in a module's attributes, to be made again later.
+
+    Args:
+        rebound: Attribute tables, with the entries that are new and the names that are gone.
+        contents: Tensors and containers, and what is in them.
+    """
+
+    def __init__(
+        self,
+        rebound: list[tuple[dict[str, Any], dict[str, Any], frozenset[str]]],
+        contents: list[tuple[Any, Any]],
+    ) -> None:
+        self._rebound = rebound
+        self._contents = contents
+
+    def apply(self) -> None:
+        """Make the changes again."""
+        for own, new, gone in self._rebound:
+            own.update(new)
+            for name in gone:
+                own.pop(name, None)
+        for container, contents in self._contents:
+            _refill(container, contents)
 
 
 class TensorBindings:
@@ -221,9 +263,29 @@ def _refill(container: Any, contents: Any) -> None:
         container.update(contents)
 
 
-def _version(tensor: Tensor) -> int:
+def _contents_of(value: Any, state: Collection[int], found: list[tuple[Any, Any]]) -> None:
+    """Note the contents of a tensor, or of a container and of what it contains.
+
+    Args:
+        value: The value of an attribute.
+        state: Addresses of the tensors of the module's state, which are not copied.
+        found: Gets the tensors and containers with copies of their contents.
+    """
+    if isinstance(value, Tensor):
+        if not nn.parameter.is_lazy(value) and _address(value) not in state:
+            found.append((value, value.detach().clone()))
+    elif isinstance(value, _CONTAINERS) and not any(value is known for known, _ in found):
+        found.append((value, value.copy()))
+        for item in value.values() if isinstance(value, dict) else value:
+            _contents_of(item, state, found)
+    elif isinstance(value, tuple):
+        for item in value:
+            _contents_of(item, state, found)
+
+
+def _version(value: Any) -> int:
     """Return a count of a tensor's changes in place; -1 where torch does not count them."""
-    return -1 if tensor.is_inference() else tensor._version
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else -1
 
 
 def _address(tensor: Tensor) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+from torch import nn
 
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
@@ -76,6 +77,7 @@ class FederatedLoop(RoundLoop):
         server: The server, once training has started.
         jobs: The client updates of the commit under way.
         borrower: What uses the resident module for something else than a round.
+        modes: Whether each layer is in train mode, as the user has left it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class FederatedLoop(RoundLoop):
         self.server: Server
         self.jobs: Sequence[Job] = ()
         self.borrower: ModuleBorrower | None = None
+        self.modes: dict[nn.Module, bool] = {}
         self._schedule = federation.schedule or Synchronous()
         self._schedule_state: ScheduleState | None = None
         self._model: ModelRoles | None = None
@@ -196,6 +199,11 @@ class FederatedLoop(RoundLoop):
         )
 
     # -- before the first round ----------------------------------------------------------------
+
+    def note_modes(self, module: nn.Module | None) -> None:
+        """Remember which layers the user has put into eval mode; of a model in eval mode, none."""
+        training = module is not None and module.training
+        self.modes = {c: c.training for c in module.modules()} if module and training else {}
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""

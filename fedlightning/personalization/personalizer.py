@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from fedlightning.core.module_snapshot import ModuleSnapshot
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import head_module
 from fedlightning.core.predictors import Predictor, predicting_with
@@ -130,6 +132,7 @@ class Personalizer:
             loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
+        self._snapshot = ModuleSnapshot(module, tuple(vars(pl.LightningModule())))
         with torch.inference_mode(False), torch.enable_grad():
             try:
                 self._make_trainable()
@@ -271,6 +274,7 @@ class Personalizer:
         module, parts = self._loop.module, self._parts
         if self._part == "full":
             module.train()
+            self._keep_eval()
             return
         module.train(not frozenset(self._keys).isdisjoint(parts.body))
         if self._layers is None:
@@ -279,8 +283,17 @@ class Personalizer:
             child.train()
         for child in self._layers[1]:
             child.training = False
+        self._keep_eval()
+
+    def _keep_eval(self) -> None:
+        """Leave in eval mode what the user has put into it, such as a frozen encoder."""
+        for child, training in self._loop.modes.items():
+            if not training:
+                child.training = False
 
     def _restore(self) -> None:
+        if hasattr(self, "_snapshot"):
+            self._snapshot.restore()
         copy_into(live_state(self._loop.module), self._global)
         if hasattr(self, "_fresh"):
             self._fresh.restore()

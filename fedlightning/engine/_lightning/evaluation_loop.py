@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.core.metrics import LogFlags
+from fedlightning.core.module_snapshot import Changes, ModuleSnapshot, TensorBindings
+from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
 from fedlightning.engine.workers.collectives import Workers
@@ -43,6 +47,37 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._summarise = summarise
         self._scores: dict[ClientTask, Mapping[str, float]] = {}
         self._failure: Exception | None = None
+        self._own_state: Changes | None = None
+        self._state: State = {}
+
+    def run(self) -> list[Any]:
+        """Evaluate; within ``fit``, the module is afterwards as it was.
+
+        What the module remembers of its validations (lists, metric objects, a best value) lasts
+        from one of them to the next, and nothing else sees it.
+        """
+        if self.trainer.state.fn is not TrainerFn.FITTING:
+            return super().run()
+        module = self.trainer.lightning_module
+        ignored = tuple(vars(pl.LightningModule()))
+        bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, ignored)
+        self._state = {key: value.clone() for key, value in live_state(module).items()}
+        if self._own_state is not None:
+            self._own_state.apply()
+        try:
+            return super().run()
+        finally:
+            if not self.trainer.sanity_checking:
+                self._own_state = snapshot.changes()
+            if bindings.changed():
+                bindings.restore()
+            snapshot.restore()
+            self._restore_state()
+
+    def _restore_state(self) -> None:
+        """Undo what the evaluation has changed in parameters and buffers."""
+        present = live_state(self.trainer.lightning_module)
+        copy_into(present, {key: value for key, value in self._state.items() if key in present})
 
     @property
     def _workers(self) -> Workers:
@@ -98,6 +133,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
             fit_loop.phase = (
                 Phase.VALIDATED
             )  # a checkpoint made by the hooks below holds the metrics
+        self._restore_state()  # before callbacks save the model
         super()._on_evaluation_end(*args, **kwargs)
 
 
