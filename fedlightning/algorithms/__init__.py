@@ -28,7 +28,10 @@ from fedlightning.algorithms.server_step import (
     ServerYogi,
 )
 from fedlightning.core.messages import Broadcast, ClientUpdate, Down, Up
-from fedlightning.core.parts import ModelKeys, Roles
+from fedlightning.core.parts import KeyRoles, Parts
+
+# names of earlier versions
+ModelKeys, Roles = Parts, KeyRoles
 
 ServerTraining = ServerTrainingConfig
 """The name of :class:`ServerTrainingConfig` in releases before 0.2."""
@@ -58,6 +61,7 @@ __all__ = [
     "FedRoD",
     "FedYogi",
     "HeadThenBody",
+    "KeyRoles",
     "LGFedAvg",
     "LocalMethod",
     "LocalOnly",
@@ -67,6 +71,7 @@ __all__ = [
     "MoreauEnvelope",
     "OwnModel",
     "PFedMe",
+    "Parts",
     "PerFedAvg",
     "Proximal",
     "Roles",

@@ -11,7 +11,16 @@ from fedlightning.algorithms.composition import deciding, joined
 from fedlightning.algorithms.method import ClientHook, LocalMethod
 from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
 from fedlightning.core.messages import ClientUpdate, Up, declared
-from fedlightning.core.parts import ModelKeys, Part, Roles, Shared
+from fedlightning.core.parts import (
+    RESERVED,
+    KeyRoles,
+    Parts,
+    canonical,
+    names_in,
+    needs_names,
+    split_subtractions,
+    without,
+)
 from fedlightning.core.state import State, Sums
 from fedlightning.errors import ConfigError, did_you_mean
 
@@ -20,12 +29,9 @@ __all__ = ["Algorithm", "Composite", "UpdateAccumulator", "WeightedUpdates", "We
 Weights = Literal["uniform", "examples"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "train": get_args(Part),
-    "share": get_args(Shared),
     "weights": get_args(Weights),
     "keep": (True, False),
     "sums": get_args(Sums),
-    "own_norms": (True, False),
 }
 
 
@@ -73,13 +79,15 @@ class Algorithm:
     each other.
 
     Args:
-        train: The part that moves during local training; the rest is frozen.
-        share: The part that is averaged, or ``none``.
+        train: The parts that move during local training, such as ``body`` or ``adapter + head``;
+            the rest is frozen.
+        share: The parts that are averaged, such as ``full - norm``, or ``none``.
         weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
         keep: Whether clients keep what they train and do not share.
         sums: Precision in which the server adds (see
             :class:`fedlightning.algorithms.aggregation.WeightedMean`).
-        own_norms: Whether BatchNorm layers stay with the clients.
+        own_norms: The former way to say ``share="full - norm"``: true removes ``norm`` from what is
+            shared.
         local: What takes part in a client's turn.
         server: What makes the clients' mean the next global model; ``None`` takes the mean itself.
         server_data: How the server trains on data of its own, if it has any.
@@ -96,8 +104,8 @@ class Algorithm:
 
     def __init__(
         self,
-        train: Part | None = None,
-        share: Shared | None = None,
+        train: str | None = None,
+        share: str | None = None,
         weights: Weights | None = None,
         keep: bool | None = None,
         sums: Sums | None = None,
@@ -108,10 +116,12 @@ class Algorithm:
     ) -> None:
         if not isinstance(local, (list, tuple, type(None))):
             raise ConfigError(f"algorithm.local must be a list of ClientHook, got {local!r}.")
+        train = canonical(train, "algorithm.train") if train is not None else None
+        share = canonical(share, "algorithm.share") if share is not None else None
+        share = without(share or "full", "norm") if own_norms else share
         given = {
             "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
-            "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
-            "server_data": server_data,
+            "local": tuple(local or ()) or None, "server": server, "server_data": server_data,
         }  # fmt: skip
         self.claims: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         for key, choices in _CHOICES.items():
@@ -122,16 +132,15 @@ class Algorithm:
                     f"got {value!r}.{did_you_mean(str(value), [str(c) for c in choices])}"
                 )
         self._check_methods()
-        self.train: Part = train or "full"
-        self.share: Shared = share or "full"
+        self.train = train or "full"
+        self.share = share or "full"
         self.weights: Weights = weights or "examples"
         self.keep = keep is not False
         self.sums: Sums = sums or "float64"
-        self.own_norms = bool(own_norms)
         self.local: tuple[ClientHook, ...] = self.claims.get("local", ())
         self.server = server
         self.server_data = server_data
-        self._refuse_for_nobody()
+        self._check_server()
 
     def __repr__(self) -> str:
         own = {k: v for k, v in vars(self).items() if k not in _FIELDS and not k.startswith("_")}
@@ -158,36 +167,48 @@ class Algorithm:
         return type(self).__name__
 
     @property
-    def needs_parts(self) -> bool:
-        """Whether body and head must be told apart."""
-        parts = (self.train, self.share, self.server_part)
-        return any(part in ("body", "head") for part in parts) or self._head_methods
+    def own_norms(self) -> bool:
+        """Whether ``share`` ends in ``- norm``; an earlier version's name for that."""
+        return "norm" in split_subtractions(self.share)[1]
 
     @property
-    def server_part(self) -> Part | None:
-        """What the server trains on data of its own; ``None`` if it has none."""
+    def needs_parts(self) -> bool:
+        """Whether the module must tell parts apart, by its head or by other names."""
+        return any(map(needs_names, self._expressions)) or self.needs_head
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a local method works on the head."""
+        return any(method.needs_head for method in self.local)
+
+    @property
+    def server_part(self) -> str | None:
+        """What the server trains on data of its own; ``None`` if it has none.
+
+        What is removed from the shared part is trained, too, as clients do, and then left out.
+        """
         if self.server_data is None or self.share == "none":
             return None
-        default = self.share if self.train == "full" else self.train
+        default = split_subtractions(self.share)[0] if self.train == "full" else self.train
         return self.server_data.part or default
-
-    @property
-    def _head_methods(self) -> bool:
-        return any(method.needs_head for method in self.local)
 
     @property
     def personal(self) -> bool:
         """Whether clients that trained have models of their own, beside the global one."""
-        keeps = self.keep and (self.share != "full" or self.own_norms) and self.train != self.share
-        return keeps or (self.keep and self.own_norms) or any(m.personal_model for m in self.local)
+        outline = self._outline()
+        kept = set(outline.keys(self.train)).difference(outline.keys(self.share))
+        return (self.keep and bool(kept)) or any(m.personal_model for m in self.local)
 
-    def roles(self, keys: Any) -> Roles:
+    def roles(self, keys: Parts) -> KeyRoles:
         """Return which of a model's keys are trained, shared and kept.
 
         Args:
-            keys: The model's keys (see :class:`fedlightning.core.parts.ModelKeys`).
+            keys: The model's keys by part.
+
+        Raises:
+            ConfigError: If the model does not have a part that ``train`` or ``share`` names.
         """
-        return Roles.of(keys, self.train, self.share, self.keep, self.own_norms)
+        return KeyRoles.of(keys, self.train, self.share, self.keep)
 
     def weight(self, update: ClientUpdate) -> float:
         """Return an update's weight in the mean."""
@@ -254,14 +275,31 @@ class Algorithm:
                 if not isinstance(item, kind):
                     raise ConfigError(f"algorithm.{key} must be a {kind.__name__}, got {item!r}.")
 
-    def _refuse_for_nobody(self) -> None:
+    @property
+    def _expressions(self) -> list[str]:
+        return [part for part in (self.train, self.share, self.server_part) if part is not None]
+
+    def _outline(self) -> Parts:
+        """Return the parts of a small model that has each part that is named, none within another.
+
+        On it the choices can be compared before there is a module.
+        """
+        named = {"head", *(name for part in self._expressions for name in names_in(part))}
+        names = sorted(named.difference(RESERVED))
+        keys = {name: (f"{name}.linear", f"{name}.norm") for name in ("body", *names)}
+        norm = tuple(key for _, key in keys.values())
+        return Parts(sum(keys.values(), ()), {name: keys[name] for name in names}, norm)
+
+    def _check_server(self) -> None:
         """Refuse what acts on what is shared, where nothing is."""
-        part = self.server_part
-        if part and not ({self.train, self.share} <= {"full", part}):
-            raise ConfigError(
-                f"algorithm.part: the server cannot train part {part!r} where clients train "
-                f"{self.train!r} and share {self.share!r}."
-            )
+        if (part := self.server_part) is not None:
+            base, outline = split_subtractions(self.share)[0], self._outline()
+            common = set(outline.keys(self.train)).intersection(outline.keys(base))
+            if not common.issuperset(outline.keys(part)):
+                raise ConfigError(
+                    f"algorithm.part: the server cannot train part {part!r} where clients train "
+                    f"{self.train!r} and share {self.share!r}."
+                )
         if self.share != "none":
             return
         for item in (self.server, self.server_data, *self.local):
@@ -272,7 +310,7 @@ class Algorithm:
                 )
 
 
-CHOSEN = (*_CHOICES, "local", "server", "server_data")
+CHOSEN = ("train", "share", *_CHOICES, "local", "server", "server_data")
 """The names of an algorithm's choices."""
 
 _FIELDS = {*CHOSEN, "claims"}
@@ -327,7 +365,7 @@ class Composite(Algorithm):
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.algorithms))
 
-    def roles(self, keys: ModelKeys) -> Roles:
+    def roles(self, keys: Parts) -> KeyRoles:
         """Return which keys are trained, shared and kept; by a member's own rule, if one has it."""
         owner = self._deciding["roles"]
         return super().roles(keys) if owner is None else self._for_all(owner).roles(keys)

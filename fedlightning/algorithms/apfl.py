@@ -34,7 +34,7 @@ class Mixture(ClientHook):
     personal_model = True
 
     def __init__(self, alpha: float, adaptive: bool) -> None:
-        check_number("alpha", alpha, most=1.0)
+        check_number("algorithm.alpha", alpha, at_least=0, at_most=1)
         self.alpha = alpha
         self.adaptive = adaptive
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.optimizers import FollowingOptimizer
-from fedlightning.core.parts import Part, Parts, Roles, head_module
+from fedlightning.core.parts import KeyRoles, Parts, head_module
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, first_non_finite, under
 from fedlightning.errors import ConfigError
@@ -109,7 +109,7 @@ class ClientContext:
     received: Mapping[str, Tensor]
     extras: Mapping[str, Tensor]
     before: Mapping[str, Tensor]
-    roles: Roles
+    roles: KeyRoles
     parts: Callable[[], Parts]
     held: Held
     counts: Callable[[int, int], Tensor]
@@ -167,7 +167,7 @@ class ClientContext:
         """Return copies of all that the client trains, buffers included."""
         return {key: self.live[key].clone() for key in self.roles.trained}
 
-    def train_only(self, part: Part) -> None:
+    def train_only(self, part: str) -> None:
         """Let only one part's parameters move from now on, of those that the client trains."""
         keys = set(self.parts().keys(part))
         for key, parameter in self.parameters.items():

@@ -11,8 +11,7 @@ from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.fedprox import pull
 from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.state import State, under
-from fedlightning.core.validation import check_number
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer, check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -33,10 +32,9 @@ class OwnModel(ClientHook):
     personal_model = True
 
     def __init__(self, strength: float, epochs: int | None = None) -> None:
-        check_number("strength", strength)
-        counts = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs >= 1
-        if epochs is not None and not counts:
-            raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
+        check_number("algorithm.strength", strength, at_least=0)
+        if epochs is not None:
+            check_integer("algorithm.epochs", epochs, at_least=1)
         self.strength = strength
         self.own_epochs = epochs
 

@@ -25,7 +25,7 @@ class Proximal(ClientHook):
     """
 
     def __init__(self, mu: float) -> None:
-        check_number("mu", mu)
+        check_number("algorithm.mu", mu, at_least=0)
         self.mu = mu
 
     def on_before_optimizer_step(self, context: ClientContext) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import ClientHook
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -25,8 +25,7 @@ class HeadThenBody(ClientHook):
     needs_global = False
 
     def __init__(self, head_epochs: int = 10) -> None:
-        if isinstance(head_epochs, bool) or not isinstance(head_epochs, int) or head_epochs < 1:
-            raise ConfigError(f"algorithm.head_epochs must be an integer >= 1, got {head_epochs}.")
+        check_integer("algorithm.head_epochs", head_epochs, at_least=1)
         self.head_epochs = head_epochs
 
     def num_epochs(self, local_epochs: int) -> int:

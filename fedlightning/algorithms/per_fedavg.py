@@ -35,8 +35,8 @@ class MetaGradient(ClientHook):
     needs_global = False
 
     def __init__(self, alpha: float, variant: Variant, delta: float) -> None:
-        check_number("alpha", alpha, open_=True)
-        check_number("delta", delta, open_=True)
+        check_number("algorithm.alpha", alpha, above=0)
+        check_number("algorithm.delta", delta, above=0)
         if variant not in ("first_order", "hessian_free"):
             raise ConfigError(
                 f"algorithm.variant must be one of first_order, hessian_free, got {variant!r}."

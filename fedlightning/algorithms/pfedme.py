@@ -13,8 +13,7 @@ from fedlightning.algorithms.method import ClientHook
 from fedlightning.algorithms.server_step import ServerSGD
 from fedlightning.core.batches import Batch
 from fedlightning.core.state import State, under
-from fedlightning.core.validation import check_number
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer, check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -37,11 +36,10 @@ class MoreauEnvelope(ClientHook):
     whole_step = True
 
     def __init__(self, strength: float, inner_steps: int, lr: float | None) -> None:
-        check_number("strength", strength, open_=True)
+        check_number("algorithm.strength", strength, above=0)
         if lr is not None:
-            check_number("lr", lr, open_=True)
-        if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
-            raise ConfigError(f"algorithm.inner_steps must be an integer >= 1, got {inner_steps}.")
+            check_number("algorithm.lr", lr, above=0)
+        check_integer("algorithm.inner_steps", inner_steps, at_least=1)
         self.strength = strength
         self.inner_steps = inner_steps
         self.lr = lr
@@ -112,7 +110,7 @@ class PFedMe(Algorithm):
         beta: float = 1.0,
         **choices: Any,
     ) -> None:
-        check_number("beta", beta, open_=True)
+        check_number("algorithm.beta", beta, above=0)
         server = ServerSGD(beta) if beta != 1 else None
         local: list[ClientHook] = [MoreauEnvelope(strength, inner_steps, lr)]
         super().__init__(local=local, server=server, **choices)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +12,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
-from fedlightning.core.parts import Part
+from fedlightning.core.parts import canonical
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.core.views import EvaluationView
 from fedlightning.engine.checks.monitors import check_monitors
 from fedlightning.engine.loop import FederatedLoop
@@ -58,8 +58,8 @@ class PersonalizationCallback(pl.Callback):
 
     Args:
         epochs: Passes over each client's training data.
-        part: What is fine-tuned: ``head`` (the body stays in eval mode), ``body`` or ``full``,
-            which is the default of the FedBABU paper.
+        part: What is fine-tuned: ``head`` (the body stays in eval mode), ``body``, ``full``, which
+            is the default of the FedBABU paper, or an expression such as ``adapter + head``.
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
@@ -91,7 +91,7 @@ class PersonalizationCallback(pl.Callback):
     def __init__(
         self,
         epochs: int = 5,
-        part: Part = "head",
+        part: str = "head",
         lr: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -102,16 +102,11 @@ class PersonalizationCallback(pl.Callback):
         curve: bool = False,
         save_personal: bool | None = None,
     ) -> None:
-        if part not in get_args(Part):
-            raise ConfigError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}.")
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ConfigError(f"epochs must be an integer >= 0, got {epochs}.")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
-        if every_n_rounds is not None and every_n_rounds < 1:
-            raise ConfigError(f"every_n_rounds must be >= 1, got {every_n_rounds}.")
-        self.epochs = epochs
-        self.part: Part = part
+        check_number("lr", lr, above=0)
+        if every_n_rounds is not None:
+            every_n_rounds = check_integer("every_n_rounds", every_n_rounds, at_least=1)
+        self.epochs = check_integer("epochs", epochs, at_least=0)
+        self.part = canonical(part)
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean
         self.features_once = features_once

@@ -112,6 +112,8 @@ class ClientUpdate:
         bytes_down: Bytes that it got from the server.
         version: The version of the model that it started from.
         staleness: Commits between that version and the model that the update is merged into.
+        unsent: Keys of parameters that are frozen, and so not shared, and that the client has
+            changed all the same.
         payload: Encoded tensors that an uplink stage has put in the place of ``state``.
     """
 
@@ -126,6 +128,7 @@ class ClientUpdate:
     bytes_down: int = 0
     version: int = 0
     staleness: int = 0
+    unsent: tuple[str, ...] = ()
     payload: Tensor | None = None
 
     @property

@@ -51,7 +51,7 @@ class ModuleSnapshot:
     """
 
     def __init__(self, module: nn.Module, ignore: Collection[str] = ()) -> None:
-        self._ignored = _INTERNAL.union(ignore)
+        self._ignored = _INTERNAL.union(ignore) - {"training"}
         self._owners: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
         self._contents: list[tuple[Any, Any, int]] = []
         tensors = (*module.parameters(), *module.buffers())

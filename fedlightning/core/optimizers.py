@@ -1,4 +1,4 @@
-"""Optimizers that stay, with the state of the client gone: fresh for every client, built once."""
+"""Optimizers that are built once and reset for every client."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["FollowingOptimizer", "FreshOptimizers"]
 
 
 class FreshOptimizers:
-    """Puts optimizers, and schedulers that step within a client, back to where a client starts.
+    """Resets optimizers, and schedulers that step within a client, to the start of a client update.
 
-    Building an optimizer for each client costs more, and one built by the command line from
+    Building an optimizer per client costs more, and one built by the command line from
     ``optimizer:`` exists only once. The learning rate of the round is kept: schedulers that count
     rounds act on the groups before :meth:`mark`.
 
@@ -37,18 +37,18 @@ class FreshOptimizers:
         self._optimizers = optimizers
         self._scaler = scaler
         self._schedulers = schedulers
-        # empty for most; Adagrad fills it when it is built
+        # empty for most optimizers; Adagrad fills it at construction
         self._pristine = [_copied(optimizer.state) for optimizer in optimizers]
         self.mark()
 
     def mark(self) -> None:
-        """Take the present hyperparameters for those that a client starts with."""
+        """Store the current hyperparameters as those with which a client starts."""
         self._groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
         self._scale = self._scaler.state_dict() if self._scaler is not None else None
         self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
 
     def restore(self) -> None:
-        """Forget momentum and other state, restore hyperparameters and step-wise schedules."""
+        """Drop momentum and other state; restore hyperparameters and step-wise schedules."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -59,7 +59,7 @@ class FreshOptimizers:
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Show, inside the ``with`` block, what a client starts with; go on afterwards."""
+        """Show a client's initial state inside the ``with`` block, then the current one again."""
         states = [dict(optimizer.state) for optimizer in self._optimizers]
         groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
         schedules = [scheduler.state_dict() for scheduler in self._schedulers]

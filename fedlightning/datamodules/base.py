@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedlightning.core.batches import SPLITS, Batch, Split, check_split
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.validation import check_fraction, check_instance, check_integer
+from fedlightning.core.validation import check_instance, check_integer, check_number
 from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.client_data import ClientData
@@ -80,6 +80,8 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
     """
 
     num_classes: int
+    narrows_inputs: ClassVar[bool] = False
+    """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.partition = partition if partition is not None else IID()
         check_instance("partition", self.partition, Partition)
-        self.val_fraction = check_fraction("val_fraction", val_fraction, zero=True)
+        self.val_fraction = float(check_number("val_fraction", val_fraction, at_least=0, below=1))
         self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
         self.drop_last = drop_last
         self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
@@ -288,14 +290,33 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         rows = torch.from_numpy(self.indices(client, split))
         if key is not None:
             rows = rows[self.epoch_order(key, len(rows))]
+        stream = self.read(pool, rows, key=key, device=torch.device(device))
+        return self._naming_samples(stream, client, split)
+
+    def read(
+        self, pool: Examples, rows: Tensor, *, key: Key | None, device: torch.device
+    ) -> Iterator[Batch]:
+        """Yield a pool's examples ``rows`` in this order, in batches as the module gets them.
+
+        Args:
+            pool: The examples.
+            rows: Indices into the pool, int64 on the CPU, shape (n,).
+            key: Names a local epoch of training; None means evaluation.
+            device: Device of the batches.
+
+        Raises:
+            SampleError: An example cannot be read.
+        """
         stream = pool.batches(
             rows,
             self.batch_size if key is not None else self.eval_batch_size,
             drop_last=self.drop_last and key is not None,
-            device=torch.device(device),
+            device=device,
             key=key,
         )
-        return self._transformed(stream, client, split, training=key is not None)
+        for batch in stream:
+            stored = self._narrowed(batch) if self.narrows_inputs else batch
+            yield self.transform_batch(stored, key is not None)
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
         """Return the examples in each batch of a local epoch, as positions in stored order.
@@ -343,12 +364,22 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         ]
         return np.concatenate([np.empty((0, 2), np.int64), *rows])
 
-    def _transformed(
-        self, stream: Iterator[Batch], client: int, split: Split, training: bool
+    def _narrowed(self, batch: Batch) -> Batch:
+        """Return float64 inputs in torch's default dtype, unless the module computes in float64."""
+        inputs = batch[0] if type(batch) is tuple else batch
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.float64 or self.trainer is None:
+            return batch
+        if any(p.dtype == torch.float64 for p in self.trainer.lightning_module.parameters()):
+            return batch
+        inputs = inputs.to(torch.get_default_dtype())
+        return (inputs, *batch[1:]) if type(batch) is tuple else inputs
+
+    def _naming_samples(
+        self, stream: Iterator[Batch], client: int, split: Split
     ) -> Iterator[Batch]:
+        """Yield the batches; an example that cannot be read is an error that names its client."""
         try:
-            for batch in stream:
-                yield self.transform_batch(batch, training)
+            yield from stream
         except SampleError as error:
             where = owner(client)
             if error.index is not None and _is_own(client, split):
@@ -508,8 +539,8 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
         """
         if clients[-1] >= self.num_clients:
             raise ConfigError(
-                f"clients: there is no client {clients[-1]} in {type(self).__name__}, whose "
-                f"clients are 0 to {self.num_clients - 1}."
+                f"clients: no client {clients[-1]} in {type(self).__name__}, whose clients are 0 "
+                f"to {self.num_clients - 1}."
             )
         return self.client_roles.evaluating(clients)
 

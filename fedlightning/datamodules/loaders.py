@@ -1,4 +1,4 @@
-"""One client's work on one split, and the loaders that a Trainer goes through."""
+"""The loaders of a Trainer, and their items: a client and one of its splits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["ClientLoader", "ClientTask", "PredictLoader", "ViewLoader"]
 
 
 class ClientTask:
-    """A client and one of its splits: what a Trainer sees as one "batch".
+    """A client and one of its splits: one "batch" to a Trainer.
 
     A plain class, because Lightning walks into dataclasses, named tuples, lists and mappings to
-    move what they hold to a device, and would take the fields for data.
+    move their contents to a device, and would take the fields for data.
 
     Args:
         client: Client id.
         split: Which part of the client's data.
-        num_examples: How many examples the client has in that part.
+        num_examples: Number of the client's examples in that part.
 
     Example:
         >>> ClientTask(3, "train", 60)
@@ -53,14 +53,14 @@ class ClientTask:
 
 
 class ClientLoader:
-    """Tasks client by client, for each client its splits; those without data are left out.
+    """Tasks client by client, for each client its splits; those without data are skipped.
 
-    A task is made when its turn comes, and the tasks are counted when somebody asks.
+    A task is made when it is reached, and the tasks are counted when their number is needed.
 
     Args:
         clients: Client ids, in the order of the tasks.
         splits: The splits to visit.
-        num_examples: Tells how many examples a client has in a split.
+        num_examples: Returns the number of a client's examples in a split.
 
     Example:
         >>> sizes = {"val": [1, 1, 0], "test": [5, 0, 7]}
@@ -155,7 +155,7 @@ class PredictLoader:
     Args:
         clients: Client ids.
         batches: Makes one client's batches.
-        num_batches: Tells how many these are.
+        num_batches: Returns their number.
 
     Example:
         >>> loader = PredictLoader(range(3), lambda client: iter([(client, "a")] * client), int)

@@ -58,6 +58,10 @@ class ResidentClient:
     class_counts: Callable[[int, int], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
 
+    def changed(self, broadcast: Broadcast) -> frozenset[str]:
+        """Return the keys of frozen parameters, which are not sent, that it has changed."""
+        return self.model.frozen.changed(self.resident.view(), broadcast.state)
+
     def receive(self, job: Job, broadcast: Broadcast) -> ClientContext:
         """Load the broadcast and the kept parts into the module; freeze what is not trained."""
         roles = self.model.roles

@@ -112,8 +112,13 @@ class Executor(ABC):
         least = min(self._federation.min_clients, len(jobs))
         require_enough(commit, [job.client for job in jobs], self.attempts, least)
 
-    def metrics(self) -> Metrics:
-        """Return what the commit's clients logged, on average, and how many of them failed."""
+    def finish(self) -> Metrics:
+        """Forget the commit; return what its clients logged, on average, and how many failed."""
+        metrics = self._metrics()
+        self.attempts, self.kept = [], {}
+        return metrics
+
+    def _metrics(self) -> Metrics:
         received = [done.result for done in self.attempts if done.result is not None]
         fails = self._federation.on_client_failure == "fail"
         counts = {} if fails else count_clients(self.attempts)

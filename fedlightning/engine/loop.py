@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
-from fedlightning.core.parts import Parts, Roles
+from fedlightning.core.parts import KeyRoles, Parts
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.state import State
 from fedlightning.datamodules.base import FederatedDataModule
@@ -29,6 +29,7 @@ from fedlightning.engine.checks.monitors import warn_of_test_metrics
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
 from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
+from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
@@ -142,9 +143,13 @@ class FederatedLoop(RoundLoop):
         return self.model.parts
 
     @property
-    def roles(self) -> Roles:
+    def roles(self) -> KeyRoles:
         """Which of the module's keys are trained, shared and kept."""
         return self.model.roles
+
+    def parts_for(self, expression: str) -> Parts:
+        """Return the module's parts, as far as an expression needs them to be told apart."""
+        return self.model.parts_for(expression)
 
     @property
     def personal(self) -> ClientStore:
@@ -196,6 +201,7 @@ class FederatedLoop(RoundLoop):
         """Freeze what the algorithm does not train; called before the optimizers are built."""
         self._model = None
         self.model.check()
+        self.model.leave_out_frozen()
         self.model.freeze()
         self.set_memory_format()
         if not getattr(self.trainer, "fast_dev_run", 0):
@@ -301,11 +307,19 @@ class FederatedLoop(RoundLoop):
         assert resident is not None, "begin() comes first"
         assert state is not None, "begin() comes first"
         resident.begin_round()
+        self.model.share_unfrozen()
+        self.server.share(self.roles.shared)
         self.jobs, after = self._schedule.next(state, self.population)
         try:
             for update in self._executor.run(self.jobs, self.round):
+                if update.unsent:
+                    raise FrozenChanged(update.unsent)
                 self.server.receive(update)
             merged = self.server.aggregate()
+        except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
+            self.model.share_changed(change.keys)
+            self.restart_round()
+            return self.run_round()
         finally:
             self.server.forget_round()
         if self._server_training is not None:
@@ -319,7 +333,7 @@ class FederatedLoop(RoundLoop):
         self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
         self._schedule_state = after
-        return self._executor.metrics()
+        return self._executor.finish()
 
     # -- checkpoints ---------------------------------------------------------------------------
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.core.parts import ModelKeys, Parts, Roles, norm_keys
+from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
+from fedlightning.engine.frozen import FrozenParameters
 from fedlightning.errors import ConfigError
-from fedlightning.models.base import freeze, names_its_head, resolve_parts
+from fedlightning.models.base import (
+    freeze_all_but,
+    named_parts,
+    names_its_head,
+    resolve_parts,
+    undivided,
+)
 
 __all__ = ["ModelRoles", "set_memory_format"]
+
+_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
+
+_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
 
 class ModelRoles:
@@ -30,6 +44,7 @@ class ModelRoles:
 
     Attributes:
         trainable: Whether the user lets each parameter move, by key.
+        frozen: The shared parameters that are not sent, because no client changes them.
     """
 
     def __init__(
@@ -42,7 +57,9 @@ class ModelRoles:
         self.algorithm = algorithm
         self._head = head
         self._parts: Parts | None = None
-        self._roles: Roles | None = None
+        self._roles: KeyRoles | None = None
+        self._undivided: Parts | None = None
+        self.frozen = FrozenParameters(nn.Module(), ())
         self.trainable = {key: p.requires_grad for key, p in module.named_parameters()}
 
     def check(self) -> None:
@@ -55,16 +72,64 @@ class ModelRoles:
             _ = self.parts
         _ = self.roles
 
+    def parts_for(self, expression: str) -> Parts:
+        """Return the module's parts, as far as an expression needs them to be told apart."""
+        if self._parts is not None or needs_names(expression) or named_parts(self.module):
+            return self.parts
+        if self._undivided is None:
+            self._undivided = undivided(self.module)
+        return self._undivided
+
+    def leave_out_frozen(self) -> None:
+        """Leave out of what is shared the parameters that the user has frozen, and say so."""
+        self.frozen = FrozenParameters(self.module, self.roles.shared)
+        if not self.frozen.keys:
+            return
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        _say(f"{self.frozen.size:,} of {total:,} parameters are frozen and not sent.")
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_unfrozen(self) -> None:
+        """Share, from this round on, what a callback has unfrozen."""
+        if self.frozen.refresh():
+            self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_changed(self, keys: Collection[str]) -> None:
+        """Share, from now on, what a client has changed although it is frozen."""
+        self.frozen.send(keys)
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+        _say(f"{', '.join(sorted(keys))}: sent although frozen, because a client has changed it.")
+
     @property
-    def roles(self) -> Roles:
+    def roles(self) -> KeyRoles:
         """Which of the module's keys are trained, shared and kept.
 
         Raises:
-            ConfigError: If body and head cannot be told apart, and have to be.
+            ConfigError: If the module does not have a part that the algorithm names.
         """
         if self._roles is None:
             self._roles = self._find_roles()
         return self._roles
+
+    def leave_out_frozen(self) -> None:
+        """Leave out of what is shared the parameters that the user has frozen, and say so."""
+        self.frozen = FrozenParameters(self.module, self.roles.shared)
+        if not self.frozen.keys:
+            return
+        total = sum(parameter.numel() for parameter in self.module.parameters())
+        _say(f"{self.frozen.size:,} of {total:,} parameters are frozen and not sent.")
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_unfrozen(self) -> None:
+        """Share, from this round on, what a callback has unfrozen."""
+        if self.frozen.refresh():
+            self._roles = replace(self.roles, shared=self.frozen.shared)
+
+    def share_changed(self, keys: Collection[str]) -> None:
+        """Share, from now on, what a client has changed although it is frozen."""
+        self.frozen.send(keys)
+        self._roles = replace(self.roles, shared=self.frozen.shared)
+        _say(f"{', '.join(sorted(keys))}: sent although frozen, because a client has changed it.")
 
     @property
     def parts(self) -> Parts:
@@ -79,8 +144,8 @@ class ModelRoles:
 
     @property
     def parameters(self) -> list[str]:
-        """The shared keys that are parameters; the other shared keys are buffers."""
-        shared = set(self.roles.shared)
+        """The shared keys that are parameters, those that are not sent included."""
+        shared = {*self.roles.shared, *self.frozen.keys}  # a callback may unfreeze some of them
         return [key for key, _ in self.module.named_parameters() if key in shared]
 
     @property
@@ -91,8 +156,9 @@ class ModelRoles:
 
     def freeze(self) -> None:
         """Freeze what the algorithm does not train."""
-        if self.algorithm.train != "full":
-            freeze(self.module, self.parts, "head" if self.algorithm.train == "body" else "body")
+        train = self.algorithm.train
+        if train != "full":
+            freeze_all_but(self.module, self.parts_for(train), self.roles.trained)
 
     def thaw(self) -> None:
         """Make every parameter as trainable as the user has made it."""
@@ -115,17 +181,22 @@ class ModelRoles:
             own |= hook.personal(kept, model)
         return own
 
-    def _find_roles(self) -> Roles:
-        algorithm, module = self.algorithm, self.module
-        norms = norm_keys(module) if algorithm.own_norms else ()
-        if algorithm.own_norms and not norms:
+    def _find_roles(self) -> KeyRoles:
+        algorithm = self.algorithm
+        parts = self.parts if algorithm.needs_parts else self.parts_for(algorithm.share)
+        if not parts.norm and "norm" in names_in(algorithm.share):
             raise ConfigError(
-                f"{algorithm.name} leaves BatchNorm layers to the clients, and "
-                f"{type(module).__name__} has none."
+                f"{algorithm.name} leaves BatchNorm layers to the clients, and {parts.owner} has "
+                f"none (algorithm.share={algorithm.share!r})."
             )
-        known = algorithm.needs_parts or self._parts is not None
-        parts = self.parts if known else Parts(body=tuple(live_state(module)), head=())
-        return algorithm.roles(ModelKeys(parts, norms))
+        if algorithm.needs_head:
+            _ = parts.head
+        return algorithm.roles(parts)
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    _log.info(text)
 
 
 def set_memory_format(

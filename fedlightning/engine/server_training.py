@@ -22,7 +22,7 @@ from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError, FederationError, FedLightningError
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
-from fedlightning.models.base import freeze
+from fedlightning.models.base import freeze_all_but
 
 __all__ = ["ServerTraining"]
 
@@ -69,8 +69,9 @@ class ServerTraining:
         resident.load_client(merged)
         try:
             model.thaw()
-            if (part := model.algorithm.server_part) != "full":
-                freeze(model.module, model.parts, "head" if part == "body" else "body")
+            part = model.algorithm.server_part
+            if part is not None and part != "full":
+                freeze_all_but(model.module, model.parts, model.parts.keys(part, "algorithm.part"))
             key = Key(self._seed, "server", round=round_index)
             with self._log.muted():
                 result = self._epochs.run(_NOBODY, key, self._config.epochs)

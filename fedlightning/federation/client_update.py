@@ -6,7 +6,7 @@ keeps, its data and its random stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class Client(Protocol):
     """
 
     kept: State
+
+    def changed(self, broadcast: Broadcast) -> Collection[str]:
+        """Return the keys of frozen parameters, which are not sent, that it has changed."""
 
     def receive(self, job: Job, broadcast: Broadcast) -> ClientContext:
         """Load the broadcast and the kept parts into the module; freeze what is not trained."""
@@ -97,7 +100,7 @@ def client_update(
             _settle(context, result.steps)
     finally:
         context.close()
-    update = _collect(context, broadcast, result)
+    update = _collect(context, broadcast, result, client.changed(broadcast))
     check_weight(update.num_examples, algorithm.weight(update))
     if on_update is not None:
         on_update(update)
@@ -135,7 +138,9 @@ def _check_extras(context: ClientContext, algorithm: Algorithm, steps: int) -> N
         )
 
 
-def _collect(context: ClientContext, broadcast: Broadcast, result: LocalResult) -> ClientUpdate:
+def _collect(
+    context: ClientContext, broadcast: Broadcast, result: LocalResult, changed: Collection[str]
+) -> ClientUpdate:
     live = context.live
     shared = {key: live[key] for key in context.roles.shared}
     size = num_bytes(shared)
@@ -149,4 +154,5 @@ def _collect(context: ClientContext, broadcast: Broadcast, result: LocalResult) 
         bytes_up=size + num_bytes(context.sent),
         bytes_down=size + num_bytes(broadcast.extras),
         version=broadcast.version,
+        unsent=tuple(sorted(changed)),
     )

@@ -131,6 +131,10 @@ class Server:
         """What the hooks' server sides remember; clients get what of it their hooks declare."""
         return {k: value for k, value in self._state.items() if not k.startswith(_OPTIMIZER)}
 
+    def share(self, keys: Iterable[str]) -> None:
+        """Share these keys from now on; before the first update of a round."""
+        self._shared = tuple(keys)
+
     # -- a round -------------------------------------------------------------------------------
 
     def broadcast(self, job: Job) -> Broadcast:

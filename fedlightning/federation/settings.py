@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -11,6 +10,7 @@ from typing import get_args
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.algorithms.aggregation import Aggregator
 from fedlightning.core.seeding import Key
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.federation.failures import Policy
 from fedlightning.federation.sampling import (
@@ -110,17 +110,14 @@ class Federation:
             )
         self._check_server()
         for name in ("local_epochs", "clients_per_kernel"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"federation.{name} must be an integer >= 1, got {value}.")
+            check_integer(f"federation.{name}", getattr(self, name), at_least=1)
         if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
             raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
-        threads = self.num_threads
-        if threads is not None and not 1 <= threads <= _MOST_THREADS:
-            raise ConfigError(
-                f"federation.num_threads must be >= 1 and <= {_MOST_THREADS}, got {threads}."
+        if self.num_threads is not None:
+            check_integer(
+                "federation.num_threads", self.num_threads, at_least=1, at_most=_MOST_THREADS
             )
         if not self.personal_memory_mb >= 0:
             raise ConfigError(
@@ -177,16 +174,11 @@ class Federation:
             ("max_retries", self.max_retries, 0),
             ("min_clients", self.min_clients, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"federation.{name} must be an integer >= {least}, got {value}.")
+            check_integer(f"federation.{name}", value, at_least=least)
         seconds = self.client_timeout
-        if seconds is not None and (
-            isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0)
-        ):
-            raise ConfigError(
-                "federation.client_timeout must be a finite number of seconds > 0, or null for "
-                f"none, got {seconds}."
-            )
+        if seconds is not None:
+            name = "federation.client_timeout"
+            check_number(name, seconds, above=0, unit="seconds", other="null for none")
         if seconds is not None and self.clients_per_kernel > 1:
             raise ConfigError(
                 "federation.client_timeout needs federation.clients_per_kernel=1: there is no "

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fedlightning.core.optimizers import FreshOptimizers
-from fedlightning.core.parts import Part, head_module
+from fedlightning.core.parts import head_module
 from fedlightning.core.predictors import Predictor, predicting_with
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
@@ -25,7 +25,7 @@ from fedlightning.engine.local_training import LocalEpochs
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError
-from fedlightning.models.base import freeze
+from fedlightning.models.base import freeze_all_but
 from fedlightning.personalization.head_only.eligibility import doubt, obstacle
 from fedlightning.personalization.head_only.features import (
     FeatureBatch,
@@ -52,7 +52,7 @@ class Personalizer:
 
     Args:
         loop: The loop whose module, data and kept personal states are used.
-        part: What is fine-tuned.
+        part: What is fine-tuned, an expression over the names of parts.
         epochs: Passes over the client's training data.
         make_optimizer: Builds the optimizer of the part's parameters.
         nearest_mean: Whether to measure the accuracy without the head, too.
@@ -70,7 +70,7 @@ class Personalizer:
     def __init__(
         self,
         loop: FederatedLoop,
-        part: Part,
+        part: str,
         epochs: int,
         make_optimizer: MakeOptimizer,
         nearest_mean: bool = True,
@@ -78,7 +78,9 @@ class Personalizer:
         curve: bool = False,
     ) -> None:
         self._loop = loop
-        self._part: Part = part
+        self._part = part
+        self._parts = loop.parts_for(part)
+        self._keys = self._parts.keys(part)
         self._epochs = epochs
         self._make_optimizer = make_optimizer
         self._nearest = nearest_mean
@@ -91,6 +93,7 @@ class Personalizer:
             (view, view.clients if isinstance(view.clients, range) else frozenset(view.clients))
             for view in loop.data.evaluation_views()
         ]
+        self._layers: tuple[list[nn.Module], list[nn.Module]] | None = None
 
     def check(self) -> None:
         """Refuse what could not be fine-tuned.
@@ -105,8 +108,8 @@ class Personalizer:
 
     def _find_head(self) -> nn.Module | None:
         loop = self._loop
-        if self._part != "full":
-            return head_module(loop.module, loop.parts)
+        if self._part == "head":
+            return head_module(loop.module, self._parts)
         if not self._nearest:
             return None
         try:
@@ -193,8 +196,7 @@ class Personalizer:
                 self._run_epochs(client)
             self._predictor = self._predictor_of(client)
         state = live_state(module)
-        part = state if self._part == "full" else self._loop.parts.keys(self._part)
-        own = {*part, *self.kept(client)}
+        own = {*self._keys, *self.kept(client)}
         rule = self._predictor.state_dict() if self._predictor is not None else {}
         return {
             **{key: value for key, value in state.items() if key in own},
@@ -255,21 +257,28 @@ class Personalizer:
         for key, parameter in module.named_parameters():
             parameter.requires_grad_(self._loop.model.trainable.get(key, parameter.requires_grad))
         if self._part != "full":
-            freeze(module, self._loop.parts, "head" if self._part == "body" else "body")
+            freeze_all_but(module, self._parts, self._keys)
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for p in self._loop.module.parameters() if p.requires_grad]
 
     def _set_modes(self) -> None:
-        """Train mode; in head mode the body stays in eval mode, so its BatchNorm does not move."""
-        module = self._loop.module
-        module.train(self._part != "head")
-        if self._part == "head":
-            head = set(self._loop.parts.head)
-            for path, child in module.named_modules():
-                keys = {f"{path}.{key}" for key in child.state_dict()}
-                if keys and keys <= head:
-                    child.train()
+        """Put in train mode what is fine-tuned; nothing else may move, running statistics included.
+
+        A body of which nothing is fine-tuned stays in eval mode. So does any other layer whose
+        buffers are not fine-tuned.
+        """
+        module, parts = self._loop.module, self._parts
+        if self._part == "full":
+            module.train()
+            return
+        module.train(not frozenset(self._keys).isdisjoint(parts.body))
+        if self._layers is None:
+            self._layers = _layers_by_part(module, frozenset(self._keys))
+        for child in self._layers[0]:
+            child.train()
+        for child in self._layers[1]:
+            child.training = False
 
     def _restore(self) -> None:
         copy_into(live_state(self._loop.module), self._global)
@@ -340,3 +349,19 @@ def _one_per_epoch(scores: list[Scores], epochs: int) -> list[Scores]:
     """Return the scores after 0, 1, ... epochs, also of a client without examples to train on."""
     unchanged = [scores[0]] * (epochs + 1 - len(scores))
     return [*unchanged, *scores][: epochs + 1]
+
+
+def _layers_by_part(
+    module: nn.Module, part: frozenset[str]
+) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the layers that are all in a part, and those with buffers of their own outside it."""
+    inside, outside = [], []
+    for path, child in module.named_modules():
+        start = f"{path}." if path else ""
+        keys = {start + key for key in child.state_dict()}
+        buffers = {start + name for name, _ in child.named_buffers(recurse=False)}
+        if keys and keys <= part:
+            inside.append(child)
+        elif keys & buffers - part:
+            outside.append(child)
+    return inside, outside

@@ -53,9 +53,7 @@ def federate(algorithm: Algorithm, stages: list[UplinkStage]) -> tuple[State, di
                 local_epochs=2,
             )  # fmt: skip
             job = Job(number, round_, position)
-            update = client_update(
-                job, server.broadcast(job), client, algorithm, training, stages
-            )
+            update = client_update(job, server.broadcast(job), client, algorithm, training, stages)
             server.receive(update)
             resident.reset_client()
             kept[number] = client.kept

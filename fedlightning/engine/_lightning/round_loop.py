@@ -229,6 +229,11 @@ class RoundLoop(_FitLoop):
         if self.workers.size == 1:
             self.stop_if_told_to()
 
+    def restart_round(self) -> None:
+        """Count the client updates of the round anew."""
+        self._count_updates(self._updates_before)
+        self.epoch_loop.batch_progress.reset_on_run()
+
     def listens(self, hook: str) -> bool:
         """Whether a callback has this hook."""
         return any(hasattr(callback, hook) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]

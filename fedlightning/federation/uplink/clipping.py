@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.state import State
-from fedlightning.core.validation import check_positive
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
 
@@ -41,7 +41,7 @@ class ClipNorm(UplinkStage):
     """
 
     def __init__(self, max_norm: float) -> None:
-        check_positive("federation.uplink.max_norm", max_norm)
+        check_number("federation.uplink.max_norm", max_norm, above=0)
         self.max_norm = max_norm
 
     @torch.no_grad()
@@ -84,8 +84,7 @@ class GaussianNoise(UplinkStage):
     """
 
     def __init__(self, std: float) -> None:
-        if std != 0:
-            check_positive("federation.uplink.std", std)
+        check_number("federation.uplink.std", std, at_least=0)
         self.std = std
 
     @torch.no_grad()

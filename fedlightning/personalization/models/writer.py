@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from fedlightning._version import __version__
-from fedlightning.core.parts import Part
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.storage.files import (
@@ -61,7 +60,7 @@ class About:
     """
 
     round: int
-    part: Part
+    part: str
     global_sha256: str
     checkpoint: str | None = None
     input_shape: tuple[int, ...] | None = None
