@@ -317,6 +317,7 @@ class FederatedLoop(RoundLoop):
                 self.server.receive(update)
             merged = self.server.aggregate()
         except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
+            self.server.forget_round()
             self.model.share_changed(change.keys)
             self.restart_round()
             return self.run_round()

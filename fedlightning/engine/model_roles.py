@@ -28,8 +28,6 @@ __all__ = ["ModelRoles", "set_memory_format"]
 
 _log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
-_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
-
 
 class ModelRoles:
     """What an algorithm does with the keys of one module.
@@ -110,26 +108,6 @@ class ModelRoles:
         if self._roles is None:
             self._roles = self._find_roles()
         return self._roles
-
-    def leave_out_frozen(self) -> None:
-        """Leave out of what is shared the parameters that the user has frozen, and say so."""
-        self.frozen = FrozenParameters(self.module, self.roles.shared)
-        if not self.frozen.keys:
-            return
-        total = sum(parameter.numel() for parameter in self.module.parameters())
-        _say(f"{self.frozen.size:,} of {total:,} parameters are frozen and not sent.")
-        self._roles = replace(self.roles, shared=self.frozen.shared)
-
-    def share_unfrozen(self) -> None:
-        """Share, from this round on, what a callback has unfrozen."""
-        if self.frozen.refresh():
-            self._roles = replace(self.roles, shared=self.frozen.shared)
-
-    def share_changed(self, keys: Collection[str]) -> None:
-        """Share, from now on, what a client has changed although it is frozen."""
-        self.frozen.send(keys)
-        self._roles = replace(self.roles, shared=self.frozen.shared)
-        _say(f"{', '.join(sorted(keys))}: sent although frozen, because a client has changed it.")
 
     @property
     def parts(self) -> Parts:

@@ -11,7 +11,6 @@ from torch import Tensor
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
-from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.workers.collectives import Workers, longest_first
 from fedlightning.federation.failures import Attempt, ClientFailure
 from fedlightning.federation.schedule import Job
@@ -35,7 +34,6 @@ class Trained:
     update: ClientUpdate
     kept: State
     flags: Mapping[str, LogFlags]
-    changed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,6 @@ def train_in_parallel(
             order is all that is handed on.
         told_to_stop: Whether to leave the rest of this worker's jobs alone: the caller stops on
             all workers then.
-
-    Raises:
-        FrozenChanged: A client has changed frozen parameters that are not shared.
     """
     shares = shares_of(jobs, sizes, workers.size)
     mine: dict[int, Attempt[Trained]] = {}
