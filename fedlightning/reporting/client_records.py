@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
@@ -126,5 +127,5 @@ def _record(
         numbers = {name: int(cell) if name in _INTEGERS else float(cell) for name, cell in cells}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None
-    own = {name: numbers.pop(name) for name in _COLUMNS}
-    return ClientRecord(**own, others=numbers)  # type: ignore[arg-type]
+    own: dict[str, Any] = {name: numbers.pop(name) for name in _COLUMNS}
+    return ClientRecord(**own, others=numbers)
