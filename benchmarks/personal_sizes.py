@@ -9,14 +9,13 @@ import tempfile
 from pathlib import Path
 
 from fedlightning import FederatedModule
-from fedlightning.core.parts import Part
 from fedlightning.core.state import live_state
 from fedlightning.models import Conv4, MobileNet
 from fedlightning.personalization.models import export_model
 from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
 
 
-def file_size(module: FederatedModule, part: Part, folder: Path) -> int:
+def file_size(module: FederatedModule, part: str, folder: Path) -> int:
     """Return the bytes of a client's file that holds a part."""
     writer = PersonalWriter(folder, About(319, part, state_digest(live_state(module))))
     writer.open()

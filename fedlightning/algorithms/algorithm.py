@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, get_args
 
-from fedlightning.algorithms.aggregation import Merge, Sums, WeightedMean
+from fedlightning.algorithms.aggregation import Accumulator, WeightedMean
 from fedlightning.algorithms.composition import deciding, joined
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook, LocalMethod
 from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
-from fedlightning.core.messages import ClientUpdate
-from fedlightning.core.parts import ModelKeys, Part, Roles, Shared
-from fedlightning.core.state import State
+from fedlightning.core.messages import ClientUpdate, Up, declared
+from fedlightning.core.parts import (
+    RESERVED,
+    KeyRoles,
+    Parts,
+    canonical,
+    names_in,
+    needs_names,
+    split_subtractions,
+    without,
+)
+from fedlightning.core.state import State, Sums
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["Algorithm", "Composite", "Weights"]
+__all__ = ["Algorithm", "Composite", "UpdateAccumulator", "WeightedUpdates", "Weights"]
 
 Weights = Literal["uniform", "examples"]
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "train": get_args(Part),
-    "share": get_args(Shared),
     "weights": get_args(Weights),
     "keep": (True, False),
     "sums": get_args(Sums),
-    "own_norms": (True, False),
 }
+
+
+class UpdateAccumulator(Protocol):
+    """One round's merging of updates: they go in, in order, and the next shared part comes out."""
+
+    def push(self, update: ClientUpdate) -> None:
+        """Take one update in; its tensors may be overwritten afterwards."""
+
+    def result(self) -> State:
+        """Return the next values; keys that are left out keep their old ones."""
+
+
+class WeightedUpdates:
+    """Merges the updates' states, each with its weight.
+
+    Args:
+        weight: Returns an update's weight.
+        rule: What merges states.
+    """
+
+    def __init__(self, weight: Callable[[ClientUpdate], float], rule: Accumulator) -> None:
+        self._weight = weight
+        self._rule = rule
+
+    def push(self, update: ClientUpdate) -> None:
+        """Take one update in."""
+        self._rule.push(update.state, self._weight(update))
+
+    def result(self) -> State:
+        """Return what the rule makes of the states."""
+        return self._rule.result()
 
 
 class Algorithm:
@@ -42,13 +79,15 @@ class Algorithm:
     each other.
 
     Args:
-        train: The part that moves during local training; the rest is frozen.
-        share: The part that is averaged, or ``none``.
+        train: The parts that move during local training, such as ``body`` or ``adapter + head``;
+            the rest is frozen.
+        share: The parts that are averaged, such as ``full - norm``, or ``none``.
         weights: Weights of the mean: ``uniform``, or in proportion to the clients' ``examples``.
         keep: Whether clients keep what they train and do not share.
         sums: Precision in which the server adds (see
             :class:`fedlightning.algorithms.aggregation.WeightedMean`).
-        own_norms: Whether BatchNorm layers stay with the clients.
+        own_norms: The former way to say ``share="full - norm"``: true removes ``norm`` from what is
+            shared.
         local: What takes part in a client's turn.
         server: What makes the clients' mean the next global model; ``None`` takes the mean itself.
         server_data: How the server trains on data of its own, if it has any.
@@ -65,22 +104,24 @@ class Algorithm:
 
     def __init__(
         self,
-        train: Part | None = None,
-        share: Shared | None = None,
+        train: str | None = None,
+        share: str | None = None,
         weights: Weights | None = None,
         keep: bool | None = None,
         sums: Sums | None = None,
         own_norms: bool | None = None,
-        local: list[LocalMethod] | None = None,
+        local: list[ClientHook] | None = None,
         server: ServerOptimizer | None = None,
         server_data: ServerTrainingConfig | None = None,
     ) -> None:
         if not isinstance(local, (list, tuple, type(None))):
-            raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
+            raise ConfigError(f"algorithm.local must be a list of ClientHook, got {local!r}.")
+        train = canonical(train, "algorithm.train") if train is not None else None
+        share = canonical(share, "algorithm.share") if share is not None else None
+        share = without(share or "full", "norm") if own_norms else share
         given = {
             "train": train, "share": share, "weights": weights, "keep": keep, "sums": sums,
-            "own_norms": own_norms, "local": tuple(local or ()) or None, "server": server,
-            "server_data": server_data,
+            "local": tuple(local or ()) or None, "server": server, "server_data": server_data,
         }  # fmt: skip
         self.claims: dict[str, Any] = {k: value for k, value in given.items() if value is not None}
         for key, choices in _CHOICES.items():
@@ -91,16 +132,15 @@ class Algorithm:
                     f"got {value!r}.{did_you_mean(str(value), [str(c) for c in choices])}"
                 )
         self._check_methods()
-        self.train: Part = train or "full"
-        self.share: Shared = share or "full"
+        self.train = train or "full"
+        self.share = share or "full"
         self.weights: Weights = weights or "examples"
         self.keep = keep is not False
         self.sums: Sums = sums or "float64"
-        self.own_norms = bool(own_norms)
-        self.local: tuple[LocalMethod, ...] = self.claims.get("local", ())
+        self.local: tuple[ClientHook, ...] = self.claims.get("local", ())
         self.server = server
         self.server_data = server_data
-        self._refuse_for_nobody()
+        self._check_server()
 
     def __repr__(self) -> str:
         own = {k: v for k, v in vars(self).items() if k not in _FIELDS and not k.startswith("_")}
@@ -127,60 +167,106 @@ class Algorithm:
         return type(self).__name__
 
     @property
-    def needs_parts(self) -> bool:
-        """Whether body and head must be told apart."""
-        parts = (self.train, self.share, self.server_part)
-        return any(part in ("body", "head") for part in parts) or self._head_methods
+    def own_norms(self) -> bool:
+        """Whether ``share`` ends in ``- norm``; an earlier version's name for that."""
+        return "norm" in split_subtractions(self.share)[1]
 
     @property
-    def server_part(self) -> Part | None:
-        """What the server trains on data of its own; ``None`` if it has none."""
+    def needs_parts(self) -> bool:
+        """Whether the module must tell parts apart, by its head or by other names."""
+        return any(map(needs_names, self._expressions)) or self.needs_head
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a local method works on the head."""
+        return any(method.needs_head for method in self.local)
+
+    @property
+    def server_part(self) -> str | None:
+        """What the server trains on data of its own; ``None`` if it has none.
+
+        What is removed from the shared part is trained, too, as clients do, and then left out.
+        """
         if self.server_data is None or self.share == "none":
             return None
-        default = self.share if self.train == "full" else self.train
+        default = split_subtractions(self.share)[0] if self.train == "full" else self.train
         return self.server_data.part or default
-
-    @property
-    def _head_methods(self) -> bool:
-        return any(method.needs_head for method in self.local)
 
     @property
     def personal(self) -> bool:
         """Whether clients that trained have models of their own, beside the global one."""
-        keeps = self.keep and (self.share != "full" or self.own_norms) and self.train != self.share
-        return keeps or (self.keep and self.own_norms) or any(m.personal_model for m in self.local)
+        outline = self._outline()
+        kept = set(outline.keys(self.train)).difference(outline.keys(self.share))
+        return (self.keep and bool(kept)) or any(m.personal_model for m in self.local)
 
-    def roles(self, keys: Any) -> Roles:
+    def roles(self, keys: Parts) -> KeyRoles:
         """Return which of a model's keys are trained, shared and kept.
 
         Args:
-            keys: The model's keys (see :class:`fedlightning.core.parts.ModelKeys`).
+            keys: The model's keys by part.
+
+        Raises:
+            ConfigError: If the model does not have a part that ``train`` or ``share`` names.
         """
-        return Roles.of(keys, self.train, self.share, self.keep, self.own_norms)
+        return KeyRoles.of(keys, self.train, self.share, self.keep)
 
     def weight(self, update: ClientUpdate) -> float:
         """Return an update's weight in the mean."""
         return 1.0 if self.weights == "uniform" else float(update.num_examples)
 
-    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
-        """Merge a cohort's updates into the next global state of the shared part.
+    @property
+    def hooks(self) -> tuple[ClientHook, ...]:
+        """What takes part in a client update; hooks that see bare gradients come first."""
+        return tuple(sorted(self.local, key=lambda hook: not hook.first))
+
+    @property
+    def uplinks(self) -> tuple[Up, ...]:
+        """The extras that clients send, as its hooks declare them."""
+        return tuple(m for hook in self.local for m in hook.messages if isinstance(m, Up))
+
+    def extra_of(self, key: str) -> Up | None:
+        """Return the declaration of an extra, by the key of one of its tensors."""
+        found = declared(key, self.uplinks)
+        if found is None and any(isinstance(hook, LocalMethod) for hook in self.local):
+            return Up(key.partition("/")[0])
+        return found
+
+    def accumulator(self, rule: Accumulator) -> UpdateAccumulator:
+        """Return what merges a round's updates into the next values of the shared part.
+
+        Override it for a rule of the algorithm's own.
 
         Args:
-            updates: One per client, in cohort order. They are produced while they are read: each is
-                valid until the next one is asked for.
-            merge: What merges (``federation.aggregator``); the weighted mean by default.
+            rule: What merges states (``federation.aggregator``), the weighted mean by default.
+        """
+        return WeightedUpdates(self.weight, rule)
+
+    @property
+    def merges_at_once(self) -> bool:
+        """Whether it overrides :meth:`aggregate`, which needs all updates of a round at once."""
+        return type(self).aggregate is not Algorithm.aggregate
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Accumulator | None = None) -> State:
+        """Merge updates into the next values of the shared part.
+
+        To merge by another rule, override :meth:`accumulator`. A subclass of releases before 0.2
+        that overrides this method gets all updates of a round at once.
+
+        Args:
+            updates: One per client, in the order of aggregation.
+            merge: What merges states; the weighted mean by default.
 
         Returns:
             The new values; keys that are left out keep their old ones.
         """
-        merge = merge if merge is not None else WeightedMean(self.sums)
+        accumulator = self.accumulator(merge if merge is not None else WeightedMean(self.sums))
         for update in updates:
-            merge.push(update.state, self.weight(update))
-        return merge.result()
+            accumulator.push(update)
+        return accumulator.result()
 
     def _check_methods(self) -> None:
         for key, kind in (
-            ("local", LocalMethod),
+            ("local", ClientHook),
             ("server", ServerOptimizer),
             ("server_data", ServerTrainingConfig),
         ):
@@ -189,14 +275,31 @@ class Algorithm:
                 if not isinstance(item, kind):
                     raise ConfigError(f"algorithm.{key} must be a {kind.__name__}, got {item!r}.")
 
-    def _refuse_for_nobody(self) -> None:
+    @property
+    def _expressions(self) -> list[str]:
+        return [part for part in (self.train, self.share, self.server_part) if part is not None]
+
+    def _outline(self) -> Parts:
+        """Return the parts of a small model that has each part that is named, none within another.
+
+        On it the choices can be compared before there is a module.
+        """
+        named = {"head", *(name for part in self._expressions for name in names_in(part))}
+        names = sorted(named.difference(RESERVED))
+        keys = {name: (f"{name}.linear", f"{name}.norm") for name in ("body", *names)}
+        norm = tuple(key for _, key in keys.values())
+        return Parts(sum(keys.values(), ()), {name: keys[name] for name in names}, norm)
+
+    def _check_server(self) -> None:
         """Refuse what acts on what is shared, where nothing is."""
-        part = self.server_part
-        if part and not ({self.train, self.share} <= {"full", part}):
-            raise ConfigError(
-                f"algorithm.part: the server cannot train part {part!r} where clients train "
-                f"{self.train!r} and share {self.share!r}."
-            )
+        if (part := self.server_part) is not None:
+            base, outline = split_subtractions(self.share)[0], self._outline()
+            common = set(outline.keys(self.train)).intersection(outline.keys(base))
+            if not common.issuperset(outline.keys(part)):
+                raise ConfigError(
+                    f"algorithm.part: the server cannot train part {part!r} where clients train "
+                    f"{self.train!r} and share {self.share!r}."
+                )
         if self.share != "none":
             return
         for item in (self.server, self.server_data, *self.local):
@@ -207,7 +310,7 @@ class Algorithm:
                 )
 
 
-CHOSEN = (*_CHOICES, "local", "server", "server_data")
+CHOSEN = ("train", "share", *_CHOICES, "local", "server", "server_data")
 """The names of an algorithm's choices."""
 
 _FIELDS = {*CHOSEN, "claims"}
@@ -251,7 +354,7 @@ class Composite(Algorithm):
         self.algorithms = tuple(members)
         self._deciding = {
             method: deciding(members, method, getattr(Algorithm, method))
-            for method in ("aggregate", "weight", "roles")
+            for method in ("accumulator", "aggregate", "weight", "roles")
         }
 
     @property
@@ -262,7 +365,7 @@ class Composite(Algorithm):
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.algorithms))
 
-    def roles(self, keys: ModelKeys) -> Roles:
+    def roles(self, keys: Parts) -> KeyRoles:
         """Return which keys are trained, shared and kept; by a member's own rule, if one has it."""
         owner = self._deciding["roles"]
         return super().roles(keys) if owner is None else self._for_all(owner).roles(keys)
@@ -272,14 +375,31 @@ class Composite(Algorithm):
         owner = self._deciding["weight"]
         return super().weight(update) if owner is None else self._for_all(owner).weight(update)
 
-    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
-        """Merge a cohort's updates; by a member's own rule, if one has it."""
+    def accumulator(self, rule: Accumulator) -> UpdateAccumulator:
+        """Return what merges updates; by a member's own rule, if one has it."""
+        owner = self._deciding["accumulator"]
+        return (
+            super().accumulator(rule) if owner is None else self._merging(owner).accumulator(rule)
+        )
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Accumulator | None = None) -> State:
+        """Merge updates; by a member's own rule, if one has it."""
         owner = self._deciding["aggregate"]
         if owner is None:
             return super().aggregate(updates, merge)
-        owner = self._for_all(owner)
-        vars(owner)["weight"] = self.weight
+        owner = self._merging(owner)
         return owner.aggregate(updates) if merge is None else owner.aggregate(updates, merge)
+
+    @property
+    def merges_at_once(self) -> bool:
+        """Whether a member overrides ``aggregate``."""
+        return self._deciding["aggregate"] is not None
+
+    def _merging(self, member: Algorithm) -> Algorithm:
+        """Return a member that merges for all, with the weights of all."""
+        member = self._for_all(member)
+        vars(member)["weight"] = self.weight
+        return member
 
     def _for_all(self, member: Algorithm) -> Algorithm:
         """Return a member with the choices of all: what it asks itself is asked of all of them."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
+from fedlightning.core.parts import split_subtractions, without
 from fedlightning.errors import ConfigError
 
 __all__ = ["Member", "deciding", "joined"]
@@ -15,7 +16,7 @@ class Member(Protocol):
     """An algorithm, as far as composition goes: a name, the choices that it makes, its methods."""
 
     claims: dict[str, Any]
-    local: tuple[LocalMethod, ...]
+    local: tuple[ClientHook, ...]
 
     @property
     def name(self) -> str:
@@ -34,17 +35,25 @@ def joined(members: Sequence[Member]) -> dict[str, Any]:
     claims: dict[str, Any] = {}
     owners: dict[str, str] = {}
     local: list[Any] = []
+    removed: list[str] = []
     for member in members:
         for key, value in member.claims.items():
             if key == "local":
                 local += value
-            elif key in claims and claims[key] != value:
+                continue
+            if key == "share":
+                value, less = split_subtractions(value)
+                removed += less
+                if less and value == "full":
+                    continue  # it takes a part from what the others share
+            if key in claims and claims[key] != value:
                 raise ConfigError(
                     f"{owners[key]} and {member.name} do not go together: "
                     f"{key} is {claims[key]!r} for the one and {value!r} for the other."
                 )
-            else:
-                claims[key], owners[key] = value, owners.get(key, member.name)
+            claims[key], owners[key] = value, owners.get(key, member.name)
+    if removed:
+        claims["share"] = without(claims.get("share", "full"), *removed)
     _refuse_clashes(members)
     return {**claims, "local": local or None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.core.parts import canonical, without
 
 __all__ = ["FedBN"]
 
@@ -16,6 +17,7 @@ class FedBN(Algorithm):
     trained has the global model's initial ones.
 
     Args:
+        share: What is averaged but for its BatchNorm layers.
         **choices: Those of :class:`Algorithm`.
 
     Source:
@@ -23,5 +25,6 @@ class FedBN(Algorithm):
         Normalization. ICLR 2021. https://arxiv.org/abs/2102.07623
     """
 
-    def __init__(self, **choices: Any) -> None:
-        super().__init__(own_norms=True, **choices)
+    def __init__(self, share: str | None = None, **choices: Any) -> None:
+        share = canonical(share, "algorithm.share") if share is not None else "full"
+        super().__init__(share=without(share, "norm"), **choices)

@@ -6,7 +6,6 @@ from typing import Any
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.server_step import ServerTrainingConfig
-from fedlightning.core.parts import Part
 
 __all__ = ["ServerData"]
 
@@ -22,7 +21,8 @@ class ServerData(Algorithm):
     Args:
         fraction: The share of the clients' training examples of which the server has a copy.
         epochs: Passes over them in every round.
-        part: What the server trains; ``None`` means what clients train.
+        part: What the server trains, a part or an expression such as ``adapter + head``; ``None``
+            means what clients train.
         **choices: Those of :class:`Algorithm`.
 
     Source:
@@ -34,7 +34,7 @@ class ServerData(Algorithm):
         self,
         fraction: float = 0.05,
         epochs: int = 1,
-        part: Part | None = None,
+        part: str | None = None,
         **choices: Any,
     ) -> None:
         super().__init__(server_data=ServerTrainingConfig(fraction, epochs, part), **choices)

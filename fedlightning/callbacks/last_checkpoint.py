@@ -17,7 +17,7 @@ __all__ = ["LastCheckpoint"]
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``last.ckpt`` after every round, whatever other checkpoints are kept.
+    """Writes ``last.ckpt`` after every round, independently of other checkpoint callbacks.
 
     ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too. The one
     before stays as ``previous.ckpt`` (:class:`~fedlightning.AtomicCheckpointIO`). When the run is
@@ -44,5 +44,5 @@ class LastCheckpoint(ModelCheckpoint):
             write_atomically(Path(self.dirpath) / WEIGHTS, serialize(state, {"format": "pt"}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep nothing: there is one such file in a folder, whichever run writes it."""
+        """Return an empty state: a folder has one such file, whichever run writes it."""
         return {}

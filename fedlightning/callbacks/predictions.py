@@ -22,12 +22,12 @@ _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
 class PredictionWriter(pl.Callback):
-    """Writes ``predictions.csv`` in ``Trainer.predict``: a row for each test example of a client.
+    """Writes ``predictions.csv`` in ``Trainer.predict``, one row per test example.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
-    prediction an example, of shape (batch,). ``sample`` counts the pooled test examples of all
-    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty where the data
-    have none, ``probability`` where the module gives none.
+    prediction per example, of shape (batch,). ``sample`` indexes the pooled test examples of all
+    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty for data without
+    labels, ``probability`` where the module returns none.
 
     Args:
         filename: The file's name in the run folder.
@@ -54,7 +54,7 @@ class PredictionWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a batch's predictions: two numbers an example."""
+        """Keep a batch's predictions: two numbers per example."""
         if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(
@@ -71,9 +71,9 @@ class PredictionWriter(pl.Callback):
         self._probabilities.append(top)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file, and say where it is and how many predictions are right."""
+        """Write the file; print its path and the accuracy."""
         data = getattr(trainer, "datamodule", None)
-        folder = trainer.log_dir  # asks rank 0: a question that all ranks must join in
+        folder = trainer.log_dir  # a broadcast, so all ranks must take part
         if not isinstance(data, FederatedDataModule) or not self._predictions:
             return
         if not trainer.is_global_zero or folder is None:

@@ -1,4 +1,4 @@
-"""What a partition looks like: a few lines for people, and a table for programs."""
+"""Descriptions of partitions and datasets: a summary, a table, a fingerprint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
 
     Args:
         splits: Every client's indices.
-        table: Training examples by client and class, shape (num_clients, num_classes).
+        table: Training examples per client and class, shape (num_clients, num_classes).
         rule: The partition and its seed, in words.
 
     Example:
@@ -49,12 +49,12 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
 
 
 def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
-    """Return the text of ``partition.csv``: one row a client.
+    """Return the text of ``partition.csv``: one row per client.
 
     Args:
         splits: Every client's indices.
-        table: Training examples by client and class, shape (clients, num_classes). It has as many
-            rows as the text shall have.
+        table: Training examples per client and class, shape (clients, num_classes); the text has
+            one row for each of its rows.
 
     Example:
         >>> parts = [np.array([0, 1, 2])]
@@ -76,9 +76,9 @@ _MOST_BYTES = 4 << 20
 def fingerprint(*pools: Examples) -> str:
     """Return a digest of the sizes, dtypes and labels of pools, and of a sample of their inputs.
 
-    All labels count; of inputs that lie in memory, up to 4 MiB of evenly spaced examples. Two
-    datasets that differ elsewhere alone have the same fingerprint: it tells datasets apart, and
-    does not prove that they are equal.
+    It covers all labels and, of inputs in memory, up to 4 MiB of evenly spaced examples. Datasets
+    that differ only elsewhere have the same fingerprint: it tells datasets apart, but does not
+    prove them equal.
 
     Args:
         pools: Training and test examples.
@@ -106,7 +106,7 @@ def fingerprint(*pools: Examples) -> str:
 
 
 def _sample(inputs: torch.Tensor) -> bytes:
-    """Return the bytes of evenly spaced examples, first and last ones among them."""
+    """Return the bytes of evenly spaced examples, including the first and the last."""
     if not inputs.numel():
         return b""
     size = max(inputs[0].numel() * inputs.element_size(), 1)

@@ -17,6 +17,8 @@ from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
     Resumption,
     check_resumable,
+    cut_back,
+    note_loggers,
     prepared_data,
     resumption_of,
     run_folder,
@@ -123,6 +125,14 @@ class RunKeepingTrainer(pl.Trainer):
         if (known := prepared_data(data)) is not None:
             self.federated_loop.compare_settings(checkpoint, model, known)
         return resumption_of(path, checkpoint, self)
+
+    def _note_loggers(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint which loggers the run has."""
+        note_loggers(checkpoint, self.loggers)
+
+    def _cut_back(self) -> None:
+        """Cut the tables of rounds back to the checkpoint: nothing can refuse it any more."""
+        cut_back(self, self.resumption, self.federated_loop.rounds_aggregated)
 
     def _open_folder(self) -> None:
         """Take the run's folder, and clear away what a killed process has left there."""

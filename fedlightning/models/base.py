@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,11 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedlightning.core.parts import Part, Parts, split_parts
+from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
-__all__ = ["FederatedModule", "freeze", "names_its_head", "resolve_parts"]
+__all__ = [
+    "FederatedModule",
+    "freeze_all_but",
+    "named_parts",
+    "names_its_head",
+    "resolve_parts",
+    "undivided",
+]
 
 
 class FederatedModule(pl.LightningModule):
@@ -24,6 +31,7 @@ class FederatedModule(pl.LightningModule):
 
     A subclass sets ``self.body`` and ``self.head`` and needs nothing else. A network that is built
     otherwise names its head by key prefix instead (``head="net.fc"``) and defines ``forward``.
+    Further parts are named by ``parts``, an argument or an attribute of class or instance.
     Every default below can be overridden as in any LightningModule.
 
     Args:
@@ -36,6 +44,9 @@ class FederatedModule(pl.LightningModule):
         lr_gamma: Factor of each drop.
         fused: Whether SGD's step is one kernel; ``None`` means where that works. It saves a pass
             or two over the weights, and rounds momentum otherwise than torch's default.
+        parts: Key prefixes or patterns of further parts by name, such as
+            ``{"adapter": "*.lora_*"}``, for the algorithm's ``train`` and ``share``; ``head`` may
+            be among them.
 
     Raises:
         ConfigError: If a number is out of its range.
@@ -59,16 +70,12 @@ class FederatedModule(pl.LightningModule):
         lr_milestones: Sequence[float] = (0.5, 0.75),
         lr_gamma: float = 0.1,
         fused: bool | None = None,
+        parts: dict[str, str | list[str]] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            _check_number(name, value)
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"momentum must be in [0, 1), got {momentum}.")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise ConfigError(f"weight_decay must be a finite number >= 0, got {weight_decay}.")
+        check_number("lr", lr, above=0)
+        check_number("momentum", momentum, at_least=0, below=1)
+        check_number("weight_decay", weight_decay, at_least=0)
         if not all(0 < share < 1 for share in lr_milestones):
             raise ConfigError(f"lr_milestones must be shares in (0, 1), got {list(lr_milestones)}.")
         self.lr = lr
@@ -78,24 +85,31 @@ class FederatedModule(pl.LightningModule):
         self.lr_gamma = lr_gamma
         self.fused = fused
         self.head_prefix: str | list[str] = head if head is not None else "head"
+        if parts is not None:
+            self.parts = parts
 
-    # -- body and head -------------------------------------------------------------------------
+    # -- parts ---------------------------------------------------------------------------------
 
     @property
-    def parts(self) -> Parts:
-        """The keys of body and head.
+    def parts(self) -> Any:
+        """The names of parts, as the module states them; where it states none, the keys by part.
 
         Raises:
-            ConfigError: If they cannot be told apart (see
+            ConfigError: If body and head cannot be told apart (see
             :func:`fedlightning.core.parts.split_parts`).
         """
-        return split_parts(self, self.head_prefix)
+        stated = vars(self).get("parts")
+        return resolve_parts(self) if stated is None else stated
 
-    def part_keys(self, part: Part) -> tuple[str, ...]:
-        """Return the state-dict keys of a part."""
-        return self.parts.keys(part)
+    @parts.setter
+    def parts(self, names: Names) -> None:
+        vars(self)["parts"] = names
 
-    def part_state_dict(self, part: Part) -> State:
+    def part_keys(self, part: str) -> tuple[str, ...]:
+        """Return the state-dict keys of a part, or of an expression such as ``"full - norm"``."""
+        return resolve_parts(self).keys(part)
+
+    def part_state_dict(self, part: str) -> State:
         """Return a copy of a part's state."""
         state = live_state(self)
         return {key: state[key].clone() for key in self.part_keys(part)}
@@ -109,16 +123,16 @@ class FederatedModule(pl.LightningModule):
         copy_into(live_state(self), state)
 
     def freeze_head(self) -> None:
-        """Keep the head still: called before a client trains its body alone.
+        """Freeze the head: called before a client trains nothing of it.
 
         Extend it to freeze more, e.g. a temperature or an embedding:
         ``super().freeze_head(); self.scale.requires_grad_(False)``.
         """
-        _freeze_keys(self, self.parts.head)
+        _freeze(self, self.part_keys("head"))
 
     def freeze_body(self) -> None:
-        """Keep the body still: called before a client trains its head alone."""
-        _freeze_keys(self, self.parts.body)
+        """Freeze the body: called before a client trains nothing of it."""
+        _freeze(self, self.part_keys("body"))
 
     # -- default steps: classification with cross-entropy ---------------------------------------
 
@@ -171,7 +185,7 @@ class FederatedModule(pl.LightningModule):
             weight_decay=self.weight_decay,
             fused=self._fuses() if self.fused is None else self.fused,
         )
-        rounds = self._trainer.max_epochs if self._trainer is not None else None
+        rounds = self._of_trainer("max_epochs")
         drops = sorted(
             {int(rounds * share) for share in self.lr_milestones} - {0} if rounds else ()
         )
@@ -184,66 +198,119 @@ class FederatedModule(pl.LightningModule):
         }
 
     def _fuses(self) -> bool:
-        """Whether there is a fused SGD here, and nothing that cannot do with it."""
-        precision = self._trainer.precision_plugin if self._trainer is not None else None
+        """Return whether there is a fused SGD here, and nothing that cannot work with it."""
+        precision = self._of_trainer("precision_plugin")
         scales = getattr(precision, "scaler", None) is not None  # Lightning then refuses to clip
         return self.device.type in ("cpu", "cuda") and not scales
 
+    def _of_trainer(self, attribute: str) -> Any:
+        """Return an attribute of the trainer; ``None`` without one, and in Fabric."""
+        try:
+            return getattr(self.trainer, attribute)
+        except RuntimeError:
+            return None
+
+
+def named_parts(module: pl.LightningModule) -> dict[str, Any]:
+    """Return the names of parts that a module states: attribute ``parts``, or hyperparameter.
+
+    Example:
+        >>> class Net(pl.LightningModule):
+        ...     parts = {"adapter": "*.lora_*"}
+        >>> named_parts(Net())
+        {'adapter': '*.lora_*'}
+    """
+    hparams = module.hparams
+    for stated in (
+        vars(module).get("parts"),
+        getattr(type(module), "parts", None),
+        hparams.get("parts") if isinstance(hparams, Mapping) else None,
+    ):
+        if isinstance(stated, Mapping):
+            return dict(stated)
+    return {}
+
 
 def resolve_parts(module: pl.LightningModule, head: str | Sequence[str] | None = None) -> Parts:
-    """Return body and head of any LightningModule.
+    """Return the parts of any LightningModule.
+
+    A module that does not say which part is its head has parts all the same; only asking for the
+    head, or for the body where no other part is named, is an error then.
 
     Args:
         module: A :class:`FederatedModule`, or a LightningModule that knows nothing of federation.
         head: Key prefix or prefixes of the head (``federation.head``); overrides the module's own.
 
     Raises:
-        ConfigError: If there is no way to know the head, or the one given does not exist.
+        ConfigError: If a part that is named does not exist.
     """
-    if head is not None:
-        return split_parts(module, head)
-    if isinstance(module, FederatedModule):
-        return module.parts
-    if isinstance(getattr(module, "head", None), nn.Module):
-        return split_parts(module, "head")
-    last = [path for path, child in module.named_modules() if isinstance(child, nn.Linear)][-1:]
-    hint = f"; its last linear layer is {last[0]!r}" if last else ""
-    raise ConfigError(
-        f"{type(module).__name__} does not say which part is its head: "
-        f"set federation.head to a key prefix{hint}."
-    )
+    own_head, names = _stated_parts(module)
+    head = head if head is not None else own_head
+    parts = split_parts(module, head, names)
+    return parts if head is not None else replace(parts, headless=_why_headless(module))
+
+
+def undivided(module: pl.LightningModule) -> Parts:
+    """Return the parts of a module whose head and body need not be told apart."""
+    state = live_state(module)
+    return Parts(tuple(state), norm=norm_keys(module, state), owner=type(module).__name__)
 
 
 def names_its_head(module: pl.LightningModule) -> bool:
-    """Whether a module says which part is its head, rightly or wrongly."""
+    """Return whether a module says which part is its head, rightly or wrongly."""
     return isinstance(module, FederatedModule) and (
-        module.head_prefix != "head"
+        "head" in named_parts(module)
+        or module.head_prefix != "head"
         or hasattr(module, "head")
         or type(module).forward is FederatedModule.forward  # which calls it by that name
     )
 
 
-def freeze(module: pl.LightningModule, parts: Parts, part: Part) -> None:
-    """Freeze ``"body"`` or ``"head"``, through the module's own hook where it has one.
+def freeze_all_but(module: pl.LightningModule, parts: Parts, trained: Collection[str]) -> None:
+    """Freeze what is not trained, through the module's own hooks for head and body.
 
     Args:
         module: The client's model; its ``requires_grad`` flags change.
-        parts: Its keys.
-        part: The part that shall not move. ``"full"`` freezes all of it.
+        parts: Its parts.
+        trained: The keys that stay as trainable as they are. If none of them is in the head (in the
+            body), the module's own ``freeze_head()`` (``freeze_body()``) is called first.
     """
-    own_hook = getattr(module, f"freeze_{part}", None)
-    if callable(own_hook):
-        own_hook()
-    _freeze_keys(module, parts.keys(part))
+    trained = frozenset(trained)
+    for name, keys in (("head", parts.named.get("head")), ("body", parts.body)):
+        hook = getattr(module, f"freeze_{name}", None)
+        default = getattr(FederatedModule, f"freeze_{name}")  # does nothing more than what follows
+        still = bool(keys) and trained.isdisjoint(keys or ())
+        if still and callable(hook) and getattr(hook, "__func__", None) is not default:
+            hook()
+    _freeze(module, [key for key in parts.full if key not in trained])
 
 
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"{name} must be a number, got {value!r}.")
-
-
-def _freeze_keys(module: nn.Module, keys: Sequence[str]) -> None:
-    frozen = set(keys)
+def _freeze(module: nn.Module, keys: Collection[str]) -> None:
+    frozen = frozenset(keys)
     for key, parameter in module.named_parameters():
         if key in frozen:
             parameter.requires_grad_(False)
+
+
+def _stated_parts(module: pl.LightningModule) -> tuple[Any, dict[str, Any]]:
+    """Return the prefixes of the head, ``None`` if the module states none, and of other parts."""
+    names = named_parts(module)
+    if (head := names.pop("head", None)) is not None:
+        return head, names
+    if isinstance(module, FederatedModule):
+        return (module.head_prefix if names_its_head(module) else None), names
+    return ("head" if isinstance(getattr(module, "head", None), nn.Module) else None), names
+
+
+def _why_headless(module: pl.LightningModule) -> str:
+    if isinstance(module, FederatedModule):
+        try:
+            split_parts(module, module.head_prefix)
+        except ConfigError as error:
+            return str(error)
+    last = [path for path, child in module.named_modules() if isinstance(child, nn.Linear)][-1:]
+    hint = f"; its last linear layer is {last[0]!r}" if last else ""
+    return (
+        f"{type(module).__name__} does not say which part is its head: "
+        f"set federation.head to a key prefix{hint}."
+    )

@@ -1,4 +1,4 @@
-"""A CSV logger whose rows are rounds and whose folder belongs to one process."""
+"""A CSV logger with one row per round, and a folder that one process owns."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from fedlightning.storage.run_layout import HPARAMS, METRICS
 
 __all__ = ["RoundCSVLogger"]
 
-# What Lightning and its users log as an x-axis; here the x-axis is the column ``round``.
+# Lightning and its users log these as an x-axis; here the x-axis is the column ``round``.
 _AXES = {"round", "epoch", "step"}
 
 
 class RoundCSVLogger(CSVLogger):
-    """Lightning's ``CSVLogger`` with exactly one row a round in ``metrics.csv``.
+    """Lightning's ``CSVLogger`` with exactly one row per round in ``metrics.csv``.
 
-    The ``step`` that Lightning passes is the round index, so everything logged with one step lands
-    in one row, and ``step`` and ``epoch`` are no columns. A cell is empty where a metric was not
-    logged, and ``float(cell)`` is the number that was logged. The file is up to date after every
-    :meth:`save`, which Lightning calls after each log.
+    The ``step`` that Lightning passes is the round index, so everything logged with one step is one
+    row, and ``step`` and ``epoch`` are not columns. A cell is empty where a metric was not logged,
+    and ``float(cell)`` is the logged number. The file is up to date after every :meth:`save`, which
+    Lightning calls after each log.
 
-    With ``version=None`` the first use of :attr:`version` makes the folder ``version_N``, and only
-    one process can make it: runs started together get folders of their own. Nothing is created
-    before. Given a version that exists, its rows stay; rounds logged again replace theirs.
+    With ``version=None`` the first use of :attr:`version` creates the folder ``version_N``. Only
+    one process can create it, so runs that start together get separate folders. Nothing is created
+    before. The rows of an existing version stay; rounds logged again replace theirs.
 
     Args:
         save_dir: Folder of all logs, on a local filesystem.
         name: Folder inside ``save_dir``; ``None`` for none.
         version: An int ``N`` for the folder ``version_N``, a str for a folder of that name,
             ``None`` for the next free number.
-        prefix: Put before each metric's name, with a hyphen between.
-        flush_logs_every_n_steps: Write the file every so many rounds if nobody calls :meth:`save`.
+        prefix: Prepended to each metric's name, with a hyphen between.
+        flush_logs_every_n_steps: Write the file every so many rounds, also without :meth:`save`.
 
     Raises:
         ConfigError: ``save_dir`` is a URL.
@@ -82,8 +82,8 @@ class RoundCSVLogger(CSVLogger):
     def version(self) -> int | str:
         """The version; with ``version=None`` the first use claims a new folder.
 
-        Only rank 0 claims. On other ranks the number is what rank 0 would get now, a guess: ask
-        ``trainer.log_dir``, which broadcasts rank 0's.
+        Only rank 0 claims. On other ranks the number is a guess: ``trainer.log_dir`` broadcasts
+        rank 0's.
         """
         if self._given_version is None:
             claimed = rank_zero_only(claim_version)(self.root_dir)
@@ -92,11 +92,11 @@ class RoundCSVLogger(CSVLogger):
 
     @property
     def given_version(self) -> int | str | None:
-        """The version, if it is settled; ``None`` as long as a new one would be claimed."""
+        """The version, or ``None`` while none is given or claimed."""
         return self._given_version
 
-    def go_on_in(self, version: int | str) -> None:
-        """Take the folder of an earlier run, which goes on; nothing may be logged before."""
+    def continue_in(self, version: int | str) -> None:
+        """Continue in the folder of an earlier run; call it before anything is logged."""
         self._given_version = version
 
     @property
@@ -131,14 +131,14 @@ class RoundCSVLogger(CSVLogger):
 
     @rank_zero_only
     def truncate(self, round: int) -> None:  # noqa: A002
-        """Forget ``round`` and all later ones, for a run that resumes before them.
+        """Remove ``round`` and all later ones, for a run that resumes before them.
 
-        What is logged for an earlier round from now on joins its row.
+        What is then logged for an earlier round joins its row.
         """
         self.experiment.truncate(round)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is not written yet; a logger that logged nothing creates nothing."""
+        """Write what is still in memory; a logger that logged nothing creates nothing."""
         if self._table is not None:
             self._table.save()

@@ -1,4 +1,4 @@
-"""Accuracy over the epochs of fine-tuning: how long is long enough, and when it is too long."""
+"""Accuracy over the epochs of fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class EpochRecord:
     """How well fine-tuned models serve their clients after some epochs.
 
     Args:
-        epoch: Epochs of fine-tuning done; 0 is the model that it starts from.
-        num_clients: Clients that the accuracies are of.
+        epoch: Epochs of fine-tuning done; 0 is the model before it.
+        num_clients: Number of clients with a defined accuracy.
         acc_mean: Mean accuracy on the clients' test data, in 0..1.
         acc_std: Its standard deviation over clients (``ddof=0``).
         acc_p10: Its tenth percentile.
-        val_acc_mean: Mean accuracy on the clients' validation data, by which a number of epochs may
-            be chosen; nan where none are held out.
+        val_acc_mean: Mean accuracy on the clients' validation data, by which to choose a number of
+            epochs; nan without validation data.
     """
 
     epoch: int
@@ -48,10 +48,10 @@ class EpochRecord:
 
 
 def write_finetuning_csv(path: str | os.PathLike[str], records: Iterable[EpochRecord]) -> None:
-    """Write one row an epoch; a reader never sees half a file.
+    """Write one row per epoch; a reader never sees half a file.
 
     Args:
-        path: The file, by custom ``finetuning.csv`` in the folder of the run.
+        path: The file, by convention ``finetuning.csv`` in the run folder.
         records: The epochs, in order.
 
     Raises:

@@ -27,17 +27,11 @@ CLIENTS = "clients.csv"
 CLIENTS_FIGURE = "clients.png"
 """The same as a figure."""
 
-HELD_OUT_CLIENTS = "held_out_clients.csv"
-"""The same as :data:`CLIENTS`, of clients held out of training."""
-
 FINETUNING = "finetuning.csv"
 """Accuracy after each epoch of fine-tuning."""
 
 FINETUNING_FIGURE = "finetuning.png"
 """The same as a figure."""
-
-HELD_OUT_FINETUNING = "held_out_finetuning.csv"
-"""The same as :data:`FINETUNING`, of clients held out of training."""
 
 PARTITION = "partition.json"
 """Which client has which example; ``PartitionFile`` reads it."""

@@ -1,4 +1,4 @@
-"""Reading what runs have left: one record a run folder."""
+"""Reading run folders: one record per run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.cli.config.overrides import settings_in
+from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
 from fedlightning.storage.run_layout import (
     CLIENTS,
     CONFIG,
-    HELD_OUT_CLIENTS,
     METRICS,
     PARTITION,
     ROUNDS,
@@ -36,6 +36,8 @@ _NOT_COMPARED = re.compile(
     r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
     r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
+_OF_A_VIEW = f"_{CLIENTS}"
+_VIEW_METRIC = re.compile(r"([^/]+)/global/acc")
 _CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
 
 
@@ -49,15 +51,15 @@ class Run:
         seed: ``seed_everything``.
         variant: What it is a run of; empty if no study says so.
         point: Where in a study's grid.
-        clients: The clients that could take part, before and after personalization.
-        held_out: The clients that could not.
-        metrics: Columns of ``metrics.csv``, by round; nan where a cell is empty.
+        views: Clients before and after personalization, by the name of the evaluation view; the
+            main view, of the clients that could take part, has none.
+        metrics: Columns of ``metrics.csv``, one value per round; nan where a cell is empty.
         rounds: The round of each row.
         seconds: Training seconds of each row's round, nan if unknown.
         cohorts: Check sums of the cohorts by round.
         partition: Digest of the partition, empty if unknown.
-        settings: All that was set, without what no result depends on.
-        versions: Of what it ran with.
+        settings: All settings that a result may depend on.
+        versions: Versions of the packages that it ran with.
         wall_seconds: From the command's start to its end, over all attempts; nan if unknown.
         unfinished: Why it is not finished, empty if it is.
     """
@@ -67,8 +69,7 @@ class Run:
     seed: int
     variant: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
-    clients: Sequence[ClientRecord] = ()
-    held_out: Sequence[ClientRecord] = ()
+    views: Mapping[str, Sequence[ClientRecord]] = field(default_factory=dict)
     metrics: Mapping[str, Numbers] = field(default_factory=dict)
     rounds: Numbers = field(default_factory=lambda: np.empty(0))
     seconds: Numbers = field(default_factory=lambda: np.empty(0))
@@ -80,40 +81,45 @@ class Run:
     unfinished: str = ""
 
     @property
+    def clients(self) -> Sequence[ClientRecord]:
+        """The clients that could take part, before and after personalization."""
+        return self.views.get("", ())
+
+    @property
     def condition(self) -> str:
         """The point of the grid, as headings name it; empty without a grid."""
         return ", ".join(self.point.values())
 
     @property
     def cohorts_sum(self) -> str:
-        """Eight digits that stand for all cohorts; empty if they are not known."""
+        """Eight digits that identify all cohorts; empty if these are not known."""
         text = ",".join(f"{key}:{value}" for key, value in sorted(self.cohorts.items()))
         return f"{_crc(text):08x}" if text else ""
 
     def last(self, metric: str) -> float:
-        """Return the last known value of a metric, nan if there is none."""
+        """Return the last known value of a metric, nan if it has none."""
         known = self.metrics.get(metric, np.empty(0))
         known = known[~np.isnan(known)]
         return float(known[-1]) if known.size else math.nan
 
-    def values(self, name: str, held_out: bool = False) -> Numbers:
-        """Return one number for each client that has test data, by client id."""
-        records = self.held_out if held_out else self.clients
-        return np.array([getattr(record, name) for record in records if record.tested], float)
+    def values(self, name: str, view: str = "") -> Numbers:
+        """Return the defined values of a column of ``clients.csv`` in a view, by client id."""
+        column = [float(getattr(record, name)) for record in self.views.get(view, ())]
+        return np.array([value for value in column if not math.isnan(value)], float)
 
 
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return the run folders in and below some folders: those with config and metrics.
 
-    What ``compare --rerun`` has moved to ``replaced`` is left out.
+    Folders that ``compare --rerun`` has moved to ``replaced`` are left out.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: A folder does not exist.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
+            raise ConfigError(f"{folder}: no such folder; report expects run folders.")
         for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
@@ -143,8 +149,7 @@ def read_run(folder: Path) -> Run:
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},
-        clients=_read_clients(folder / CLIENTS),
-        held_out=_read_clients(folder / HELD_OUT_CLIENTS),
+        views=_read_views(folder, metrics),
         metrics=metrics,
         rounds=rounds,
         seconds=seconds,
@@ -182,8 +187,13 @@ def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
     )
 
 
-def _read_clients(path: Path) -> list[ClientRecord]:
-    return read_clients_csv(path) if path.is_file() else []
+def _read_views(folder: Path, metrics: Mapping[str, Numbers]) -> dict[str, list[ClientRecord]]:
+    """Return the clients of each view; a view may have metrics of the global model alone."""
+    found = (_VIEW_METRIC.fullmatch(name) for name in metrics)
+    names = {match[1] for match in found if match is not None}
+    names |= {path.name.removesuffix(_OF_A_VIEW) for path in folder.glob(f"?*{_OF_A_VIEW}")}
+    paths = {name: folder / file_in_view(name, CLIENTS) for name in ("", *sorted(names))}
+    return {name: read_clients_csv(p) if p.is_file() else [] for name, p in paths.items()}
 
 
 def _why_unfinished(
@@ -233,7 +243,7 @@ def _crc(text: str) -> int:
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]:
-    """Yield each folder with its run, or with what is wrong with it."""
+    """Yield each folder with its run, or with the reason why it cannot be read."""
     for folder in folders:
         try:
             yield folder, read_run(folder), ""
@@ -245,7 +255,7 @@ _SHOWN = ("global/acc", "personalized/acc")
 
 
 def final_metrics(folder: Path) -> list[tuple[str, float]]:
-    """Return the last accuracies in a run's ``metrics.csv``, as far as there are any.
+    """Return the last accuracies in a run's ``metrics.csv``, as far as it has any.
 
     Args:
         folder: The folder that holds ``lightning_logs``.

@@ -92,12 +92,7 @@ def test_many_compose_and_brackets_do_not_matter():
     left, right = ((a + b) + c) + d, a + (b + (c + d))
     assert left == right == Composite([a, b, c, d])
     assert left.name == "FedBABU + FedProx + FedAdam + FedBN"
-    assert (left.train, left.share, left.weights, left.own_norms) == (
-        "body",
-        "body",
-        "uniform",
-        True,
-    )
+    assert (left.train, left.share, left.weights) == ("body", "body - norm", "uniform")
     assert same(one_round(left), one_round(d + c + b + a))
 
 

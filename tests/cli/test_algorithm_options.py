@@ -57,9 +57,9 @@ def test_settings_of_the_default_algorithm_need_no_name(run, write, version):
         (["FedPrx"], "'FedPrx' is no known Algorithm. Did you mean 'FedProx'?"),
         (["Scaffold"], "'Scaffold' is no known Algorithm. Did you mean 'SCAFFOLD'?"),
         (["FedProx", "muu=1"], "federation.algorithm.muu is no setting of FedProx"),
-        (["APFL", "alpha=2"], "algorithm.alpha must be a finite number >= 0 and <= 1, got 2"),
+        (["APFL", "alpha=2"], "algorithm.alpha must be in [0, 1], got 2"),
         (["PerFedAvg", "variant=exact"], "variant"),
-        (["FedAdam", "beta1=1"], "algorithm.beta1 must be a finite number >= 0 and < 1, got 1"),
+        (["FedAdam", "beta1=1"], "algorithm.beta1 must be in [0, 1), got 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -24,7 +25,7 @@ class Faulty(Net):
 
     def __init__(self, once: bool = False, **kwargs) -> None:
         super().__init__(dropout=0.3, **kwargs)
-        self.once, self.failed = once, set()
+        self.once, self.memory = once, SimpleNamespace(failed=set())
 
     def on_train_start(self):
         self.seen = 0
@@ -32,10 +33,10 @@ class Faulty(Net):
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.seen += len(batch[1])
         round_ = self.trainer.current_epoch
-        if self.seen not in BAD.get(round_, ()) or (round_, self.seen) in self.failed:
+        if self.seen not in BAD.get(round_, ()) or (round_, self.seen) in self.memory.failed:
             return
         if self.once:
-            self.failed.add((round_, self.seen))
+            self.memory.failed.add((round_, self.seen))
         if self.seen == 7:
             raise ValueError("bad luck")
         with torch.no_grad():

@@ -257,7 +257,13 @@ def test_metrics_of_an_own_test_step_are_reported_before_and_after():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("part", "tail"), ("epochs", -1), ("lr", 0.0), ("lr", float("nan")), ("every_n_rounds", 0)],
+    [
+        ("part", "head tail"),
+        ("epochs", -1),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("every_n_rounds", 0),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(argument, value):
     with pytest.raises(ConfigError, match=argument):

@@ -40,7 +40,7 @@ def spelled_out(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_the_names_of_a_run_folder_are_those_that_other_programs_rely_on():
     expected = """
         config.yaml hparams.yaml metrics.csv rounds.csv curves.png clients.csv clients.png
-        held_out_clients.csv finetuning.csv finetuning.png held_out_finetuning.csv partition.json
+        finetuning.csv finetuning.png partition.json
         partition.csv partition.png predictions.csv checkpoints last.ckpt previous.ckpt
         model.safetensors personal personalized index.json .personalized.new .personalized.old
     """

@@ -182,7 +182,7 @@ def test_clients_without_test_data_do_not_count(make_run, tmp_path):
     ("words", "message"),
     [
         ([], "report expects folders"),
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: no such folder"),
         ([".", "--baselin=x"], "Did you mean 'baseline'"),
         ([".", "--metric=loss"], "--metric=loss must be one of"),
         ([".", "--trainer.max_epochs=2"], "report changes no settings"),

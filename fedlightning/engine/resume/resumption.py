@@ -16,6 +16,7 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.round_table import RoundTable
 from fedlightning.storage.checkpoint_reader import (
     check_network,
     is_good,
@@ -23,13 +24,19 @@ from fedlightning.storage.checkpoint_reader import (
     read_checkpoint,
     rounds_in,
 )
-from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    ROUNDS,
+)
 
 __all__ = [
     "Resumption",
     "check_loadable",
     "check_resumable",
-    "logged_by",
+    "cut_back",
+    "note_loggers",
     "prepared_data",
     "resumption_of",
     "run_folder",
@@ -63,7 +70,7 @@ class Resumption:
             return
         first = loggers[0]
         if isinstance(first, RoundCSVLogger):
-            first.go_on_in(self.version)
+            first.continue_in(self.version)
         known = list(self.loggers)
         for logger in loggers[1:]:
             match = next((entry for entry in known if entry[0] == type(logger).__name__), None)
@@ -71,11 +78,25 @@ class Resumption:
                 known.remove(match)
                 continue_logger(logger, version=match[1], step=self.round)
 
-    def cut_back(self, loggers: Sequence[Logger]) -> None:
-        """Remove the rounds that that run logged after the checkpoint."""
-        for logger in loggers if self.in_place else ():
+
+def cut_back(trainer: pl.Trainer, resumption: Resumption | None, rounds: int) -> None:
+    """Remove from the tables of rounds what an earlier run wrote after the checkpoint.
+
+    Args:
+        trainer: The trainer; every rank must call this.
+        resumption: How the run goes on, if it is resumed.
+        rounds: How many rounds have a result.
+    """
+    if resumption is not None and resumption.in_place:
+        for logger in trainer.loggers:
             if isinstance(logger, RoundCSVLogger):
-                logger.truncate(self.round)
+                logger.truncate(resumption.round)
+    folder = trainer.log_dir if trainer.loggers and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+    if folder is None or not trainer.is_global_zero:
+        return
+    path = Path(folder) / ROUNDS
+    if path.exists():
+        RoundTable(path).truncate(rounds)
 
 
 def resumption_of(path: Path, checkpoint: dict[str, Any], trainer: pl.Trainer) -> Resumption:
@@ -166,9 +187,10 @@ def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:
     return int(found[1])
 
 
-def logged_by(loggers: Sequence[Logger]) -> list[tuple[str, Any]]:
-    """Return type and version of each logger, to be saved in a checkpoint."""
-    return [(type(logger).__name__, logger.version) for logger in loggers]
+def note_loggers(checkpoint: dict[str, Any], loggers: Sequence[Logger]) -> None:
+    """Write kind and version of each logger into a checkpoint, for :func:`resumption_of`."""
+    known = [(type(logger).__name__, logger.version) for logger in loggers]
+    checkpoint.setdefault("fedlightning", {})["loggers"] = known
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:

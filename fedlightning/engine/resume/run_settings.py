@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
+from fedlightning.core.parts import without
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
+from fedlightning.models.base import named_parts
 from fedlightning.storage.checkpoint_reader import loop_state
 from fedlightning.storage.client_store import holds_states
 
@@ -89,6 +92,7 @@ def settings_that_matter(
     settings |= {f"data.{name}": value for name, value in arguments.items()}
     chosen = {**_arguments(module), **module.hparams}
     settings |= {f"model.{name}": value for name, value in _plain_values(chosen).items()}
+    settings["parts"] = named_parts(module) or None
     return {name: _format_value(value) for name, value in settings.items()}
 
 
@@ -166,11 +170,34 @@ def warn_of_changes(
 
 
 def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
+    if "federation.algorithm" in saved:
+        saved = {**saved, "federation.algorithm": _as_now_shown(str(saved["federation.algorithm"]))}
     return [
         f"{name}: {value} -> {present[name]}"
         for name, value in saved.items()
         if name in present and str(value) != present[name]
     ]
+
+
+_OWN_NORMS = re.compile(
+    r"(?:share='(\w+)', )?((?:weights='\w+', |keep=\w+, |sums='\w+', )*)own_norms=True"
+)
+
+
+def _as_now_shown(algorithm: str) -> str:
+    """Return the text of an algorithm in a checkpoint as this version would have written it.
+
+    Example:
+        >>> _as_now_shown("FedBABU(share='body') + FedBN(weights='uniform', own_norms=True)")
+        "FedBABU(share='body') + FedBN(share='full - norm', weights='uniform')"
+    """
+
+    def share(found: re.Match[str]) -> str:
+        others = found[2].removesuffix(", ")
+        text = f"share='{without(found[1] or 'full', 'norm')}'"
+        return f"{text}, {others}" if others else text
+
+    return _OWN_NORMS.sub(share, algorithm).replace("ServerTraining(", "ServerTrainingConfig(")
 
 
 def _arguments(thing: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from fedlightning.core.parts import Part
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import live_state
 from fedlightning.datamodules import Split
@@ -38,7 +37,7 @@ MOST_BYTES = 2**30
 def open_personal_files(
     loop: FederatedLoop,
     clients: Sequence[int],
-    part: Part,
+    part: str,
     rounds: int | None,
     wanted: bool | None,
 ) -> PersonalWriter | None:
@@ -60,7 +59,7 @@ def open_personal_files(
         return None
     state = live_state(loop.module)
     if wanted is None and not getattr(trainer, "personalizes", False):
-        keys = state if part == "full" else loop.parts.keys(part)
+        keys = loop.parts_for(part).keys(part)
         size = sum(state[key].numel() * state[key].element_size() for key in keys) * len(clients)
         if len(clients) > MOST_CLIENTS or size > MOST_BYTES:
             rank_zero_warn(

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from fedlightning._version import __version__
-from fedlightning.core.parts import Part
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.storage.files import (
@@ -37,7 +36,10 @@ from fedlightning.storage.run_layout import (
 )
 from fedlightning.storage.tensor_files import serialize
 
-__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "state_digest"]
+__all__ = ["FORMAT", "PREDICTOR", "About", "PersonalWriter", "file_name", "state_digest"]
+
+PREDICTOR = "predictor/"
+"""What the names begin with, in a client's file, of what its predictor has beside the network."""
 
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
@@ -58,7 +60,7 @@ class About:
     """
 
     round: int
-    part: Part
+    part: str
     global_sha256: str
     checkpoint: str | None = None
     input_shape: tuple[int, ...] | None = None
