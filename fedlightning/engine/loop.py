@@ -50,7 +50,9 @@ from fedlightning.errors import ConfigError
 from fedlightning.federation.schedule import Job, Population, ScheduleState, Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
+from fedlightning.storage.checkpoint_reader import loop_state
 from fedlightning.storage.client_store import ClientStore
+from fedlightning.storage.run_layout import CLIENT_STATES
 
 __all__ = ["FederatedLoop", "ModuleBorrower"]
 
@@ -364,7 +366,7 @@ class FederatedLoop(RoundLoop):
         Raises:
             CheckpointError: If that run had other settings.
         """
-        saved = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]["settings"]
+        saved = loop_state(checkpoint)["extra"]["settings"]
         refuse_changes(
             saved, settings_that_matter(self.trainer, self.federation, module, data, self.seed)
         )
@@ -389,7 +391,7 @@ class FederatedLoop(RoundLoop):
         """Take back what clients keep; their files may have moved along with the checkpoint."""
         checkpoint = self.trainer.ckpt_path
         run = Path(checkpoint).parent.parent if checkpoint is not None else None
-        self.client_store.load_state_dict(state, moved_to=run and run / "personal")
+        self.client_store.load_state_dict(state, moved_to=run and run / CLIENT_STATES)
 
     @contextmanager
     def showing_global(self) -> Iterator[None]:
@@ -411,7 +413,8 @@ class FederatedLoop(RoundLoop):
         self._resident = None
 
     def _store_folder(self) -> Path:
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
+        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        return run.absolute() / CLIENT_STATES
 
     def _what_must_not_change(self) -> Settings:
         settings = settings_that_matter(
