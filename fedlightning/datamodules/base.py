@@ -367,9 +367,10 @@ class FederatedDataModule(pl.LightningDataModule, ABC):
     def _narrowed(self, batch: Batch) -> Batch:
         """Return float64 inputs in torch's default dtype, unless the module computes in float64."""
         inputs = batch[0] if type(batch) is tuple else batch
-        if not isinstance(inputs, Tensor) or inputs.dtype != torch.float64 or self.trainer is None:
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.float64:
             return batch
-        if any(p.dtype == torch.float64 for p in self.trainer.lightning_module.parameters()):
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if module is None or any(p.dtype == torch.float64 for p in module.parameters()):
             return batch
         inputs = inputs.to(torch.get_default_dtype())
         return (inputs, *batch[1:]) if type(batch) is tuple else inputs

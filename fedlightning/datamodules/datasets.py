@@ -85,7 +85,7 @@ class FederatedDataset(FederatedDataModule):
 
 
 class ClientDatasets(FederatedDataModule):
-    """Data that is already stored client by client, so there is no partition to choose.
+    """Data that is already stored client by client: the partition is given.
 
     Messages number samples within each client; ``indices`` numbers them through all clients, one
     after the other. Inputs in float64, NumPy's default, reach a module without float64 parameters

@@ -28,9 +28,9 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
         >>> splits = ClientSplits(train=parts, val=[parts[0][:0]] * 2, test=parts)
         >>> print(summarize(splits, np.array([[3, 0], [0, 1]]), "IID()"))
         2 clients, IID()
-        train: 4 samples, a client has min 1, median 2, max 3
-        test: 4 samples, a client has min 1, median 2, max 3
-        distinct classes a client: mean 1.0 of 2
+        train: 4 samples, per client min 1, median 2, max 3
+        test: 4 samples, per client min 1, median 2, max 3
+        distinct classes per client: mean 1.0 of 2
         digest: 0b445f5bb415
     """
     lines = [f"{len(splits.train)} clients, {rule}"]
@@ -38,12 +38,12 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
         sizes = splits.sizes(split)
         if sizes.any():
             lines.append(
-                f"{split}: {sizes.sum()} samples, a client has min {sizes.min()}, "
+                f"{split}: {sizes.sum()} samples, per client min {sizes.min()}, "
                 f"median {np.median(sizes):g}, max {sizes.max()}"
             )
     if table.shape[1]:
         distinct = (table > 0).sum(axis=1).mean()
-        lines.append(f"distinct classes a client: mean {distinct:.1f} of {table.shape[1]}")
+        lines.append(f"distinct classes per client: mean {distinct:.1f} of {table.shape[1]}")
     lines.append(f"digest: {splits.digest()[:12]}")
     return "\n".join(lines)
 

@@ -199,7 +199,7 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 def _why_not_array(values: Any, error: Exception) -> str:
     try:
-        shapes = {np.shape(value) for value in values}
+        shapes = {tuple(np.shape(value)) for value in values}
     except (TypeError, ValueError):
         shapes = set()
     if len(shapes) > 1:

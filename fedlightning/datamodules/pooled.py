@@ -293,8 +293,8 @@ def _label_format(*pools: Examples) -> str:
 def _classes(pool: Examples, num_classes: int) -> np.ndarray:
     """Return the labels that a partition sees.
 
-    A label outside the classes is moved inside, so that the example gets an owner: the check of the
-    divided data, which refuses the label, can then name the client.
+    A label outside the classes is moved inside, so that the example belongs to a client: the check
+    of the divided data, which refuses the label, can then name it.
     """
     if pool.labels is None or not has_classes(pool.labels) or not num_classes:
         return np.zeros(len(pool), np.int64)

@@ -85,6 +85,19 @@ def test_a_label_outside_the_classes_is_named_with_client_and_sample(label, text
         data.setup()
 
 
+def test_labels_from_1_to_the_number_of_classes_are_recognised():
+    pool = TensorExamples(np.zeros((9, 2), np.float32), np.arange(9) % 3 + 1)
+
+    class From1(Toy):
+        num_classes = 3
+
+        def load(self):
+            return pool, pool
+
+    with pytest.raises(DataError, match=r"label 3 not in \[0, 3\); labels start at 1: subtract 1"):
+        From1(num_clients=2).setup()
+
+
 def test_a_value_that_is_not_finite_is_named_with_client_and_sample():
     class Wrong(Toy):
         def load(self):

@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from fedlightning import FedAvg, FederatedModule
 from fedlightning.core.seeding import Key
-from fedlightning.datamodules import ClientDatasets, FederatedDataset, Shards
+from fedlightning.datamodules import ClientDatasets, FederatedDataset, GeneratedClients, Shards
 from fedlightning.errors import ConfigError, DataError, FederationError
+from tests.toys import fit
 
 SIZES = [3, 5, 2]
 
@@ -115,6 +119,114 @@ def test_a_stream_is_refused():
 
     with pytest.raises(DataError, match="client 1: Stream is neither"):
         ready([pairs()[0], Stream()])
+
+
+def sentences(n=6):
+    """Return tokens of several lengths."""
+    return [torch.arange(1 + i % 3) + 1 for i in range(n)]
+
+
+def pad(items):
+    tokens, labels = zip(*items, strict=True)
+    return pad_sequence(list(tokens), batch_first=True), torch.tensor(labels)
+
+
+class Sentences(Dataset):
+    targets = (0, 1) * 3
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return sentences()[index], self.targets[index]
+
+
+@pytest.mark.parametrize("train", [Sentences(), (sentences(), [0, 1] * 3)])
+def test_examples_of_several_lengths_are_padded_by_a_collate_function(train):
+    data = ready([train, train], collate=pad)
+    ((tokens, labels),) = data.batches(1, "test")
+    assert tokens.tolist() == [[1, 0, 0], [1, 2, 0], [1, 2, 3]] * 2
+    assert labels.tolist() == [0, 1] * 3
+
+
+def test_a_divided_dataset_takes_a_collate_function_too():
+    data = FederatedDataset(Sentences(), Sentences(), num_clients=2, collate=pad, seed=0)
+    data.setup()
+    ((tokens, _),) = data.batches(0, "test")
+    assert (tokens[:, 0] == 1).all()
+
+
+def test_items_that_make_no_batch_name_the_collate_function():
+    data = ready([Sentences()])
+    with pytest.raises(FederationError, match=r"client 0: RuntimeError: stack.* pass collate"):
+        list(data.batches(0, "test"))
+
+
+def test_arrays_of_several_lengths_name_the_collate_function():
+    with pytest.raises(DataError, match=r"inputs differ in shape .*\(1,\) and \(2,\).*collate"):
+        ready([(sentences(), [0, 1] * 3)])
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_clients_with_names_are_refused_with_the_way_out(name):
+    given = {"train": pairs(), "test": pairs()}
+    given[name] = dict(zip(["charite", "mayo", "ucla"], pairs(), strict=True))
+    with pytest.raises(ConfigError, match=rf"{name} must be a list .* pass list\({name}.values"):
+        ClientDatasets(**given)
+
+
+@pytest.mark.parametrize("given", ["train.npz", 3, None])
+def test_what_is_not_a_list_of_clients_is_refused(given):
+    with pytest.raises(ConfigError, match="train must be a list with one dataset per client"):
+        ClientDatasets(given, pairs())
+
+
+@pytest.mark.parametrize("part", ["charite", {"x": np.zeros(3), "y": np.zeros(3)}, 3])
+def test_what_is_not_a_clients_dataset_is_refused(part):
+    with pytest.raises(DataError, match=r"client 1: .* is neither a map-style dataset nor a pair"):
+        ready([datasets()[0], part])
+
+
+@pytest.mark.parametrize("option", [{"num_clients": 3}, {"partition": Shards(1)}])
+def test_what_follows_from_the_data_cannot_be_chosen(option):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} follows from train"):
+        ClientDatasets(pairs(), pairs(), **option)
+
+
+class Linear(FederatedModule):
+    def __init__(self):
+        super().__init__(lr=0.1)
+        self.body, self.head = nn.Linear(1, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        self.seen = x.dtype
+        return super().forward(x)
+
+
+def doors(kind):
+    """Return every door to a federation, with inputs in float64."""
+    whole = TensorDataset(*map(torch.as_tensor, pairs([9])[0]))
+    return {
+        "pairs": ClientDatasets(pairs(kind=kind), pairs(kind=kind)),
+        "datasets": ClientDatasets(datasets(), datasets()),
+        "whole": FederatedDataset(whole, whole, num_clients=2),
+        "made": GeneratedClients(lambda client, split: pairs(kind=kind)[client], 3, num_classes=2),
+    }
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("door", ["pairs", "datasets", "whole", "made"])
+@pytest.mark.parametrize("double", [False, True])
+def test_float64_inputs_fit_the_module(door, kind, double):
+    module = Linear().double() if double else Linear()
+    data = doors(kind)[door]
+    fit(module, FedAvg(), rounds=1, datamodule=data)
+    assert module.seen == (torch.float64 if double else torch.float32)
+
+
+def test_without_a_module_float64_stays():
+    ((inputs, _),) = ready(pairs()).batches(0, "test")
+    assert inputs.dtype == torch.float64
 
 
 def test_one_dataset_is_divided_by_its_labels():

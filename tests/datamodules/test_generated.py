@@ -7,7 +7,7 @@ import pytest
 
 from fedlightning import FedAvg, PersonalizationCallback
 from fedlightning.core.seeding import Key
-from fedlightning.datamodules import GeneratedClients, PartitionFile
+from fedlightning.datamodules import IID, GeneratedClients, PartitionFile
 from fedlightning.errors import CheckpointError, ConfigError, DataError, FederationError
 from tests.toys import fit, net
 
@@ -91,6 +91,7 @@ def test_only_the_last_clients_stay_in_memory():
         (3, {}, ConfigError, "examples must be a function of client and split, got 3"),
         (made, {"num_train": 0}, ConfigError, "num_train must be an integer >= 1, got 0"),
         (made, {"cache_size": 0}, ConfigError, "cache_size must be an integer >= 1, got 0"),
+        (made, {"partition": IID()}, ConfigError, r"partition follows from examples\(client, s"),
     ],
 )
 def test_what_cannot_be_used_is_refused(examples, options, error, message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedlightning import Federation
 from fedlightning.core.seeding import Key
 from fedlightning.datamodules import Digits, GeneratedClients, Shards
-from fedlightning.datamodules.client_roles import AllBut
+from fedlightning.datamodules.client_roles import AllBut, ClientRoles
 from fedlightning.errors import ConfigError
 from fedlightning.federation.sampling import ClientSampler, FixedCohorts, UniformSampler
 from tests.toys import data
@@ -163,6 +163,37 @@ def test_a_sampler_of_ones_own_may_choose_among_those_that_train():
     clients = digits(held_out_clients=5)
     chosen = Federation(sampler=First()).cohort(Key(0, "cohort"), 20, 3, clients.training_clients)
     assert chosen == tuple(clients.training_clients[:3])
+
+
+def test_other_clients_are_evaluated_within_a_block_and_the_same_as_before_after_it():
+    clients = digits(held_out_clients=5)
+    clients.setup()
+    before = clients.evaluated_clients
+    with clients.evaluating([2, 7]):
+        assert [task.client for task in clients.test_dataloader()] == [2, 7]
+        with clients.evaluating([3]):
+            assert clients.evaluated_clients == [3]
+        assert clients.evaluated_clients == [2, 7]
+    assert clients.evaluated_clients == before
+
+
+def test_the_clients_are_the_same_as_before_after_a_block_that_fails():
+    clients = digits()
+    with pytest.raises(KeyError), clients.evaluating([2, 7]):
+        raise KeyError
+    assert clients.evaluated_clients == range(20)
+
+
+def test_a_client_that_does_not_exist_is_not_evaluated():
+    with pytest.raises(ConfigError, match="no client 20 in Digits, whose clients are 0 to 19"):
+        digits().evaluating([3, 20])
+
+
+def test_roles_need_no_data():
+    roles = ClientRoles(20, held_out_clients=5, eval_clients=4, seed=3)
+    clients = digits(held_out_clients=5, eval_clients=4)
+    assert roles.held_out_ids.tolist() == clients.held_out_ids.tolist()
+    assert roles.evaluated_clients == clients.evaluated_clients
 
 
 def test_the_streams_of_other_purposes_have_not_moved():

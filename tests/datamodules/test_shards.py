@@ -109,6 +109,12 @@ def test_sixty_shards_over_seven_classes_are_refused_with_the_nearest_values():
     assert "per_client=7, or num_clients=14 or 21" in str(error.value)
 
 
+def test_labels_that_start_at_1_are_named():
+    labels = np.arange(30) % 3 + 1
+    with pytest.raises(DataError, match="labels start at 1, class 0 has no example; number the"):
+        Shards(1).assign(labels, labels, 4, num_classes=4, rng=np.random.default_rng(0))
+
+
 def test_a_client_whose_class_is_missing_is_named():
     train = np.zeros(10, np.int64)
     with pytest.raises(DataError, match=r"client \d has 0 samples: class 1 has no example"):

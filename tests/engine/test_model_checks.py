@@ -50,6 +50,52 @@ def test_fewer_outputs_than_classes_are_refused_before_training():
         fit(MLP(in_features=4, num_classes=2), FedAvg(), datamodule=clients(9, 9, num_classes=3))
 
 
+@pytest.mark.filterwarnings("ignore:labels start at 1")
+def test_labels_that_start_at_1_are_not_taken_for_another_class():
+    pair = torch.rand(9, 4), torch.arange(9) % 3 + 1
+    with pytest.raises(DataError, match="the highest label is 3: labels start at 1; subtract 1"):
+        fit(
+            MLP(in_features=4, num_classes=3),
+            FedAvg(),
+            datamodule=ClientDatasets([pair] * 2, [pair] * 2),
+        )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(9, 1).long(), r"int64 labels of shape \(n, 1\); pass labels\[:, 0\]"),
+        (torch.zeros(9, 2).long(), r"int64 labels of shape \(n, 2\); pass int64 classes of shape"),
+        (torch.zeros(9), r"float32 labels of shape \(n,\); pass int64 classes of shape \(n,\)"),
+        (torch.zeros(9, 3), r"float32 labels of shape \(n, 3\); pass int64 classes"),
+    ],
+)
+def test_labels_that_cross_entropy_cannot_take_are_refused_before_training(labels, message):
+    pair = torch.rand(9, 4), labels
+    with pytest.raises(DataError, match=f"MLP's cross-entropy cannot take {message}"):
+        fit(
+            MLP(in_features=4, num_classes=2),
+            FedAvg(),
+            datamodule=ClientDatasets([pair] * 2, [pair] * 2),
+        )
+
+
+def test_labels_of_another_shape_are_fine_for_a_step_of_ones_own():
+    class Regression(MLP):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.mse_loss(self(batch[0]), batch[1].float())
+
+        def test_step(self, batch, batch_idx):
+            self.log("test_loss", self.training_step(batch, batch_idx))
+
+    pair = torch.rand(9, 4), torch.arange(9)[:, None]
+    built = fit(
+        Regression(in_features=4, num_classes=1), FedAvg(),
+        datamodule=ClientDatasets([pair] * 2, [pair] * 2),
+    )  # fmt: skip
+    assert torch.isfinite(built.callback_metrics["test_loss"])
+
+
 def test_a_lone_example_and_batch_norm_are_refused_with_the_client():
     with pytest.raises(DataError, match=r"client 1 has 1 sample, so a batch of 1 sample.*Norm"):
         fit(Normalised(), FedAvg(), datamodule=clients(8, 1, batch_size=4))

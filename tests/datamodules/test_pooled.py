@@ -27,6 +27,26 @@ def test_a_rule_that_needs_labels_refuses_data_without_classes():
         apply(Shards(2), pool(np.linspace(0, 1, 20)), 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((4, 1), np.uint8), r"labels of shape \(n, 1\) = \(4, 1\); pass labels\[:, 0\]"),
+        (np.zeros((4, 3), int), r"int64 labels of shape \(4, 3\); use IID\(\)"),
+        (np.zeros(4, np.float32), r"float32 labels of shape \(4,\); use IID\(\)"),
+    ],
+)
+def test_labels_that_are_not_classes_are_described(labels, message):
+    with pytest.raises(ConfigError, match=f"needs one integer label per example.*{message}"):
+        apply(Shards(1), TensorExamples(np.zeros((4, 1)), labels), 2, 2)
+
+
+def test_labels_that_start_at_1_are_counted_with_a_warning():
+    from_1 = TensorExamples(np.zeros(3), [1, 3, 2])
+    with pytest.warns(UserWarning, match="labels start at 1: class 0 has no example.*=4"):
+        assert count_classes(from_1, from_1) == 4
+    assert count_classes(from_1, TensorExamples(np.zeros(1), [0])) == 4
+
+
 def test_declared_classes_are_no_labels():
     with pytest.raises(
         ConfigError, match="needs one integer label per example, but this data has none"
