@@ -1,4 +1,4 @@
-"""Parameters that the user has frozen: not sent, as long as nothing but their freezing holds."""
+"""Parameters that the user has frozen: not sent while no client changes them."""
 
 from __future__ import annotations
 
