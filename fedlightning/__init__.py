@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from fedlightning.errors import FedLightningError
     from fedlightning.federation.settings import Federation
     from fedlightning.models.base import FederatedModule
-    from fedlightning.storage import AtomicCheckpointIO
+    from fedlightning.storage.checkpoint_io import AtomicCheckpointIO
     from fedlightning.trainer import FederatedTrainer
 
 _HOMES = {
     "APFL": "algorithms",
     "Algorithm": "algorithms",
-    "AtomicCheckpointIO": "storage",
+    "AtomicCheckpointIO": "storage.checkpoint_io",
     "ClientUpdate": "algorithms",
     "Composite": "algorithms",
     "Ditto": "algorithms",

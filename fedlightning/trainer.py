@@ -28,6 +28,7 @@ from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
     before_optimizers,
+    in_every_checkpoint,
     install_loops,
 )
 from fedlightning.engine.checks.environment import check_environment
@@ -105,6 +106,8 @@ class FederatedTrainer(RunKeepingTrainer):
         )
         before_optimizers(self, loop.prepare)
         after_environment(self, self._open_folder)
+        in_every_checkpoint(self, self._note_loggers)
+        loop.on_begun = self._cut_back
         self.personalizes = False
 
     # -- running -------------------------------------------------------------------------------

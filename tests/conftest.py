@@ -24,7 +24,7 @@ def _clean_process(monkeypatch, tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave empty files for figures, which take longer than all the rest of a tiny run."""
-    for module in ("personal_results", "callbacks.run_record"):
+    for module in ("personalization.results", "callbacks.run_record"):
         monkeypatch.setattr(f"fedlightning.{module}.save_figure", lambda _, path: path.touch())
     monkeypatch.setattr("fedlightning.personalization.results.clients_figure", lambda *_: None)
     for name in ("curves", "partition"):

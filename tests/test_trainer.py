@@ -318,4 +318,4 @@ def test_callbacks_may_log_in_a_clients_hooks_weighted_by_its_examples():
 def test_limit_val_batches_cuts_clients_not_splits():
     built = fit(net(), FedAvg(), datamodule=data(val_fraction=0.5), limit_val_batches=0.5)
     assert {"val/acc", "global/acc"} <= built.callback_metrics.keys()
-    assert len(built.federated_loop.evaluator.last_accuracies) == 2
+    assert len(built.federated_loop.evaluator.accuracies[""]) == 2

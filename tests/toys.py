@@ -13,6 +13,8 @@ from fedlightning import FedAvg, FederatedModule, FederatedTrainer, Federation
 from fedlightning.algorithms import Algorithm
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.storage.checkpoint_reader import loop_state
+from fedlightning.storage.client_store import ClientStore
 
 FEATURES, CLASSES = 4, 3
 
@@ -95,6 +97,13 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether two states are the same, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def client_states(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Return all that clients keep in a checkpoint, by client and key."""
+    store = ClientStore()
+    store.load_state_dict(loop_state(checkpoint)["extra"]["personal"])
+    return {f"{client}/{key}": v for client in store for key, v in store.get(client).items()}
 
 
 def loop_of(built: FederatedTrainer) -> FederatedLoop:

@@ -1,7 +1,8 @@
 """Federated algorithms: few orthogonal choices, and names for the well-known combinations."""
 
-from fedlightning.algorithms.algorithm import Algorithm, Composite, Weights
+from fedlightning.algorithms.algorithm import Algorithm, Composite, UpdateAccumulator, Weights
 from fedlightning.algorithms.apfl import APFL, Mixture
+from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
@@ -13,7 +14,7 @@ from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
@@ -26,20 +27,28 @@ from fedlightning.algorithms.server_step import (
     ServerTrainingConfig,
     ServerYogi,
 )
-from fedlightning.core.messages import ClientUpdate
+from fedlightning.core.messages import Broadcast, ClientUpdate, Down, Up
 from fedlightning.core.parts import KeyRoles, Parts
 
 # names of earlier versions
-ModelKeys, Roles, ServerTraining = Parts, KeyRoles, ServerTrainingConfig
+ModelKeys, Roles = Parts, KeyRoles
+
+ServerTraining = ServerTrainingConfig
+"""The name of :class:`ServerTrainingConfig` in releases before 0.2."""
 
 __all__ = [
     "APFL",
     "SCAFFOLD",
+    "Aggregation",
     "Algorithm",
+    "Broadcast",
+    "ClientContext",
+    "ClientHook",
     "ClientUpdate",
     "Composite",
     "ControlVariates",
     "Ditto",
+    "Down",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
@@ -75,5 +84,7 @@ __all__ = [
     "ServerTrainingConfig",
     "ServerYogi",
     "TwoHeads",
+    "Up",
+    "UpdateAccumulator",
     "Weights",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, get_args
 
-from fedlightning.algorithms.aggregation import Merge, Sums, WeightedMean
+from fedlightning.algorithms.aggregation import Accumulator, WeightedMean
 from fedlightning.algorithms.composition import deciding, joined
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook, LocalMethod
 from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
-from fedlightning.core.messages import ClientUpdate
+from fedlightning.core.messages import ClientUpdate, Up, declared
 from fedlightning.core.parts import (
     RESERVED,
     KeyRoles,
@@ -21,10 +21,10 @@ from fedlightning.core.parts import (
     split_subtractions,
     without,
 )
-from fedlightning.core.state import State
+from fedlightning.core.state import State, Sums
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["Algorithm", "Composite", "Weights"]
+__all__ = ["Algorithm", "Composite", "UpdateAccumulator", "WeightedUpdates", "Weights"]
 
 Weights = Literal["uniform", "examples"]
 
@@ -33,6 +33,37 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "keep": (True, False),
     "sums": get_args(Sums),
 }
+
+
+class UpdateAccumulator(Protocol):
+    """One round's merging of updates: they go in, in order, and the next shared part comes out."""
+
+    def push(self, update: ClientUpdate) -> None:
+        """Take one update in; its tensors may be overwritten afterwards."""
+
+    def result(self) -> State:
+        """Return the next values; keys that are left out keep their old ones."""
+
+
+class WeightedUpdates:
+    """Merges the updates' states, each with its weight.
+
+    Args:
+        weight: Returns an update's weight.
+        rule: What merges states.
+    """
+
+    def __init__(self, weight: Callable[[ClientUpdate], float], rule: Accumulator) -> None:
+        self._weight = weight
+        self._rule = rule
+
+    def push(self, update: ClientUpdate) -> None:
+        """Take one update in."""
+        self._rule.push(update.state, self._weight(update))
+
+    def result(self) -> State:
+        """Return what the rule makes of the states."""
+        return self._rule.result()
 
 
 class Algorithm:
@@ -79,12 +110,12 @@ class Algorithm:
         keep: bool | None = None,
         sums: Sums | None = None,
         own_norms: bool | None = None,
-        local: list[LocalMethod] | None = None,
+        local: list[ClientHook] | None = None,
         server: ServerOptimizer | None = None,
         server_data: ServerTrainingConfig | None = None,
     ) -> None:
         if not isinstance(local, (list, tuple, type(None))):
-            raise ConfigError(f"algorithm.local must be a list of LocalMethod, got {local!r}.")
+            raise ConfigError(f"algorithm.local must be a list of ClientHook, got {local!r}.")
         train = canonical(train, "algorithm.train") if train is not None else None
         share = canonical(share, "algorithm.share") if share is not None else None
         share = without(share or "full", "norm") if own_norms else share
@@ -106,7 +137,7 @@ class Algorithm:
         self.weights: Weights = weights or "examples"
         self.keep = keep is not False
         self.sums: Sums = sums or "float64"
-        self.local: tuple[LocalMethod, ...] = self.claims.get("local", ())
+        self.local: tuple[ClientHook, ...] = self.claims.get("local", ())
         self.server = server
         self.server_data = server_data
         self._check_server()
@@ -183,25 +214,59 @@ class Algorithm:
         """Return an update's weight in the mean."""
         return 1.0 if self.weights == "uniform" else float(update.num_examples)
 
-    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
-        """Merge a cohort's updates into the next global state of the shared part.
+    @property
+    def hooks(self) -> tuple[ClientHook, ...]:
+        """What takes part in a client update; hooks that see bare gradients come first."""
+        return tuple(sorted(self.local, key=lambda hook: not hook.first))
+
+    @property
+    def uplinks(self) -> tuple[Up, ...]:
+        """The extras that clients send, as its hooks declare them."""
+        return tuple(m for hook in self.local for m in hook.messages if isinstance(m, Up))
+
+    def extra_of(self, key: str) -> Up | None:
+        """Return the declaration of an extra, by the key of one of its tensors."""
+        found = declared(key, self.uplinks)
+        if found is None and any(isinstance(hook, LocalMethod) for hook in self.local):
+            return Up(key.partition("/")[0])
+        return found
+
+    def accumulator(self, rule: Accumulator) -> UpdateAccumulator:
+        """Return what merges a round's updates into the next values of the shared part.
+
+        Override it for a rule of the algorithm's own.
 
         Args:
-            updates: One per client, in cohort order. They are produced while they are read: each is
-                valid until the next one is asked for.
-            merge: What merges (``federation.aggregator``); the weighted mean by default.
+            rule: What merges states (``federation.aggregator``), the weighted mean by default.
+        """
+        return WeightedUpdates(self.weight, rule)
+
+    @property
+    def merges_at_once(self) -> bool:
+        """Whether it overrides :meth:`aggregate`, which needs all updates of a round at once."""
+        return type(self).aggregate is not Algorithm.aggregate
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Accumulator | None = None) -> State:
+        """Merge updates into the next values of the shared part.
+
+        To merge by another rule, override :meth:`accumulator`. A subclass of releases before 0.2
+        that overrides this method gets all updates of a round at once.
+
+        Args:
+            updates: One per client, in the order of aggregation.
+            merge: What merges states; the weighted mean by default.
 
         Returns:
             The new values; keys that are left out keep their old ones.
         """
-        merge = merge if merge is not None else WeightedMean(self.sums)
+        accumulator = self.accumulator(merge if merge is not None else WeightedMean(self.sums))
         for update in updates:
-            merge.push(update.state, self.weight(update))
-        return merge.result()
+            accumulator.push(update)
+        return accumulator.result()
 
     def _check_methods(self) -> None:
         for key, kind in (
-            ("local", LocalMethod),
+            ("local", ClientHook),
             ("server", ServerOptimizer),
             ("server_data", ServerTrainingConfig),
         ):
@@ -289,7 +354,7 @@ class Composite(Algorithm):
         self.algorithms = tuple(members)
         self._deciding = {
             method: deciding(members, method, getattr(Algorithm, method))
-            for method in ("aggregate", "weight", "roles")
+            for method in ("accumulator", "aggregate", "weight", "roles")
         }
 
     @property
@@ -310,14 +375,31 @@ class Composite(Algorithm):
         owner = self._deciding["weight"]
         return super().weight(update) if owner is None else self._for_all(owner).weight(update)
 
-    def aggregate(self, updates: Iterable[ClientUpdate], merge: Merge | None = None) -> State:
-        """Merge a cohort's updates; by a member's own rule, if one has it."""
+    def accumulator(self, rule: Accumulator) -> UpdateAccumulator:
+        """Return what merges updates; by a member's own rule, if one has it."""
+        owner = self._deciding["accumulator"]
+        return (
+            super().accumulator(rule) if owner is None else self._merging(owner).accumulator(rule)
+        )
+
+    def aggregate(self, updates: Iterable[ClientUpdate], merge: Accumulator | None = None) -> State:
+        """Merge updates; by a member's own rule, if one has it."""
         owner = self._deciding["aggregate"]
         if owner is None:
             return super().aggregate(updates, merge)
-        owner = self._for_all(owner)
-        vars(owner)["weight"] = self.weight
+        owner = self._merging(owner)
         return owner.aggregate(updates) if merge is None else owner.aggregate(updates, merge)
+
+    @property
+    def merges_at_once(self) -> bool:
+        """Whether a member overrides ``aggregate``."""
+        return self._deciding["aggregate"] is not None
+
+    def _merging(self, member: Algorithm) -> Algorithm:
+        """Return a member that merges for all, with the weights of all."""
+        member = self._for_all(member)
+        vars(member)["weight"] = self.weight
+        return member
 
     def _for_all(self, member: Algorithm) -> Algorithm:
         """Return a member with the choices of all: what it asks itself is asked of all of them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.batches import Batch
 from fedlightning.core.state import State, under
 from fedlightning.core.validation import check_number
@@ -23,63 +23,63 @@ _NAME = "apfl"
 _ALPHA = f"{_NAME}:alpha"
 
 
-class Mixture(LocalMethod):
+class Mixture(ClientHook):
     r"""Trains :math:`v_i` through :math:`\bar v_i = \alpha_i v_i + (1 - \alpha_i) w_i`.
 
     Args:
         alpha: :math:`\alpha_i` at first.
-        adaptive: Whether every client learns its own :math:`\alpha_i`, a step a turn.
+        adaptive: Whether every client learns its own :math:`\alpha_i`, one step per client update.
     """
 
     personal_model = True
 
     def __init__(self, alpha: float, adaptive: bool) -> None:
-        check_number("alpha", alpha, most=1.0)
+        check_number("algorithm.alpha", alpha, at_least=0, at_most=1)
         self.alpha = alpha
         self.adaptive = adaptive
 
-    def begin(self, turn: ClientContext) -> None:
+    def on_update_start(self, context: ClientContext) -> None:
         """Take up the client's own model: at first the global one that it received."""
-        own = turn.kept(_NAME) or turn.trained_state()
-        weights = {key: own[key].clone().requires_grad_() for key in turn.parameters}
+        own = context.kept(_NAME) or context.trained_state()
+        weights = {key: own[key].clone().requires_grad_() for key in context.parameters}
         buffers = {key: value.clone() for key, value in own.items() if key not in weights}
-        kept = turn.kept_values(_ALPHA)
-        turn.scratch[_NAME] = {
+        kept = context.kept_values(_ALPHA)
+        context.scratch[_NAME] = {
             "weights": weights,
             "buffers": buffers,
             "alpha": float(kept) if kept is not None else self.alpha,
-            "optimizer": turn.optimizer_like(weights),
+            "optimizer": context.optimizer_like(weights),
             "adapt": self.adaptive,
         }
 
-    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
+    def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Take the gradients at both models where they are, then move both."""
-        own = turn.scratch[_NAME]
-        loss = turn.gradient(batch, batch_idx)
-        gradients, weights, alpha = turn.gradients(), turn.weights(), own["alpha"]
+        own = context.scratch[_NAME]
+        loss = context.gradient(batch, batch_idx)
+        gradients, weights, alpha = context.gradients(), context.weights(), own["alpha"]
         mixed = {
             key: alpha * v.detach() + (1 - alpha) * weights[key]
             for key, v in own["weights"].items()
         }
-        with turn.quiet(), turn.at(mixed, own["buffers"]):
-            turn.gradient(batch, batch_idx)
-            slope = turn.gradients()
+        with context.no_logging(), context.swapped_weights(mixed, own["buffers"]):
+            context.gradient(batch, batch_idx)
+            slope = context.gradients()
         if own["adapt"]:
             own["adapt"] = False
-            own["alpha"] = self._adapted(alpha, slope, own["weights"], weights, turn.lr)
+            own["alpha"] = self._adapted(alpha, slope, own["weights"], weights, context.lr)
         for key, v in own["weights"].items():
             v.grad = alpha * slope[key] if key in slope else None
-        turn.move(own["optimizer"])
-        turn.set_gradients(gradients)
-        turn.update(batch_idx)
+        context.step_optimizer(own["optimizer"])
+        context.set_gradients(gradients)
+        context.update(batch_idx)
         return loss
 
-    def end(self, turn: ClientContext) -> None:
+    def on_update_end(self, context: ClientContext) -> None:
         """Keep the client's own model and its share in the mixture."""
-        own = turn.scratch[_NAME]
+        own = context.scratch[_NAME]
         weights = {key: value.detach() for key, value in own["weights"].items()}
-        turn.keep(_NAME, {**weights, **own["buffers"]})
-        turn.keep_values(_ALPHA, torch.tensor(own["alpha"], dtype=torch.float64))
+        context.keep(_NAME, {**weights, **own["buffers"]})
+        context.keep_values(_ALPHA, torch.tensor(own["alpha"], dtype=torch.float64))
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the mixture of the client's own model and the present global one."""
@@ -110,7 +110,7 @@ class APFL(Algorithm):
 
     In every local step :math:`w_i \leftarrow w_i - \eta \nabla f_i(w_i)` and
     :math:`v_i \leftarrow v_i - \eta\, \alpha_i \nabla f_i(\bar v_i)` with
-    :math:`\bar v_i = \alpha_i v_i + (1 - \alpha_i) w_i`; clients send :math:`w_i`. Once a turn
+    :math:`\bar v_i = \alpha_i v_i + (1 - \alpha_i) w_i`; clients send :math:`w_i`. Once per update
     :math:`\alpha_i \leftarrow \alpha_i - \eta \langle \nabla f_i(\bar v_i), v_i - w_i \rangle`,
     within [0, 1]. A client's model is its :math:`v_i` mixed with the present global model; of
     BatchNorm statistics, too, it has the mixture.

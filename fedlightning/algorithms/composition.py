@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.parts import split_subtractions, without
 from fedlightning.errors import ConfigError
 
@@ -16,7 +16,7 @@ class Member(Protocol):
     """An algorithm, as far as composition goes: a name, the choices that it makes, its methods."""
 
     claims: dict[str, Any]
-    local: tuple[LocalMethod, ...]
+    local: tuple[ClientHook, ...]
 
     @property
     def name(self) -> str:

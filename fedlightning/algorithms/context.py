@@ -1,4 +1,4 @@
-"""`ClientContext`: one client's turn, as local methods see it."""
+"""`ClientContext`: one client update, as the hooks of an algorithm see it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlightning.core.batches import Batch
-from fedlightning.core.optimizers import optimizer_like
+from fedlightning.core.optimizers import FollowingOptimizer
 from fedlightning.core.parts import KeyRoles, Parts, head_module
+from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, first_non_finite, under
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-
-__all__ = ["ClientContext"]
+__all__ = ["ClientContext", "GradientStep", "Held", "Trains"]
 
 
 class GradientStep(Protocol):
@@ -35,46 +35,91 @@ class GradientStep(Protocol):
         """Take the optimizer's step, and forget the gradients."""
 
     def clip(self, optimizer: Optimizer) -> None:
-        """Clip the gradients of an optimizer's parameters, if the trainer says so."""
+        """Clip the gradients of an optimizer's parameters, if the settings say so."""
+
+
+class Trains(Protocol):
+    """What trains a client's module, as far as hooks need it."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The module's (first) optimizer."""
+
+    @property
+    def gradient_step(self) -> GradientStep | None:
+        """The step that :meth:`ClientHook.local_step` is made of, where a hook overrides it."""
+
+    def no_logging(self) -> AbstractContextManager[None]:
+        """Drop what the module logs inside the ``with`` block."""
+
+    def train_copy(
+        self,
+        context: ClientContext,
+        start: Mapping[str, Tensor],
+        adjust: Callable[[], None],
+        epochs: int,
+    ) -> State:
+        """Train another model of the client's on its data."""
+
+
+class Held(Protocol):
+    """The module's own tensors, whatever a client has put in their places."""
+
+    def view(self) -> State:
+        """Return the module's own tensors by key; they change with the module."""
+
+    def actual_state(self) -> State:
+        """Return the module's state dict as it is now."""
+
+    def rebind(self) -> None:
+        """Copy the values that the module has now into its own tensors, and put those back."""
 
 
 @dataclass
 class ClientContext:
-    """What a client's turn offers to the local methods of an algorithm.
+    """What a client update offers to the hooks of an algorithm.
 
-    The module is in the middle of it: between :meth:`LocalMethod.begin` and
-    :meth:`LocalMethod.end` it holds what the client trains. Whatever a method writes down here
-    belongs to this turn alone, and is lost if the turn fails.
+    Between :meth:`ClientHook.on_update_start` and :meth:`ClientHook.on_update_end` the module
+    holds the client's weights. State stored here lives for one client update and is discarded if
+    it fails.
 
     Attributes:
         client: Client id.
-        round: Round index, from 0.
+        round: The number of the client update in its random streams: with synchronous rounds, the
+            round's index, from 0.
+        version: The version of the global model that the client has received.
         local_epochs: ``federation.local_epochs``.
+        num_examples: Number of the client's training examples.
         module: The resident module.
         received: The global model as the client received it; not to be changed.
-        scratch: For the methods' own use until the turn ends.
+        scratch: For the hooks' own use until the update ends.
         kept_after: What the client keeps beside the parts of the model, by name.
-        sent: What the client sends beside the shared part, by name.
+        sent: The extras that the client sends, by name.
+        after_step: Called after every batch with the number of steps so far; what it raises ends
+            the training.
     """
 
     client: int
     round: int
+    version: int
+    key: Key
     local_epochs: int
+    num_examples: int
     module: pl.LightningModule
     received: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor]
+    before: Mapping[str, Tensor]
     roles: KeyRoles
     parts: Callable[[], Parts]
-    before: Mapping[str, Tensor]
-    servers: Mapping[str, Tensor]
-    live: Mapping[str, Tensor]
-    optimizer: Optimizer
-    step: GradientStep | None
-    muted: Callable[[], AbstractContextManager[None]]
-    apart: Callable[[ClientContext, Mapping[str, Tensor], Callable[[], None], int], State]
+    held: Held
     counts: Callable[[int, int], Tensor]
+    after_step: Callable[[int], None] | None = None
     scratch: dict[str, Any] = field(default_factory=dict)
     kept_after: State = field(default_factory=dict)
     sent: State = field(default_factory=dict)
+    _training: Trains | None = None
+    _watched: dict[str, Tensor] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
 
     # -- the model -----------------------------------------------------------------------------
 
@@ -87,6 +132,16 @@ class ClientContext:
     def shared(self) -> frozenset[str]:
         """The keys that the client sends; what it trains besides is in no global model."""
         return frozenset(self.roles.shared)
+
+    @property
+    def live(self) -> State:
+        """The module's state by key; it changes with the module."""
+        return self.held.view()
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The module's (first) optimizer."""
+        return self._trains.optimizer
 
     @property
     def lr(self) -> float:
@@ -102,8 +157,8 @@ class ClientContext:
         copy_into({key: self.parameters[key] for key in weights}, weights)
 
     @torch.no_grad()
-    def shift(self, directions: Mapping[str, Tensor], by: float) -> None:
-        """Move trained parameters along directions, ``by`` times their length."""
+    def add_to_weights(self, directions: Mapping[str, Tensor], by: float) -> None:
+        """Add ``by`` times a direction to trained parameters, in place."""
         if directions:
             moved: list[Tensor] = [self.parameters[key] for key in directions]
             torch._foreach_add_(moved, list(directions.values()), alpha=by)
@@ -113,7 +168,7 @@ class ClientContext:
         return {key: self.live[key].clone() for key in self.roles.trained}
 
     def train_only(self, part: str) -> None:
-        """Let one part's parameters move from now on, of those that the client trains."""
+        """Let only one part's parameters move from now on, of those that the client trains."""
         keys = set(self.parts().keys(part))
         for key, parameter in self.parameters.items():
             parameter.requires_grad_(key in keys)
@@ -127,15 +182,75 @@ class ClientContext:
         """Return the head.
 
         Raises:
-            ConfigError: If it is no single linear layer.
+            ConfigError: If it is not a single linear layer.
         """
         head = head_module(self.module, self.parts())
         if isinstance(head, nn.Linear):
             return head
         raise ConfigError(
-            f"the algorithm needs a head that is one nn.Linear; {type(self.module).__name__}'s is "
-            "another one."
+            f"the algorithm needs a head that is one nn.Linear; the head of "
+            f"{type(self.module).__name__} is not."
         )
+
+    # -- features --------------------------------------------------------------------------------
+
+    def watch(self, layer: str, inputs: bool = False) -> None:
+        """Record a layer's output in every forward pass of this update; see :meth:`features`.
+
+        Args:
+            layer: The layer's name in the module, such as ``"body"`` or ``"encoder.layers.3"``.
+            inputs: Record its (first) input instead: the features that a head gets.
+
+        Raises:
+            ConfigError: If the module has no such layer.
+        """
+        try:
+            child = self.module.get_submodule(layer)
+        except AttributeError:
+            known = ", ".join(name for name, _ in self.module.named_children())
+            raise ConfigError(
+                f"{type(self.module).__name__} has no layer {layer!r} (layers: {known})."
+            ) from None
+
+        def record(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+            self._watched[layer] = given[0] if inputs else output
+
+        self._handles.append(child.register_forward_hook(record))
+
+    def features(self, layer: str) -> Tensor:
+        """Return what :meth:`watch` recorded in the last forward pass; gradients flow through it.
+
+        Raises:
+            ConfigError: If the layer is not watched, or no forward pass has reached it.
+        """
+        if layer not in self._watched:
+            raise ConfigError(
+                f"layer {layer!r} has no features: call context.watch({layer!r}) in "
+                "on_update_start, for a layer that every forward pass reaches."
+            )
+        return self._watched[layer]
+
+    @torch.no_grad()
+    def forward_with(
+        self, weights: Mapping[str, Tensor], *inputs: Any, layer: str | None = None
+    ) -> Any:
+        """Run the module's forward pass with other weights; the module itself stays as it is.
+
+        Args:
+            weights: Values by key (``context.received``, a kept state, ...); keys that are left
+                out have the module's present values.
+            *inputs: What ``forward`` takes.
+            layer: Return the output of this layer instead of the forward pass's, or its input
+                where :meth:`watch` records that.
+        """
+        before, self._watched = self._watched, {}
+        state = {**self.live, **{key: weights[key] for key in weights if key in self.live}}
+        state = {key: value.detach().clone() for key, value in state.items()}
+        try:
+            output = torch.func.functional_call(self.module, state, inputs)
+            return output if layer is None else self.features(layer)
+        finally:
+            self._watched = before
 
     # -- training ------------------------------------------------------------------------------
 
@@ -145,10 +260,9 @@ class ClientContext:
         Returns:
             The loss, detached; ``None`` where the training step gives none.
         """
-        assert self.step is not None
         for parameter in self.parameters.values():
             parameter.grad = None
-        loss = self.step.gradient(batch, batch_idx)
+        loss = self._step.gradient(batch, batch_idx)
         return loss.detach() if loss is not None else None
 
     def gradients(self) -> State:
@@ -162,29 +276,30 @@ class ClientContext:
 
     def update(self, batch_idx: int) -> None:
         """Adjust and clip the gradients, take the optimizer's step, forget the gradients."""
-        assert self.step is not None
-        self.step.update(batch_idx)
+        self._step.update(batch_idx)
 
-    def move(self, optimizer: Optimizer) -> None:
-        """Clip the gradients of an optimizer of :meth:`optimizer_like`, and take its step."""
-        assert self.step is not None
-        self.step.clip(optimizer)
-        optimizer.step()
+    def step_optimizer(self, optimizer: FollowingOptimizer) -> None:
+        """Clip the gradients of an optimizer of :meth:`optimizer_like`, and take its step.
 
-    @contextmanager
-    def rewound(self) -> Iterator[None]:
-        """Have torch's random numbers of the ``with`` block come again after it."""
+        It steps with the present learning rates of the module's optimizer, so that schedules by
+        step reach it.
+        """
+        optimizer.follow()
+        self._step.clip(optimizer.optimizer)
+        optimizer.optimizer.step()
+
+    def replay_rng(self) -> AbstractContextManager[None]:
+        """Let torch's random numbers of the ``with`` block be drawn again after it."""
         device = self.module.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
-    def quiet(self) -> AbstractContextManager[None]:
-        """Leave out, inside the ``with`` block, what the module logs."""
-        return self.muted()
+    def no_logging(self) -> AbstractContextManager[None]:
+        """Drop what the module logs inside the ``with`` block."""
+        return self._trains.no_logging()
 
     @contextmanager
-    def at(self, weights: Mapping[str, Tensor], buffers: State) -> Iterator[None]:
-        """Have other values in the module for the ``with`` block; ``buffers`` take up changes."""
+    def swapped_weights(self, weights: Mapping[str, Tensor], buffers: State) -> Iterator[None]:
+        """Hold other values in the module inside the block; ``buffers`` take up changes."""
         own_weights = self.weights()
         own_buffers = {key: self.live[key].clone() for key in buffers}
         self.set_weights(weights)
@@ -198,23 +313,23 @@ class ClientContext:
 
     @contextmanager
     def hooked(self, layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-        """Have a forward hook on a layer inside the ``with`` block."""
+        """Register a forward hook on a layer inside the ``with`` block."""
         handle = layer.register_forward_hook(hook)
         try:
             yield
         finally:
             handle.remove()
 
-    def optimizer_like(self, tensors: Mapping[str, Tensor]) -> Optimizer:
+    def optimizer_like(self, tensors: Mapping[str, Tensor]) -> FollowingOptimizer:
         """Return an optimizer of the module's kind and settings for other tensors.
 
         Args:
-            tensors: By the key of the parameter whose settings they shall have.
+            tensors: By the key of the parameter whose settings they take.
         """
         keys = {id(parameter): key for key, parameter in self.module.named_parameters()}
-        return optimizer_like(self.optimizer, lambda p: tensors.get(keys.get(id(p), "")))
+        return FollowingOptimizer(self.optimizer, lambda p: tensors.get(keys.get(id(p), "")))
 
-    def train_apart(
+    def train_copy(
         self, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int
     ) -> State:
         """Train another model of the client's on its data; the module is as before afterwards.
@@ -228,7 +343,7 @@ class ClientContext:
         Returns:
             What was trained, as copies.
         """
-        return self.apart(self, start, adjust, epochs)
+        return self._trains.train_copy(self, start, adjust, epochs)
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Return how many of the client's training examples are of each class, as float64."""
@@ -245,25 +360,62 @@ class ClientContext:
         return self.before.get(name)
 
     def keep(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Keep tensors, by model key, for the client's next turn."""
+        """Keep tensors, by model key, for the client's next update."""
         self.kept_after |= {f"{name}/{key}": value for key, value in state.items()}
 
     def keep_values(self, name: str, value: Tensor) -> None:
-        """Keep a single tensor for the client's next turn."""
+        """Keep a single tensor for the client's next update."""
         self.kept_after[name] = value
 
-    def server(self, name: str) -> State:
-        """Return what the server has sent along under a name, by model key."""
-        return self._under(self.servers, name)
+    def received_extra(self, name: str) -> State:
+        """Return what the server has sent under a name, by key; empty if it has sent nothing."""
+        return self._under(self.extras, name)
 
-    def send(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Send tensors along, by model key; their plain mean reaches :meth:`LocalMethod.merge`."""
-        self.sent |= {f"{name}/{key}": value for key, value in state.items()}
+    def received_value(self, name: str) -> Tensor | None:
+        """Return a single tensor that the server has sent under a name."""
+        value = self.extras.get(name)
+        return value.to(self.module.device) if value is not None else None
+
+    def send_extra(self, name: str, value: Mapping[str, Tensor] | Tensor) -> None:
+        """Send a declared extra to the server: tensors by key, or a single one."""
+        if isinstance(value, Tensor):
+            self.sent[name] = value
+        else:
+            self.sent |= {f"{name}/{key}": tensor for key, tensor in value.items()}
 
     def first_non_finite(self) -> str | None:
         """Return the first name under which a NaN or an infinity would be kept or sent."""
         return first_non_finite({**self.kept_after, **self.sent})
 
+    # -- the walk ------------------------------------------------------------------------------
+
+    def attach(self, training: Trains) -> None:
+        """Let hooks train with this from now on."""
+        self._training = training
+
+    def close(self) -> None:
+        """Remove what was registered on the module; called however the update ends."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watched.clear()
+
+    @property
+    def _trains(self) -> Trains:
+        assert self._training is not None, "the walk attaches what trains before hooks are called"
+        return self._training
+
+    @property
+    def _step(self) -> GradientStep:
+        step = self._trains.gradient_step
+        assert step is not None, "for hooks that override local_step"
+        return step
+
     def _under(self, values: Mapping[str, Tensor], name: str) -> State:
         device = self.module.device
         return {key: value.to(device) for key, value in under(values, name).items()}
+
+    # names of releases before 0.2
+    quiet, rewound, at = no_logging, replay_rng, swapped_weights
+    shift, move, train_apart = add_to_weights, step_optimizer, train_copy
+    server, send = received_extra, send_extra

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.fedprox import pull
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.state import State, under
-from fedlightning.core.validation import check_number
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer, check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -22,7 +21,7 @@ __all__ = ["Ditto", "OwnModel"]
 _NAME = "ditto"
 
 
-class OwnModel(LocalMethod):
+class OwnModel(ClientHook):
     r"""Trains a model of the client's own, with :math:`\frac{\lambda}{2} \|v_i - w_t\|^2`.
 
     Args:
@@ -33,21 +32,20 @@ class OwnModel(LocalMethod):
     personal_model = True
 
     def __init__(self, strength: float, epochs: int | None = None) -> None:
-        check_number("strength", strength)
-        counts = isinstance(epochs, int) and not isinstance(epochs, bool) and epochs >= 1
-        if epochs is not None and not counts:
-            raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
+        check_number("algorithm.strength", strength, at_least=0)
+        if epochs is not None:
+            check_integer("algorithm.epochs", epochs, at_least=1)
         self.strength = strength
         self.own_epochs = epochs
 
-    def begin(self, turn: ClientContext) -> None:
+    def on_update_start(self, context: ClientContext) -> None:
         """Train the client's own model, apart from what it will send."""
-        trained = turn.train_apart(
-            turn.kept(_NAME),
-            adjust=lambda: pull(turn, self.strength),
-            epochs=self.own_epochs or turn.local_epochs,
+        trained = context.train_copy(
+            context.kept(_NAME),
+            adjust=lambda: pull(context, self.strength),
+            epochs=self.own_epochs or context.local_epochs,
         )
-        turn.keep(_NAME, trained)
+        context.keep(_NAME, trained)
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the client's own model."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.validation import check_number
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["FedProx", "Proximal"]
 
 
-class Proximal(LocalMethod):
+class Proximal(ClientHook):
     r"""Adds :math:`\frac{\mu}{2} \|w - w_t\|^2` to the local loss, by its gradient.
 
     Args:
@@ -25,25 +25,25 @@ class Proximal(LocalMethod):
     """
 
     def __init__(self, mu: float) -> None:
-        check_number("mu", mu)
+        check_number("algorithm.mu", mu, at_least=0)
         self.mu = mu
 
-    def adjust(self, turn: ClientContext) -> None:
+    def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Add the term's gradient."""
         if self.mu:
-            pull(turn, self.mu)
+            pull(context, self.mu)
 
 
 @torch.no_grad()
-def pull(turn: ClientContext, strength: float) -> None:
+def pull(context: ClientContext, strength: float) -> None:
     """Add the gradient of a pull towards the model that the client received.
 
     What stays with the client (a head of its own) is in no global model, and not pulled.
     """
-    gradients = {key: g for key, g in turn.gradients().items() if key in turn.shared}
+    gradients = {key: g for key, g in context.gradients().items() if key in context.shared}
     if gradients:
-        present: list[Tensor] = [turn.parameters[key] for key in gradients]
-        away = torch._foreach_sub(present, [turn.received[key] for key in gradients])
+        present: list[Tensor] = [context.parameters[key] for key in gradients]
+        away = torch._foreach_sub(present, [context.received[key] for key in gradients])
         torch._foreach_add_(list(gradients.values()), away, alpha=strength)
 
 

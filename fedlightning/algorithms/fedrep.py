@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
-from fedlightning.errors import ConfigError
+from fedlightning.algorithms.method import ClientHook
+from fedlightning.core.validation import check_integer
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["FedRep", "HeadThenBody"]
 
 
-class HeadThenBody(LocalMethod):
+class HeadThenBody(ClientHook):
     """First some epochs of the head alone, then ``local_epochs`` of the body alone.
 
     Args:
@@ -25,24 +25,23 @@ class HeadThenBody(LocalMethod):
     needs_global = False
 
     def __init__(self, head_epochs: int = 10) -> None:
-        if isinstance(head_epochs, bool) or not isinstance(head_epochs, int) or head_epochs < 1:
-            raise ConfigError(f"algorithm.head_epochs must be an integer >= 1, got {head_epochs}.")
+        check_integer("algorithm.head_epochs", head_epochs, at_least=1)
         self.head_epochs = head_epochs
 
-    def epochs(self, local_epochs: int) -> int:
+    def num_epochs(self, local_epochs: int) -> int:
         """Return those of the head and of the body."""
         return self.head_epochs + local_epochs
 
-    def begin_epoch(self, turn: ClientContext, epoch: int) -> None:
-        """Thaw the part whose turn it is."""
+    def on_epoch_start(self, context: ClientContext, epoch: int) -> None:
+        """Train the head alone in the first epochs, the body alone afterwards."""
         if epoch in (0, self.head_epochs):
-            turn.train_only("head" if epoch < self.head_epochs else "body")
+            context.train_only("head" if epoch < self.head_epochs else "body")
 
 
 class FedRep(Algorithm):
     r"""FedRep: every client fits its own head to the shared body first, then moves the body.
 
-    In a turn the head is trained for ``head_epochs`` with the body still, then the body for
+    In an update the head is trained for ``head_epochs`` with the body still, then the body for
     ``federation.local_epochs`` (1 in the paper) with the head still; the head stays with the
     client, bodies are averaged.
 

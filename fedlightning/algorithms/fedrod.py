@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.batches import Batch
 from fedlightning.core.state import State, under
 from fedlightning.errors import ConfigError
@@ -23,7 +23,7 @@ __all__ = ["FedRoD", "TwoHeads"]
 _NAME = "fedrod"
 
 
-class TwoHeads(LocalMethod):
+class TwoHeads(ClientHook):
     """Trains the shared head with a balanced loss, and on its features one of the client's own.
 
     The loss is balanced by adding the logarithm of the client's class frequencies to the shared
@@ -33,21 +33,21 @@ class TwoHeads(LocalMethod):
     needs_head = True
     personal_model = True
 
-    def begin(self, turn: ClientContext) -> None:
+    def on_update_start(self, context: ClientContext) -> None:
         """Take up the client's own head, zero at first, and its class frequencies."""
-        head = turn.linear_head()
-        keys = turn.head_keys()
-        own = turn.kept(_NAME)
-        values = [own.get(key, torch.zeros_like(turn.received[key])) for key in keys]
+        head = context.linear_head()
+        keys = context.head_keys()
+        own = context.kept(_NAME)
+        values = [own.get(key, torch.zeros_like(context.received[key])) for key in keys]
         weights = [value.clone().requires_grad_() for value in values]
-        optimizer = turn.optimizer_like(dict(zip(keys, weights, strict=True)))
-        counts = turn.class_counts(head.out_features).to(head.weight.device)
+        optimizer = context.optimizer_like(dict(zip(keys, weights, strict=True)))
+        counts = context.class_counts(head.out_features).to(head.weight.device)
         frequencies = (counts / counts.sum()).log().to(head.weight.dtype)
-        turn.scratch[_NAME] = head, keys, weights, optimizer, frequencies
+        context.scratch[_NAME] = head, keys, weights, optimizer, frequencies
 
-    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
+    def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Move the shared model by the balanced loss, the own head by the plain one."""
-        head, _, own, optimizer, frequencies = turn.scratch[_NAME]
+        head, _, own, optimizer, frequencies = context.scratch[_NAME]
         seen: list[tuple[Tensor, Tensor]] = []
 
         def balance(_: Any, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
@@ -55,22 +55,22 @@ class TwoHeads(LocalMethod):
             balanced: Tensor = logits + frequencies
             return balanced
 
-        with turn.hooked(head, balance):
-            loss = turn.gradient(batch, batch_idx)
+        with context.hooked(head, balance):
+            loss = context.gradient(batch, batch_idx)
         if seen:
             features, logits = seen[-1]
             features, logits = features.to(own[0].dtype), logits.to(own[0].dtype)
             own_loss = F.cross_entropy(logits + F.linear(features, *own), _labels(batch))
             own_loss.backward()  # type: ignore[no-untyped-call]
-            turn.move(optimizer)
+            context.step_optimizer(optimizer)
             optimizer.zero_grad()
-        turn.update(batch_idx)
+        context.update(batch_idx)
         return loss
 
-    def end(self, turn: ClientContext) -> None:
+    def on_update_end(self, context: ClientContext) -> None:
         """Keep the client's own head."""
-        _, keys, own, _, _ = turn.scratch[_NAME]
-        turn.keep(_NAME, {key: value.detach() for key, value in zip(keys, own, strict=True)})
+        _, keys, own, _, _ = context.scratch[_NAME]
+        context.keep(_NAME, {key: value.detach() for key, value in zip(keys, own, strict=True)})
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the sum of both heads: their logits add up."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.batches import Batch, split_batch
 from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
@@ -22,7 +22,7 @@ __all__ = ["MetaGradient", "PerFedAvg", "Variant"]
 Variant = Literal["first_order", "hessian_free"]
 
 
-class MetaGradient(LocalMethod):
+class MetaGradient(ClientHook):
     r"""Steps along :math:`(I - \alpha \nabla^2 f(w; D'')) \nabla f(w - \alpha \nabla f(w; D); D')`.
 
     Args:
@@ -35,8 +35,8 @@ class MetaGradient(LocalMethod):
     needs_global = False
 
     def __init__(self, alpha: float, variant: Variant, delta: float) -> None:
-        check_number("alpha", alpha, open_=True)
-        check_number("delta", delta, open_=True)
+        check_number("algorithm.alpha", alpha, above=0)
+        check_number("algorithm.delta", delta, above=0)
         if variant not in ("first_order", "hessian_free"):
             raise ConfigError(
                 f"algorithm.variant must be one of first_order, hessian_free, got {variant!r}."
@@ -45,37 +45,37 @@ class MetaGradient(LocalMethod):
         self.variant = variant
         self.delta = delta
 
-    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
+    def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Adapt, take the gradient there, and step from where the client was."""
         hessian = self.variant == "hessian_free"
         inner, outer, *third = split_batch(batch, 3 if hessian else 2)
-        with turn.quiet():
-            turn.gradient(inner, batch_idx)
-        weights = turn.weights()
-        turn.shift(turn.gradients(), -self.alpha)
-        loss = turn.gradient(outer, batch_idx)
-        meta = turn.gradients()
-        turn.set_weights(weights)
+        with context.no_logging():
+            context.gradient(inner, batch_idx)
+        weights = context.weights()
+        context.add_to_weights(context.gradients(), -self.alpha)
+        loss = context.gradient(outer, batch_idx)
+        meta = context.gradients()
+        context.set_weights(weights)
         if hessian:
-            with turn.quiet():
-                product = self._hessian_product(turn, third[0], batch_idx, meta)
+            with context.no_logging():
+                product = self._hessian_product(context, third[0], batch_idx, meta)
             changes = [product[key] for key in meta]
             torch._foreach_sub_(list(meta.values()), changes, alpha=self.alpha)
-        turn.set_gradients(meta)
-        turn.update(batch_idx)
+        context.set_gradients(meta)
+        context.update(batch_idx)
         return loss
 
     def _hessian_product(
-        self, turn: ClientContext, batch: Batch, batch_idx: int, direction: dict[str, Tensor]
+        self, context: ClientContext, batch: Batch, batch_idx: int, direction: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        weights = turn.weights()
+        weights = context.weights()
         slopes = []
         for sign in (1, -1):
-            turn.shift(direction, sign * self.delta)
-            with turn.rewound() if sign > 0 else nullcontext():  # both see the same dropout
-                turn.gradient(batch, batch_idx)
-            slopes.append(turn.gradients())
-            turn.set_weights(weights)
+            context.add_to_weights(direction, sign * self.delta)
+            with context.replay_rng() if sign > 0 else nullcontext():  # both see the same dropout
+                context.gradient(batch, batch_idx)
+            slopes.append(context.gradients())
+            context.set_weights(weights)
         ahead, behind = slopes
         return {key: (ahead[key] - behind[key]) / (2 * self.delta) for key in direction}
 

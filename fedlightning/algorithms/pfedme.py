@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import ClientHook
 from fedlightning.algorithms.server_step import ServerSGD
 from fedlightning.core.batches import Batch
 from fedlightning.core.state import State, under
-from fedlightning.core.validation import check_number
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer, check_number
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -24,7 +23,7 @@ __all__ = ["MoreauEnvelope", "PFedMe"]
 _NAME = "pfedme"
 
 
-class MoreauEnvelope(LocalMethod):
+class MoreauEnvelope(ClientHook):
     r"""Solves :math:`\min_\theta f(\theta) + \frac{\lambda}{2} \|\theta - w\|^2` in every batch.
 
     Args:
@@ -37,45 +36,44 @@ class MoreauEnvelope(LocalMethod):
     whole_step = True
 
     def __init__(self, strength: float, inner_steps: int, lr: float | None) -> None:
-        check_number("strength", strength, open_=True)
+        check_number("algorithm.strength", strength, above=0)
         if lr is not None:
-            check_number("lr", lr, open_=True)
-        if isinstance(inner_steps, bool) or not isinstance(inner_steps, int) or inner_steps < 1:
-            raise ConfigError(f"algorithm.inner_steps must be an integer >= 1, got {inner_steps}.")
+            check_number("algorithm.lr", lr, above=0)
+        check_integer("algorithm.inner_steps", inner_steps, at_least=1)
         self.strength = strength
         self.inner_steps = inner_steps
         self.lr = lr
 
-    def begin(self, turn: ClientContext) -> None:
+    def on_update_start(self, context: ClientContext) -> None:
         """Start both models at the global one."""
-        turn.scratch[_NAME] = turn.weights()
+        context.scratch[_NAME] = context.weights()
 
     @torch.no_grad()
-    def adjust(self, turn: ClientContext) -> None:
+    def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Add the regulariser's gradient, towards the local model."""
-        local = turn.scratch[_NAME]
-        for key, parameter in turn.parameters.items():
+        local = context.scratch[_NAME]
+        for key, parameter in context.parameters.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - local[key], alpha=self.strength)
 
-    def train_on(self, turn: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
+    def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Take the inner steps, then one of the local model."""
-        loss = turn.gradient(batch, batch_idx)
-        turn.update(batch_idx)
-        with turn.quiet():
+        loss = context.gradient(batch, batch_idx)
+        context.update(batch_idx)
+        with context.no_logging():
             for _ in range(self.inner_steps - 1):
-                turn.gradient(batch, batch_idx)
-                turn.update(batch_idx)
-        rate = self.strength * (self.lr if self.lr is not None else turn.lr)
+                context.gradient(batch, batch_idx)
+                context.update(batch_idx)
+        rate = self.strength * (self.lr if self.lr is not None else context.lr)
         with torch.no_grad():
-            for key, local in turn.scratch[_NAME].items():
-                local.add_(local - turn.parameters[key], alpha=-rate)
+            for key, local in context.scratch[_NAME].items():
+                local.add_(local - context.parameters[key], alpha=-rate)
         return loss
 
-    def end(self, turn: ClientContext) -> None:
+    def on_update_end(self, context: ClientContext) -> None:
         """Keep the client's own model; leave the local one in the module, to be sent."""
-        turn.keep(_NAME, turn.trained_state())
-        turn.set_weights(turn.scratch[_NAME])
+        context.keep(_NAME, context.trained_state())
+        context.set_weights(context.scratch[_NAME])
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the client's own model."""
@@ -112,7 +110,7 @@ class PFedMe(Algorithm):
         beta: float = 1.0,
         **choices: Any,
     ) -> None:
-        check_number("beta", beta, open_=True)
+        check_number("algorithm.beta", beta, above=0)
         server = ServerSGD(beta) if beta != 1 else None
-        local: list[LocalMethod] = [MoreauEnvelope(strength, inner_steps, lr)]
+        local: list[ClientHook] = [MoreauEnvelope(strength, inner_steps, lr)]
         super().__init__(local=local, server=server, **choices)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.algorithm import Algorithm, Weights
-from fedlightning.algorithms.method import LocalMethod
+from fedlightning.algorithms.method import Aggregation, ClientHook
 from fedlightning.algorithms.server_step import ServerSGD
+from fedlightning.core.messages import Down, Up
 from fedlightning.core.state import State
 
 if TYPE_CHECKING:
@@ -21,35 +22,36 @@ __all__ = ["SCAFFOLD", "ControlVariates"]
 _NAME = "scaffold"
 
 
-class ControlVariates(LocalMethod):
+class ControlVariates(ClientHook):
     r"""Adds :math:`c - c_i` to every local gradient.
 
-    :math:`c_i` is the mean of the client's gradients along its last turn, :math:`c` that over
+    :math:`c_i` is the mean of the client's gradients along its last update, :math:`c` that over
     clients. For plain SGD of :math:`K` steps this mean is the paper's second option,
     :math:`c_i - c + (x - y_i) / (K \eta_l)`; unlike that formula it also means something with
     momentum, weight decay and learning rates that change. Steps in which a parameter had no
-    gradient, since another part's turn it was, do not count for it. Parameters that are trained
+    gradient, since another part was trained, do not count for it. Parameters that are trained
     but not shared have none.
     """
 
+    messages = (Down(_NAME), Up(_NAME, merge="mean"))
     first = True  # a control variate is made of the loss's own gradients
 
-    def begin(self, turn: ClientContext) -> None:
+    def on_update_start(self, context: ClientContext) -> None:
         """Read both control variates and start a new mean."""
-        server, own = turn.server(_NAME), turn.kept(_NAME)
+        server, own = context.received_extra(_NAME), context.kept(_NAME)
         shift = {
             key: c - own[key] if key in own else c.clone()
             for key, c in server.items()
-            if key in turn.parameters
+            if key in context.parameters
         }
         sums = {key: torch.zeros_like(c) for key, c in shift.items()}
-        turn.scratch[_NAME] = shift, sums, dict.fromkeys(shift, 0)
+        context.scratch[_NAME] = shift, sums, dict.fromkeys(shift, 0)
 
     @torch.no_grad()
-    def adjust(self, turn: ClientContext) -> None:
+    def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Take the gradient into the mean; correct it."""
-        shift, sums, steps = turn.scratch[_NAME]
-        present = turn.gradients()
+        shift, sums, steps = context.scratch[_NAME]
+        present = context.gradients()
         keys = [key for key in shift if key in present]
         for key in keys:
             steps[key] += 1
@@ -59,25 +61,23 @@ class ControlVariates(LocalMethod):
             torch._foreach_add_(gradients, [shift[key] for key in keys])
 
     @torch.no_grad()
-    def end(self, turn: ClientContext) -> None:
+    def on_update_end(self, context: ClientContext) -> None:
         """Keep the new control variate; send by how much it has changed."""
-        _, sums, steps = turn.scratch[_NAME]
-        own = {key: torch.zeros_like(total) for key, total in sums.items()} | turn.kept(_NAME)
+        _, sums, steps = context.scratch[_NAME]
+        own = {key: torch.zeros_like(total) for key, total in sums.items()} | context.kept(_NAME)
         new = {key: sums[key] / steps[key] if steps[key] else own[key] for key in sums}
-        turn.keep(_NAME, new)
-        turn.send(_NAME, {key: c - own[key] for key, c in new.items()})
+        context.keep(_NAME, new)
+        context.send_extra(_NAME, {key: c - own[key] for key, c in new.items()})
 
     def server_state(self, parameters: Mapping[str, Tensor]) -> State:
         """Return control variates of zero."""
         return {f"{_NAME}/{key}": torch.zeros_like(value) for key, value in parameters.items()}
 
-    def merge(
-        self, server: Mapping[str, Tensor], extras: Mapping[str, Tensor], clients: int, among: int
-    ) -> State:
+    def on_aggregate(self, aggregation: Aggregation) -> State:
         r"""Return :math:`c + \frac{|S|}{N} \overline{\Delta c_i}`."""
-        share, start = clients / among, f"{_NAME}/"
-        sent = {key: change for key, change in extras.items() if key.startswith(start)}
-        return {key: server[key] + share * change for key, change in sent.items()}
+        share = aggregation.num_clients / aggregation.num_training_clients
+        changes = aggregation.extras
+        return {key: aggregation.state[key] + share * change for key, change in changes.items()}
 
 
 class SCAFFOLD(Algorithm):

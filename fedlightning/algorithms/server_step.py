@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fedlightning.core.parts import canonical
 from fedlightning.core.state import State
-from fedlightning.core.validation import Setting, check_number
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import Setting, check_integer, check_number
 
 __all__ = [
     "ServerAdagrad",
@@ -44,7 +43,7 @@ class ServerOptimizer(Setting):
     slots: tuple[str, ...] = ()
 
     def __init__(self, lr: float = 1.0) -> None:
-        check_number("lr", lr, open_=True)
+        check_number("algorithm.lr", lr, above=0)
         self.lr = lr
 
     def start(self, parameters: Mapping[str, Tensor]) -> State:
@@ -109,7 +108,7 @@ class ServerSGD(ServerOptimizer):
 
     def __init__(self, lr: float = 1.0, momentum: float = 0.0) -> None:
         super().__init__(lr)
-        check_number("momentum", momentum, below=1.0)
+        check_number("algorithm.momentum", momentum, at_least=0, below=1)
         self.momentum = momentum
 
     def start(self, parameters: Mapping[str, Tensor]) -> State:
@@ -131,11 +130,11 @@ class _Adaptive(ServerOptimizer):
 
     def __init__(self, lr: float, beta1: float, beta2: float | None, tau: float) -> None:
         super().__init__(lr)
-        check_number("beta1", beta1, below=1.0)
-        check_number("tau", tau, open_=True)
+        check_number("algorithm.beta1", beta1, at_least=0, below=1)
+        check_number("algorithm.tau", tau, above=0)
         self.beta1 = beta1
         if beta2 is not None:
-            check_number("beta2", beta2, below=1.0)
+            check_number("algorithm.beta2", beta2, at_least=0, below=1)
             self.beta2 = beta2
         self.tau = tau
 
@@ -228,9 +227,8 @@ class ServerTrainingConfig(Setting):
     """
 
     def __init__(self, fraction: float, epochs: int, part: str | None) -> None:
-        check_number("fraction", fraction, most=1.0, open_=True)
-        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ConfigError(f"algorithm.epochs must be an integer >= 1, got {epochs}.")
+        check_number("algorithm.fraction", fraction, above=0, at_most=1)
+        check_integer("algorithm.epochs", epochs, at_least=1)
         self.fraction = fraction
         self.epochs = epochs
         self.part = canonical(part, "algorithm.part") if part is not None else None

@@ -1,5 +1,6 @@
 """Callbacks: the server's side of a federated run."""
 
+from fedlightning.callbacks.class_accuracy import ClassAccuracy
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
@@ -7,6 +8,7 @@ from fedlightning.callbacks.progress_bar import RoundProgressBar
 from fedlightning.callbacks.run_record import RunRecord
 
 __all__ = [
+    "ClassAccuracy",
     "LastCheckpoint",
     "PersonalizationCallback",
     "PredictionWriter",

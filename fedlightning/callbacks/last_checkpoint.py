@@ -7,16 +7,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from safetensors.torch import save
 from torch import Tensor
 
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import LAST_CHECKPOINT, WEIGHTS
+from fedlightning.storage.tensor_files import serialize
 
 __all__ = ["LastCheckpoint"]
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes ``last.ckpt`` after every round, whatever other checkpoints are kept.
+    """Writes ``last.ckpt`` after every round, independently of other checkpoint callbacks.
 
     ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too. The one
     before stays as ``previous.ckpt`` (:class:`~fedlightning.AtomicCheckpointIO`). When the run is
@@ -29,7 +30,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str | None = None) -> None:
         super().__init__(
             dirpath=dirpath,
-            filename="last",
+            filename=Path(LAST_CHECKPOINT).stem,
             monitor=None,
             save_top_k=1,
             save_on_train_epoch_end=True,
@@ -39,15 +40,9 @@ class LastCheckpoint(ModelCheckpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the global model."""
         if trainer.is_global_zero and self.dirpath is not None and trainer.current_epoch:
-            state = {
-                key: value.detach().cpu().contiguous().clone()  # tied weights share no memory there
-                for key, value in pl_module.state_dict().items()
-                if isinstance(value, Tensor)
-            }
-            write_atomically(
-                Path(self.dirpath) / "model.safetensors", save(state, {"format": "pt"})
-            )
+            state = {k: v for k, v in pl_module.state_dict().items() if isinstance(v, Tensor)}
+            write_atomically(Path(self.dirpath) / WEIGHTS, serialize(state, {"format": "pt"}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep nothing: there is one such file in a folder, whichever run writes it."""
+        """Return an empty state: a folder has one such file, whichever run writes it."""
         return {}

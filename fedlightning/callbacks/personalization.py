@@ -1,8 +1,7 @@
-"""`PersonalizationCallback`: every client gets its own model, and the log says what that gained."""
+"""`PersonalizationCallback`: a model for every client, and what that gains."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
-from fedlightning.core.metrics import HELD_OUT
 from fedlightning.core.parts import canonical
+from fedlightning.core.validation import check_integer, check_number
+from fedlightning.core.views import EvaluationView
 from fedlightning.engine.checks.monitors import check_monitors
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
@@ -25,8 +25,14 @@ from fedlightning.personalization.models.saving import (
 )
 from fedlightning.personalization.models.writer import PersonalWriter
 from fedlightning.personalization.personalizer import Personalizer
-from fedlightning.personalization.results import PersonalResult, metrics_of, write_results
+from fedlightning.personalization.results import (
+    PersonalResult,
+    ViewResult,
+    results_by_view,
+    write_results,
+)
 from fedlightning.reporting import ClientRecord
+from fedlightning.storage.checkpoint_reader import loop_state
 
 __all__ = ["PersonalizationCallback"]
 
@@ -35,17 +41,20 @@ class PersonalizationCallback(pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
 
     Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate``,
-    ``test`` and ``personalize``. Every client takes part, chosen in a cohort or not (of very many a
-    sample: see ``eval_clients`` of :class:`FederatedDataModule`), and starts from the global model
-    of that moment (with an algorithm that gives clients parts or models of their own: from those).
-    The global model is not touched. Logged, over clients: ``personalized/acc`` with ``_std``,
-    ``_min``, ``_p10``, ``_p90``, ``_worst_decile`` and ``_jain`` (see
-    :class:`~fedlightning.reporting.Spread`), ``personalized/loss``, the same before fine-tuning as
-    ``initial/...``, and ``initial/acc_nearest_mean``, the accuracy of the features without any
-    head. Where ``data.val_fraction`` holds examples out, ``personalized/val_acc`` and ``val_loss``
-    are measured on these: choose settings by them. Clients that ``data.held_out_clients`` holds out
-    of training have the same metrics under ``held_out/``. The run folder gets ``clients.csv``,
-    ``clients.png``, ``held_out_clients.csv``, and the clients' own models in ``personalized``.
+    ``test`` and ``personalize``. Every client takes part, whether it was in a cohort or not (of
+    very many a sample, see ``eval_clients`` of :class:`FederatedDataModule`), and starts from the
+    current global model, or from its own model if the algorithm gives it one. The global model does
+    not change.
+
+    Logged, over clients: ``personalized/acc`` with ``_std``, ``_min``, ``_p10``, ``_p90``,
+    ``_worst_decile`` and ``_jain`` (see :class:`~fedlightning.reporting.Spread`),
+    ``personalized/loss``, the same before fine-tuning as ``initial/...``, each with ``_weighted``,
+    the mean over examples, and ``initial/acc_nearest_mean``, the accuracy of nearest class means in
+    feature space. With ``data.val_fraction``, ``personalized/val_acc`` and ``val_loss`` are
+    measured on validation data: choose settings by them. Other evaluation views, such as
+    ``held_out`` for the clients of ``data.held_out_clients``, have the same metrics after their
+    name. The run folder gets ``clients.csv``, ``clients.png``, one more table per view
+    (``held_out_clients.csv``), and the clients' models in ``personalized``.
 
     Args:
         epochs: Passes over each client's training data.
@@ -54,23 +63,26 @@ class PersonalizationCallback(pl.Callback):
         lr: Learning rate of SGD.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty of SGD.
-        optimizer: Builds another optimizer from parameters; ``lr`` and so on are then not used.
+        optimizer: Builds another optimizer from parameters; ``lr``, ``momentum`` and
+            ``weight_decay`` are then ignored.
         every_n_rounds: How often during training; ``None`` means only at its end.
         nearest_mean: Whether to measure the accuracy of the nearest class mean in feature space.
         features_once: Whether the head alone is trained, on features that the body computes once:
-            the same result, without the body in every step. ``None`` does so where that is known to
-            be exact (see :mod:`fedlightning.personalization.head_only.eligibility`). ``True``
-            insists, and is your word for what cannot be known: that layers of your own treat each
-            example by itself. ``False`` never does.
+            the same result without a forward pass of the body in every step. ``None`` does so where
+            that is known to be exact (see
+            :mod:`fedlightning.personalization.head_only.eligibility`). ``True`` requires it, and
+            asserts what cannot be checked: that your layers treat each example by itself. ``False``
+            disables it.
         curve: Whether clients are also evaluated after every epoch of fine-tuning. The run folder
-            then gets ``finetuning.csv`` (see :class:`~fedlightning.reporting.EpochRecord`) and
-            ``finetuning.png``, and ``held_out_finetuning.csv``; no other result changes.
-        save_personal: Whether each client's own part goes to a file of its own in the run folder,
-            under ``personalized`` (see :mod:`fedlightning.personalization.models.writer`). ``None``
-            does so for at most 1,000 clients and 1 GiB, and in ``personalize`` for any number.
+            then gets ``finetuning.csv`` (see :class:`~fedlightning.reporting.EpochRecord`),
+            ``finetuning.png`` and one more table per view; other results do not change.
+        save_personal: Whether each client's own part is saved in the run folder, one file per
+            client under ``personalized`` (see
+            :mod:`fedlightning.personalization.models.writer`). ``None`` does so for at most 1,000
+            clients and 1 GiB, and in ``personalize`` for any number.
 
     Raises:
-        ConfigError: If a value is out of its range.
+        ConfigError: A value is out of its range.
 
     Source:
         Oh, Kim, Yun. FedBABU. ICLR 2022. https://arxiv.org/abs/2106.06042
@@ -90,21 +102,17 @@ class PersonalizationCallback(pl.Callback):
         curve: bool = False,
         save_personal: bool | None = None,
     ) -> None:
-        if not isinstance(epochs, int) or epochs < 0:
-            raise ConfigError(f"epochs must be an integer >= 0, got {epochs}.")
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
-        if every_n_rounds is not None and every_n_rounds < 1:
-            raise ConfigError(f"every_n_rounds must be >= 1, got {every_n_rounds}.")
-        self.epochs = epochs
+        check_number("lr", lr, above=0)
+        if every_n_rounds is not None:
+            every_n_rounds = check_integer("every_n_rounds", every_n_rounds, at_least=1)
+        self.epochs = check_integer("epochs", epochs, at_least=0)
         self.part = canonical(part)
         self.every_n_rounds = every_n_rounds
         self.nearest_mean = nearest_mean
         self.features_once = features_once
         self.curve = curve
         self.save_personal = save_personal
-        self.results: list[PersonalResult] = []
-        self.held_out_results: list[PersonalResult] = []
+        self.views: list[ViewResult] = []
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
                 parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -114,8 +122,13 @@ class PersonalizationCallback(pl.Callback):
         self._rounds_loaded: int | None = None
 
     @property
+    def results(self) -> Sequence[PersonalResult]:
+        """The clients of the main view at the last personalization, by client id."""
+        return next((each.results for each in self.views if not each.view.name), ())
+
+    @property
     def records(self) -> list[ClientRecord]:
-        """The clients of the last personalization that may train, by client id."""
+        """Their rows in ``clients.csv``."""
         return [result.record for result in self.results]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -125,33 +138,33 @@ class PersonalizationCallback(pl.Callback):
     # -- when ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse, before the first round, what could not be done after the last."""
+        """Check, before the first round, that personalization will be possible after the last."""
         personalizer = self.personalizer(trainer)
         personalizer.check()
         if self.features_once:
             with personalizer.at_work():
                 pass  # refused here if it cannot be
-        _ = _loop_of(trainer).data.evaluated_clients
+        _ = _loop_of(trainer).data.evaluation_views()
         rounds = trainer.max_epochs or -1
         regular = self.every_n_rounds or (rounds if rounds > 0 else 1)
         check_monitors(trainer, regular)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Run where validation runs, so that monitors see the metrics."""
+        """Run within validation, so that monitors see the metrics."""
         if trainer.sanity_checking:
             return
         if trainer.state.fn != TrainerFn.FITTING or self._is_due(trainer):
             self.run(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Run at the end of a round that had no validation."""
+        """Run at the end of a round without validation."""
         if self._is_due(trainer):
             self.run(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Run for the final model if no round has done so, in this process."""
+        """Run for the final model, unless the last round has done so in this process."""
         rounds = trainer.current_epoch
-        if rounds and (self._last_round != rounds - 1 or not self.results):
+        if rounds and (self._last_round != rounds - 1 or not self.views):
             metrics = self._personalize(trainer)
             self._last_round = rounds - 1
             trainer.callback_metrics.update(
@@ -173,7 +186,7 @@ class PersonalizationCallback(pl.Callback):
     # -- what ----------------------------------------------------------------------------------
 
     def run(self, trainer: pl.Trainer) -> None:
-        """Personalise every client and log what it gained; callable from an epoch-end hook."""
+        """Personalise every client and log the gain; call it from an epoch-end hook."""
         metrics = self._personalize(trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_round = trainer.current_epoch
@@ -184,11 +197,10 @@ class PersonalizationCallback(pl.Callback):
             )
 
     def personalizer(self, trainer: pl.Trainer) -> Personalizer:
-        """Return what fine-tunes the trainer's module with this callback's settings.
+        """Return a :class:`Personalizer` of the trainer's module with this callback's settings.
 
         Raises:
-            ConfigError: If the trainer is not a FederatedTrainer, or its module has no head to tell
-                apart.
+            ConfigError: The trainer is not a FederatedTrainer, or the module's head is not known.
         """
         return Personalizer(
             _loop_of(trainer),
@@ -202,7 +214,9 @@ class PersonalizationCallback(pl.Callback):
 
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
         loop = _loop_of(trainer)
-        clients = loop.data.evaluated_clients
+        views = loop.data.evaluation_views()
+        chosen = getattr(trainer, "personalizes", False)
+        clients = loop.data.evaluated_clients if chosen else _members(views)
         mine: list[PersonalResult] = []
         failure: Exception | None = None
         files = self._files(trainer, clients)
@@ -213,8 +227,7 @@ class PersonalizationCallback(pl.Callback):
                         loop.workers.check()
                         mine.append(personalizer.client(clients[position]))
                         if files is not None:
-                            record = mine[-1].record
-                            files.keep(record.client_id, personalizer.own_state(record))
+                            files.keep(clients[position], personalizer.own_state(mine[-1]))
                         loop.fire("on_client_personalized", position + 1, len(clients))
             except Exception as error:
                 failure = error
@@ -222,16 +235,13 @@ class PersonalizationCallback(pl.Callback):
             if files is not None:
                 files.publish()
         everyones = [result for part in loop.workers.gather(mine) for result in part]
-        self.results, self.held_out_results = [], []
-        for result in sorted(everyones, key=lambda result: result.record.client_id):
-            held_out = loop.data.is_held_out(result.record.client_id)
-            (self.held_out_results if held_out else self.results).append(result)
+        self.views = results_by_view(views, everyones)
         if _has_folder(trainer):
             self._write(trainer)
-        return metrics_of(self.results) | metrics_of(self.held_out_results, HELD_OUT)
+        return {name: value for each in self.views for name, value in each.metrics().items()}
 
     def _files(self, trainer: pl.Trainer, clients: Sequence[int]) -> PersonalWriter | None:
-        """Return what writes the clients' files, if they are wanted; all workers must ask."""
+        """Return the writer of the clients' files, if they are wanted; call it on all workers."""
         if not _has_folder(trainer) or self.save_personal is False:
             return None
         return open_personal_files(
@@ -243,27 +253,29 @@ class PersonalizationCallback(pl.Callback):
 
         folder = trainer.log_dir  # asks rank 0
         step = max(trainer.current_epoch - (trainer.state.fn != TrainerFn.FITTING), 0)
-        log_clients(trainer.loggers, self.records, step)
+        for each in self.views:
+            if not each.view.on_validation_data:
+                log_clients(trainer.loggers, each.records, step, each.view.name)
         if folder is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_results(Path(folder), self.results, self.held_out_results)
+        write_results(Path(folder), self.views)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take what clients kept from the checkpoint, where Lightning leaves loops alone."""
-        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        """Load the client states from the checkpoint, where Lightning does not load loops."""
         if trainer.state.fn != TrainerFn.FITTING:
-            self._rounds_loaded = loops.get("round")
-            load_kept(_loop_of(trainer), loops.get("extra", {}))
+            state = loop_state(checkpoint)
+            self._rounds_loaded = state.get("round")
+            load_kept(_loop_of(trainer), state.get("extra", {}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return when the callback last ran, so that a resumed run does not repeat it."""
+        """Return the round of the last personalization, which a resumed run does not repeat."""
         return {"last_round": self._last_round}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Load what :meth:`state_dict` returned."""
         self._last_round = state_dict["last_round"]
 
 
@@ -271,6 +283,14 @@ def _loop_of(trainer: pl.Trainer) -> FederatedLoop:
     if not isinstance(trainer.fit_loop, FederatedLoop):
         raise ConfigError("PersonalizationCallback needs a FederatedTrainer.")
     return trainer.fit_loop
+
+
+def _members(views: Sequence[EvaluationView]) -> Sequence[int]:
+    """Return the clients of all views, in ascending order."""
+    clients = [view.clients for view in views if not view.is_central]
+    if all(one == clients[0] for one in clients[1:]):
+        return clients[0] if clients else ()
+    return sorted(set().union(*clients))
 
 
 def _has_folder(trainer: pl.Trainer) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.csv_files import write_csv
+from fedlightning.storage.run_layout import PREDICTIONS
 
 __all__ = ["PredictionWriter"]
 
@@ -22,12 +22,12 @@ _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
 class PredictionWriter(pl.Callback):
-    """Writes ``predictions.csv`` in ``Trainer.predict``: a row for each test example of a client.
+    """Writes ``predictions.csv`` in ``Trainer.predict``, one row per test example.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
-    prediction an example, of shape (batch,). ``sample`` counts the pooled test examples of all
-    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty where the data
-    have none, ``probability`` where the module gives none.
+    prediction per example, of shape (batch,). ``sample`` indexes the pooled test examples of all
+    clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty for data without
+    labels, ``probability`` where the module returns none.
 
     Args:
         filename: The file's name in the run folder.
@@ -36,7 +36,7 @@ class PredictionWriter(pl.Callback):
         ConfigError: ``predict_step`` returns something else.
     """
 
-    def __init__(self, filename: str = "predictions.csv") -> None:
+    def __init__(self, filename: str = PREDICTIONS) -> None:
         self.filename = filename
         self._predictions: list[Tensor] = []
         self._probabilities: list[Tensor] = []
@@ -54,7 +54,7 @@ class PredictionWriter(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a batch's predictions: two numbers an example."""
+        """Keep a batch's predictions: two numbers per example."""
         if not isinstance(outputs, Tensor) or outputs.ndim not in (1, 2):
             shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
             raise ConfigError(
@@ -71,9 +71,9 @@ class PredictionWriter(pl.Callback):
         self._probabilities.append(top)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file, and say where it is and how many predictions are right."""
+        """Write the file; print its path and the accuracy."""
         data = getattr(trainer, "datamodule", None)
-        folder = trainer.log_dir  # asks rank 0: a question that all ranks must join in
+        folder = trainer.log_dir  # a broadcast, so all ranks must take part
         if not isinstance(data, FederatedDataModule) or not self._predictions:
             return
         if not trainer.is_global_zero or folder is None:
@@ -83,7 +83,7 @@ class PredictionWriter(pl.Callback):
         index = data.predict_index()[: len(predictions)]
         labels = _labels(data, len(predictions))
         path = Path(folder) / self.filename
-        write_atomically(path, _table(index, labels, predictions, probabilities).encode())
+        write_csv(path, _COLUMNS, _rows(index, labels, predictions, probabilities))
         print(f"{len(predictions):,} predictions: {path}")
         if labels is not None and predictions.dtype.kind in "iu":
             right = float((labels == predictions).mean())
@@ -107,15 +107,11 @@ def _labels(data: FederatedDataModule, count: int) -> np.ndarray | None:
     return labels if labels.ndim == 1 else None
 
 
-def _table(
+def _rows(
     index: np.ndarray, labels: np.ndarray | None, predictions: np.ndarray, probabilities: np.ndarray
-) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+) -> Iterator[tuple[Any, ...]]:
     shown = [""] * len(predictions) if labels is None else labels.tolist()
     rows = zip(index.tolist(), shown, predictions.tolist(), probabilities.tolist(), strict=True)
     for (client, sample), label, prediction, probability in rows:
         certainty = "" if probability != probability else f"{probability:.6g}"
-        writer.writerow([client, sample, label, prediction, certainty])
-    return text.getvalue()
+        yield client, sample, label, prediction, certainty

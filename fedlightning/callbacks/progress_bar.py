@@ -14,15 +14,15 @@ __all__ = ["RoundProgressBar"]
 
 
 class RoundProgressBar(TQDMProgressBar):
-    """One bar for the whole run: it counts client updates, so that it moves within a round, too.
+    """One bar for the whole run, which counts client updates and so moves within a round.
 
-    Where the output is no terminal, a line is printed after every tenth of the run instead. The
-    stock TQDM and Rich bars work as well; they show one bar a round.
+    Where the output is not a terminal, a line is printed after every tenth of the run instead. The
+    stock TQDM and Rich bars work as well; they show one bar per round.
 
     Args:
         refresh_rate: Clients between two redraws.
         process_position: First free line, if other bars are shown.
-        leave: Accepted for the stock bar's sake; the bar of a fit always stays.
+        leave: Accepted for compatibility; the bar of a fit always stays.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RoundProgressBar(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
 
     def init_train_tqdm(self) -> Tqdm:
-        """Return the bar of the run, drawn only on a terminal."""
+        """Return the bar of the run, disabled where the output is not a terminal."""
         if not sys.stdout.isatty():
             return Tqdm(disable=True)
         bar = super().init_train_tqdm()
@@ -39,12 +39,12 @@ class RoundProgressBar(TQDMProgressBar):
         return bar
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Return a silent bar while training: validation is a part of the round."""
+        """Return a disabled bar during ``fit``, where validation is part of the round."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         return Tqdm(disable=True) if fitting else super().init_validation_tqdm()
 
     def init_test_tqdm(self) -> Tqdm:
-        """Return the bar of a test; where clients are personalised, one that counts them."""
+        """Return the bar of a test, or of ``personalize``, which counts clients."""
         if not getattr(self.trainer, "personalizes", False):
             return super().init_test_tqdm()
         if not sys.stdout.isatty():
@@ -55,7 +55,7 @@ class RoundProgressBar(TQDMProgressBar):
         return bar
 
     def init_sanity_tqdm(self) -> Tqdm:
-        """Return a silent bar."""
+        """Return a disabled bar."""
         return Tqdm(disable=True)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -66,7 +66,7 @@ class RoundProgressBar(TQDMProgressBar):
         bar.initial = bar.n = trainer.current_epoch * per_round
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Name the round."""
+        """Show the round's number."""
         self._show(trainer, clients=0)
 
     def on_train_batch_end(
@@ -92,7 +92,7 @@ class RoundProgressBar(TQDMProgressBar):
             print(f"{_round(trainer)}: {shown}", flush=True)
 
     def on_client_trained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Move on where several workers train: as many clients as there are workers are done."""
+        """Advance by the number of workers, each of which has trained one client."""
         bar = self.train_progress_bar
         end = (trainer.current_epoch + 1) * int(trainer.num_training_batches)
         bar.n = min(bar.n + trainer.world_size, end)
@@ -138,6 +138,6 @@ def _round(trainer: pl.Trainer) -> str:
 
 
 def _is_milestone(trainer: pl.Trainer) -> bool:
-    """Whether a round ends a tenth of the run, or ten rounds of one without an end."""
+    """Whether a round ends a tenth of the run, or ten rounds of an unlimited one."""
     done, rounds = trainer.current_epoch + 1, _rounds(trainer)
     return (10 * done) // rounds > (10 * (done - 1)) // rounds if rounds else done % 10 == 0

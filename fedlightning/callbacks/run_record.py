@@ -1,9 +1,10 @@
-"""`RunRecord`: what a run leaves for people: who had which data, and how it went."""
+"""`RunRecord`: partition, rounds, learning curves and closing summary of a run."""
 
 from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
-from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
-from fedlightning.engine.resume.resumption import Resumption, logged_by
 from fedlightning.reporting import (
     RunSummary,
     Spread,
+    ViewSummary,
     curves_figure,
     partition_figure,
     render,
@@ -25,34 +26,54 @@ from fedlightning.reporting import (
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    METRICS,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
 __all__ = ["RunRecord"]
 
 _FILES = (
-    "config.yaml",
-    "metrics.csv",
-    "rounds.csv",
-    "curves.png",
-    "clients.csv",
-    "clients.png",
-    "held_out_clients.csv",
-    "finetuning.csv",
-    "finetuning.png",
-    "held_out_finetuning.csv",
-    "personalized",
-    "partition.csv",
-    "partition.png",
-    "personal",
-    "checkpoints",
+    CONFIG,
+    METRICS,
+    ROUNDS,
+    CURVES_FIGURE,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    PERSONAL_MODELS,
+    PARTITION_TABLE,
+    PARTITION_FIGURE,
+    CLIENT_STATES,
+    CHECKPOINTS,
 )
+_OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
+"""The tables that every view has, by the file of the main view that precedes them."""
+
+
+_CURVES = (
+    "train/loss", "val/loss", "global/loss", "val/acc", "global/acc", "personalized/acc",
+)  # fmt: skip
 
 
 class RunRecord(pl.Callback):
     """Writes partition, rounds and learning curves into the run folder and prints a summary.
 
-    ``rounds.csv`` has what differs from one machine to the next, or is no metric: the ``seconds``
-    that a round took from its start to the new global model (evaluation not counted), the number of
-    ``clients`` in its cohort, and a check sum of their ids, by which runs can be compared.
+    ``rounds.csv`` has what depends on the machine or is not a metric: the ``seconds`` from a
+    round's start to the new global model (without evaluation), the number of ``clients`` in its
+    cohort, and a checksum of their ids, by which runs can be compared.
 
     Args:
         summary: Whether to print the closing summary.
@@ -65,31 +86,23 @@ class RunRecord(pl.Callback):
         self._rounds: RoundTable | None = None
         self._round_started = self._started
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep which loggers the run has, so that a resumed run goes on with the same ones."""
-        checkpoint.setdefault("fedlightning", {})["loggers"] = logged_by(trainer.loggers)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Cut the tables back to the checkpoint: nothing can refuse it any more."""
-        resumption = getattr(trainer, "resumption", None)
-        if isinstance(resumption, Resumption):
-            resumption.cut_back(trainer.loggers)
-        if self._rounds is not None:
-            self._rounds.truncate(_next_round(trainer))
+        """Open the table of rounds, already cut back to the checkpoint of a resumed run."""
+        folder = _folder(trainer)
+        if folder is not None and isinstance(trainer.fit_loop, FederatedLoop):
+            self._rounds = RoundTable(folder / ROUNDS)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember that something is trained, and since when."""
+        """Start the round's clock."""
         self._round_started = time.monotonic()
         if self._first_round is None:
             self._first_round = trainer.current_epoch
 
     def on_aggregate_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write who took part in the round, and how long it took."""
+        """Write the round's cohort and duration."""
         if self._rounds is None or not isinstance(loop := trainer.fit_loop, FederatedLoop):
             return
-        cohort = loop.cohort(loop.round)
+        cohort = [job.client for job in loop.jobs]
         facts = {
             "seconds": round(time.monotonic() - self._round_started, 4),
             "clients": len(cohort),
@@ -99,13 +112,12 @@ class RunRecord(pl.Callback):
         self._rounds.save()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write who has which data."""
+        """Write the partition."""
         self._started, self._first_round, self._rounds = time.monotonic(), None, None
         folder, loop = _folder(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._rounds = RoundTable(folder / "rounds.csv")
         loop.data.write_partition(folder)
         clients = loop.data.num_clients
         listed = listed_clients(clients)
@@ -114,33 +126,36 @@ class RunRecord(pl.Callback):
             title = "Examples per client and class"
             if listed < clients:
                 title += f", the first {listed:,} of {clients:,} clients"
-            save_figure(partition_figure(table, title), folder / "partition.png")
+            save_figure(partition_figure(table, title), folder / PARTITION_FIGURE)
 
-    def _draw_curves(self, trainer: pl.Trainer, folder: Path | None) -> None:
+    def _draw_curves(self, trainer: pl.Trainer, loop: FederatedLoop, folder: Path) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
-        if folder is None or not tables or not tables[0].rounds:
+        if not tables or not tables[0].rounds:
             return
         rounds = list(tables[0].rounds)
         rows = [tables[0].row(index) for index in rounds]
-        names = (
-            "train/loss",
-            "val/loss",
-            "global/loss",
-            "val/acc",
-            "global/acc",
-            "personalized/acc",
-        )
+        names = [
+            *_CURVES,
+            *(
+                view.metric(name)
+                for view in _other_views(loop)
+                for name in ("global/acc", "personalized/acc")
+            ),
+        ]
         nan = float("nan")
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
-            save_figure(curves_figure(rounds, known), folder / "curves.png")
+            save_figure(curves_figure(rounds, known), folder / CURVES_FIGURE)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves and print the closing summary."""
         folder, loop = _folder(trainer), trainer.fit_loop
-        self._draw_curves(trainer, folder)
-        if self.summary and trainer.is_global_zero and isinstance(loop, FederatedLoop):
+        if not isinstance(loop, FederatedLoop):
+            return
+        if folder is not None:
+            self._draw_curves(trainer, loop, folder)
+        if self.summary and trainer.is_global_zero:
             print("\n" + render(self._summarise(trainer, loop, folder)))
 
     def _summarise(
@@ -148,76 +163,81 @@ class RunRecord(pl.Callback):
     ) -> RunSummary:
         personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
         results = personal[-1].results if personal else []
-        before = tuple(result.record.acc_before for result in results)
-        after = tuple(result.record.acc_after for result in results)
+        records = [result.record for result in results]
+        before = tuple(record.acc_before for record in records)
+        after = tuple(record.acc_after for record in records)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
         measured = loop.evaluator.last_round == trainer.current_epoch - 1
-        scores = loop.evaluator.last_accuracies if measured else []
-        known = any(result.record.tested for result in results)
+        accuracies = loop.evaluator.accuracies if measured else {}
+        known = any(record.tested for record in records)
+        views = _other_views(loop)
+        main = next((view for view in loop.data.evaluation_views() if not view.name), None)
         return RunSummary(
             algorithm=loop.federation.algorithm.name,
             rounds=trainer.current_epoch,
             clients=len(loop.data.training_clients),
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
-            global_acc=Spread.of(scores) if scores else None,
+            global_acc=Spread.of(accuracies[""]) if accuracies.get("") else None,
             before=Spread.of(before) if known else None,
             after=Spread.of(after) if known else None,
             nearest_mean_acc=nearest.mean if nearest.count else None,
             part=personal[-1].part if personal else None,
             stopped=_why_stopped(trainer) if self._first_round is not None else "nothing to do",
             folder=folder,
-            files=tuple(name for name in _FILES if folder is not None and (folder / name).exists()),
+            files=tuple(_files(folder, views)) if folder is not None else (),
             before_values=before,
             after_values=after,
-            evaluated=_evaluated(loop) if scores or known else None,
-            **_of_held_out(loop, personal, measured),
+            evaluated=len(main.clients) if main and (accuracies.get("") or known) else None,
+            untested=sum(record.num_test == 0 for record in records) if known else None,
+            views=tuple(
+                summary
+                for view in views
+                if (summary := _of_view(view, personal, accuracies)) is not None
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep nothing."""
+        """Return an empty state."""
         return {}
 
 
-def _evaluated(loop: FederatedLoop) -> int:
-    """Return how many of the clients that may train are evaluated."""
-    data = loop.data
-    return sum(not data.is_held_out(client) for client in data.evaluated_clients)
+def _other_views(loop: FederatedLoop) -> list[EvaluationView]:
+    """Return the views beside the main one that are not of validation data."""
+    views = loop.data.evaluation_views()
+    return [view for view in views if view.name and not view.on_validation_data]
 
 
-def _of_held_out(
-    loop: FederatedLoop, personal: list[PersonalizationCallback], measured: bool
-) -> dict[str, Any]:
-    """Return what the summary says of clients that never train."""
-    before: Spread | None
-    after: Spread | None
-    records = [result.record for result in personal[-1].held_out_results] if personal else []
+def _of_view(
+    view: EvaluationView,
+    personal: Sequence[PersonalizationCallback],
+    accuracies: Mapping[str, Sequence[float]],
+) -> ViewSummary | None:
+    """Return a view's part of the summary; ``None`` if nothing was measured."""
+    clients = 0 if view.is_central else view.num_clients
+    found = [each for each in personal[-1].views if each.view == view] if personal else []
+    records = [record for each in found for record in each.records]
     if any(record.tested for record in records):
         before = Spread.of(record.acc_before for record in records)
         after = Spread.of(record.acc_after for record in records)
-    else:
-        scores = loop.evaluator.last_held_out_accuracies if measured else []
-        before, after = Spread.of(scores) if scores else None, None
-    return {
-        "held_out": len(loop.data.held_out_ids),
-        "held_out_before": before,
-        "held_out_after": after,
-    }
+        return ViewSummary(view.name, view.split, clients, before, after)
+    scores = accuracies.get(view.name)
+    return ViewSummary(view.name, view.split, clients, Spread.of(scores)) if scores else None
+
+
+def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:
+    """Yield the names of the files in a run folder that the summary lists."""
+    for name in _FILES:
+        of_views = [view.file(_OF_VIEWS[name]) for view in views if name in _OF_VIEWS]
+        yield from (file for file in (name, *of_views) if (folder / file).exists())
 
 
 def _folder(trainer: pl.Trainer) -> Path | None:
-    """Return the run folder on rank 0, ``None`` elsewhere; every rank must ask."""
+    """Return the run folder on rank 0, ``None`` elsewhere; call it on every rank."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     folder = trainer.log_dir
     return Path(folder) if folder is not None and trainer.is_global_zero else None
-
-
-def _next_round(trainer: pl.Trainer) -> int:
-    """Return the round that will be aggregated next; a checkpoint may lie within an evaluation."""
-    loop = trainer.fit_loop
-    merged = isinstance(loop, FederatedLoop) and loop.phase in (Phase.AGGREGATED, Phase.VALIDATED)
-    return trainer.current_epoch + merged
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

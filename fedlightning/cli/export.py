@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
+from fedlightning.storage.run_layout import CONFIG
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -158,7 +159,7 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
     from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
     from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 
-    path = Path(run) / "config.yaml"
+    path = Path(run) / CONFIG
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -14,7 +14,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from fedlightning.cli.diagnostics.suggestions import find_class
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.storage import LAST, PREVIOUS, good_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
+from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = [
     "HIDDEN_FLAGS",
@@ -55,8 +56,8 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
             "ckpt_path='best' is known only while a run lasts: give the file's path, or 'last'."
         )
     if path.is_dir():
-        for folder in (path / "checkpoints", path):
-            if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        for folder in (path / CHECKPOINTS, path):
+            if any((folder / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
                 return str(good_checkpoint(folder))
         raise CheckpointError(
             f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither "

@@ -16,6 +16,7 @@ from fedlightning.datamodules import ClientTask
 from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import FedLightningError, did_you_mean
+from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT
 
 __all__ = ["RunMonitor", "SaveRunConfig"]
 
@@ -128,7 +129,7 @@ class RunMonitor(pl.Callback):
     def last_checkpoint(self) -> Path | None:
         """Return the run's last checkpoint, if it has one."""
         folder = self.run_folder()
-        path = folder / "checkpoints" / "last.ckpt" if folder is not None else None
+        path = folder / CHECKPOINTS / LAST_CHECKPOINT if folder is not None else None
         return path if path is not None and path.exists() else None
 
     @property
@@ -171,7 +172,7 @@ class RunMonitor(pl.Callback):
         folder = self.run_folder()
         if folder is None or folder.resolve().parent != self._root or folder.name in self._before:
             return
-        if self.rounds_run > 0 or any(folder.glob("checkpoints/*.ckpt")):
+        if self.rounds_run > 0 or any((folder / CHECKPOINTS).glob("*.ckpt")):
             return
         shutil.rmtree(folder, ignore_errors=True)
         for parent in self._missing:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedlightning.core.views import HELD_OUT, RESERVED
+
 __all__ = [
-    "HELD_OUT",
+    "CLASS",
     "PERSONAL",
     "VAL",
     "LogFlags",
@@ -15,31 +17,31 @@ __all__ = [
     "canonical_name",
     "is_test_metric",
     "on_validation_data",
+    "without_view",
 ]
-
-
-HELD_OUT = "held_out/"
-"""What stands before the names of metrics of clients that never train."""
 
 
 @dataclass(frozen=True)
 class LogFlags:
-    """Where a logged value shall appear once the round is over."""
+    """Where a logged value appears at the end of the round."""
 
     prog_bar: bool = False
     logger: bool | None = None
 
 
 Metrics = Mapping[str, tuple[float, LogFlags]]
-"""What is logged once a round: value and flags, by name."""
+"""What is logged once per round: value and flags, by name."""
 
+
+CLASS = "acc_class_"
+"""Prefix of the short names of accuracies of one class, which follows it."""
 
 VAL = "val_"
-"""What stands before the short names of what is measured on validation data."""
+"""Prefix of the short names of metrics on validation data."""
 
 
 def canonical_name(name: str) -> str:
-    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``; other names alike.
+    """Return ``acc`` for ``global/acc``, ``test_acc`` or ``test/accuracy``, and so on.
 
     Example:
         >>> canonical_name("global/acc"), canonical_name("val/accuracy"), canonical_name("test_f1")
@@ -50,26 +52,38 @@ def canonical_name(name: str) -> str:
 
 
 PERSONAL = ("personalized/", "initial/")
-"""How names of what personalization measures begin."""
+"""Prefixes of the metrics of personalization."""
 
 
 _ON_TEST_DATA = ("global/", "test/", "test_", *PERSONAL)
+_IN_A_VIEW = (*_ON_TEST_DATA, "val/", "val_")
+
+
+def without_view(metric: str) -> str:
+    """Return a metric's name without that of its evaluation view, which the main view lacks.
+
+    Example:
+        >>> without_view("ood/personalized/val_acc"), without_view("personalized/val_acc")
+        ('personalized/val_acc', 'personalized/val_acc')
+    """
+    view, _, rest = metric.partition("/")
+    return rest if rest.startswith(_IN_A_VIEW) and view not in RESERVED else metric
 
 
 def is_test_metric(metric: str) -> bool:
     """Whether a metric is known, by its name, to be measured on test data or on held-out clients.
 
     Example:
-        >>> is_test_metric("global/acc"), is_test_metric("personalized/acc_p10")
+        >>> is_test_metric("global/acc"), is_test_metric("ood/personalized/acc_p10")
         (True, True)
         >>> is_test_metric("val/acc"), is_test_metric("personalized/val_acc")
         (False, False)
     """
-    if metric.startswith(HELD_OUT):
+    if metric.startswith(f"{HELD_OUT}/"):
         return True
-    return metric.startswith(_ON_TEST_DATA) and not on_validation_data(metric)
+    return without_view(metric).startswith(_ON_TEST_DATA) and not on_validation_data(metric)
 
 
 def on_validation_data(metric: str) -> bool:
     """Whether a metric is one that personalization measures on validation data."""
-    return any(metric.removeprefix(HELD_OUT).startswith(moment + VAL) for moment in PERSONAL)
+    return without_view(metric).startswith(tuple(moment + VAL for moment in PERSONAL))

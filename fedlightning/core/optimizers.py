@@ -1,4 +1,4 @@
-"""Optimizers that stay, with the state of the client gone: fresh for every client, built once."""
+"""Optimizers that are built once and reset for every client."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["FreshOptimizers", "optimizer_like"]
+__all__ = ["FollowingOptimizer", "FreshOptimizers"]
 
 
 class FreshOptimizers:
-    """Puts optimizers, and schedulers that step within a client, back to where a client starts.
+    """Resets optimizers, and schedulers that step within a client, to the start of a client update.
 
-    Building an optimizer for each client costs more, and one built by the command line from
+    Building an optimizer per client costs more, and one built by the command line from
     ``optimizer:`` exists only once. The learning rate of the round is kept: schedulers that count
     rounds act on the groups before :meth:`mark`.
 
@@ -37,18 +37,18 @@ class FreshOptimizers:
         self._optimizers = optimizers
         self._scaler = scaler
         self._schedulers = schedulers
-        # empty for most; Adagrad fills it when it is built
+        # empty for most optimizers; Adagrad fills it at construction
         self._pristine = [_copied(optimizer.state) for optimizer in optimizers]
         self.mark()
 
     def mark(self) -> None:
-        """Take the present hyperparameters for those that a client starts with."""
+        """Store the current hyperparameters as those with which a client starts."""
         self._groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
         self._scale = self._scaler.state_dict() if self._scaler is not None else None
         self._schedules = [copy.deepcopy(scheduler.state_dict()) for scheduler in self._schedulers]
 
     def restore(self) -> None:
-        """Forget momentum and other state, restore hyperparameters and step-wise schedules."""
+        """Drop momentum and other state; restore hyperparameters and step-wise schedules."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -59,7 +59,7 @@ class FreshOptimizers:
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
-        """Show, inside the ``with`` block, what a client starts with; go on afterwards."""
+        """Show a client's initial state inside the ``with`` block, then the current one again."""
         states = [dict(optimizer.state) for optimizer in self._optimizers]
         groups = [_hyperparameters(optimizer) for optimizer in self._optimizers]
         schedules = [scheduler.state_dict() for scheduler in self._schedulers]
@@ -81,22 +81,48 @@ class FreshOptimizers:
             scheduler.load_state_dict(copy.deepcopy(schedule))
 
 
-def optimizer_like(like: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> Optimizer:
-    """Return a fresh optimizer of the same kind and settings for other tensors.
+class FollowingOptimizer:
+    """An optimizer of another one's kind for other tensors; learning rates follow the other's.
 
     Args:
-        like: The optimizer.
-        stand_in: Returns what shall be in the place of one of its parameters; ``None`` leaves the
+        leader: The optimizer whose kind, settings and learning rates are taken.
+        stand_in: Returns the tensor in the place of one of its parameters; ``None`` leaves the
             parameter out.
+
+    Attributes:
+        optimizer: The optimizer itself.
+
+    Example:
+        >>> import torch
+        >>> leader = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.5)
+        >>> own = FollowingOptimizer(leader, lambda parameter: torch.zeros(1, requires_grad=True))
+        >>> leader.param_groups[0]["lr"] = 0.25
+        >>> own.follow()
+        >>> own.optimizer.param_groups[0]["lr"]
+        0.25
     """
-    groups = [
-        {**group, "params": [t for p in group["params"] if (t := stand_in(p)) is not None]}
-        for group in like.param_groups
-    ]
-    cls = type(like)
-    accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
-    settings = {name: value for name, value in like.defaults.items() if name in accepted}
-    return cls([group for group in groups if group["params"]], **settings)
+
+    def __init__(self, leader: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> None:
+        groups: list[dict[str, Any]] = []
+        self._leading: list[dict[str, Any]] = []
+        for group in leader.param_groups:
+            tensors = [t for p in group["params"] if (t := stand_in(p)) is not None]
+            if tensors:
+                groups.append({**group, "params": tensors})
+                self._leading.append(group)
+        cls = type(leader)
+        accepted = inspect.signature(cls).parameters  # AdamW's defaults are not all arguments
+        settings = {name: value for name, value in leader.defaults.items() if name in accepted}
+        self.optimizer: Optimizer = cls(groups, **settings)
+
+    def follow(self) -> None:
+        """Take the leader's present hyperparameters."""
+        for group, leading in zip(self.optimizer.param_groups, self._leading, strict=True):
+            group.update({key: value for key, value in leading.items() if key != "params"})
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
 
 
 def _hyperparameters(optimizer: Optimizer) -> list[dict[str, Any]]:

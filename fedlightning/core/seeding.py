@@ -1,7 +1,7 @@
-"""Every random number comes from a stream named by seed, purpose, round, client and epoch.
+"""Random streams, each named by seed, purpose, round, client and epoch.
 
-No component shares a generator with another one, so the order in which clients run, or the worker
-that runs them, cannot change a result.
+No two components share a generator, so neither the order in which clients run nor the worker that
+runs them can change a result.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
 Purpose = Literal[
-    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out"
+    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out", "uplink"
 ]
-"""A stream is numbered by its place here: new ones come last, or all others move."""
+"""A stream is numbered by its position here, so new ones must come last."""
 _numpy: Any = np.random  # its type stubs lack two functions
 _PURPOSES: tuple[str, ...] = get_args(Purpose)
 
@@ -36,7 +36,7 @@ class Key:
 
     Args:
         seed: The run's seed.
-        purpose: What the numbers are for.
+        purpose: The use of the numbers.
         round: Round index, from 0.
         client: Client id.
         epoch: Local epoch, from 0.
@@ -56,7 +56,7 @@ class Key:
     epoch: int = 0
 
     def at(self, **changes: int) -> Key:
-        """Return the key with some of its fields changed."""
+        """Return the key with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def sequence(self) -> np.random.SeedSequence:
@@ -78,7 +78,7 @@ class Key:
 
 
 def default_seed(seed: int | None = None) -> int:
-    """Return ``seed``, else the one that ``pl.seed_everything`` has set, else 0."""
+    """Return ``seed``, else the one set by ``pl.seed_everything``, else 0."""
     if seed is not None:
         return seed
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
@@ -86,11 +86,11 @@ def default_seed(seed: int | None = None) -> int:
 
 @cache
 def _spare() -> np.random.MT19937:
-    return np.random.MT19937(0)  # to make one costs far more than to seed it
+    return np.random.MT19937(0)  # making one costs far more than seeding it
 
 
 def _spare_bit_generator() -> np.random.MT19937:
-    """Return one that nobody draws from now: nested forks must not share theirs."""
+    """Return one that is not in use: nested forks must not share one."""
     return _spare() if _numpy.get_bit_generator() is not _spare() else np.random.MT19937(0)
 
 
@@ -100,16 +100,16 @@ def forked_generators(
 ) -> Iterator[None]:
     """Seed the global generators of Python, NumPy and torch with ``key``; restore them afterwards.
 
-    Dropout, augmentation and whatever else a user's module draws then depends on the key alone.
-    Only the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed`` visits
-    every backend and costs sixty times as much. NumPy's legacy generator gets another bit generator
-    for the time: reading and writing its state would cost more than all the rest. (So the second
-    half of a pair of normal numbers that it may have kept back is gone afterwards.)
+    Dropout, augmentation and all other random numbers of a user's module then depend only on the
+    key. Only the default CPU generator and that of ``device`` are seeded: ``torch.manual_seed``
+    visits every backend and costs sixty times as much. NumPy's legacy generator gets another bit
+    generator for the duration: reading and writing its state would cost more than everything else.
+    (So if it has stored the second of a pair of normal numbers, that number is lost.)
 
     Args:
         key: Names the stream.
-        device: Where else than on the CPU random numbers are drawn.
-        paused: Empty at first; with the same list the next ``with`` block goes on where this one
+        device: A device other than the CPU on which random numbers are drawn.
+        paused: An empty list; a later ``with`` block given the same list continues where this one
             stops, whatever was drawn in between.
     """
     # torch.cuda, torch.mps, ...: these have the same three functions

@@ -1,4 +1,4 @@
-"""State dicts: views of a model, copies, sums, checks."""
+"""State dicts: views of a model, copies, dtypes of sums, checks."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = [
 
 
 Sums = Literal["float64", "float32"]
-"""Precision in which a server adds."""
+"""Precision in which a server sums."""
 
 
 def sum_dtype(device: torch.device, sums: Sums) -> torch.dtype:
-    """Return the dtype in which means are taken on a device."""
+    """Return the dtype in which means are computed on a device."""
     return torch.float32 if sums == "float32" else widest_float(device)
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on Apple's GPUs, which have no other."""
+    """Return float64, or float32 on Apple's GPUs, which lack float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def under(values: Mapping[str, Tensor], name: str) -> State:
-    """Return what is kept or sent under a name, by model key.
+    """Return the tensors stored or sent under a name, by model key.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ def live_state(module: nn.Module) -> State:
 
 @torch.no_grad()
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """Copy ``source`` into ``target`` in place; keys only in ``target`` stay as they are.
+    """Copy ``source`` into ``target`` in place; keys only in ``target`` are unchanged.
 
     Args:
         target: Tensors to overwrite, e.g. :func:`live_state` of a module.
@@ -79,7 +79,7 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
     floats = {key: value for key, value in state.items() if value.is_floating_point()}
     if not floats:
         return None
-    # a finite sum proves that all its terms are: one fast pass, and as a rule the only one
+    # a finite sum proves that all its terms are finite: one fast pass, usually the only one
     sums = torch.stack([value.sum().float() for value in floats.values()])
     if math.isfinite(float(sums.sum())):
         return None
@@ -89,7 +89,7 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
 def first_without_norm(state: Mapping[str, Tensor]) -> str | None:
     """Return the first key whose tensor has no finite norm, or ``None``.
 
-    It holds a NaN, an infinity, or numbers whose squares overflow, which no model has any use for.
+    It holds a NaN, an infinity, or numbers whose squares overflow, which is useless in any model.
 
     Example:
         >>> first_without_norm({"a": torch.ones(2), "b": torch.tensor([0.0, 1e30])})

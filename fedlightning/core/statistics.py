@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Spread"]
+from fedlightning.core.metrics import CLASS
+
+__all__ = ["Spread", "over_clients"]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a number is spread over clients; a mean alone hides who is served badly.
+    """How a number is spread over clients; a mean alone hides those that are served badly.
 
     Args:
         mean: Mean over the counted clients; nan when there are none, like all others.
@@ -24,9 +26,9 @@ class Spread:
         count: Clients counted.
         missing: Clients left out because their value is nan.
         p90: The ninetieth percentile, linearly interpolated.
-        worst_decile: Mean of the worst tenth of the clients, rounded down, at least one.
-        jain: Jain's index of fairness, ``(sum x)^2 / (n sum x^2)``: 1 if all are served equally
-            (with nothing, too), 1/n if one client has it all.
+        worst_decile: Mean over the worst tenth of the clients: ``max(1, floor(n / 10))`` of them.
+        jain: Jain's index of fairness, ``(sum x)^2 / (n sum x^2)``: 1 if all are served equally,
+            1/n if one client has it all, nan if none has anything.
 
     Source:
         Jain, Chiu, Hawe. A Quantitative Measure of Fairness and Discrimination for Resource
@@ -79,6 +81,43 @@ class Spread:
 
 
 def _jain(values: np.ndarray) -> float:
-    """Return Jain's index of fairness of at least one number."""
+    """Return Jain's index of fairness of at least one number; nan if all are zero."""
     squares = float((values**2).sum())
-    return float(values.sum()) ** 2 / (values.size * squares) if squares else 1.0
+    return float(values.sum()) ** 2 / (values.size * squares) if squares else math.nan
+
+
+def over_clients(
+    name: str, values: Sequence[float], num_examples: Sequence[int]
+) -> dict[str, float]:
+    """Return a metric's mean over clients, its mean over examples, and how many have none.
+
+    A client whose value is nan is left out of both means, and counted. The accuracy of one class is
+    a mean over the clients that have the class, without a mean over examples.
+
+    Args:
+        name: The metric.
+        values: Each client's value.
+        num_examples: How many examples each of them is a mean over.
+
+    Returns:
+        ``name``, each client counting once; ``name_weighted``, each example counting once; and,
+        where a client's value is undefined, ``name_undefined``, the number of such clients.
+
+    Example:
+        >>> over_clients("acc", [1.0, 0.5, math.nan], [1, 3, 2])
+        {'acc': 0.75, 'acc_weighted': 0.625, 'acc_undefined': 1.0}
+    """
+    known = [
+        (value, size)
+        for value, size in zip(values, num_examples, strict=True)
+        if not math.isnan(value)
+    ]
+    if not known:
+        return {name: math.nan, f"{name}_undefined": float(len(values))}
+    means = {name: sum(value for value, _ in known) / len(known)}
+    if CLASS not in name:
+        examples = sum(size for _, size in known)
+        means[f"{name}_weighted"] = sum(value * size for value, size in known) / examples
+    if missing := len(values) - len(known):
+        means[f"{name}_undefined"] = float(missing)
+    return means

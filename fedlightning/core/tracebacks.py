@@ -1,4 +1,4 @@
-"""Where an error came from: the last line of code that is the user's own."""
+"""The origin of an error: the innermost line of user code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["causes", "place_of", "raised_by_user"]
 
 
 def raised_by_user(error: BaseException) -> bool:
-    """Whether the last line that is no library's is neither ours: code of the user's own."""
-    return _last_own_frame(error) is not None
+    """Whether the innermost frame outside any library is user code."""
+    return _innermost_user_frame(error) is not None
 
 
 def place_of(error: BaseException) -> str:
-    """Return `` (file:line)`` of the user's line that an error came from, or an empty string."""
-    frame = _last_own_frame(error)
+    """Return `` (file:line)`` of the line of user code that raised an error, or an empty string."""
+    frame = _innermost_user_frame(error)
     if frame is None:
         return ""
     return f" ({os.path.relpath(frame.filename)}:{frame.lineno})"
 
 
-def _last_own_frame(error: BaseException) -> traceback.FrameSummary | None:
+def _innermost_user_frame(error: BaseException) -> traceback.FrameSummary | None:
     package = str(Path(__file__).resolve().parents[1])
     libraries = (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "<frozen")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
@@ -36,7 +36,7 @@ def _last_own_frame(error: BaseException) -> traceback.FrameSummary | None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what caused it, and so on."""
+    """Yield an error, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,25 +1,27 @@
-"""Settings that are their values: equal if all of these are, shown as the call that made them."""
+"""Checks of arguments, and settings that are equal if their arguments are."""
 
 from __future__ import annotations
 
 import math
 import numbers
+from typing import TypeGuard
 
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "Setting",
-    "check_fraction",
     "check_instance",
     "check_integer",
     "check_number",
-    "check_positive",
-    "require_byzantine",
+    "is_integer",
+    "is_number",
 ]
 
 
 class Setting:
-    """A setting whose attributes are the arguments of its constructor, and nothing else.
+    """A setting whose attributes are exactly the arguments of its constructor.
+
+    Settings of one class are equal if their attributes are; ``repr`` shows the call that makes one.
 
     Example:
         >>> class Dose(Setting):
@@ -42,75 +44,116 @@ class Setting:
         return hash(repr(self))
 
 
-def check_integer(name: str, value: object, *, at_least: int) -> int:
-    """Return ``value`` as an int that is at least ``at_least``.
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer of Python or NumPy; a boolean is not.
+
+    Example:
+        >>> is_integer(3), is_integer(3.0), is_integer(True)
+        (True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite real number of Python or NumPy; a boolean is not.
+
+    Example:
+        >>> is_number(3), is_number(0.5), is_number(float("nan")), is_number("3")
+        (True, True, False, False)
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def check_integer(
+    name: str, value: object, *, at_least: int, at_most: int | None = None, other: str = ""
+) -> int:
+    """Return ``value`` as an int within its range.
 
     Args:
         name: The argument's name, for the message.
-        value: What was given.
-        at_least: The smallest value that makes sense.
+        value: The given value.
+        at_least: The smallest allowed value.
+        at_most: The largest allowed value, if there is one.
+        other: Another allowed value that the caller has tried, for the message.
 
     Raises:
-        ConfigError: ``value`` is no integer (booleans are none either) or too small.
+        ConfigError: ``value`` is not an integer, or out of its range.
 
     Example:
         >>> check_integer("batch_size", 50, at_least=1)
         50
         >>> check_integer("batch_size", 0, at_least=1)
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: batch_size must be >= 1, got 0
+        fedlightning.errors.ConfigError: batch_size must be an integer >= 1, got 0.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"{name} must be an integer >= {at_least}, got {_shown(value)}")
-    if value < at_least:
-        raise ConfigError(f"{name} must be >= {at_least}, got {value}")
-    return int(value)
+    if is_integer(value) and at_least <= value and (at_most is None or value <= at_most):
+        return int(value)
+    upper = "" if at_most is None else f" and <= {at_most}"
+    raise _refusal(name, f"an integer >= {at_least}{upper}", other, value)
 
 
-def check_fraction(name: str, value: object, *, zero: bool) -> float:
-    """Return ``value`` as a float in [0, 1), or in (0, 1) unless ``zero`` is allowed.
+def check_number(
+    name: str,
+    value: object,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    unit: str = "",
+    other: str = "",
+) -> float:
+    """Return ``value`` as a finite number of Python within its range; an int stays an int.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The given value.
+        at_least: The smallest allowed value, or
+        above: the number that it must exceed.
+        at_most: The largest allowed value, or
+        below: the number that it must stay below.
+        unit: Unit of the number, for the message.
+        other: Another allowed value that the caller has tried, for the message.
 
     Raises:
-        ConfigError: ``value`` is no number or outside the range.
+        ConfigError: ``value`` is not a finite number, or out of its range.
 
     Example:
-        >>> check_fraction("val_fraction", 0, zero=True)
-        0.0
-        >>> check_fraction("val_fraction", 1.5, zero=True)
-        Traceback (most recent call last):
-        fedlightning.errors.ConfigError: val_fraction must be a number in [0, 1), got 1.5
-    """
-    number = _real(value)
-    if not (0 < number < 1 or (zero and number == 0)):
-        interval = "[0, 1)" if zero else "(0, 1)"
-        raise ConfigError(f"{name} must be a number in {interval}, got {_shown(value)}")
-    return number
-
-
-def check_positive(name: str, value: object) -> float:
-    """Return ``value`` as a finite float greater than zero.
-
-    Raises:
-        ConfigError: ``value`` is no number, not finite, or not greater than zero.
-
-    Example:
-        >>> check_positive("alpha", 0.5)
+        >>> check_number("lr", 0.5, above=0)
         0.5
-        >>> check_positive("alpha", float("inf"))
+        >>> check_number("lr", float("inf"), above=0)
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: alpha must be a finite number > 0, got inf
+        fedlightning.errors.ConfigError: lr must be a finite number > 0, got inf.
+        >>> check_number("momentum", 1.5, at_least=0, below=1)
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: momentum must be in [0, 1), got 1.5.
     """
-    number = _real(value)
-    if not (math.isfinite(number) and number > 0):
-        raise ConfigError(f"{name} must be a finite number > 0, got {_shown(value)}")
-    return number
+    if (
+        is_number(value)
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (at_most is None or value <= at_most)
+        and (below is None or value < below)
+    ):
+        return value if type(value) in (int, float) else float(value)
+    lower = at_least if at_least is not None else above
+    upper = at_most if at_most is not None else below
+    if lower is not None and upper is not None:
+        left, right = "[" if at_least is not None else "(", "]" if at_most is not None else ")"
+        expected = f"in {left}{lower:g}, {upper:g}{right}"
+    else:
+        expected = f"a finite number{f' of {unit}' if unit else ''}"
+        for sign, limit in ((">=", at_least), (">", above), ("<=", at_most), ("<", below)):
+            expected += "" if limit is None else f" {sign} {limit:g}"
+    raise _refusal(name, expected, other, value)
 
 
 def check_instance(name: str, value: object, kind: type) -> None:
-    """Refuse a value that is no instance of ``kind``.
+    """Refuse a value that is not an instance of ``kind``.
 
     Raises:
-        ConfigError: It is none; a class in the place of an instance of it is the usual slip.
+        ConfigError: It is not; a class in place of an instance is the usual slip.
 
     Example:
         >>> check_instance("partition", int, kind=int)
@@ -124,61 +167,6 @@ def check_instance(name: str, value: object, kind: type) -> None:
         raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}")
 
 
-def _real(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return math.nan
-    return float(value)
-
-
-def _shown(value: object) -> str:
-    return "None (null)" if value is None else repr(value)
-
-
-def require_byzantine(number: int) -> None:
-    """Refuse what cannot be a number of attackers.
-
-    Raises:
-        ConfigError: If it is not an integer >= 0.
-    """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ConfigError(
-            f"federation.aggregator.num_byzantine must be an integer >= 0, got {number}."
-        )
-
-
-def check_number(
-    name: str,
-    value: float,
-    least: float = 0.0,
-    most: float = float("inf"),
-    open_: bool = False,
-    below: float = float("inf"),
-) -> None:
-    """Refuse a setting of an algorithm that is not a finite number within its range.
-
-    Args:
-        name: Its key under ``algorithm``.
-        value: What was given.
-        least: The smallest value.
-        most: The largest value.
-        open_: Whether ``least`` itself is refused, too.
-        below: What it has to be smaller than.
-
-    Raises:
-        ConfigError: If it is out of its range.
-
-    Example:
-        >>> check_number("mu", -1.0)
-        Traceback (most recent call last):
-        fedlightning.errors.ConfigError: algorithm.mu must be a finite number >= 0, got -1.0.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    within = number and least <= value <= most and value < below
-    if within and not (open_ and value == least):
-        return
-    upper = f" and <= {most:g}" if most != float("inf") else ""
-    upper = f" and < {below:g}" if below != float("inf") else upper
-    raise ConfigError(
-        f"algorithm.{name} must be a finite number {'>' if open_ else '>='} {least:g}{upper}, "
-        f"got {value}."
-    )
+def _refusal(name: str, expected: str, other: str, value: object) -> ConfigError:
+    got = "None (null)" if value is None else value if is_number(value) else repr(value)
+    return ConfigError(f"{name} must be {expected}{f', or {other}' if other else ''}, got {got}.")

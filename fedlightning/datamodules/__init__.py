@@ -1,6 +1,7 @@
 """The clients' data: data modules, partitions, and the vision sets."""
 
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.client_data import ClientData
@@ -8,7 +9,7 @@ from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.generated import GeneratedClients
-from fedlightning.datamodules.loaders import ClientLoader, ClientTask
+from fedlightning.datamodules.loaders import ClientLoader, ClientTask, ViewLoader
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
 from fedlightning.datamodules.partitions.classes import Classes
 from fedlightning.datamodules.partitions.dirichlet import Dirichlet
@@ -19,6 +20,7 @@ from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
 
 __all__ = [
+    "CENTRAL",
     "CIFAR10",
     "CIFAR100",
     "EMNIST",
@@ -34,6 +36,7 @@ __all__ = [
     "DatasetExamples",
     "Digits",
     "Dirichlet",
+    "EvaluationView",
     "Examples",
     "FashionMNIST",
     "FederatedArrays",
@@ -45,4 +48,5 @@ __all__ = [
     "Shards",
     "Split",
     "TensorExamples",
+    "ViewLoader",
 ]

@@ -1,4 +1,4 @@
-"""One's own arrays as a federation's data."""
+"""Your own arrays as a federation's data."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ class FederatedArrays(FederatedDataModule):
     Args:
         train: Training data ``(inputs, labels)``, each an array, a tensor, or the path of a
             ``.npy`` file; or the path of a ``.npz`` file that holds them as ``x`` and ``y``. Inputs
-            have shape (n, ...), labels (n,): integers are classes, anything else, or None, goes
-            with a partition that looks at no labels, such as ``IID()``.
+            have shape (n, ...), labels (n,): integers are classes, from 0 on; anything else, or
+            None, needs a partition that ignores labels, such as ``IID()``.
         test: Test data likewise.
         num_classes: Number of classes; None counts them.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
     Raises:
-        ConfigError: ``train`` or ``test`` has another form, or ``num_classes`` is no integer >= 1.
+        ConfigError: ``train`` or ``test`` has another form, or ``num_classes`` is not an integer
+            >= 1.
 
     Example:
         >>> inputs, labels = np.random.default_rng(0).random((60, 4)), np.arange(60) % 3
@@ -51,7 +52,7 @@ class FederatedArrays(FederatedDataModule):
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
     def load(self) -> tuple[TensorExamples, TensorExamples]:
-        """Read what is given by path, and make tensors of all."""
+        """Read the files that are given by path, and make tensors of all arrays."""
         train, test = (_examples(source) for source in self._sources)
         return train, test
 
@@ -76,7 +77,7 @@ def _examples(source: Any) -> TensorExamples:
 
 
 def _single(inputs: Any) -> Any:
-    """Return float64 arrays, as NumPy makes them, in torch's default dtype."""
+    """Return float64 arrays, NumPy's default, in torch's default dtype; others unchanged."""
     if isinstance(inputs, torch.Tensor):
         return inputs
     array = np.asarray(inputs)

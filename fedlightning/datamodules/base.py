@@ -1,26 +1,31 @@
-"""The data module of a federation: it owns the clients' data and makes their batches."""
+"""The data module of a federation: it holds the clients' data and makes their batches."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning.core.batches import Batch, Split
+from fedlightning.core.batches import SPLITS, Batch, Split, check_split
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.validation import check_fraction, check_instance, check_integer
+from fedlightning.core.validation import check_instance, check_integer, check_number
+from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.client_data import ClientData
-from fedlightning.datamodules.client_roles import Roles, check_held_out
-from fedlightning.datamodules.description import fingerprint
+from fedlightning.datamodules.client_roles import ClientRoles, check_held_out
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
-from fedlightning.datamodules.loaders import ClientLoader, PredictLoader
+from fedlightning.datamodules.loaders import ClientLoader, PredictLoader, ViewLoader
+from fedlightning.datamodules.own_splits import OwnSplits, owner
 from fedlightning.datamodules.partitions.base import IID, Partition
 from fedlightning.datamodules.pooled import PooledData, count_classes, prepare, sample_name
 from fedlightning.errors import ConfigError, DataError, FederationError
@@ -28,36 +33,36 @@ from fedlightning.errors import ConfigError, DataError, FederationError
 __all__ = ["FederatedDataModule"]
 
 
-class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
-    """Owns the clients' data. A subclass says in :meth:`load` where they come from.
+class FederatedDataModule(pl.LightningDataModule, ABC):
+    """Holds the clients' data; a subclass implements :meth:`load`.
 
     Args:
         num_clients: Number of clients in the population; known before ``setup``.
-        batch_size: Examples a batch in training.
+        batch_size: Examples per batch in training.
         partition: How the examples are divided over the clients; :class:`IID` if None.
         val_fraction: Share of each client's training examples that is held out for validation.
-        eval_batch_size: Examples a batch in evaluation. Models whose BatchNorm has no running
+        eval_batch_size: Examples per batch in evaluation. Models whose BatchNorm has no running
             statistics normalise with the batch, so their accuracy depends on it.
-        drop_last: Leave a client's last training batch out if it is shorter.
-        seed: Seed of the partition and the held-out examples; None takes that of the run.
+        drop_last: Drop a client's last training batch if it is shorter.
+        seed: Seed of the partition and the held-out examples; None uses the run's.
         eval_clients: How many clients are evaluated, personalised and predicted for: a random
-            sample, the same each time. None means all; of more than 10,000 clients it means 1,000,
-            and a warning says so.
+            sample, the same each time. None means all, or 1,000 of more than 10,000 clients, with
+            a warning.
         held_out_clients: Clients that never train, but are evaluated and personalised like the
             others and reported apart, under ``held_out/``: an int is a number of clients, a float
-            in [0, 1) a share. Which ones is a function of the seed; the partition stays the same.
+            in [0, 1) a share. The seed decides which; the partition stays the same.
             ``eval_clients`` is then the size of a sample of each kind.
-        check_data: Whether ``setup`` looks for labels outside the classes, numbers that are not
-            finite and items that cannot be read. With false a bad example is noticed, if at all,
-            when a client is trained on it; where labels are left out of a loss on purpose, as
-            cross-entropy does with -100, that is what one wants.
+        check_data: Whether ``setup`` looks for labels outside the classes, non-finite numbers and
+            items that cannot be read. With false a bad example is noticed, if at all, when a client
+            trains on it. Set it to false where labels are excluded from the loss on purpose, as
+            cross-entropy excludes -100.
 
     Attributes:
-        num_classes: Number of classes, a class attribute or counted by ``setup``; 0 where the data
-            have no classes.
+        num_classes: Number of classes, a class attribute or counted by ``setup``; 0 for data
+            without classes.
 
     Raises:
-        ConfigError: An argument that cannot work whatever the data.
+        ConfigError: An argument cannot work whatever the data.
 
     Example:
         >>> from fedlightning.datamodules import TensorExamples
@@ -75,6 +80,8 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
     """
 
     num_classes: int
+    narrows_inputs: ClassVar[bool] = False
+    """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 
     def __init__(
         self,
@@ -94,7 +101,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         self.batch_size = check_integer("batch_size", batch_size, at_least=1)
         self.partition = partition if partition is not None else IID()
         check_instance("partition", self.partition, Partition)
-        self.val_fraction = check_fraction("val_fraction", val_fraction, zero=True)
+        self.val_fraction = float(check_number("val_fraction", val_fraction, at_least=0, below=1))
         self.eval_batch_size = check_integer("eval_batch_size", eval_batch_size, at_least=1)
         self.drop_last = drop_last
         self.seed = None if seed is None else check_integer("seed", seed, at_least=0)
@@ -110,39 +117,87 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
     def load(self) -> tuple[Examples, Examples] | ClientData:
         """Return the pools of training and of test examples; called once.
 
-        Data that lie apart by client, where no list of all examples is wanted, are returned as
-        :class:`ClientData` instead; the partition then means nothing.
+        Return :class:`ClientData` instead for data that is stored client by client and has no list
+        of all examples; the partition is then ignored.
 
         Raises:
             DataError: The data cannot be read.
         """
 
+    def evaluation_views(self) -> list[EvaluationView]:
+        """Return which clients are measured on which of their splits, and under which names.
+
+        These are the clients that train on their own test data, the clients held out of training
+        under ``held_out``, and the validation data of both. A subclass adds views of its own, whose
+        metrics, tables and lines in summary and report then exist, too.
+
+        Example:
+            >>> from fedlightning.datamodules import ClientDatasets
+            >>> class Shifted(ClientDatasets):
+            ...     def evaluation_views(self):
+            ...         ood = EvaluationView("ood", self.evaluated_clients, "ood")
+            ...         return [*super().evaluation_views(), ood]
+            ...
+            ...     def split_examples(self, client, split):
+            ...         ((inputs, labels),) = self.batches(client, "test")
+            ...         return inputs + 2, labels
+        """
+        evaluated, held_out = self.evaluated_clients, set(self.held_out_ids.tolist())
+        training = [c for c in evaluated if c not in held_out] if held_out else evaluated
+        views = [EvaluationView("", training, population=len(self.training_clients))]
+        if held_out:
+            others = [client for client in evaluated if client in held_out]
+            views.append(EvaluationView(HELD_OUT, others, population=len(held_out)))
+        if self.val_fraction:
+            views += [replace(view, split="val") for view in views]
+        return views
+
+    def split_examples(self, client: int, split: Split) -> Any:
+        """Return a client's examples of a split beside ``train``, ``val`` and ``test``.
+
+        For :meth:`evaluation_views` of a subclass. It is called when the examples are wanted, and
+        must give the same ones each time.
+
+        Args:
+            client: Client id, or ``CENTRAL`` for data that belongs to no client.
+            split: The split that a view names.
+
+        Returns:
+            :class:`Examples`, a pair of inputs and labels, or inputs alone.
+        """
+        if client != CENTRAL:
+            check_split(split)
+        raise ConfigError(
+            f"{type(self).__name__} has no examples that belong to no client; its "
+            "split_examples() can give some."
+        )
+
     def transform_batch(self, batch: Batch, training: bool) -> Batch:
         """Turn a stored batch, already on its device, into what the module gets.
 
-        It stays as it is unless a subclass overrides this.
+        The default returns it unchanged.
 
         Args:
             batch: ``(inputs, labels)``, or what the examples yield.
-            training: Whether it is trained on. What is random, such as augmentation, belongs here
-                and draws from the global torch generators, which are seeded for the client and the
-                round.
+            training: Whether the batch is trained on. Random transforms, such as augmentation,
+                belong here and draw from the global torch generators, which are seeded for the
+                client and the round.
         """
         return batch
 
     @property
     def transforms_alike(self) -> bool:
-        """Whether :meth:`transform_batch` has one answer for an example, in training or not.
+        """Whether :meth:`transform_batch` gives the same result for an example every time.
 
-        A subclass that overrides the one may override the other, to say that its transform draws
-        nothing at random, looks at no other example of the batch, and does not ask for
-        ``training``. Then what a model computes from an example need not be computed every time.
+        A subclass that overrides ``transform_batch`` may override this property to return true, if
+        its transform is not random, treats each example by itself, and ignores ``training``. What a
+        model computes from an example can then be cached.
         """
         return _method_of(self, "transform_batch") is FederatedDataModule.transform_batch
 
     @property
     def fixed_examples(self) -> bool:
-        """Whether an example looks the same in every batch that it is in."""
+        """Whether an example looks the same in every batch that holds it."""
         return (
             self.transforms_alike
             and _method_of(self, "batches") is FederatedDataModule.batches
@@ -153,11 +208,11 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
     def epoch_order(self, key: Key, num_examples: int) -> Tensor:
         """Return the order in which a local epoch visits a client's examples.
 
-        Override it to visit them in another order than a random one.
+        Override it for an order that is not random.
 
         Args:
             key: Names the epoch: purpose ("fit", "personalize"), round, client and epoch.
-            num_examples: How many training examples the client has.
+            num_examples: Number of the client's training examples.
 
         Returns:
             Positions in the client's stored order, int64, shape (num_examples,).
@@ -168,7 +223,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         """Load, divide and check the data, once, whatever the stage.
 
         Raises:
-            ConfigError: The partition needs labels, and the data have no classes.
+            ConfigError: The partition needs labels, but the data has no classes.
             DataError: The data cannot be read, divided or used.
             FederationError: An item of a dataset raises.
         """
@@ -184,7 +239,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             check_instance(f"what {type(self).__name__}.load() returns for a pool", pool, Examples)
         if not hasattr(self, "num_classes"):
             self.num_classes = count_classes(train, test)
-        divided = prepare(
+        pooled = prepare(
             train,
             test,
             num_clients=self.num_clients,
@@ -196,15 +251,15 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             check=self.check_data,
         )
         if self.drop_last:
-            check_batches(divided.splits.sizes("train"), self.batch_size)
-        self._client_data = divided
+            check_batches(pooled.splits.sizes("train"), self.batch_size)
+        self._client_data = pooled
 
     def sample_number(self, client: int, split: Split, index: int) -> int:
-        """Return the number that messages give the example ``index`` of a pool: the same one."""
+        """Return the number of the pool's example ``index`` in messages: ``index`` itself."""
         return index
 
     def num_batches(self, client: int, split: Split = "train", training: bool = True) -> int:
-        """Return how many batches :meth:`batches` yields."""
+        """Return the number of batches that :meth:`batches` yields."""
         size = self.batch_size if training else self.eval_batch_size
         whole, rest = divmod(self.num_examples(client, split), size)
         return whole if training and self.drop_last else whole + (rest > 0)
@@ -222,30 +277,49 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         Args:
             client: Client id.
             split: Which part of the client's data.
-            key: Names a local epoch and makes it training: ``batch_size`` examples a batch in the
-                order that :meth:`epoch_order` gives. None is evaluation: stored order,
-                ``eval_batch_size``.
-            device: Where the batches are wanted.
+            key: Names a local epoch of training: ``batch_size`` examples per batch in the order of
+                :meth:`epoch_order`. None means evaluation: ``eval_batch_size`` examples per batch
+                in stored order.
+            device: Device of the batches.
 
         Raises:
-            ConfigError: There is no such client or split.
+            ConfigError: The client or the split does not exist.
             FederationError: An item of a dataset raises.
         """
-        pool = self.client_data.pool(client, split)
+        pool = self._pool(client, split)
         rows = torch.from_numpy(self.indices(client, split))
         if key is not None:
             rows = rows[self.epoch_order(key, len(rows))]
+        stream = self.read(pool, rows, key=key, device=torch.device(device))
+        return self._naming_samples(stream, client, split)
+
+    def read(
+        self, pool: Examples, rows: Tensor, *, key: Key | None, device: torch.device
+    ) -> Iterator[Batch]:
+        """Yield a pool's examples ``rows`` in this order, in batches as the module gets them.
+
+        Args:
+            pool: The examples.
+            rows: Indices into the pool, int64 on the CPU, shape (n,).
+            key: Names a local epoch of training; None means evaluation.
+            device: Device of the batches.
+
+        Raises:
+            SampleError: An example cannot be read.
+        """
         stream = pool.batches(
             rows,
             self.batch_size if key is not None else self.eval_batch_size,
             drop_last=self.drop_last and key is not None,
-            device=torch.device(device),
+            device=device,
             key=key,
         )
-        return self._transformed(stream, client, split, training=key is not None)
+        for batch in stream:
+            stored = self._narrowed(batch) if self.narrows_inputs else batch
+            yield self.transform_batch(stored, key is not None)
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
-        """Return which examples the batches of a local epoch hold, as positions in stored order.
+        """Return the examples in each batch of a local epoch, as positions in stored order.
 
         Args:
             client: Client id.
@@ -257,23 +331,24 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         return [order[start : start + size] for start in starts]
 
     def train_dataloader(self) -> ClientLoader:
-        """Return a task for each client that trains and has training examples."""
+        """Return a task for each training client that has training examples."""
         return ClientLoader(self.training_clients, ("train",), self.num_examples)
 
-    def val_dataloader(self) -> ClientLoader:
-        """Return each evaluated client's tasks: validation data, if some is held out, test data.
+    def val_dataloader(self) -> ViewLoader:
+        """Return the tasks of all evaluation views: of a client validation data, then the others.
 
-        They come from one loader: with two, Lightning would ask every module's hooks for a loader
-        index.
+        All come from one loader: with two, Lightning would require a ``dataloader_idx`` argument
+        in the hooks of every module.
         """
-        return self._tasks("val", "test") if self.val_fraction else self._tasks("test")
+        return ViewLoader(self.evaluation_views(), self.num_examples)
 
-    def test_dataloader(self) -> ClientLoader:
-        """Return a task for each evaluated client with test examples."""
-        return self._tasks("test")
+    def test_dataloader(self) -> ViewLoader:
+        """Return the tasks of the evaluation views that are not of validation data."""
+        views = [view for view in self.evaluation_views() if not view.on_validation_data]
+        return ViewLoader(views, self.num_examples)
 
     def predict_dataloader(self) -> PredictLoader:
-        """Return the test batches of client after client, as :meth:`predict_index` lists them."""
+        """Return the test batches of client after client, in the order of :meth:`predict_index`."""
         return PredictLoader(
             self.evaluated_clients,
             lambda client: self.batches(client, "test"),
@@ -281,7 +356,7 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         )
 
     def predict_index(self) -> np.ndarray:
-        """Return client id and test index of each prediction in order, int64, shape (n, 2)."""
+        """Return the client id and test index of each prediction in order, int64, shape (n, 2)."""
         rows = [
             np.stack([np.full_like(indices, client), indices], axis=1)
             for client in self.evaluated_clients
@@ -289,22 +364,31 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         ]
         return np.concatenate([np.empty((0, 2), np.int64), *rows])
 
-    def _tasks(self, *splits: Split) -> ClientLoader:
-        return ClientLoader(self.evaluated_clients, splits, self.num_examples)
+    def _narrowed(self, batch: Batch) -> Batch:
+        """Return float64 inputs in torch's default dtype, unless the module computes in float64."""
+        inputs = batch[0] if type(batch) is tuple else batch
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.float64 or self.trainer is None:
+            return batch
+        if any(p.dtype == torch.float64 for p in self.trainer.lightning_module.parameters()):
+            return batch
+        inputs = inputs.to(torch.get_default_dtype())
+        return (inputs, *batch[1:]) if type(batch) is tuple else inputs
 
-    def _transformed(
-        self, stream: Iterator[Batch], client: int, split: Split, training: bool
+    def _naming_samples(
+        self, stream: Iterator[Batch], client: int, split: Split
     ) -> Iterator[Batch]:
+        """Yield the batches; an example that cannot be read is an error that names its client."""
         try:
-            for batch in stream:
-                yield self.transform_batch(batch, training)
+            yield from stream
         except SampleError as error:
-            where = f"client {client}"
-            if error.index is not None:
+            where = owner(client)
+            if error.index is not None and _is_own(client, split):
+                where = f"{where}, {split} sample {error.index}"
+            elif error.index is not None:
                 where = sample_name(client, split, self.sample_number(client, split, error.index))
             raise FederationError(f"{where}: {error.text}") from error
 
-    # -- who holds which example ------------------------------------------------------------
+    # -- which client holds which example ------------------------------------------------------
 
     _client_data: ClientData | None = None
 
@@ -321,11 +405,11 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
 
     @property
     def pooled(self) -> PooledData:
-        """The pools of examples and their division.
+        """The pools of examples and how they are divided.
 
         Raises:
             ConfigError: ``setup`` has not been called.
-            DataError: The clients' examples do not lie in pools.
+            DataError: The clients' examples are not pooled.
         """
         if not isinstance(self.client_data, PooledData):
             raise DataError(
@@ -334,42 +418,54 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
             )
         return self.client_data
 
+    @cached_property
+    def _own_splits(self) -> OwnSplits:
+        return OwnSplits(self.split_examples, getattr(self, "num_classes", 0), self.check_data)
+
+    def _pool(self, client: int, split: Split) -> Examples:
+        if _is_own(client, split):
+            return self._own_splits.examples(client, split)
+        return self.client_data.pool(client, split)
+
     def num_examples(self, client: int, split: Split = "train") -> int:
-        """Return how many examples a client has in a split."""
+        """Return the number of a client's examples in a split."""
+        if _is_own(client, split):
+            return self._own_splits.size(client, split)
         return self.client_data.size(client, split)
 
     def indices(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's indices, in its stored order, int64, shape (n,).
 
-        They count the pooled examples of all clients: the training pool for "train" and "val", the
-        test pool for "test". Where there are no pools they count the client's own.
+        They index the pooled examples of all clients: the training pool for "train" and "val", the
+        test pool for "test". Without pools, and in splits that a subclass adds, they index the
+        client's own examples.
         """
+        if _is_own(client, split):
+            return np.arange(self._own_splits.size(client, split))
         return self.client_data.indices(client, split)
 
     def labels(self, client: int, split: Split = "train") -> np.ndarray:
         """Return a client's labels, in its stored order, shape (n, ...); classes are int64.
 
         Raises:
-            DataError: The data have no labels.
+            DataError: The data has no labels.
         """
-        labels = self.client_data.pool(client, split).labels
+        labels = self._pool(client, split).labels
         if labels is None:
             raise DataError(f"{type(self).__name__} has no labels")
         chosen: np.ndarray = labels[self.indices(client, split)]
         return chosen
 
     def partition_digest(self) -> str:
-        """Return a SHA-256 in hexadecimal; that of all index lists of the three splits."""
+        """Return the SHA-256 of all index lists of the three splits, in hexadecimal."""
         return self.client_data.digest()
 
     def dataset_fingerprint(self) -> str:
-        """Return 16 digits that tell datasets apart: sizes, labels, a sample of the inputs."""
-        if not isinstance(self.client_data, PooledData):
-            return self.client_data.digest()[:16]
-        return fingerprint(self.pooled.train, self.pooled.test)
+        """Return 16 digits that tell datasets apart: of sizes, labels, a sample of the inputs."""
+        return self.client_data.fingerprint()
 
     def partition_table(self, split: Split = "train", clients: int | None = None) -> np.ndarray:
-        """Return the examples by client and class, int64, shape (clients, num_classes).
+        """Return the examples per client and class, int64, shape (clients, num_classes).
 
         Args:
             split: Which part of the clients' data.
@@ -384,8 +480,8 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
     def save_partition(self, path: str | os.PathLike[str]) -> None:
         """Write the partition to a JSON file that :class:`PartitionFile` reads.
 
-        Held-out examples are among the training examples there: the same seed and ``val_fraction``
-        hold the same ones out again.
+        The file lists held-out examples among the training examples: the same seed and
+        ``val_fraction`` hold out the same ones again.
 
         Raises:
             EnvironmentFailure: The file cannot be written.
@@ -393,21 +489,71 @@ class FederatedDataModule(Roles, pl.LightningDataModule, ABC):
         self.pooled.save(path, type(self).__name__)
 
     def write_partition(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``partition.csv``, a row a client, and ``partition.json`` into a folder.
+        """Write ``partition.csv``, one row per client, and ``partition.json`` into a folder.
 
-        Of more than 10,000 clients the former lists the first 1,000 and the latter only says who
-        made the division: neither grows with the population.
+        Beyond 10,000 clients the former lists the first 1,000 and the latter only names the rule:
+        neither grows with the population.
 
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
         self.client_data.write(Path(folder), type(self).__name__)
 
+    # -- which clients train and are evaluated ---------------------------------------------------
+
+    @cached_property
+    def client_roles(self) -> ClientRoles:
+        """Which clients train, are held out of training, and are evaluated."""
+        return ClientRoles(
+            self.num_clients, self.held_out_clients, self.eval_clients, default_seed(self.seed)
+        )
+
+    @property
+    def training_clients(self) -> Sequence[int]:
+        """The clients that may be chosen for a cohort, in ascending order."""
+        return self.client_roles.training_clients
+
+    @property
+    def held_out_ids(self) -> np.ndarray:
+        """The clients that never train, in ascending order, int64."""
+        return self.client_roles.held_out_ids
+
+    @property
+    def evaluated_clients(self) -> Sequence[int]:
+        """The clients that are evaluated, in ascending order; see :class:`ClientRoles`."""
+        return self.client_roles.evaluated_clients
+
+    def is_held_out(self, client: int) -> bool:
+        """Whether a client never trains."""
+        return self.client_roles.is_held_out(client)
+
+    def held_out_digest(self) -> str:
+        """Return the number of held-out clients, and eight digits that tell which they are."""
+        return self.client_roles.held_out_digest()
+
+    def evaluating(self, clients: Sequence[int]) -> AbstractContextManager[None]:
+        """Make ``clients``, ids in ascending order, the evaluated ones in the ``with`` block.
+
+        Raises:
+            ConfigError: A client does not exist.
+        """
+        if clients[-1] >= self.num_clients:
+            raise ConfigError(
+                f"clients: no client {clients[-1]} in {type(self).__name__}, whose clients are 0 "
+                f"to {self.num_clients - 1}."
+            )
+        return self.client_roles.evaluating(clients)
+
     def __str__(self) -> str:
         return f"{type(self).__name__}()" if self._client_data is None else self.partition_summary()
 
 
+def _is_own(client: int, split: Split) -> bool:
+    """Whether :meth:`FederatedDataModule.split_examples` has the examples."""
+    return client == CENTRAL or split not in SPLITS
+
+
 def _method_of(instance: object, name: str) -> object:
-    """Return the function behind a method, even where the instance has one of its own."""
+    """Return the function behind a method, or the instance's own attribute of that name."""
     method = getattr(instance, name)
     return getattr(method, "__func__", method)

@@ -1,4 +1,4 @@
-"""The one check of divided data: what no client could be trained or evaluated on."""
+"""The check of divided data for examples that no client can train or be evaluated on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Fault(NamedTuple):
     Attributes:
         split: The split that holds it.
         row: Its index in that split's pool.
-        text: What is wrong with it.
-        error: What to raise.
+        text: Description of the fault.
+        error: The error to raise.
     """
 
     split: Split
@@ -33,15 +33,15 @@ class Fault(NamedTuple):
 def find_fault(
     train: Examples, test: Examples, splits: ClientSplits, num_classes: int
 ) -> Fault | None:
-    """Return a label outside the classes, a number that is not finite, or an item that raised.
+    """Return a label outside the classes, a non-finite number, or an item that raised, if any.
 
-    Only examples that a client holds are looked at, training examples first.
+    Only examples that a client holds are checked, training examples first.
 
     Args:
         train: The pool that the splits "train" and "val" index.
         test: The pool that the split "test" indexes.
         splits: Every client's indices.
-        num_classes: Number of classes; 0 where the data have none.
+        num_classes: Number of classes; 0 for data without classes.
 
     Example:
         >>> from fedlightning.datamodules.examples import TensorExamples
@@ -60,7 +60,7 @@ def find_fault(
 
 
 def fault_in(pool: Examples, rows: np.ndarray, split: Split, num_classes: int) -> Fault | None:
-    """Return what is wrong with one of the examples ``rows`` of a pool, if anything."""
+    """Return the first fault among the examples ``rows`` of a pool, if any."""
     fault = pool.fault(rows)
     if fault is not None:
         return Fault(split, *fault, pool.fault_error)
@@ -69,11 +69,11 @@ def fault_in(pool: Examples, rows: np.ndarray, split: Split, num_classes: int) -
 
 
 def check_batches(sizes: np.ndarray, batch_size: int) -> None:
-    """Refuse clients that have no whole batch, for training that drops the last, shorter one.
+    """Refuse clients without a whole batch, for training that drops a last, shorter one.
 
     Args:
         sizes: Number of training examples of every client.
-        batch_size: Examples a batch.
+        batch_size: Examples per batch.
 
     Raises:
         DataError: A client has fewer examples than a batch.
@@ -92,7 +92,7 @@ def check_batches(sizes: np.ndarray, batch_size: int) -> None:
 
 
 def empty_tests(sizes: np.ndarray) -> str:
-    """Return a sentence about the clients without test examples, or an empty string.
+    """Return a warning about clients without test examples, or an empty string.
 
     Args:
         sizes: Number of test examples of every client.
@@ -120,4 +120,7 @@ def _label_fault(
     bad = np.flatnonzero((held < 0) | (held >= num_classes))
     if not bad.size:
         return None
-    return int(rows[bad[0]]), f"label {held[bad[0]]} not in [0, {num_classes})"
+    text = f"label {held[bad[0]]} not in [0, {num_classes})"
+    if held.min() == 1 and held.max() == num_classes:
+        text += "; labels start at 1: subtract 1"
+    return int(rows[bad[0]]), text

@@ -14,14 +14,14 @@ __all__ = ["ClientData"]
 
 
 class ClientData(ABC):
-    """Every client's examples, asked for client by client.
+    """Every client's examples, client by client.
 
-    Nothing here may cost more for a client because there are many others.
+    Every method must cost O(1) in the number of clients.
 
     Attributes:
         num_clients: Number of clients.
-        num_classes: Number of classes; 0 where the data have none.
-        rule: How the clients came by their examples, in words.
+        num_classes: Number of classes; 0 for data without classes.
+        rule: How the examples were divided or made, in words.
     """
 
     num_clients: int
@@ -30,19 +30,23 @@ class ClientData(ABC):
 
     @abstractmethod
     def size(self, client: int, split: Split) -> int:
-        """Return how many examples a client has."""
+        """Return the number of a client's examples."""
 
     @abstractmethod
     def indices(self, client: int, split: Split) -> np.ndarray:
-        """Return which examples of its pool a client has, in its order, int64, shape (n,)."""
+        """Return a client's indices into its pool, in its order, int64, shape (n,)."""
 
     @abstractmethod
     def pool(self, client: int, split: Split) -> Examples:
-        """Return the examples that a client's indices count."""
+        """Return the examples that a client's indices refer to."""
 
     @abstractmethod
     def digest(self) -> str:
-        """Return a SHA-256 in hexadecimal; a run resumed on other data is refused by it."""
+        """Return a SHA-256 in hexadecimal, by which a run resumed on other data is refused."""
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that tell datasets apart."""
+        return self.digest()[:16]
 
     @abstractmethod
     def summary(self) -> str:
@@ -50,7 +54,7 @@ class ClientData(ABC):
 
     @abstractmethod
     def write(self, folder: Path, dataset: str) -> None:
-        """Write what is to be known of the division into a folder, bounded in size.
+        """Write a description of bounded size into a folder.
 
         Args:
             folder: The run folder.
@@ -61,9 +65,9 @@ class ClientData(ABC):
         """
 
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
-        """Return the examples by client and class, int64, shape (clients, num_classes).
+        """Return the examples per client and class, int64, shape (clients, num_classes).
 
-        There are no columns where nobody has counted.
+        The default has no columns: nothing is counted.
 
         Args:
             split: Which part of the clients' data.

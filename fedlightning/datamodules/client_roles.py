@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import overload
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.seeding import Key
+from fedlightning.core.validation import is_integer
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "LARGE",
     "SAMPLE",
     "AllBut",
-    "Roles",
+    "ClientRoles",
     "check_held_out",
     "evaluated_clients",
     "listed_clients",
@@ -25,11 +27,11 @@ __all__ = [
 
 
 class AllBut(Sequence[int]):
-    """Clients 0..num_clients-1 without some: found by a search, so that no list of all is needed.
+    """Clients 0..num_clients-1 without some, found by a search instead of a list of all.
 
     Args:
         num_clients: Number of clients.
-        others: The clients that are left out, in ascending order, int64.
+        others: The excluded clients, in ascending order, int64.
 
     Example:
         >>> clients = AllBut(6, np.array([1, 4]))
@@ -40,7 +42,7 @@ class AllBut(Sequence[int]):
     def __init__(self, num_clients: int, others: np.ndarray) -> None:
         self._num_clients = num_clients
         self._others = others
-        self._before = others - np.arange(len(others))  # clients before each that is left out
+        self._before = others - np.arange(len(others))  # clients before each excluded one
 
     def __len__(self) -> int:
         return self._num_clients - len(self._others)
@@ -62,24 +64,46 @@ class AllBut(Sequence[int]):
         return place == len(self._others) or int(self._others[place]) != client
 
 
-class Roles:
-    """What a data module's clients do in a run."""
+class ClientRoles:
+    """Which clients of a population train, and which are evaluated.
 
-    num_clients: int
-    seed: int | None
-    eval_clients: int | None
-    held_out_clients: int | float
+    Args:
+        num_clients: Number of clients.
+        held_out_clients: How many never train: an int is a number, a float in [0, 1) a share.
+        eval_clients: How many are evaluated; None means all, see :func:`evaluated_clients`.
+        seed: Seed of both samples.
+
+    Example:
+        >>> roles = ClientRoles(6, held_out_clients=2, eval_clients=1, seed=0)
+        >>> roles.held_out_ids.tolist(), list(roles.training_clients)
+        ([0, 5], [1, 2, 3, 4])
+        >>> roles.evaluated_clients
+        [2, 5]
+    """
+
+    def __init__(
+        self,
+        num_clients: int,
+        held_out_clients: int | float = 0,
+        eval_clients: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.num_clients = num_clients
+        self.held_out_clients = held_out_clients
+        self.eval_clients = eval_clients
+        self.seed = seed
+        self._chosen: Sequence[int] | None = None
 
     @cached_property
     def held_out_ids(self) -> np.ndarray:
         """The clients that never train, in ascending order, int64.
 
-        They are a function of the seed, of ``num_clients`` and of how many there are.
+        They are a function of the seed, ``num_clients`` and their number.
         """
         wanted = self.held_out_clients
         if isinstance(wanted, float) and wanted:
             wanted = min(max(round(wanted * self.num_clients), 1), self.num_clients - 1)
-        rng = Key(default_seed(self.seed), "held_out").numpy()
+        rng = Key(self.seed, "held_out").numpy()
         chosen: np.ndarray = np.sort(rng.choice(self.num_clients, int(wanted), replace=False))
         return chosen
 
@@ -95,37 +119,49 @@ class Roles:
         return client not in self.training_clients
 
     def held_out_digest(self) -> str:
-        """Return how many clients are held out, and eight digits that tell which."""
+        """Return the number of held-out clients, and eight digits that tell which they are."""
         ids = self.held_out_ids
         if not len(ids):
             return "0"
         return f"{len(ids)} (ids {hashlib.sha256(ids.astype('<i8').tobytes()).hexdigest()[:8]})"
 
-    @cached_property
+    @property
     def evaluated_clients(self) -> Sequence[int]:
         """The clients that are evaluated, in ascending order: all of them, or a sample.
 
-        Of those that are held out a sample of its own, of ``eval_clients`` as well.
+        The held-out clients are sampled apart, ``eval_clients`` of them as well.
 
         Raises:
-            ConfigError: ``eval_clients`` is more than there are clients that train.
+            ConfigError: ``eval_clients`` exceeds the number of clients that train.
         """
+        return self._sample if self._chosen is None else self._chosen
+
+    @contextmanager
+    def evaluating(self, clients: Sequence[int]) -> Iterator[None]:
+        """Make ``clients`` the evaluated ones inside the ``with`` block."""
+        before, self._chosen = self._chosen, clients
+        try:
+            yield
+        finally:
+            self._chosen = before
+
+    @cached_property
+    def _sample(self) -> Sequence[int]:
         training, held_out = self.training_clients, self.held_out_ids
-        seed = default_seed(self.seed)
-        places = evaluated_clients(len(training), self.eval_clients, seed)
+        places = evaluated_clients(len(training), self.eval_clients, self.seed)
         if not len(held_out):
             return places
-        among = evaluated_clients(len(held_out), self.eval_clients, seed, held_out=True)
+        among = evaluated_clients(len(held_out), self.eval_clients, self.seed, held_out=True)
         if len(places) + len(among) == self.num_clients:
             return range(self.num_clients)
         return sorted([training[place] for place in places] + held_out[list(among)].tolist())
 
 
 def check_held_out(value: int | float, num_clients: int) -> int | float:
-    """Return ``value`` if it is a number or a share of clients that leaves one to train.
+    """Return ``value``, a number or share of clients that leaves at least one to train.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is neither, or leaves none.
 
     Example:
         >>> check_held_out(0.1, num_clients=100)
@@ -134,9 +170,8 @@ def check_held_out(value: int | float, num_clients: int) -> int | float:
         Traceback (most recent call last):
         fedlightning.errors.ConfigError: held_out_clients=100 leaves none of 100 clients to train...
     """
-    count = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
-    share = isinstance(value, float) and 0 <= value < 1
-    if not (count or share):
+    count = is_integer(value) and value >= 0
+    if not count and not (isinstance(value, float) and 0 <= value < 1):
         raise ConfigError(
             f"held_out_clients must be a number of clients or a share in [0, 1), got {value!r}"
         )
@@ -148,15 +183,15 @@ def check_held_out(value: int | float, num_clients: int) -> int | float:
 
 
 LARGE = 10_000
-"""The most clients that a run evaluates and lists one by one unless it is told otherwise."""
+"""The largest number of clients that a run evaluates and lists one by one by default."""
 
 
 SAMPLE = 1_000
-"""How many clients stand for all where there are more."""
+"""Size of the sample that stands for more clients than that."""
 
 
 def listed_clients(num_clients: int) -> int:
-    """Return how many clients, from client 0 on, a run's files list.
+    """Return the number of clients, from client 0 on, that a run's files list.
 
     Example:
         >>> listed_clients(10_000), listed_clients(1_000_000)
@@ -168,20 +203,19 @@ def listed_clients(num_clients: int) -> int:
 def evaluated_clients(
     num_clients: int, wanted: int | None, seed: int, *, held_out: bool = False
 ) -> Sequence[int]:
-    """Return the clients to evaluate, in ascending order: all, or a sample that is always the same.
+    """Return the clients to evaluate, in ascending order: all, or a sample fixed by the seed.
 
-    A sample, and not the first ones, because client ids often follow from the data.
+    A sample rather than the first ones, because client ids often follow the order of the data.
 
     Args:
         num_clients: Number of clients.
-        wanted: How many to evaluate. None means all, but of more than ``LARGE`` a sample of
-            ``SAMPLE``, with a warning.
+        wanted: How many to evaluate. None means all, or a sample of ``SAMPLE`` of more than
+            ``LARGE``, with a warning.
         seed: Seed of the sample.
-        held_out: Whether these are the clients held out of training, of which there may be fewer
-            than wanted.
+        held_out: Whether these are the held-out clients, of which there may be fewer than wanted.
 
     Raises:
-        ConfigError: There are not as many.
+        ConfigError: ``wanted`` exceeds the number of clients.
 
     Example:
         >>> evaluated_clients(4, None, seed=0), evaluated_clients(1_000_000, 3, seed=0)
@@ -197,9 +231,9 @@ def evaluated_clients(
     if wanted is None or wanted == num_clients or (held_out and wanted > num_clients):
         return range(num_clients)
     if wanted > num_clients:
-        raise ConfigError(f"eval_clients={wanted} is more than there are clients: {num_clients}")
-    # streams of their own: of "partition", round 3 is apart from the division (0) and from the
-    # held-out examples (1); of "held_out", round 1 is apart from who is held out (0)
+        raise ConfigError(f"eval_clients={wanted} exceeds the number of clients: {num_clients}")
+    # separate streams: of "partition", round 3 is apart from the partition (0) and the held-out
+    # examples (1); of "held_out", round 1 is apart from the choice of held-out clients (0)
     rng = (Key(seed, "held_out", round=1) if held_out else Key(seed, "partition", round=3)).numpy()
     chosen: list[int] = sorted(rng.choice(num_clients, wanted, replace=False).tolist())
     return chosen

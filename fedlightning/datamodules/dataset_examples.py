@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,28 +18,28 @@ from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.examples import Examples, SampleError, label_array
 from fedlightning.errors import DataError, FederationError
 
-__all__ = ["DatasetExamples"]
+__all__ = ["DatasetExamples", "is_map_style"]
 
 
 class DatasetExamples(Examples):
-    """The items of a map-style dataset, for data that do not fit in memory.
+    """The items of a map-style dataset, for data that does not fit in memory.
 
-    Batches come from a ``torch.utils.data.DataLoader`` over the wanted indices. Items that are
-    pairs give ``(inputs, labels)`` as tensors do; any other structure gives what the collation
-    makes of it.
+    Batches come from a ``torch.utils.data.DataLoader`` over the given indices. Pairs become
+    ``(inputs, labels)``, as with tensors; items of any other structure become what the collation
+    returns.
 
     Args:
         dataset: Has ``__len__`` and ``__getitem__``.
-        labels: One label an example, for the partition: a sequence, array or tensor of length n.
-            None takes the dataset's ``targets`` or ``labels``; where it has neither, every item is
-            read once and its second entry taken.
-        num_workers: Processes that read ahead. They are started for each local epoch, so with small
-            clients 0, reading in this process, is the fastest.
+        labels: One label per example, for the partition: a sequence, array or tensor of length n.
+            None uses the dataset's ``targets`` or ``labels``; without either, every item is read
+            once for its second entry.
+        num_workers: Processes that read ahead. They are started for each local epoch, so for small
+            clients 0, reading in this process, is fastest.
         collate: Makes a batch of a list of items; torch's default collation if None.
 
     Raises:
         ConfigError: ``num_workers`` is negative.
-        DataError: The dataset has no length, or another number of labels.
+        DataError: The dataset has no length, or its number of labels differs from it.
 
     Example:
         >>> from torch.utils.data import TensorDataset
@@ -62,14 +62,14 @@ class DatasetExamples(Examples):
         num_workers: int = 0,
         collate: Callable[[list[Any]], Batch] | None = None,
     ) -> None:
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        if not is_map_style(dataset):
             raise DataError(
-                f"{type(dataset).__name__} is no map-style dataset: "
-                f"it needs __len__ and __getitem__"
+                f"{type(dataset).__name__} is not a map-style dataset: "
+                f"it needs __len__ and __getitem__, called with an index"
             )
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
-        self._collate = _Collate(collate or torch_default_collate)
+        self._collate = _Collate(collate)
         self._unreadable: dict[int, str] = {}
         found = labels if labels is not None else _stored_labels(dataset)
         self.labels = label_array(found) if found is not None else self._read_labels()
@@ -110,14 +110,17 @@ class DatasetExamples(Examples):
             raise SampleError(None, _described(error)) from error
 
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
-        """Return the first of ``rows`` whose item could not be read for its label."""
+        """Return the first of ``rows`` whose item could not be read for its label, and why."""
         for index in rows.tolist() if self._unreadable else ():
             if index in self._unreadable:
                 return index, self._unreadable[index]
         return None
 
     def _read_labels(self) -> np.ndarray | None:
-        """Return the second entries of all items; 0 for an item that fails, until it is told."""
+        """Return the second entries of all items, with 0 for an item that cannot be read.
+
+        :meth:`fault` reports such an item if a client holds it.
+        """
         guarded = _Guarded(self.dataset)
         labels: list[Any] = []
         for index in range(len(self)):
@@ -132,16 +135,22 @@ class DatasetExamples(Examples):
         return label_array(np.array(labels))
 
 
+_COLLATE_HINT = (
+    "; torch's default collation cannot make a batch of these items: pass collate, a function that "
+    "makes a batch of a list of items, e.g. by padding"
+)
+
+
 class _Failure:
     """An exception on its way out of a worker process; raising would lose its type and text."""
 
-    def __init__(self, index: int | None, error: Exception) -> None:
+    def __init__(self, index: int | None, error: Exception, hint: str = "") -> None:
         self.index = index
-        self.text = _described(error)
+        self.text = _described(error) + hint
 
 
 class _Guarded(Dataset[Any]):
-    """The dataset, with a failure in the place of an item that cannot be read."""
+    """The dataset, with a failure in place of an item that cannot be read."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self._dataset = dataset
@@ -154,10 +163,11 @@ class _Guarded(Dataset[Any]):
 
 
 class _Collate:
-    """The collation, which lets a failure through; pairs stay a tuple, as tensors give them."""
+    """The collation; it passes a failure on, and makes a tuple of pairs, as tensors do."""
 
-    def __init__(self, collate: Callable[[list[Any]], Batch]) -> None:
-        self._collate = collate
+    def __init__(self, collate: Callable[[list[Any]], Batch] | None) -> None:
+        self._collate = collate or torch_default_collate
+        self._hint = "" if collate is not None else _COLLATE_HINT
 
     def __call__(self, items: list[Any]) -> Batch:
         for item in items:
@@ -166,8 +176,19 @@ class _Collate:
         try:
             batch = self._collate(items)
         except Exception as error:
-            return _Failure(None, error)
+            return _Failure(None, error, self._hint)
         return tuple(batch) if type(batch) is list and type(items[0]) is tuple else batch
+
+
+def is_map_style(dataset: Any) -> bool:
+    """Whether items are read by index; text and mappings by name have the methods, but do not.
+
+    Example:
+        >>> is_map_style([0, 1]), is_map_style("ab"), is_map_style({"a": 0})
+        (True, False, False)
+    """
+    methods = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return methods and not isinstance(dataset, (str, bytes, Mapping))
 
 
 def _stored_labels(dataset: Any) -> Any:
@@ -187,7 +208,7 @@ def _stored_labels(dataset: Any) -> Any:
 
 
 def _worker_seed(key: Key | None) -> int:
-    """Return a number of the key's that the order of the epoch is not drawn from."""
+    """Return a number from the key's stream other than the one that seeds the epoch's order."""
     return 0 if key is None else int(key.sequence().generate_state(2, np.uint64)[1] >> 1)
 
 

@@ -1,38 +1,45 @@
-"""One's own datasets as a federation's data: one for all clients, or one for each."""
+"""Your own datasets as a federation's data: one for all clients, or one per client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from fedlightning.core.batches import Split
 from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.dataset_examples import DatasetExamples
-from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.dataset_examples import DatasetExamples, is_map_style
+from fedlightning.datamodules.examples import Examples, TensorExamples, label_array
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["ClientDatasets", "FederatedDataset"]
 
+Collate = Callable[[list[Any]], Any]
+
 
 class FederatedDataset(FederatedDataModule):
     """A map-style dataset, divided over clients; its items are read when they are visited.
 
+    Inputs in float64, NumPy's default, reach a module without float64 parameters in torch's default
+    dtype.
+
     Args:
         train: Training data.
         test: Test data.
-        train_labels: One label an example, for the partition; None finds them, see
+        train_labels: One label per example, for the partition; None finds them, see
             :class:`DatasetExamples`.
-        test_labels: Likewise of the test data.
+        test_labels: Likewise for the test data.
         num_classes: Number of classes; None counts them.
         num_workers: Processes that read ahead, started for each local epoch.
+        collate: Makes a batch of a list of items, e.g. by padding; torch's default collation if
+            None.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
@@ -40,12 +47,15 @@ class FederatedDataset(FederatedDataModule):
         ConfigError: ``num_classes`` or ``num_workers`` is out of range.
 
     Example:
+        >>> from torch.utils.data import TensorDataset
         >>> pairs = TensorDataset(torch.rand(60, 4), torch.arange(60) % 3)
         >>> data = FederatedDataset(pairs, pairs, num_clients=6, seed=0)
         >>> data.setup()
         >>> data.num_classes, data.num_examples(client=5)
         (3, 10)
     """
+
+    narrows_inputs = True
 
     def __init__(
         self,
@@ -55,45 +65,45 @@ class FederatedDataset(FederatedDataModule):
         test_labels: Sequence[int] | None = None,
         num_classes: int | None = None,
         num_workers: int = 0,
+        collate: Collate | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._sources = (train, train_labels), (test, test_labels)
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
+        self.collate = collate
         if num_classes is not None:
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
     def load(self) -> tuple[Examples, Examples]:
         """Find the labels of both datasets."""
         train, test = (
-            DatasetExamples(dataset, labels, self.num_workers) for dataset, labels in self._sources
+            DatasetExamples(dataset, labels, self.num_workers, self.collate)
+            for dataset, labels in self._sources
         )
         return train, test
 
 
 class ClientDatasets(FederatedDataModule):
-    """Data that already lie apart, client by client: there is no partition to choose.
+    """Data that is already stored client by client, so there is no partition to choose.
 
-    Samples are numbered within each client in messages, and through all clients, one after the
-    other, in ``indices``.
+    Messages number samples within each client; ``indices`` numbers them through all clients, one
+    after the other. Inputs in float64, NumPy's default, reach a module without float64 parameters
+    in torch's default dtype.
 
     Args:
         train: Training data of each client: a map-style dataset, or a pair ``(inputs, labels)`` of
             arrays or tensors.
-        test: Test data of each client likewise; they may be empty.
+        test: Test data of each client likewise; it may be empty.
         num_classes: Number of classes; None counts them.
         num_workers: Processes that read datasets ahead, started for each local epoch.
-        batch_size: Examples a batch in training.
-        val_fraction: Share of each client's training examples that is held out for validation.
-        eval_batch_size: Examples a batch in evaluation.
-        drop_last: Leave a client's last training batch out if it is shorter.
-        seed: Seed of the held-out examples; None takes that of the run.
-        eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
-        held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
-        check_data: Whether the examples are checked, see :class:`FederatedDataModule`.
+        collate: Makes a batch of a list of items, e.g. by padding; torch's default collation if
+            None.
+        kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
+            of clients follows from ``train``, and the partition is given.
 
     Raises:
-        ConfigError: No client, or train and test of another number of clients.
+        ConfigError: ``train`` or ``test`` is not a list, or they differ in the number of clients.
 
     Example:
         >>> pairs = [(torch.rand(n, 4), torch.arange(n) % 2) for n in (3, 5)]
@@ -103,47 +113,39 @@ class ClientDatasets(FederatedDataModule):
         [3, 5]
     """
 
+    narrows_inputs = True
+
     def __init__(
         self,
         train: Sequence[Any],
         test: Sequence[Any],
         num_classes: int | None = None,
         num_workers: int = 0,
-        batch_size: int = 50,
-        val_fraction: float = 0.0,
-        eval_batch_size: int = 128,
-        drop_last: bool = False,
-        seed: int | None = None,
-        eval_clients: int | None = None,
-        held_out_clients: int | float = 0,
-        check_data: bool = True,
+        collate: Collate | None = None,
+        **kwargs: Any,
     ) -> None:
+        for name in ("num_clients", "partition"):
+            if name in kwargs:
+                raise ConfigError(
+                    f"{name} follows from train, one dataset per client; leave it out"
+                )
+        _check_list("train", train)
+        _check_list("test", test)
         if not train or len(train) != len(test):
             raise ConfigError(
-                f"train and test must hold one dataset for each client, got {len(train)} and "
-                f"{len(test)}"
+                f"train and test must hold one dataset per client, got {len(train)} and {len(test)}"
             )
-        super().__init__(
-            num_clients=len(train),
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            eval_batch_size=eval_batch_size,
-            drop_last=drop_last,
-            seed=seed,
-            eval_clients=eval_clients,
-            held_out_clients=held_out_clients,
-            check_data=check_data,
-        )
+        super().__init__(num_clients=len(train), partition=None, **kwargs)
         self._sources = train, test
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
+        self.collate = collate
         if num_classes is not None:
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
     def load(self) -> tuple[Examples, Examples]:
         """Put the clients' data one after the other."""
-        (train, train_sizes), (test, test_sizes) = (
-            _pool(parts, self.num_workers) for parts in self._sources
-        )
+        pools = [self._concatenated(parts) for parts in self._sources]
+        (train, train_sizes), (test, test_sizes) = pools
         self.partition = _AsGiven(train_sizes, test_sizes)
         self._first = {"train": _starts(train_sizes), "test": _starts(test_sizes)}
         return train, test
@@ -152,9 +154,25 @@ class ClientDatasets(FederatedDataModule):
         """Return the number of an example within its client's own data."""
         return index - self._first["test" if split == "test" else "train"][client]
 
+    def _concatenated(self, parts: Sequence[Any]) -> tuple[Examples, list[int]]:
+        """Return all clients' examples as one pool, and the number of each client's."""
+        if self.collate is None and all(_is_pair(part) for part in parts):
+            pools = [TensorExamples(*part) for part in parts]
+            return _joined(pools), [len(pool) for pool in pools]
+        datasets = [
+            _Pairs(part, as_items=self.collate is not None)
+            if _is_pair(part)
+            else _map_style(client, part)
+            for client, part in enumerate(parts)
+        ]
+        pool = DatasetExamples(
+            ConcatDataset(datasets), num_workers=self.num_workers, collate=self.collate
+        )
+        return pool, [len(dataset) for dataset in datasets]
+
 
 class _AsGiven(Partition):
-    """Every client has what it came with."""
+    """Every client keeps the examples it was given."""
 
     needs_labels = False
 
@@ -180,20 +198,55 @@ def _starts(sizes: list[int]) -> list[int]:
     return [0, *accumulate(sizes)][:-1]
 
 
-def _pool(parts: Sequence[Any], num_workers: int) -> tuple[Examples, list[int]]:
-    """Return all clients' examples as one pool, and how many are each client's."""
-    if all(_is_pair(part) for part in parts):
-        pools = [TensorExamples(*part) for part in parts]
-        return _joined(pools), [len(pool) for pool in pools]
-    datasets = [TensorDataset(*map(_tensor, part)) if _is_pair(part) else part for part in parts]
-    for client, dataset in enumerate(datasets):
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise DataError(
-                f"client {client}: {type(dataset).__name__} is neither a map-style dataset nor "
-                f"a pair (inputs, labels)"
-            )
-    joined = DatasetExamples(ConcatDataset(datasets), num_workers=num_workers)
-    return joined, [len(dataset) for dataset in datasets]
+def _check_list(name: str, given: Any) -> None:
+    if isinstance(given, Mapping):
+        raise ConfigError(
+            f"{name} must be a list with one dataset per client, got a {type(given).__name__}; "
+            f"pass list({name}.values()): clients are numbered from 0 in that order"
+        )
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+        raise ConfigError(
+            f"{name} must be a list with one dataset per client, got {type(given).__name__}"
+        )
+
+
+def _map_style(client: int, part: Any) -> Any:
+    if not is_map_style(part):
+        raise DataError(
+            f"client {client}: {type(part).__name__} is neither a map-style dataset nor "
+            f"a pair (inputs, labels)"
+        )
+    return part
+
+
+class _Pairs(Dataset[Any]):
+    """A client's ``(inputs, labels)`` as a dataset.
+
+    Args:
+        pair: Inputs, and labels or None, one of each per example.
+        as_items: Whether inputs that make no array, such as sequences of several lengths, are kept
+            as a list.
+    """
+
+    def __init__(self, pair: Any, as_items: bool) -> None:
+        inputs, labels = pair
+        try:
+            self.inputs = TensorExamples(inputs).inputs
+        except DataError:
+            if not as_items:
+                raise
+            self.inputs = inputs
+        self.targets = None if labels is None else torch.from_numpy(label_array(labels))
+        if self.targets is not None and len(self.targets) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs, but {len(self.targets)} labels")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.targets is None:
+            return self.inputs[index]
+        return self.inputs[index], self.targets[index]
 
 
 def _joined(pools: list[TensorExamples]) -> TensorExamples:
@@ -214,7 +267,3 @@ def _joined(pools: list[TensorExamples]) -> TensorExamples:
 
 def _is_pair(part: Any) -> bool:
     return isinstance(part, (tuple, list)) and len(part) == 2
-
-
-def _tensor(values: Any) -> torch.Tensor:
-    return TensorExamples(values).inputs

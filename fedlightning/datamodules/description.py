@@ -1,10 +1,8 @@
-"""What a partition looks like: a few lines for people, and a table for programs."""
+"""Descriptions of partitions and datasets: a summary, a table, a fingerprint."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 
 import numpy as np
 import torch
@@ -12,6 +10,7 @@ import torch
 from fedlightning.core.batches import SPLITS
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import ClientSplits
+from fedlightning.storage.csv_files import csv_text
 
 __all__ = ["fingerprint", "partition_csv", "summarize"]
 
@@ -21,7 +20,7 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
 
     Args:
         splits: Every client's indices.
-        table: Training examples by client and class, shape (num_clients, num_classes).
+        table: Training examples per client and class, shape (num_clients, num_classes).
         rule: The partition and its seed, in words.
 
     Example:
@@ -50,12 +49,12 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
 
 
 def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
-    """Return the text of ``partition.csv``: one row a client.
+    """Return the text of ``partition.csv``: one row per client.
 
     Args:
         splits: Every client's indices.
-        table: Training examples by client and class, shape (clients, num_classes). It has as many
-            rows as the text shall have.
+        table: Training examples per client and class, shape (clients, num_classes); the text has
+            one row for each of its rows.
 
     Example:
         >>> parts = [np.array([0, 1, 2])]
@@ -64,14 +63,11 @@ def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
         0,3,0,3,2,1
         <BLANKLINE>
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     classes = [f"class_{label}" for label in range(table.shape[1])]
-    writer.writerow(["client_id", "num_train", "num_val", "num_test", *classes])
     sizes = np.stack([splits.sizes(split)[: len(table)] for split in SPLITS], axis=1)
-    for client, row in enumerate(np.concatenate([sizes, table], axis=1).tolist()):
-        writer.writerow([client, *row])
-    return text.getvalue()
+    rows = enumerate(np.concatenate([sizes, table], axis=1).tolist())
+    header = ["client_id", "num_train", "num_val", "num_test", *classes]
+    return csv_text([header, *([client, *row] for client, row in rows)])
 
 
 _MOST_BYTES = 4 << 20
@@ -80,9 +76,9 @@ _MOST_BYTES = 4 << 20
 def fingerprint(*pools: Examples) -> str:
     """Return a digest of the sizes, dtypes and labels of pools, and of a sample of their inputs.
 
-    All labels count; of inputs that lie in memory, up to 4 MiB of evenly spaced examples. Two
-    datasets that differ elsewhere alone have the same fingerprint: it tells datasets apart, and
-    does not prove that they are equal.
+    It covers all labels and, of inputs in memory, up to 4 MiB of evenly spaced examples. Datasets
+    that differ only elsewhere have the same fingerprint: it tells datasets apart, but does not
+    prove them equal.
 
     Args:
         pools: Training and test examples.
@@ -110,7 +106,7 @@ def fingerprint(*pools: Examples) -> str:
 
 
 def _sample(inputs: torch.Tensor) -> bytes:
-    """Return the bytes of evenly spaced examples, first and last ones among them."""
+    """Return the bytes of evenly spaced examples, including the first and the last."""
     if not inputs.numel():
         return b""
     size = max(inputs[0].numel() * inputs.element_size(), 1)

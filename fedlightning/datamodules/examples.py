@@ -1,4 +1,4 @@
-"""Where batches come from: a pool of examples that are visited by index."""
+"""Pools of examples, from which batches are read by index."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_ar
 
 
 class SampleError(Exception):
-    """One example that could not be read; whoever knows the client reports it.
+    """An example cannot be read; the data module reports it with its client.
 
     Args:
-        index: The example's index in the pool, or None where a whole batch failed.
+        index: The example's index in the pool, or None if a whole batch failed.
         text: Type and text of the original error.
     """
 
@@ -32,16 +32,16 @@ class SampleError(Exception):
 
 
 class Examples(ABC):
-    """A pool of examples, those of all clients together.
+    """A pool of the examples of all clients.
 
     Attributes:
-        labels: One label an example: int64, shape (n,), where the data have classes; anything else,
-            or None, where they have not.
+        labels: One label per example: int64, shape (n,), for data with classes; anything else, or
+            None, for data without.
     """
 
     labels: np.ndarray | None
     fault_error: ClassVar[type[FedLightningError]] = DataError
-    """What an example that :meth:`fault` finds raises."""
+    """Type of the error for an example that :meth:`fault` finds."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -60,9 +60,9 @@ class Examples(ABC):
 
         Args:
             rows: Indices into the pool in visiting order, int64 on the CPU, shape (n,).
-            batch_size: Examples a batch; the last one may have fewer.
-            drop_last: Leave a shorter last batch out.
-            device: Where the batches are wanted.
+            batch_size: Examples per batch; the last one may have fewer.
+            drop_last: Drop a shorter last batch.
+            device: Device of the batches.
             key: Names the random stream of a local epoch; None in evaluation.
 
         Raises:
@@ -70,14 +70,14 @@ class Examples(ABC):
         """
 
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
-        """Return index and description of an example in ``rows`` that is of no use, if any."""
+        """Return index and description of an unusable example in ``rows``, if there is one."""
         return None
 
 
 class TensorExamples(Examples):
-    """Examples that lie in memory as tensors; batches are ``(inputs, labels)``.
+    """Examples held in memory as tensors; batches are ``(inputs, labels)``.
 
-    On another device than the CPU the whole pool is copied there once, at its first batch.
+    For a device other than the CPU the whole pool is copied there once, at its first batch.
 
     Args:
         inputs: Tensor or array of shape (n, ...): images, features, token ids. The dtype is kept.
@@ -85,7 +85,7 @@ class TensorExamples(Examples):
             kept. None for data without labels: a batch is then the inputs alone.
 
     Raises:
-        DataError: Inputs and labels differ in number, or hold something else than numbers.
+        DataError: Inputs and labels differ in number, or are not numbers.
 
     Example:
         >>> pool = TensorExamples(torch.arange(6.0).view(3, 2), [0, 1, 1])
@@ -131,8 +131,8 @@ class TensorExamples(Examples):
         for values in (self.inputs, self._targets):
             if values is None or not (values.is_floating_point() or values.is_complex()):
                 continue
-            # A sum that is finite proves that all its terms are; it is the cheap way to find none.
-            # Piece by piece, because the sum makes a copy in the wider dtype.
+            # A finite sum proves that all its terms are finite, which is the cheap way to find none
+            # that is not. Piece by piece, because the sum makes a copy in the wider dtype.
             wide = torch.promote_types(values.dtype, torch.float64)
             if all(piece.sum(dtype=wide).isfinite() for piece in torch.split(values, 1 << 16)):
                 continue
@@ -147,7 +147,7 @@ class TensorExamples(Examples):
             return self.inputs, self._targets
         device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", say
         if device not in self._on_device:
-            # Copies that were made in inference mode could never be trained on.
+            # Copies made in inference mode could never be trained on.
             with torch.inference_mode(False):
                 labels = None if self._targets is None else self._targets.to(device)
                 self._on_device[device] = self.inputs.to(device), labels
@@ -155,7 +155,7 @@ class TensorExamples(Examples):
 
 
 def has_classes(labels: np.ndarray | None) -> bool:
-    """Return whether there is one integer label an example.
+    """Whether there is one integer label per example.
 
     Example:
         >>> has_classes(np.array([0, 1])), has_classes(np.array([0.5, 1.0])), has_classes(None)
@@ -165,10 +165,10 @@ def has_classes(labels: np.ndarray | None) -> bool:
 
 
 def label_array(labels: Any) -> np.ndarray:
-    """Return labels as an array: integers (and booleans) as int64, other numbers as they are.
+    """Return labels as an array: integers (and booleans) as int64, other numbers unchanged.
 
     Raises:
-        DataError: They are no numbers.
+        DataError: They are not numbers.
 
     Example:
         >>> label_array([3, 1]).dtype, label_array([0.5]).dtype
@@ -191,7 +191,21 @@ def _tensor(values: Any, name: str) -> Tensor:
             # A copy, because memory-mapped and read-only arrays make tensors that warn or crash.
             tensor = torch.from_numpy(np.array(values, order="C"))
         except (TypeError, ValueError) as error:
-            raise DataError(f"{name} are no numbers: {error}") from None
+            raise DataError(f"{name} {_why_not_array(values, error)}") from None
     if tensor.ndim == 0:
-        raise DataError(f"{name} must have one entry an example, got a single number")
+        raise DataError(f"{name} must have one entry per example, got a single number")
     return tensor
+
+
+def _why_not_array(values: Any, error: Exception) -> str:
+    try:
+        shapes = {np.shape(value) for value in values}
+    except (TypeError, ValueError):
+        shapes = set()
+    if len(shapes) > 1:
+        few = " and ".join(map(str, sorted(shapes)[:2]))
+        return (
+            f"differ in shape from example to example, such as {few}: pass a dataset or "
+            f"ClientDatasets' pairs, with a collate function that pads them"
+        )
+    return f"are not numbers: {error}"

@@ -1,4 +1,4 @@
-"""Clients whose examples are made, or fetched, when they are asked for."""
+"""Clients whose examples are made, or fetched, on demand."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from fedlightning.datamodules.examples import TensorExamples
 from fedlightning.datamodules.pooled import sample_name
 from fedlightning.errors import ConfigError, DataError, FederationError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PARTITION
 
 __all__ = ["GeneratedClients"]
 
@@ -29,35 +30,29 @@ Size = int | Callable[[int], int] | None
 
 
 class GeneratedClients(FederatedDataModule):
-    """A client's examples are a function of its id, called when the client's turn comes.
+    """A client's examples are a function of its id, called when they are needed.
 
-    For populations that no pool in memory could hold: a million clients cost what a hundred do,
-    since nothing is made, kept or checked for those that are not chosen. The function may compute
-    the examples, or read them from files or a database.
+    For populations too large for a pool in memory: a million clients cost as much as a hundred,
+    since nothing is made, kept or checked for clients that are not chosen. The function may compute
+    the examples, or read them from files or a database. Inputs in float64, NumPy's default, reach a
+    module without float64 parameters in torch's default dtype.
 
     Args:
         examples: Called as ``examples(client, split)`` with the split ``"train"`` or ``"test"``; it
-            returns ``(inputs, labels)``, arrays or tensors, or the inputs alone. It must give the
+            returns ``(inputs, labels)``, arrays or tensors, or the inputs alone. It must return the
             same examples each time.
         num_clients: Number of clients.
-        num_train: Training examples of a client: a number, or a function of the client id. None
-            counts what ``examples`` gives; with several workers each of them then makes the
+        num_train: Training examples per client: a number, or a function of the client id. None
+            counts what ``examples`` returns; with several workers each of them then makes the
             examples of the whole cohort.
-        num_test: Test examples likewise; 0 where there are none.
-        num_classes: Number of classes; 0 where the data have none.
-        cache_size: For how many pairs of client and split the examples last made are kept.
-        batch_size: Examples a batch in training.
-        val_fraction: Share of each client's training examples that is held out for validation.
-        eval_batch_size: Examples a batch in evaluation.
-        drop_last: Leave a client's last training batch out if it is shorter.
-        seed: Seed of the held-out examples; None takes that of the run.
-        eval_clients: How many clients are evaluated, see :class:`FederatedDataModule`.
-        held_out_clients: Clients that never train, see :class:`FederatedDataModule`.
-        check_data: Whether the examples that were made are checked, see
-            :class:`FederatedDataModule`.
+        num_test: Test examples likewise; 0 for none.
+        num_classes: Number of classes; 0 for data without classes.
+        cache_size: Number of pairs of client and split whose examples are cached.
+        kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. There is no
+            partition: ``examples`` decides what each client has.
 
     Raises:
-        ConfigError: An argument that cannot work whatever the data.
+        ConfigError: An argument cannot work whatever the data.
 
     Example:
         >>> def examples(client, split):
@@ -69,6 +64,8 @@ class GeneratedClients(FederatedDataModule):
         [torch.Size([10, 4])]
     """
 
+    narrows_inputs = True
+
     def __init__(
         self,
         examples: Callable[[int, str], Any],
@@ -77,42 +74,27 @@ class GeneratedClients(FederatedDataModule):
         num_test: int | Callable[[int], int] | None = None,
         num_classes: int = 0,
         cache_size: int = 64,
-        batch_size: int = 50,
-        val_fraction: float = 0.0,
-        eval_batch_size: int = 128,
-        drop_last: bool = False,
-        seed: int | None = None,
-        eval_clients: int | None = None,
-        held_out_clients: int | float = 0,
-        check_data: bool = True,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_clients=num_clients,
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            eval_batch_size=eval_batch_size,
-            drop_last=drop_last,
-            seed=seed,
-            eval_clients=eval_clients,
-            held_out_clients=held_out_clients,
-            check_data=check_data,
-        )
+        if "partition" in kwargs:
+            raise ConfigError("partition follows from examples(client, split); leave it out")
+        super().__init__(num_clients=num_clients, partition=None, **kwargs)
         if not callable(examples):
             raise ConfigError(f"examples must be a function of client and split, got {examples!r}")
         self._examples = examples
-        least = self.batch_size if drop_last else 1
+        least = self.batch_size if self.drop_last else 1
         self.num_train = _size("num_train", num_train, at_least=least)
         self.num_test = _size("num_test", num_test, at_least=0)
         self.num_classes = check_integer("num_classes", num_classes, at_least=0)
         self.cache_size = check_integer("cache_size", cache_size, at_least=1)
 
     def load(self) -> ClientData:
-        """Make the first client's examples, to see that it works."""
+        """Make the first client's examples, so that a failing function is found at once."""
         return _Generated(self)
 
 
 class _Generated(ClientData):
-    """The examples of the clients seen last, and how to make the others'."""
+    """The cached examples of some clients, and how to make the others'."""
 
     def __init__(self, settings: GeneratedClients) -> None:
         self.num_clients = settings.num_clients
@@ -170,18 +152,18 @@ class _Generated(ClientData):
             "num_clients": self.num_clients,
             "digest": self._digest,
         }
-        write_atomically(folder / "partition.json", (json.dumps(content) + "\n").encode())
+        write_atomically(folder / PARTITION, (json.dumps(content) + "\n").encode())
 
     def _count(self, client: int, source: str) -> int:
         if not 0 <= client < self.num_clients:
             raise ConfigError(f"client must be in [0, {self.num_clients}), got {client}")
         size = self._sizes[source]
         if size is None:
-            return len(self.pool(client, source))  # type: ignore[arg-type]
-        return size if isinstance(size, int) else self._told(size, client, source)
+            return len(self.pool(client, source))
+        return size if isinstance(size, int) else self._size_from(size, client, source)
 
-    def _told(self, size: Callable[[int], int], client: int, source: str) -> int:
-        """Ask a function of the user's how many examples a client has."""
+    def _size_from(self, size: Callable[[int], int], client: int, source: str) -> int:
+        """Return a client's number of examples from the user's function."""
         least = self._least if source == "train" else 0
         try:
             number = size(client)
@@ -196,7 +178,7 @@ class _Generated(ClientData):
             raise DataError(f"client {client}: {error}") from None
 
     def _checked(self, client: int, source: Any) -> TensorExamples:
-        """Make one client's examples; refuse what could not be used."""
+        """Make one client's examples; refuse unusable ones."""
         if not 0 <= client < self.num_clients:
             raise ConfigError(f"client must be in [0, {self.num_clients}), got {client}")
         call = f"client {client}: {self._name}({client}, {source!r})"

@@ -48,7 +48,7 @@ class ClientSplits:
         """Return the index lists of one split, by client id.
 
         Raises:
-            ConfigError: There is no such split.
+            ConfigError: The split does not exist.
         """
         check_split(split)
         parts: IndexLists = getattr(self, split)
@@ -58,15 +58,15 @@ class ClientSplits:
         """Return one client's indices.
 
         Raises:
-            ConfigError: There is no such split or no such client.
+            ConfigError: The split or the client does not exist.
         """
         return self._checked(split, client)[client]
 
     def size(self, split: Split, client: int) -> int:
-        """Return one client's number of examples.
+        """Return the number of one client's examples.
 
         Raises:
-            ConfigError: There is no such split or no such client.
+            ConfigError: The split or the client does not exist.
         """
         return self._checked(split, client).size(client)
 
@@ -75,18 +75,18 @@ class ClientSplits:
         return self.parts(split).owner(index)
 
     def sizes(self, split: Split) -> np.ndarray:
-        """Return every client's number of examples, int64, shape (num_clients,)."""
+        """Return the number of every client's examples, int64, shape (num_clients,)."""
         return self.parts(split).sizes
 
     def table(
         self, split: Split, labels: np.ndarray, num_classes: int, clients: int | None = None
     ) -> np.ndarray:
-        """Return how many examples of each class each client has, shape (clients, num_classes).
+        """Return the examples per client and class, shape (clients, num_classes).
 
         Args:
             split: Which part of the clients' data.
-            labels: Class of each example of the pool that the split indexes; labels outside the
-                classes are not counted.
+            labels: Class of each example in the split's pool; labels outside the classes are not
+                counted.
             num_classes: Number of classes.
             clients: How many clients, from client 0 on; None means all.
         """
@@ -100,7 +100,7 @@ class ClientSplits:
         return counts.reshape(len(sizes), num_classes)
 
     def digest(self) -> str:
-        """Return the SHA-256 of all index lists, in hexadecimal: equal if and only if they are."""
+        """Return the SHA-256 of all index lists, in hexadecimal."""
         return self._digest
 
     @cached_property
@@ -123,8 +123,8 @@ class ClientSplits:
 class IndexLists(Sequence[np.ndarray]):
     """The index lists of all clients, one after the other in one array.
 
-    A million lists as Python objects would cost a hundred bytes each before they hold anything.
-    Indices are stored in 32 bits where they fit, and come out in 64.
+    A million lists as Python objects would cost a hundred bytes each even when empty. Indices are
+    stored in 32 bits if they fit, and returned in 64.
 
     Args:
         flat: All lists, client after client.
@@ -132,8 +132,8 @@ class IndexLists(Sequence[np.ndarray]):
 
     Attributes:
         flat: All lists, as stored.
-        edges: Where each client's list begins in ``flat``, and at last where it ends, shape
-            (num_clients + 1,).
+        edges: Where each client's list begins in ``flat``, and finally where the last one ends,
+            shape (num_clients + 1,).
 
     Example:
         >>> lists = IndexLists(np.array([4, 1, 7]), sizes=np.array([2, 0, 1]))
@@ -154,7 +154,7 @@ class IndexLists(Sequence[np.ndarray]):
 
     @classmethod
     def of(cls, parts: Sequence[np.ndarray]) -> IndexLists:
-        """Return the lists ``parts``, whatever sequence of arrays they are.
+        """Return any sequence of arrays as index lists.
 
         Example:
             >>> IndexLists.of([np.array([2, 0]), np.array([1])]).flat.tolist()
@@ -197,7 +197,7 @@ class IndexLists(Sequence[np.ndarray]):
 
 
 def _compact(values: np.ndarray) -> np.ndarray:
-    """Return integers in 32 bits if all of them fit; anything else as it is."""
+    """Return integers in 32 bits if all of them fit; anything else unchanged."""
     if values.dtype.kind not in "iu" or values.dtype == np.int32:
         return values
     limits = np.iinfo(np.int32)

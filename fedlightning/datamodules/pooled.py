@@ -1,4 +1,4 @@
-"""Data that are loaded, divided and checked: pools of examples and every client's share of them."""
+"""Data that was loaded, divided and checked: two pools of examples and every client's share."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from fedlightning.core.seeding import Key
 from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
-from fedlightning.datamodules.description import partition_csv, summarize
+from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
 from fedlightning.datamodules.partitions.from_file import write_partition_file
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import PARTITION, PARTITION_TABLE
 
 __all__ = ["PooledData", "count_classes", "divide", "hold_out", "prepare", "sample_name"]
 
@@ -33,11 +34,11 @@ class PooledData(ClientData):
     Attributes:
         train: The pool that the splits "train" and "val" index.
         test: The pool that the split "test" indexes.
-        num_classes: Number of classes; 0 where the data have none.
-        partition: The rule that divided them.
-        seed: The seed that it used.
-        assignment: What the rule gave each client, before examples were held out.
-        splits: What each client has.
+        num_classes: Number of classes; 0 for data without classes.
+        partition: The rule that divided the pools.
+        seed: The seed it used.
+        assignment: Each client's examples before any were held out.
+        splits: Each client's examples by split.
     """
 
     train: Examples
@@ -58,8 +59,13 @@ class PooledData(ClientData):
         """The partition and its seed, in words."""
         return f"{self.partition!r}, seed {self.seed}"
 
+    @property
+    def lowest_label(self) -> int:
+        """The lowest label of both pools; 0 for data without classes."""
+        return _label_range(self.train, self.test)[0]
+
     def size(self, client: int, split: Split) -> int:
-        """Return how many examples a client has."""
+        """Return the number of a client's examples."""
         return self.splits.size(split, client)
 
     def indices(self, client: int, split: Split) -> np.ndarray:
@@ -74,8 +80,12 @@ class PooledData(ClientData):
         """Return the SHA-256 of all index lists of the three splits."""
         return self.splits.digest()
 
+    def fingerprint(self) -> str:
+        """Return a digest of both pools; see :func:`~.description.fingerprint`."""
+        return fingerprint(self.train, self.test)
+
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
-        """Count the examples by client and class; see :meth:`ClientData.table`."""
+        """Count the examples per client and class; see :meth:`ClientData.table`."""
         labels = self.pool(0, split).labels
         if labels is None or not has_classes(labels) or not self.num_classes:
             return super().table(split, clients)
@@ -86,13 +96,13 @@ class PooledData(ClientData):
         return summarize(self.splits, self.table("train"), self.rule)
 
     def write(self, folder: Path, dataset: str) -> None:
-        """Write ``partition.csv`` and ``partition.json``; of very many clients, the first ones."""
+        """Write ``partition.csv`` and ``partition.json``, of very many clients the first ones."""
         table = self.table("train", listed_clients(self.num_clients))
-        write_atomically(folder / "partition.csv", partition_csv(self.splits, table).encode())
-        self.save(folder / "partition.json", dataset, listed=self.num_clients <= LARGE)
+        write_atomically(folder / PARTITION_TABLE, partition_csv(self.splits, table).encode())
+        self.save(folder / PARTITION, dataset, listed=self.num_clients <= LARGE)
 
     def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:
-        """Write a partition file, with everybody's indices or without."""
+        """Write a partition file, with or without the clients' indices."""
         about = {
             "dataset": dataset,
             "partition": repr(self.partition),
@@ -117,27 +127,27 @@ def prepare(
     sample: Callable[[int, Split, int], int],
     check: bool = True,
 ) -> PooledData:
-    """Divide two pools, hold examples out, and check what the clients got.
+    """Divide two pools, hold examples out, and check every client's share.
 
     Args:
         train: Training examples.
         test: Test examples.
         num_clients: Number of clients.
-        num_classes: Number of classes; 0 where the data have none.
+        num_classes: Number of classes; 0 for data without classes.
         partition: The rule.
         val_fraction: Share of each client's training examples to hold out.
-        seed: Seed of the division and of what is held out.
-        sample: Gives the number that a message uses for (client, split, index in the pool).
-        check: Whether to look at the examples themselves, and not at their division alone.
+        seed: Seed of the partition and of the held-out examples.
+        sample: Returns the number by which messages name (client, split, index in the pool).
+        check: Whether to check the examples themselves as well as the partition.
 
     Raises:
-        ConfigError: The partition needs labels, and the data have no classes.
+        ConfigError: The partition needs labels, but the data has no classes.
         DataError: The data cannot be divided or used.
         FederationError: An item of a dataset raised.
     """
     key = Key(seed, "partition")
     assignment = divide(train, test, partition, num_clients, num_classes, key.numpy())
-    # A stream of its own (round 1): what is held out changes nobody's share.
+    # A separate stream (round 1): holding examples out does not change the partition.
     splits = hold_out(assignment, val_fraction, key.at(round=1).numpy())
     fault = find_fault(train, test, splits, num_classes) if check else None
     if fault is not None:
@@ -151,7 +161,7 @@ def prepare(
 
 
 def sample_name(client: int, split: Split, number: int) -> str:
-    """Return how messages name an example.
+    """Return the name of an example in messages.
 
     Example:
         >>> sample_name(3, "train", 17), sample_name(3, "test", 17)
@@ -161,17 +171,31 @@ def sample_name(client: int, split: Split, number: int) -> str:
 
 
 def count_classes(train: Examples, test: Examples) -> int:
-    """Return the highest label plus one, or 0 where the data have no classes.
+    """Return the highest label plus one, or 0 for data without classes.
+
+    Warn if class 0 has no example: a sign of classes numbered from 1.
 
     Example:
         >>> from fedlightning.datamodules.examples import TensorExamples
         >>> count_classes(TensorExamples(np.zeros(3), [0, 4, 1]), TensorExamples(np.zeros(1), [2]))
         5
     """
+    lowest, highest = _label_range(train, test)
+    if lowest > 0:
+        rank_zero_warn(
+            f"labels start at {lowest}: class 0 has no example. If the classes are numbered from "
+            f"{lowest}, subtract {lowest} from the labels; if not, set num_classes={highest + 1}."
+        )
+    return highest + 1
+
+
+def _label_range(train: Examples, test: Examples) -> tuple[int, int]:
+    """Return the lowest and the highest label, or (0, -1) for data without classes."""
     pools = [pool.labels for pool in (train, test) if len(pool)]
     if not pools or not all(has_classes(labels) for labels in pools):
-        return 0
-    return max(int(labels.max()) + 1 for labels in pools if labels is not None)
+        return 0, -1
+    known = [labels for labels in pools if labels is not None]
+    return min(int(labels.min()) for labels in known), max(int(labels.max()) for labels in known)
 
 
 def divide(
@@ -189,12 +213,12 @@ def divide(
         test: Test examples.
         partition: The rule.
         num_clients: Number of clients.
-        num_classes: Number of classes; 0 where the data have none.
+        num_classes: Number of classes; 0 for data without classes.
         rng: The only source of randomness.
 
     Raises:
-        ConfigError: The partition needs labels, and the data have no classes.
-        DataError: The data cannot be divided so.
+        ConfigError: The partition needs labels, but the data has no classes.
+        DataError: The partition cannot divide the data.
 
     Example:
         >>> from fedlightning.datamodules import IID, TensorExamples
@@ -208,8 +232,8 @@ def divide(
     labelled = all(has_classes(pool.labels) for pool in (train, test) if len(pool))
     if partition.needs_labels and not (labelled and num_classes):
         raise ConfigError(
-            f"partition={partition!r} needs one integer label an example, which the data have not; "
-            f"use IID()"
+            f"partition={partition!r} needs one integer label per example, but this data has "
+            f"{_label_format(train, test)}"
         )
     assignment = partition.assign(
         _classes(train, num_classes), _classes(test, num_classes), num_clients, num_classes, rng
@@ -221,11 +245,11 @@ def divide(
 def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) -> ClientSplits:
     """Take a random share of each client's training examples for validation.
 
-    The rest and the share both keep the stored order. A client keeps at least one training example,
-    so a client with a single one has no validation data.
+    Both parts keep the stored order. A client keeps at least one training example, so a client with
+    a single one has no validation data.
 
     Args:
-        assignment: What the partition gave.
+        assignment: Each client's examples.
         fraction: Share of a client's training examples, rounded to a whole number, in [0, 1).
         rng: The only source of randomness.
 
@@ -241,7 +265,7 @@ def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) 
     if not taken.any():
         none = IndexLists(whole.flat[:0], taken)
         return ClientSplits(train=whole, val=none, test=assignment.test)
-    # In a random order of each client's examples, the first ones are held out.
+    # The first ones of a random order of each client's examples are held out.
     client = np.repeat(np.arange(len(sizes)), sizes)
     order = np.lexsort((rng.random(len(client)), client))
     within = np.arange(len(client)) - whole.edges[client]
@@ -254,11 +278,23 @@ def hold_out(assignment: Assignment, fraction: float, rng: np.random.Generator) 
     )
 
 
+def _label_format(*pools: Examples) -> str:
+    """Return what a pool has in place of classes, and what to do about it."""
+    for pool in pools:
+        labels = pool.labels
+        if labels is None or has_classes(labels) or not len(pool):
+            continue
+        if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype == np.int64:
+            return f"labels of shape (n, 1) = {labels.shape}; pass labels[:, 0]"
+        return f"{labels.dtype} labels of shape {labels.shape}; use IID()"
+    return "none; use IID()"
+
+
 def _classes(pool: Examples, num_classes: int) -> np.ndarray:
     """Return the labels that a partition sees.
 
-    A label outside the classes is moved inside: so the example gets an owner, and the check of the
-    divided data, which refuses it, can say whose it is.
+    A label outside the classes is moved inside, so that the example gets an owner: the check of the
+    divided data, which refuses the label, can then name the client.
     """
     if pool.labels is None or not has_classes(pool.labels) or not num_classes:
         return np.zeros(len(pool), np.int64)

@@ -1,268 +1,252 @@
-"""Training a cohort: every client's turn on the resident module, and what becomes of failures."""
+"""How the updates of a commit are trained: one by one, with several workers, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.algorithms import ClientUpdate
+from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import LogFlags, Metrics
-from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
-from fedlightning.datamodules import ClientTask
-from fedlightning.engine._lightning.stock_step import forget_failed_step
-from fedlightning.engine.frozen import FrozenChanged
-from fedlightning.engine.grouped.training import GroupedTraining
-from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalTraining, time_limit
-from fedlightning.engine.method_training import MethodFit
-from fedlightning.engine.resident import ResidentModule
-from fedlightning.engine.workers.cohort_exchange import Trained, train_in_parallel
-from fedlightning.engine.workers.collectives import longest_first
-from fedlightning.federation.failures import (
-    Attempt,
-    ServersOwn,
-    attempt,
-    count_clients,
-    require_enough,
-)
-from fedlightning.federation.update_checks import check_tensors, check_weight
-from fedlightning.federation.uplink import num_bytes
-from fedlightning.federation.uplink.pipeline import compressed
+from fedlightning.datamodules.loaders import ClientTask
+from fedlightning.engine.workers.cohort_exchange import Trained, shares_of, train_in_parallel
+from fedlightning.engine.workers.collectives import Workers
+from fedlightning.federation.failures import Attempt, attempt, count_clients, require_enough
+from fedlightning.federation.schedule import Job
+from fedlightning.federation.settings import Federation
 
-if TYPE_CHECKING:
-    from fedlightning.engine.loop import FederatedLoop
-
-__all__ = ["CohortTraining"]
+__all__ = ["Executor", "RoundEvents", "SerialExecutor", "Trains", "WorkerExecutor"]
 
 
-class CohortTraining:
-    """Trains the clients of a round on one worker or with several, and hands on their updates.
+class RoundEvents(Protocol):
+    """Hears what happens in a round; to callbacks, a client update is a train batch."""
+
+    def client_starts(self, task: ClientTask, position: int) -> None:
+        """A client update starts."""
+
+    def client_ends(
+        self, outputs: Mapping[str, Any], task: ClientTask, position: int, counts: bool = True
+    ) -> None:
+        """A client update is done; it ``counts`` if it gave something to merge."""
+
+    def fire(self, hook: str, *args: Any) -> None:
+        """Call a hook of federated callbacks."""
+
+    def stop_if_told_to(self) -> None:
+        """Stop the run after a SIGTERM to any of the workers."""
+
+    def told_to_stop(self) -> bool:
+        """Whether this worker has received a SIGTERM."""
+
+
+class Trains(Protocol):
+    """Trains one client at a time on this process's resident module."""
+
+    def plan(self, clients: Sequence[int]) -> None:
+        """Hear which clients come next."""
+
+    def train(self, job: Job, kept: State | None) -> Trained:
+        """Train a client; the update's state is a view of the resident module.
+
+        Args:
+            job: Which client, from which version.
+            kept: What it keeps from an earlier update of the same commit, if there was one.
+        """
+
+    def reset(self) -> None:
+        """Make the module the global model again."""
+
+    def forget(self) -> None:
+        """Undo an update that failed."""
+
+    def shared(self) -> State:
+        """Return the shared part as it is in the module."""
+
+    def num_examples(self, client: int) -> int:
+        """Return how many training examples a client has."""
+
+
+class Executor(ABC):
+    """Trains the jobs of one commit and hands on their updates, in the order of aggregation.
 
     Args:
-        loop: The loop whose clients these are; its callbacks hear of each.
-        resident: The module in which they train.
-        fit: Makes a client's local epochs.
-        log: Takes what the module logs in them.
+        federation: The policy for clients that fail.
+        clients: Trains them.
+        events: Hears of each.
+        workers: The processes that share the work.
+
+    Attributes:
+        attempts: What became of each job of the commit under way, in order.
+        kept: What the clients of the commit keep, by client.
     """
 
     def __init__(
-        self,
-        loop: FederatedLoop,
-        resident: ResidentModule,
-        fit: LocalTraining | GroupedTraining | MethodFit,
-        log: LocalLog,
+        self, federation: Federation, clients: Trains, events: RoundEvents, workers: Workers
     ) -> None:
-        self._loop = loop
-        self._federation = loop.federation
-        self._resident = resident
-        self._fit = fit
-        self._log = log
-        self._bytes_shared = self._bytes_down = 0
+        self._federation = federation
+        self._clients = clients
+        self._events = events
+        self._workers = workers
+        self.attempts: list[Attempt[Trained]] = []
+        self.kept: dict[int, State] = {}
 
-    def run(
-        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
-    ) -> Iterator[ClientUpdate]:
-        """Return the cohort's updates, in its order, as fast as they are asked for.
+    def run(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+        """Yield the updates of a commit's jobs, each valid until the next is asked for.
 
         Args:
-            cohort: Client ids.
-            outcomes: Gets what became of each client.
+            jobs: The jobs, in the order of aggregation.
+            commit: The number of the commit, for messages.
 
         Raises:
-            FederationError: (while they are read) A client failed and the policy is not to go on
-                without it, or too few clients are left.
+            FederationError: (while they are read) A client failed and the policy is not to
+                continue without it, or too few clients are left.
         """
-        workers = self._loop.workers
-        self._bytes_shared = num_bytes(self._shared())
-        self._bytes_down = self._bytes_shared + num_bytes(self._loop.server.sent_along)
-        if isinstance(self._fit, GroupedTraining):
-            sizes = [self._size(client) for client in cohort]
-            mine = longest_first(sizes, workers.size)[workers.rank]
-            self._fit.plan([cohort[position] for position in mine])
-        train = self._one_by_one if workers.size == 1 else self._in_parallel
-        yield from train(cohort, outcomes)
-        workers.announce(None, self._loop.round)
-        least = min(self._federation.min_clients, len(cohort))
-        require_enough(self._loop.round, cohort, outcomes, least)
+        self.attempts, self.kept = [], {}
+        yield from self._updates(jobs, commit)
+        self._workers.announce(None, commit)
+        least = min(self._federation.min_clients, len(jobs))
+        require_enough(commit, [job.client for job in jobs], self.attempts, least)
 
-    def metrics(self, outcomes: list[Attempt[Trained]]) -> Metrics:
-        """Return what the round's clients logged, on average, and how many of them failed."""
-        received = [outcome.result for outcome in outcomes if outcome.result is not None]
+    def finish(self) -> Metrics:
+        """Forget the commit; return what its clients logged, on average, and how many failed."""
+        metrics = self._metrics()
+        self.attempts, self.kept = [], {}
+        return metrics
+
+    def _metrics(self) -> Metrics:
+        received = [done.result for done in self.attempts if done.result is not None]
         fails = self._federation.on_client_failure == "fail"
-        counts = {} if fails else count_clients(outcomes)
+        counts = {} if fails else count_clients(self.attempts)
+        down = received[0].update.bytes_down if received else 0
         traffic = {
             "communication/bytes_up": float(sum(t.update.bytes_up for t in received)),
-            "communication/bytes_down": float(len(outcomes) * self._bytes_down),
+            "communication/bytes_down": float(
+                sum(t.update.bytes_down for t in received)
+                + down * (len(self.attempts) - len(received))
+            ),
         }
         return {
             **_mean_metrics(received),
             **{name: (value, LogFlags()) for name, value in {**counts, **traffic}.items()},
         }
 
-    def _one_by_one(
-        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
-    ) -> Iterator[ClientUpdate]:
-        """Train one client after another, as fast as the aggregation asks for them."""
-        resident = self._resident
-        for position, client in enumerate(cohort):
-            task = self._task(client)
-            self._loop.client_starts(task, position)
-            try:
-                outcome = self._try(client)
-                self._note(outcome, outcomes)
-                if outcome.result is not None:
-                    if outcome.result.changed:
-                        raise FrozenChanged(outcome.result.changed)
-                    yield outcome.result.update
-            finally:
-                resident.reset_client()
-            self._loop.client_ends(
-                _outputs(outcome), task, position, counts=outcome.result is not None
-            )
+    @abstractmethod
+    def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+        """Yield the updates, noting what became of each job."""
 
-    def _in_parallel(
-        self, cohort: tuple[int, ...], outcomes: list[Attempt[Trained]]
-    ) -> Iterator[ClientUpdate]:
-        """Train with all workers; then events and updates come in cohort order on every one."""
-        resident = self._resident
-
-        def train(client: int) -> Attempt[Trained]:
-            try:
-                outcome = self._try(client)
-                if outcome.result is None:
-                    return outcome
-                update = outcome.result.update
-                state = {key: value.clone() for key, value in update.state.items()}
-                return replace(
-                    outcome, result=replace(outcome.result, update=replace(update, state=state))
-                )
-            finally:
-                resident.reset_client()
-                self._loop.fire("on_client_trained")
-
-        trainings = train_in_parallel(
-            self._loop.workers,
-            cohort,
-            [self._size(client) for client in cohort],
-            train,
-            self._shared(),
-            self._loop.trainer.strategy.root_device,
-            skip=self._federation.on_client_failure == "skip",
-            told_to_stop=lambda: self._loop.trainer.received_sigterm,
+    def _try(self, job: Job, commit: int) -> Attempt[Trained]:
+        """Train a client, and again while the federation's policy says so."""
+        done = attempt(
+            job.client,
+            commit,
+            self._federation.retries,
+            lambda client: self._clients.train(job, self.kept.get(client)),
+            self._clients.forget,
         )
-        self._loop.stop_if_told_to()
-        for position, outcome in enumerate(trainings):
-            task, trained = self._task(outcome.client), outcome.result
-            self._loop.client_starts(task, position)
-            light = trained and replace(trained, update=replace(trained.update, state={}))
-            self._note(replace(outcome, result=light), outcomes)
-            if trained is not None:
-                yield trained.update
-            self._loop.client_ends(_outputs(outcome), task, position, counts=trained is not None)
+        if done.result is not None and done.result.kept:
+            self.kept[job.client] = done.result.kept
+        return done
 
-    def _try(self, client: int) -> Attempt[Trained]:
-        """Give a client its turn, and another one while the federation's policy says so."""
-        return attempt(
-            client, self._loop.round, self._federation.retries, self._train, self._forget_turn
-        )
-
-    def _note(self, outcome: Attempt[Trained], outcomes: list[Attempt[Trained]]) -> None:
-        """Tell of a client's failures; raise if the policy is not to go on without it."""
-        outcomes.append(outcome)
+    def _note(self, done: Attempt[Trained]) -> None:
+        """Report a client's failures; raise if the policy is not to continue without it."""
+        self.attempts.append(done)
         policy = self._federation.on_client_failure
-        for failure in outcome.failures:
+        for failure in done.failures:
             if policy == "skip" or failure.retried:
                 rank_zero_warn(f"{failure} ({'tried again' if failure.retried else 'skipped'})")
-            self._loop.fire("on_client_failure", failure)
-        if outcome.result is None and policy != "skip":
-            raise outcome.give_up()
+            self._events.fire("on_client_failure", failure)
+        if done.result is None and policy != "skip":
+            raise done.give_up()
 
-    def _forget_turn(self) -> None:
-        """Undo a turn that came to no good end: nothing of it may reach the next one."""
-        self._log.discard()
-        self._resident.reset_client()
-        forget_failed_step(self._loop.trainer)
+    def _sizes(self, jobs: Sequence[Job]) -> list[int]:
+        return [self._clients.num_examples(job.client) for job in jobs]
 
-    def _train(self, client: int) -> Trained:
-        """Give a client its turn; its state is a view of the resident model."""
-        loop, algorithm, resident = self._loop, self._federation.algorithm, self._resident
-        kept = loop.personal.get(client) or {}
-        resident.load_client(loop.roles.kept_of(kept))
-        loop.freeze()
-        turn = self._fit.start(client, kept) if isinstance(self._fit, MethodFit) else None
-        key = Key(loop.seed, "fit", round=loop.round, client=client)
-        loop.workers.announce(client, loop.round)
-        result = self._fit.run(client, key, self._federation.local_epochs, self._after_step())
-        check_tensors(resident.actual_state(), resident.view(), result.steps)
-        resident.settle()
-        changed = loop.frozen.changed(resident.view(), resident.received)
-        shared, sent = self._shared(), turn.sent if turn is not None else {}
-        update = ClientUpdate(
-            client,
-            shared,
-            loop.data.num_examples(client),
-            result.steps,
-            result.metrics,
-            sent,
-            bytes_up=self._bytes_shared + num_bytes(sent),
-            bytes_down=self._bytes_down,
-        )
-        check_weight(update.num_examples, algorithm.weight(update))
-        if loop.listens("on_client_end"):
+    def _task(self, job: Job) -> ClientTask:
+        return ClientTask(job.client, "train", self._clients.num_examples(job.client))
+
+
+class SerialExecutor(Executor):
+    """Trains one client after another, as fast as their updates are asked for."""
+
+    def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+        self._clients.plan([job.client for job in jobs])
+        for position, job in enumerate(jobs):
+            task = self._task(job)
+            self._events.client_starts(task, position)
             try:
-                loop.fire("on_client_end", update)
-            except Exception as error:
-                raise ServersOwn(error) from error
-            check_tensors(update.state, self._shared(), result.steps)
-        own = resident.copy(loop.roles.kept) | (turn.kept_after if turn is not None else {})
-        if self._federation.compression is not None:
-            update, left = compressed(
-                self._federation.compression, update, resident.received, loop.parameters, kept
-            )
-            own |= left
-        return Trained(update, own, dict(self._log.flags), changed)
-
-    def _after_step(self) -> Callable[[int], None] | None:
-        """Return what ends a client's training early: its time is over, or a worker is lost."""
-        in_time, workers = time_limit(self._federation.client_timeout), self._loop.workers
-        if workers.size == 1:
-            return in_time
-
-        def check(steps: int) -> None:
-            workers.check()
-            if in_time is not None:
-                in_time(steps)
-
-        return check
-
-    def _task(self, client: int) -> ClientTask:
-        return ClientTask(client, "train", self._size(client))
-
-    def _size(self, client: int) -> int:
-        """Return how many examples a client has; 0 if that fails, as its training then does."""
-        try:
-            return self._loop.data.num_examples(client)
-        except Exception:
-            return 0
-
-    def _shared(self) -> State:
-        return dict(self._resident.view(self._loop.roles.shared))
+                done = self._try(job, commit)
+                self._note(done)
+                if done.result is not None:
+                    yield done.result.update
+            finally:
+                self._clients.reset()
+            self._events.client_ends(_outputs(done), task, position, counts=done.result is not None)
 
 
-def _outputs(outcome: Attempt[Trained]) -> dict[str, Any]:
+class WorkerExecutor(Executor):
+    """Trains with all workers; then events and updates come in order on every one of them."""
+
+    def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+        sizes = self._sizes(jobs)
+        mine = shares_of(jobs, sizes, self._workers.size)[self._workers.rank]
+        self._clients.plan([jobs[position].client for position in mine])
+
+        def train(job: Job) -> Attempt[Trained]:
+            try:
+                done = self._try(job, commit)
+                if done.result is None:
+                    return done
+                update = done.result.update
+                state = {key: value.clone() for key, value in update.state.items()}
+                return replace(
+                    done, result=replace(done.result, update=replace(update, state=state))
+                )
+            finally:
+                self._clients.reset()
+                self._events.fire("on_client_trained")
+
+        shared = self._clients.shared()
+        device = next((value.device for value in shared.values()), torch.device("cpu"))
+        trainings = train_in_parallel(
+            self._workers,
+            jobs,
+            sizes,
+            train,
+            shared,
+            device,
+            skip=self._federation.on_client_failure == "skip",
+            told_to_stop=self._events.told_to_stop,
+        )
+        self._events.stop_if_told_to()
+        for position, done in enumerate(trainings):
+            task, trained = self._task(jobs[position]), done.result
+            if trained is None:
+                task = self._task(replace(jobs[position], client=done.client))
+            self._events.client_starts(task, position)
+            light = trained and replace(trained, update=replace(trained.update, state={}))
+            if trained is not None and trained.kept:
+                self.kept[done.client] = trained.kept
+            self._note(replace(done, result=light))
+            if trained is not None:
+                yield trained.update
+            self._events.client_ends(_outputs(done), task, position, counts=trained is not None)
+
+
+def _outputs(done: Attempt[Trained]) -> dict[str, Any]:
     """Return what ``on_train_batch_end`` gets; of a client that failed, its failure."""
-    if outcome.result is not None:
-        return outcome.result.update.outputs
-    nothing = ClientUpdate(outcome.client, {}, 0).outputs
-    return {**nothing, "failure": outcome.failures[-1]}
+    if done.result is not None:
+        return done.result.update.outputs
+    nothing = ClientUpdate(done.client, {}, 0).outputs
+    return {**nothing, "failure": done.failures[-1]}
 
 
 def _mean_metrics(received: list[Trained]) -> Metrics:
-    """Average the clients' metrics over the cohort's examples."""
+    """Average the clients' metrics over the commit's examples."""
     metrics: dict[str, tuple[float, LogFlags]] = {}
     for name, flags in {n: f for trained in received for n, f in trained.flags.items()}.items():
         logged = [trained.update for trained in received if name in trained.update.metrics]

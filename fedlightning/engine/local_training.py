@@ -1,23 +1,47 @@
-"""One client's turn: its local epochs on the resident module."""
+"""Local training: the epochs and batches of one client update, with an algorithm's hooks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
+from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.context import ClientContext
+from fedlightning.core.batches import Batch, Split
 from fedlightning.core.seeding import Key, forked_generators
-from fedlightning.datamodules import Batch, Split
+from fedlightning.core.state import State, copy_into
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.steps import Step, overrides
-from fedlightning.federation.update_checks import BadUpdate
+from fedlightning.engine.local_settings import TrainingSettings
+from fedlightning.engine.resident import ResidentModule
+from fedlightning.engine.steps import (
+    DirectStep,
+    Step,
+    StepHooks,
+    make_step,
+    needs_lightning_step,
+    overrides,
+    through_transfer,
+)
+from fedlightning.errors import ConfigError
+from fedlightning.federation.client_update import LocalResult
+from fedlightning.federation.update_checks import BadUpdate, check_tensors
 
-__all__ = ["LOCAL_HOOKS", "LocalResult", "LocalTraining", "batch_limit", "time_limit"]
+__all__ = [
+    "LOCAL_HOOKS",
+    "BatchSource",
+    "LocalEpochs",
+    "LocalTraining",
+    "batch_limit",
+    "time_limit",
+]
 
 LOCAL_HOOKS = (
     "on_train_start",
@@ -27,24 +51,11 @@ LOCAL_HOOKS = (
     "on_train_epoch_end",
     "on_train_end",
 )
-"""The module's own hooks that fire in a client's turn."""
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What a client's training did.
-
-    Args:
-        steps: Optimizer steps taken.
-        metrics: Example-weighted means of what the module logged.
-    """
-
-    steps: int
-    metrics: Mapping[str, float]
+"""The module's own hooks that fire in a client update."""
 
 
 class BatchSource(Protocol):
-    """Whose examples can be trained on: a data module's clients, or the server."""
+    """A source of training batches: a client of the data module, or the server's data."""
 
     def num_batches(self, client: int) -> int:
         """Return how many batches a local epoch has."""
@@ -55,33 +66,46 @@ class BatchSource(Protocol):
         """Return the batches of a local epoch."""
 
 
-class LocalTraining:
-    """Local epochs of one client after another on the resident module.
+class Progress(Protocol):
+    """Hears where local training is, for modules that ask their trainer."""
+
+    def on_batch(self, index: int, last: bool, total: int) -> None:
+        """A batch starts."""
+
+    def done(self) -> None:
+        """The local epochs are over."""
+
+
+class LocalEpochs:
+    """Local epochs on the resident module.
 
     The module's own training hooks are local events and fire here: ``on_train_start`` ...
     ``on_train_end`` once per client, ``on_train_epoch_start`` once per local epoch, and so on.
 
     Args:
-        trainer: The trainer whose accumulation, clipping, precision and limits are honoured.
+        settings: Accumulation, limits and device.
         module: The resident module, on its device.
         data: The clients' data.
         step: How to train on one batch.
         log: Takes what the module logs.
+        progress: Hears of every batch.
     """
 
     def __init__(
         self,
-        trainer: pl.Trainer,
+        settings: TrainingSettings,
         module: pl.LightningModule,
         data: BatchSource,
         step: Step,
         log: LocalLog,
+        progress: Progress | None = None,
     ) -> None:
-        self._trainer = trainer
+        self._settings = settings
         self._module = module
         self._data = data
         self._step = step
         self._log = log
+        self._progress = progress
         self._hooks = {
             name: getattr(module, name)
             for name in LOCAL_HOOKS
@@ -107,9 +131,10 @@ class LocalTraining:
             on_epoch: Called at the start of every local epoch with its number.
         """
         steps = 0
-        device = self._trainer.strategy.root_device
-        limit = batch_limit(self._trainer.limit_train_batches, self._data.num_batches(client))
-        accumulate = self._trainer.accumulate_grad_batches
+        device = self._settings.device
+        total = batch_limit(self._settings.limit_train_batches, self._data.num_batches(client))
+        accumulate = self._settings.accumulate_grad_batches
+        progress = self._progress
         with forked_generators(key, device), self._log.capture():
             self._hook("on_train_start")
             for epoch in range(epochs):
@@ -119,7 +144,9 @@ class LocalTraining:
                 batches = self._data.batches(
                     client, "train", key=key.at(epoch=epoch), device=device
                 )
-                for index, (batch, last) in enumerate(_mark_last(islice(batches, limit))):
+                for index, (batch, last) in enumerate(_mark_last(islice(batches, total))):
+                    if progress is not None:
+                        progress.on_batch(index, last, total)
                     if self._hook("on_train_batch_start", batch, index) == -1:
                         break
                     due = last or (index + 1) % accumulate == 0
@@ -131,11 +158,174 @@ class LocalTraining:
                         after_step(steps)
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
+            if progress is not None:
+                progress.done()
             return LocalResult(steps, self._log.collect())
 
     def _hook(self, name: str, *args: Any) -> Any:
         hook = self._hooks.get(name)
         return hook(*args) if hook is not None else None
+
+
+class LocalTraining:
+    """The local training of one client after another, in which an algorithm's hooks take part.
+
+    Args:
+        settings: Accumulation, limits and device.
+        module: The resident module.
+        data: The clients' data.
+        resident: The module's tensors.
+        algorithm: Whose hooks take part; none without one.
+        trainer: The trainer, if there is one: its callbacks and plugins may want to take part in
+            a step.
+        log: Takes what the module logs.
+        progress: Hears of every batch.
+
+    Raises:
+        ConfigError: If a hook replaces the step, and something else does, too.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        module: pl.LightningModule,
+        data: BatchSource,
+        resident: ResidentModule,
+        algorithm: Algorithm | None = None,
+        trainer: pl.Trainer | None = None,
+        log: LocalLog | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.log = log if log is not None else LocalLog(module)
+        self._settings = settings
+        self._module = module
+        self._data = data
+        self._resident = resident
+        self._trainer = trainer
+        self._progress = progress
+        self._algorithm = algorithm
+        self._hooks = algorithm.hooks if algorithm is not None else ()
+        self._adjusting = [hook for hook in self._hooks if hook.changes_gradients]
+        self._with_loss = [hook for hook in self._hooks if hook.changes_loss]
+        self._context: ClientContext | None = None
+        self._adjust_copy: Callable[[], None] = lambda: None
+        self._gradient_step: DirectStep | None = None
+        step = self._own_step() or self._make_step(self._step_hooks())
+        self._epochs = self._local_epochs(step)
+        self._copy: LocalEpochs | None = None
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The module's (first) optimizer."""
+        return self._settings.optimizers[0]
+
+    @property
+    def gradient_step(self) -> DirectStep | None:
+        """The step that :meth:`ClientHook.local_step` is made of, where a hook overrides it."""
+        return self._gradient_step
+
+    def plan(self, clients: Sequence[int]) -> None:
+        """Hear which clients this process trains next; they are trained one by one."""
+
+    def no_logging(self) -> AbstractContextManager[None]:
+        """Drop what the module logs inside the ``with`` block."""
+        return self.log.muted()
+
+    def run(self, context: ClientContext, epochs: int) -> LocalResult:
+        """Train the context's module for some epochs."""
+        if self._gradient_step is not None:
+            self._refuse_accumulation()  # which a callback may have begun since the last round
+        self._context = context
+        on_epoch = self._on_epoch if self._hooks else None
+        return self._epochs.run(context.client, context.key, epochs, context.after_step, on_epoch)
+
+    def train_copy(
+        self,
+        context: ClientContext,
+        start: Mapping[str, Tensor],
+        adjust: Callable[[], None],
+        epochs: int,
+    ) -> State:
+        """Train another model of the client's on its data; the module is as before afterwards."""
+        resident = self._resident
+        if self._copy is None:
+            step = self._make_step(StepHooks(adjust=lambda: self._adjust_copy()))
+            self._copy = self._local_epochs(step)
+        self._adjust_copy = adjust
+        begun = resident.clone(context.roles.kept)
+        flags = [(p, p.requires_grad) for p in self._module.parameters()]
+        copy_into(context.live, start)
+        key = Key(context.key.seed, "apart", context.key.round, context.client)
+        with self.log.muted():
+            result = self._copy.run(context.client, key, epochs, context.after_step)
+        check_tensors(resident.actual_state(), resident.view(), result.steps)
+        resident.rebind()
+        trained = context.trained_state()
+        self.log.discard()
+        resident.reset_client()
+        resident.load_client(begun, context.received)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        return trained
+
+    def _local_epochs(self, step: Step) -> LocalEpochs:
+        return LocalEpochs(self._settings, self._module, self._data, step, self.log, self._progress)
+
+    def _step_hooks(self) -> StepHooks:
+        return StepHooks(
+            self._on_loss if self._with_loss else None, self._adjust if self._adjusting else None
+        )
+
+    def _make_step(self, hooks: StepHooks) -> Step:
+        if self._trainer is None:
+            return DirectStep(self._settings, self._module, hooks)
+        return make_step(self._trainer, self._module, hooks)
+
+    def _own_step(self) -> Step | None:
+        """Return the step of the hook that replaces the module's, if there is one."""
+        replacing = next((hook for hook in self._hooks if hook.replaces_step), None)
+        if replacing is None:
+            return None
+        trainer, module = self._trainer, self._module
+        if trainer is not None and (reason := needs_lightning_step(trainer, module)) is not None:
+            self._refuse(reason)
+        self._refuse_accumulation()
+        self._gradient_step = DirectStep(self._settings, module, self._step_hooks())
+
+        def step(batch: object, batch_idx: int, due: bool) -> Tensor | None:
+            assert replacing is not None
+            return replacing.local_step(self._now, batch, batch_idx)
+
+        return step if trainer is None else through_transfer(trainer, module, step)
+
+    def _refuse_accumulation(self) -> None:
+        if (batches := self._settings.accumulate_grad_batches) != 1:
+            self._refuse(f"trainer.accumulate_grad_batches={batches}")
+
+    def _refuse(self, reason: str) -> None:
+        assert self._algorithm is not None
+        raise ConfigError(
+            f"{self._algorithm.name} says how to train on a batch, and so does {reason}; do "
+            "without the latter."
+        )
+
+    @property
+    def _now(self) -> ClientContext:
+        assert self._context is not None
+        return self._context
+
+    def _on_epoch(self, epoch: int) -> None:
+        for hook in self._hooks:
+            hook.on_epoch_start(self._now, epoch)
+
+    def _adjust(self) -> None:
+        for hook in self._adjusting:
+            hook.on_before_optimizer_step(self._now)
+
+    def _on_loss(self, batch: Batch, loss: Tensor) -> Tensor:
+        for hook in self._with_loss:
+            loss = hook.on_loss(self._now, batch, loss)
+        return loss
 
 
 def time_limit(seconds: float | None) -> Callable[[int], None] | None:

@@ -1,61 +1,81 @@
-"""`FederatedLoop`: the walk of a round.
+"""`FederatedLoop`: the walk of a round, inside Lightning's fit loop.
 
 The rule that explains all of it: the LightningModule is the client, a Callback is the server. To
-callbacks an epoch is a round and a batch is a client; to the module an epoch is a local epoch.
+callbacks an epoch is a commit and a batch is one client's update; to the module an epoch is a
+local epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 
+from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
-from fedlightning.core.seeding import Key
-from fedlightning.core.state import live_state
-from fedlightning.engine._lightning.stock_step import LightningStep
+from fedlightning.core.parts import KeyRoles, Parts
+from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.state import State
+from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.engine._lightning.local_progress import LocalProgress
+from fedlightning.engine._lightning.round_loop import RoundLoop
+from fedlightning.engine._lightning.stock_step import forget_failed_step
 from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
-from fedlightning.engine.evaluation import ClientEvaluator
-from fedlightning.engine.executor import CohortTraining
+from fedlightning.engine.clients import Plans, ResidentClients
+from fedlightning.engine.evaluation import ClientEvaluator, federated_data
+from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
 from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalTraining
-from fedlightning.engine.method_training import MethodFit
+from fedlightning.engine.model_roles import ModelRoles, set_memory_format
 from fedlightning.engine.resident import ResidentModule
-from fedlightning.engine.resume.snapshot import ResumableLoop
+from fedlightning.engine.resume.run_settings import (
+    Settings,
+    optimizer_settings,
+    refuse_changes,
+    settings_that_matter,
+)
+from fedlightning.engine.resume.snapshot import Snapshot
 from fedlightning.engine.server_training import ServerTraining
-from fedlightning.engine.steps import DirectStep, Step, needs_lightning_step, through_transfer
-from fedlightning.engine.workers.cohort_exchange import Trained
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
-from fedlightning.federation.failures import Attempt
+from fedlightning.federation.schedule import Job, Population, ScheduleState, Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
-from fedlightning.models.base import names_its_head
+from fedlightning.storage.client_store import ClientStore
 
-__all__ = ["FederatedLoop"]
+__all__ = ["FederatedLoop", "ModuleBorrower"]
 
 
 class ModuleBorrower(Protocol):
-    """Whoever has the resident module for something else than a round."""
+    """What uses the resident module for something else than a round."""
 
     def showing_global(self) -> AbstractContextManager[None]:
         """Show the global model inside the ``with`` block."""
 
 
-class FederatedLoop(ResumableLoop):
-    """Trains a cohort's clients on one resident module and merges what they send.
+class FederatedLoop(RoundLoop):
+    """Trains clients on one resident module and merges what they send.
 
     Args:
         trainer: The trainer that runs it.
         federation: How clients learn together.
         min_epochs: Least number of rounds.
         max_epochs: Number of rounds.
+
+    Attributes:
+        evaluator: Evaluates the module on one client after another.
+        client_store: What clients keep.
+        server: The server, once training has started.
+        jobs: The client updates of the commit under way.
+        borrower: What uses the resident module for something else than a round.
     """
 
     def __init__(
@@ -65,11 +85,23 @@ class FederatedLoop(ResumableLoop):
         min_epochs: int | None = 0,
         max_epochs: int | None = None,
     ) -> None:
-        super().__init__(trainer, federation, min_epochs=min_epochs, max_epochs=max_epochs)
+        super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
+        self.federation = federation
         self.evaluator = ClientEvaluator(trainer, federation.seed)
-        self.trainable: dict[str, bool] = {}
+        self.client_store = ClientStore(self._store_folder, federation.personal_memory_mb * 2**20)
+        self.server: Server
+        self.jobs: Sequence[Job] = ()
         self.borrower: ModuleBorrower | None = None
+        self._schedule = federation.schedule or Synchronous()
+        self._schedule_state: ScheduleState | None = None
+        self._model: ModelRoles | None = None
         self._resident: ResidentModule | None = None
+        self._executor: Executor
+        self._server_training: ServerTraining | None = None
+        self._server_state: State = {}
+        self._versions: Mapping[int, Mapping[str, Any]] = {}
+        self._settings: Settings
+        self._compared: Settings | None = None
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -78,14 +110,68 @@ class FederatedLoop(ResumableLoop):
         """The processes that share the work."""
         return Workers.of(self.trainer)
 
+    @property
+    def data(self) -> FederatedDataModule:
+        """The clients' data.
+
+        Raises:
+            ConfigError: If the trainer was given something else.
+        """
+        return federated_data(self.trainer)
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything in the run that is random."""
+        return default_seed(self.federation.seed)
+
+    @property
+    def module(self) -> pl.LightningModule:
+        """The resident module: the global model, or a client's during its update."""
+        return self.trainer.lightning_module
+
+    @property
+    def model(self) -> ModelRoles:
+        """Which of the module's keys are trained, shared and kept."""
+        if self._model is None or self._model.module is not self.module:
+            federation = self.federation
+            self._model = ModelRoles(self.module, federation.algorithm, federation.head)
+        return self._model
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the module."""
+        return self.model.parts
+
+    @property
+    def roles(self) -> KeyRoles:
+        """Which of the module's keys are trained, shared and kept."""
+        return self.model.roles
+
+    def parts_for(self, expression: str) -> Parts:
+        """Return the module's parts, as far as an expression needs them to be told apart."""
+        return self.model.parts_for(expression)
+
+    @property
+    def personal(self) -> ClientStore:
+        """The name of :attr:`client_store` in releases before 0.2."""
+        return self.client_store
+
+    def personal_model(self, client: int) -> State:
+        """Return the values in which a client's own model differs from the global one."""
+        return self.model.personal_model(self.client_store.get(client) or {})
+
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
         size = self.federation.cohort_count(len(self.data.training_clients))
         fast = int(getattr(self.trainer, "fast_dev_run", 0))
         return min(size, fast) if fast else size
 
+    def jobs_per_commit(self) -> int:
+        """Return how many client updates make a commit."""
+        return self._schedule.jobs_per_commit(self.population)
+
     def cohort(self, round_index: int) -> tuple[int, ...]:
-        """Return the clients of a round, in the order in which they train."""
+        """Return the clients of a round, in the order in which they are merged."""
         key = Key(self.seed, "cohort", round=round_index)
         size = self.clients_per_round()
         clients = self.data.training_clients
@@ -97,20 +183,26 @@ class FederatedLoop(ResumableLoop):
             )
         return cohort[:size]
 
+    @property
+    def population(self) -> Population:
+        """The clients, as the schedule sees them."""
+        data = self.data
+        return Population(
+            self.seed,
+            data.training_clients,
+            self.clients_per_round(),
+            self.cohort,
+            data.num_examples,
+        )
+
     # -- before the first round ----------------------------------------------------------------
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
-        self._parts = self._undivided = self._roles = None
-        algorithm = self.federation.algorithm
-        if algorithm.needs_parts or self.federation.head is not None or names_its_head(self.module):
-            _ = self.parts  # checked before anything is trained, needed or not
-        self.trainable = {
-            key: parameter.requires_grad for key, parameter in self.module.named_parameters()
-        }
-        self._roles = self._find_roles()
-        self.leave_out_frozen()
-        self.freeze()
+        self._model = None
+        self.model.check()
+        self.model.leave_out_frozen()
+        self.model.freeze()
         self.set_memory_format()
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
@@ -119,130 +211,202 @@ class FederatedLoop(ResumableLoop):
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
-                f"{algorithm.name}."
+                f"{self.federation.algorithm.name}."
             )
         check_module(self.trainer, self.module, self.data, self.evaluator)
 
-    def _start_server(self) -> Server:
-        """Return the server; it goes on from the state that a checkpoint had."""
-        algorithm, aggregator = self.federation.algorithm, self.federation.aggregator
-        server = Server(algorithm, len(self.data.training_clients), aggregator)
-        keys = {*self.roles.shared, *self.frozen.keys}  # a callback may unfreeze some of them
-        shared = [key for key, _ in self.module.named_parameters() if key in keys]
-        trained = set(self.roles.trained)
-        moving = [key for key in shared if key in trained and self.trainable[key]]
-        server.load_state_dict(self._server_state)
-        server.start(live_state(self.module), shared, moving)
-        return server
+    def set_memory_format(self) -> None:
+        """Lay the weights out as they are trained."""
+        half = "16" in str(self.trainer.precision)
+        device = self.trainer.strategy.root_device
+        set_memory_format(self.module, self.federation.channels_last, device, half)
 
     def begin(self) -> None:
-        """Copy the global model aside and make ready to train clients."""
+        """Copy the global model aside and build what trains and merges."""
         warn_of_test_metrics(self.trainer)
-        schedulers = [
-            config.scheduler
-            for config in self.trainer.lr_scheduler_configs
-            if config.interval == "step"
-        ]
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        fresh = FreshOptimizers(self.trainer.optimizers, schedulers, scaler)
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
-        self._resident, log = ResidentModule(self.module, fresh), LocalLog(self.module)
-        self.server = self._start_server()
-        fit = self._choose_fit(self._resident, log)
-        settings = self.federation.algorithm.server_data
-        self._server_fit = ServerTraining(self, self._resident, settings) if settings else None
-        self._training = CohortTraining(self, self._resident, fit, log)
+        settings, data, federation = TrainerSettings(self.trainer), self.data, self.federation
+        schedules = [config.scheduler for config in settings.schedulers]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self._resident = resident = ResidentModule(
+            self.module,
+            FreshOptimizers(self.trainer.optimizers, schedules, scaler),
+            alone=len(data.training_clients) == 1,
+            ignore=tuple(vars(pl.LightningModule())),
+        )
+        self.server = self._start_server(resident)
+        log = LocalLog(self.module)
+        clients = ResidentClients(
+            federation, data, self.model, resident, self._training_of(resident, log), log,
+            self.server, self.client_store, self.seed, self.workers,
+            on_update=self._client_ended if self.listens("on_client_end") else None,
+            forget=lambda: forget_failed_step(self.trainer),
+        )  # fmt: skip
+        executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
+        self._executor = executor(federation, clients, self, self.workers)
+        config = federation.algorithm.server_data
+        self._server_training = None
+        if config is not None:
+            self._server_training = ServerTraining(
+                self.trainer, data, self.model, resident, config, self.seed
+            )
+        if self._schedule_state is None or self._schedule_state.commit != self.round:
+            start = self._schedule.start(self.population)
+            self._schedule_state = ScheduleState(self.round, start.time, start.pending, start.extra)
 
-    def _choose_fit(
-        self, resident: ResidentModule, log: LocalLog
-    ) -> LocalTraining | GroupedTraining | MethodFit:
+    def _training_of(self, resident: ResidentModule, log: LocalLog) -> Plans:
         """Return what trains clients, one by one or several at once."""
-        trainer, module, data = self.trainer, self.module, self.data
         algorithm, size = self.federation.algorithm, self.federation.clients_per_kernel
-        if size > 1 and algorithm.local:
+        if size == 1:
+            return LocalTraining(
+                TrainerSettings(self.trainer), self.module, self.data, resident, algorithm,
+                self.trainer, log, LocalProgress(self.trainer),
+            )  # fmt: skip
+        if algorithm.hooks:
             raise ConfigError(
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{algorithm.name} takes part in their steps; set it to 1."
             )
-        if algorithm.local:
-            return MethodFit(self, resident, log)
-        if size == 1:
-            return LocalTraining(trainer, module, data, self.make_step(), log)
+        store, roles = self.client_store, self.roles
         return GroupedTraining(
-            trainer, module, data, log, size,
-            start=lambda client: resident.start(self.kept_part(client)),
+            self.trainer, self.module, self.data, log, size,
+            start=lambda client: resident.start(roles.kept_of(store.get(client) or {})),
         )  # fmt: skip
 
-    def make_step(self, adjust: Callable[[], None] | None = None) -> Step:
-        """Return the shortest training step that honours everything that wants to take part.
-
-        Args:
-            adjust: Changes gradients before they are clipped and the optimizer steps.
-        """
-        stock = needs_lightning_step(self.trainer, self.module) is not None
-        step: Step = (
-            LightningStep(self.trainer, adjust)
-            if stock
-            else DirectStep(self.trainer, self.module, adjust)
+    def _start_server(self, resident: ResidentModule) -> Server:
+        """Return the server; it continues from the state that a checkpoint had."""
+        federation, model = self.federation, self.model
+        server = Server(
+            federation.algorithm,
+            len(self.data.training_clients),
+            federation.aggregator,
+            federation.stages,
         )
-        return through_transfer(self.trainer, self.module, step)
+        server.load_state_dict(self._server_state)
+        server.start(
+            resident.received, model.roles.shared, model.parameters, model.moving, self.round
+        )
+        server.load_versions(self._versions)
+        return server
+
+    def _client_ended(self, update: ClientUpdate) -> None:
+        self.fire("on_client_end", update)
 
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
-        """Broadcast, client updates, aggregation: the module is the new global model afterwards.
+        """Train the jobs of the next commit and merge them: the module is the new global model.
 
         Raises:
-            FederationError: If a client failed and the policy is not to go on without it, or too
-                few clients are left.
+            FederationError: If a client failed and the policy is not to continue without it, or
+                too few clients are left.
         """
-        resident, training = self._begun()
+        resident, state = self._resident, self._schedule_state
+        assert resident is not None, "begin() comes first"
+        assert state is not None, "begin() comes first"
         resident.begin_round()
-        self.share_unfrozen()
-        outcomes: list[Attempt[Trained]] = []
-        updates = training.run(self.cohort(self.round), outcomes)
+        self.model.share_unfrozen()
+        self.server.share(self.roles.shared)
+        self.jobs, after = self._schedule.next(state, self.population)
         try:
-            merged = self.server.merge(updates, resident.received, self.roles.shared)
-        except FrozenChanged as change:
-            self.share_changed(change.keys)
-            self._count_updates(self._updates_before)
-            self.epoch_loop.batch_progress.reset_on_run()
+            for update in self._executor.run(self.jobs, self.round):
+                if update.unsent:
+                    raise FrozenChanged(update.unsent)
+                self.server.receive(update)
+            merged = self.server.aggregate()
+        except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
+            self.server.forget_round()
+            self.model.share_changed(change.keys)
+            self.restart_round()
             return self.run_round()
-        if self._server_fit is not None:
-            merged = self._server_fit.run(merged)
-        self.personal.update(  # may fail on a full disk: the global model is the old one then
+        finally:
+            self.server.forget_round()
+        if self._server_training is not None:
+            merged = self._server_training.run(merged, self.round)
+        self.client_store.update(  # may fail on a full disk: the global model is the old one then
             {
-                outcome.client: {key: value.cpu() for key, value in outcome.result.kept.items()}
-                for outcome in outcomes
-                if outcome.result is not None and outcome.result.kept
+                client: {key: value.cpu() for key, value in kept.items()}
+                for client, kept in self._executor.kept.items()
             }
         )
+        self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
-        self.server.commit()
-        return training.metrics(outcomes)
+        self._schedule_state = after
+        return self._executor.finish()
 
     # -- checkpoints ---------------------------------------------------------------------------
 
+    def extra_state(self) -> dict[str, Any]:
+        """Return what clients keep, server and schedule, and the settings of the run."""
+        return Snapshot(
+            self.client_store.state_dict(),
+            self.server.state_dict(),
+            self._settings,
+            self.server.versions(),
+            self._schedule_state,
+        ).state_dict()
+
+    def compare_settings(
+        self, checkpoint: Mapping[str, Any], module: pl.LightningModule, data: FederatedDataModule
+    ) -> None:
+        """Compare what is known before a run starts with the run that left a checkpoint.
+
+        Raises:
+            CheckpointError: If that run had other settings.
+        """
+        saved = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]["settings"]
+        refuse_changes(
+            saved, settings_that_matter(self.trainer, self.federation, module, data, self.seed)
+        )
+
+    def check_extra_state(self, state: dict[str, Any]) -> None:
+        """Compare the settings that a resumed run must share.
+
+        Raises:
+            CheckpointError: If the run that left the checkpoint had other ones.
+        """
+        self._compared = self._what_must_not_change()
+        refuse_changes(state["settings"], self._compared)
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+        snapshot = Snapshot.from_dict(state)
+        self.load_personal(snapshot.clients)
+        self._server_state, self._versions = snapshot.server, snapshot.versions
+        self._schedule_state = snapshot.schedule
+
+    def load_personal(self, state: dict[str, Any]) -> None:
+        """Take back what clients keep; their files may have moved along with the checkpoint."""
+        checkpoint = self.trainer.ckpt_path
+        run = Path(checkpoint).parent.parent if checkpoint is not None else None
+        self.client_store.load_state_dict(state, moved_to=run and run / "personal")
+
     @contextmanager
     def showing_global(self) -> Iterator[None]:
-        """Show the global model and clean optimizers, even in the middle of a client's turn."""
+        """Show the global model and clean optimizers, even in the middle of a client update."""
         holder = self.borrower or self._resident
         with holder.showing_global() if holder is not None else nullcontext():
             yield
-
-    def _begun(self) -> tuple[ResidentModule, CohortTraining]:
-        assert self._resident is not None, "begin() comes first"
-        return self._resident, self._training
 
     def teardown(self) -> None:
         """Give the module back as it was: every parameter as trainable as before."""
         super().teardown()
         module: pl.LightningModule | None = self.trainer.lightning_module
-        for key, parameter in module.named_parameters() if module is not None else ():
-            parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
+        if module is not None and self._model is not None:
+            self._model.thaw()
         if self._resident is not None:
             self._resident.reset_client()  # of a client whose update could not be merged
-            self._server_state = self.server.state_dict()  # another fit goes on, as clients do
+            self._server_state = self.server.state_dict()  # another fit continues, as clients do
+            self._versions = self.server.versions()
         self._resident = None
+
+    def _store_folder(self) -> Path:
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
+
+    def _what_must_not_change(self) -> Settings:
+        settings = settings_that_matter(
+            self.trainer, self.federation, self.module, self.data, self.seed
+        )
+        return settings | optimizer_settings(self.trainer.optimizers)

@@ -1,67 +1,74 @@
-"""What a loop knows of its model: whose keys are whose, and what a client's own model is."""
+"""Which of a module's keys are trained, shared and kept, and what a client's own model is."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
-from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine.frozen import FrozenParameters
 from fedlightning.errors import ConfigError
-from fedlightning.federation.settings import Federation
-from fedlightning.models.base import freeze_all_but, named_parts, resolve_parts, undivided
-from fedlightning.storage.client_store import ClientStore
+from fedlightning.models.base import (
+    freeze_all_but,
+    named_parts,
+    names_its_head,
+    resolve_parts,
+    undivided,
+)
 
-__all__ = ["LoopWithModel"]
+__all__ = ["ModelRoles", "set_memory_format"]
 
 _log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
 
-class LoopWithModel(RoundLoop):
-    """A loop that trains one resident module.
+class ModelRoles:
+    """What an algorithm does with the keys of one module.
+
+    Made before training starts, while the module's parameters are as trainable as the user has
+    made them.
 
     Args:
-        trainer: The trainer that runs it.
-        federation: How clients learn together.
-        personal: What clients keep.
-        **limits: The least and the largest number of rounds.
+        module: The resident module.
+        algorithm: What is trained, shared and kept.
+        head: Key prefix or prefixes of the head (``federation.head``).
+
+    Attributes:
+        trainable: Whether the user lets each parameter move, by key.
+        frozen: The shared parameters that are not sent, because no client changes them.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, federation: Federation, personal: ClientStore, **limits: Any
+        self,
+        module: pl.LightningModule,
+        algorithm: Algorithm,
+        head: str | list[str] | None = None,
     ) -> None:
-        super().__init__(trainer, **limits)
-        self.federation = federation
-        self.personal = personal
-        self._roles: KeyRoles | None = None
+        self.module = module
+        self.algorithm = algorithm
+        self._head = head
         self._parts: Parts | None = None
+        self._roles: KeyRoles | None = None
         self._undivided: Parts | None = None
         self.frozen = FrozenParameters(nn.Module(), ())
+        self.trainable = {key: p.requires_grad for key, p in module.named_parameters()}
 
-    @property
-    def module(self) -> pl.LightningModule:
-        """The resident module: the global model between clients, a client's during its turn."""
-        return self.trainer.lightning_module
-
-    @property
-    def parts(self) -> Parts:
-        """The module's parts.
+    def check(self) -> None:
+        """Find parts and roles; they are checked before anything is trained, needed or not.
 
         Raises:
-            ConfigError: If one that is named does not exist.
+            ConfigError: If body and head cannot be told apart, and have to be or are named.
         """
-        if self._parts is None:
-            self._parts = resolve_parts(self.module, self.federation.head)
-        return self._parts
+        if self.algorithm.needs_parts or self._head is not None or names_its_head(self.module):
+            _ = self.parts
+        _ = self.roles
 
     def parts_for(self, expression: str) -> Parts:
         """Return the module's parts, as far as an expression needs them to be told apart."""
@@ -70,17 +77,6 @@ class LoopWithModel(RoundLoop):
         if self._undivided is None:
             self._undivided = undivided(self.module)
         return self._undivided
-
-    @property
-    def roles(self) -> KeyRoles:
-        """Which of the module's keys are trained, shared and kept.
-
-        Raises:
-            ConfigError: If the module does not have a part that the algorithm names.
-        """
-        if self._roles is None:
-            self._roles = self._find_roles()
-        return self._roles
 
     def leave_out_frozen(self) -> None:
         """Leave out of what is shared the parameters that the user has frozen, and say so."""
@@ -103,48 +99,68 @@ class LoopWithModel(RoundLoop):
         _say(f"{', '.join(sorted(keys))}: sent although frozen, because a client has changed it.")
 
     @property
-    def parameters(self) -> frozenset[str]:
-        """The keys of the module's parameters; the other keys are buffers'."""
-        return frozenset(key for key, _ in self.module.named_parameters())
+    def roles(self) -> KeyRoles:
+        """Which of the module's keys are trained, shared and kept.
 
-    def kept_part(self, client: int) -> State:
-        """Return the parts of the model that a client has kept."""
-        return self.roles.kept_of(self.personal.get(client) or {})
+        Raises:
+            ConfigError: If the module does not have a part that the algorithm names.
+        """
+        if self._roles is None:
+            self._roles = self._find_roles()
+        return self._roles
 
-    def personal_model(self, client: int) -> State:
+    @property
+    def parts(self) -> Parts:
+        """Body and head of the module.
+
+        Raises:
+            ConfigError: If they cannot be told apart.
+        """
+        if self._parts is None:
+            self._parts = resolve_parts(self.module, self._head)
+        return self._parts
+
+    @property
+    def parameters(self) -> list[str]:
+        """The shared keys that are parameters, those that are not sent included."""
+        shared = {*self.roles.shared, *self.frozen.keys}  # a callback may unfreeze some of them
+        return [key for key, _ in self.module.named_parameters() if key in shared]
+
+    @property
+    def moving(self) -> list[str]:
+        """The shared parameters that clients move."""
+        trained = set(self.roles.trained)
+        return [key for key in self.parameters if key in trained and self.trainable[key]]
+
+    def freeze(self) -> None:
+        """Freeze what the algorithm does not train."""
+        train = self.algorithm.train
+        if train != "full":
+            freeze_all_but(self.module, self.parts_for(train), self.roles.trained)
+
+    def thaw(self) -> None:
+        """Make every parameter as trainable as the user has made it."""
+        for key, parameter in self.module.named_parameters():
+            parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
+
+    def personal_model(self, kept: Mapping[str, Tensor]) -> State:
         """Return the values in which a client's own model differs from the global one.
 
         The module must hold the global model.
+
+        Args:
+            kept: What the client has kept; empty if it never trained.
         """
-        kept = self.personal.get(client)
         if not kept:
             return {}
         own = self.roles.kept_of(kept)
         model = {**live_state(self.module), **own}
-        for method in self.federation.algorithm.local:
-            own |= method.personal(kept, model)
+        for hook in self.algorithm.hooks:
+            own |= hook.personal(kept, model)
         return own
 
-    def freeze(self) -> None:
-        """Freeze what the algorithm does not train."""
-        train = self.federation.algorithm.train
-        if train != "full":
-            freeze_all_but(self.module, self.parts_for(train), self.roles.trained)
-
-    def set_memory_format(self) -> None:
-        """Lay the weights out as they are trained: a convolution's output takes its layout."""
-        if self._wants_channels_last():
-            self.module.to(memory_format=torch.channels_last)
-
-    def _wants_channels_last(self) -> bool:
-        if self.federation.channels_last is not None:
-            return self.federation.channels_last
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        gains = on_cpu or "16" in str(self.trainer.precision)
-        return gains and any(isinstance(child, nn.Conv2d) for child in self.module.modules())
-
     def _find_roles(self) -> KeyRoles:
-        algorithm = self.federation.algorithm
+        algorithm = self.algorithm
         parts = self.parts if algorithm.needs_parts else self.parts_for(algorithm.share)
         if not parts.norm and "norm" in names_in(algorithm.share):
             raise ConfigError(
@@ -159,3 +175,21 @@ class LoopWithModel(RoundLoop):
 @rank_zero_only
 def _say(text: str) -> None:
     _log.info(text)
+
+
+def set_memory_format(
+    module: nn.Module, channels_last: bool | None, device: torch.device, half: bool
+) -> None:
+    """Lay 4-D weights out with channels last; a convolution's output takes their layout.
+
+    Args:
+        module: The module.
+        channels_last: Whether to do so; ``None`` means where it makes convolutions faster.
+        device: Where the module is.
+        half: Whether training is in half precision.
+    """
+    if channels_last is None:
+        gains = device.type == "cpu" or half
+        channels_last = gains and any(isinstance(c, nn.Conv2d) for c in module.modules())
+    if channels_last:
+        module.to(memory_format=torch.channels_last)

@@ -17,6 +17,8 @@ from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
     Resumption,
     check_resumable,
+    cut_back,
+    note_loggers,
     prepared_data,
     resumption_of,
     run_folder,
@@ -25,10 +27,15 @@ from fedlightning.engine.resume.run_settings import warn_of_changes
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.checkpoint_io import latest_checkpoint
-from fedlightning.storage.cleanup import PersonalFiles
+from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.files import remove_stale_files
 from fedlightning.storage.locks import RunLock
-from fedlightning.storage.run_layout import LAST, remove_unfinished
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    LAST_CHECKPOINT,
+    remove_unfinished,
+)
 
 __all__ = ["RunKeepingTrainer"]
 
@@ -39,7 +46,7 @@ class RunKeepingTrainer(pl.Trainer):
     federation: Federation
     resumption: Resumption | None = None
     _lock: RunLock | None = None
-    _personal_files: PersonalFiles | None = None
+    _personal_files: ClientStateFiles | None = None
 
     @property
     def federated_loop(self) -> FederatedLoop:
@@ -65,9 +72,9 @@ class RunKeepingTrainer(pl.Trainer):
         files = self._personal_files
         if files is None or files.folder.parent != run:
             root = Path(self.default_root_dir).absolute()
-            self._personal_files = files = PersonalFiles(run / "personal", run, root)
+            self._personal_files = files = ClientStateFiles(run / CLIENT_STATES, run, root)
         files.saved(saved, in_use)
-        if saved.name == LAST:
+        if saved.name == LAST_CHECKPOINT:
             files.remove_superseded(in_use)
 
     def _found(self, ckpt_path: Any) -> Any:
@@ -119,6 +126,14 @@ class RunKeepingTrainer(pl.Trainer):
             self.federated_loop.compare_settings(checkpoint, model, known)
         return resumption_of(path, checkpoint, self)
 
+    def _note_loggers(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint which loggers the run has."""
+        note_loggers(checkpoint, self.loggers)
+
+    def _cut_back(self) -> None:
+        """Cut the tables of rounds back to the checkpoint: nothing can refuse it any more."""
+        cut_back(self, self.resumption, self.federated_loop.rounds_aggregated)
+
     def _open_folder(self) -> None:
         """Take the run's folder, and clear away what a killed process has left there."""
         if self.state.fn != TrainerFn.FITTING or self.fast_dev_run:  # type: ignore[attr-defined]
@@ -133,7 +148,7 @@ class RunKeepingTrainer(pl.Trainer):
             except Exception as error:
                 failure = error
             else:
-                for place in (folder, folder / "checkpoints", folder / "personal"):
+                for place in (folder, folder / CHECKPOINTS, folder / CLIENT_STATES):
                     remove_stale_files(place)
                 remove_unfinished(folder)
         self.federated_loop.workers.agree(failure)

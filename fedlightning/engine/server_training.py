@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from fedlightning.algorithms.server_step import ServerTrainingConfig
+from fedlightning.core.batches import Batch, Split
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
-from fedlightning.datamodules import Batch, FederatedDataModule, Split
+from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalTraining
+from fedlightning.engine.local_settings import TrainerSettings
+from fedlightning.engine.local_training import LocalEpochs
+from fedlightning.engine.model_roles import ModelRoles
 from fedlightning.engine.resident import ResidentModule
+from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError, FederationError, FedLightningError
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
 from fedlightning.models.base import freeze_all_but
-
-if TYPE_CHECKING:
-    from fedlightning.engine.loop import FederatedLoop
 
 __all__ = ["ServerTraining"]
 
@@ -32,48 +33,57 @@ class ServerTraining:
     """Trains the merged model in the resident module.
 
     Args:
-        loop: The loop.
-        resident: Its module.
-        settings: How the server trains.
+        trainer: The trainer.
+        data: The clients' data, of which the server has a share.
+        model: The module and its parts.
+        resident: The module's tensors.
+        config: How the server trains.
+        seed: The seed of the run.
     """
 
     def __init__(
-        self, loop: FederatedLoop, resident: ResidentModule, settings: ServerTrainingConfig
+        self,
+        trainer: pl.Trainer,
+        data: FederatedDataModule,
+        model: ModelRoles,
+        resident: ResidentModule,
+        config: ServerTrainingConfig,
+        seed: int,
     ) -> None:
-        self._loop = loop
+        self._model = model
         self._resident = resident
-        self._settings = settings
-        self._log = LocalLog(loop.module)
-        share = _Share(loop.data, settings.fraction, loop.seed)
-        self._fit = LocalTraining(loop.trainer, loop.module, share, loop.make_step(), self._log)
+        self._config = config
+        self._seed = seed
+        self._log = LocalLog(model.module)
+        share = _Share(data, config.fraction, seed)
+        step = make_step(trainer, model.module)
+        self._epochs = LocalEpochs(TrainerSettings(trainer), model.module, share, step, self._log)
 
-    def run(self, merged: Mapping[str, Tensor]) -> State:
+    def run(self, merged: Mapping[str, Tensor], round_index: int) -> State:
         """Return what training makes of the merged values.
 
         Raises:
             FederationError: If something in it is not finite.
         """
-        loop, resident = self._loop, self._resident
+        model, resident = self._model, self._resident
         resident.load_client(merged)
         try:
-            for name, parameter in loop.module.named_parameters():
-                parameter.requires_grad_(loop.trainable[name])
-            part = loop.federation.algorithm.server_part
+            model.thaw()
+            part = model.algorithm.server_part
             if part is not None and part != "full":
-                trained = loop.parts.keys(part, "algorithm.part")
-                freeze_all_but(loop.module, loop.parts, trained)
-            key = Key(loop.seed, "server", round=loop.round)
+                freeze_all_but(model.module, model.parts, model.parts.keys(part, "algorithm.part"))
+            key = Key(self._seed, "server", round=round_index)
             with self._log.muted():
-                result = self._fit.run(_NOBODY, key, self._settings.epochs)
+                result = self._epochs.run(_NOBODY, key, self._config.epochs)
             check_tensors(resident.actual_state(), resident.view(), result.steps)
-            resident.settle()
-            return resident.copy(tuple(merged))
+            resident.rebind()
+            return resident.clone(tuple(merged))
         except FedLightningError:
             raise
         except Exception as error:
             kind = "" if isinstance(error, BadUpdate) else f"{type(error).__name__}: "
             raise FederationError(
-                f"round {loop.round}, the server's own training: {kind}{error}"
+                f"round {round_index}, the server's own training: {kind}{error}"
             ) from error
         finally:
             self._log.discard()

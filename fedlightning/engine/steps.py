@@ -5,21 +5,27 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedlightning.datamodules import Batch
-from fedlightning.engine._lightning.stock_step import transfer_batch
+from fedlightning.core.batches import Batch
+from fedlightning.engine._lightning.stock_step import LightningStep, transfer_batch
+from fedlightning.engine.local_settings import TrainerSettings, TrainingSettings
+from fedlightning.errors import ConfigError
 
 __all__ = [
     "DirectStep",
     "Step",
+    "StepHooks",
+    "make_step",
     "needs_lightning_step",
     "overrides",
     "through_transfer",
@@ -54,37 +60,51 @@ class Step(Protocol):
         """Train on one batch."""
 
 
+@dataclass(frozen=True)
+class StepHooks:
+    """What an algorithm wants to change in every step.
+
+    Args:
+        on_loss: Returns the loss to differentiate, given the batch and the module's loss.
+        adjust: Changes the gradients before they are clipped and the optimizer steps.
+    """
+
+    on_loss: Callable[[Batch, Tensor], Tensor] | None = None
+    adjust: Callable[[], None] | None = None
+
+
 class DirectStep:
     """A training step with nothing between the module and the optimizer.
 
     Valid where no hook, callback or precision plugin wants to stand in between; gives the same bits
-    as Lightning's own optimization loop, at a tenth of its overhead.
+    as Lightning's own optimization loop, at a tenth of its overhead. It needs no Trainer.
 
     Args:
-        trainer: For precision, clipping and accumulation.
+        settings: Optimizers, precision, clipping and accumulation.
         module: The resident module.
-        adjust: Changes the gradients before they are clipped and the optimizer steps.
+        hooks: What the algorithm changes.
     """
 
     def __init__(
         self,
-        trainer: pl.Trainer,
+        settings: TrainingSettings,
         module: pl.LightningModule,
-        adjust: Callable[[], None] | None = None,
+        hooks: StepHooks | None = None,
     ) -> None:
+        hooks = hooks or StepHooks()
         self._module = module
-        self._adjust = adjust
+        self._on_loss, self._adjust = hooks.on_loss, hooks.adjust
         self._training_step = with_index(module.training_step)
-        self._trainer = trainer  # a callback may change its accumulation from round to round
-        self._clip_val = trainer.gradient_clip_val
-        self._clip_algorithm = trainer.gradient_clip_algorithm
-        self._optimizer = trainer.optimizers[0]
-        self._schedulers = [
-            config for config in trainer.lr_scheduler_configs if config.interval == "step"
-        ]
-        precision = trainer.precision_plugin
+        self._settings = settings  # a callback may change its accumulation from round to round
+        self._clip_val = settings.gradient_clip_val
+        self._clip_algorithm = settings.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+        self._optimizer = settings.optimizers[0]
+        self._schedulers = list(settings.schedulers)
+        self._precision = settings.precision
         self._context: Callable[[], AbstractContextManager[Any]] = (
-            nullcontext if type(precision) is Precision else precision.train_step_context
+            nullcontext
+            if type(self._precision) is Precision
+            else self._precision.train_step_context
         )
 
     def __call__(self, batch: Batch, batch_idx: int, due: bool) -> Tensor | None:
@@ -97,13 +117,15 @@ class DirectStep:
         return loss.detach()
 
     def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Add the gradient of the module's loss to what is there; return the loss."""
+        """Add the gradient of the loss to what is there; return the loss."""
         with self._context():
             output = self._training_step(batch, batch_idx)
-        loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
+            loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
+            if loss is not None and self._on_loss is not None:
+                loss = self._on_loss(batch, loss)
         if loss is None:
             return None
-        accumulate = self._trainer.accumulate_grad_batches
+        accumulate = self._settings.accumulate_grad_batches
         (loss / accumulate if accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -119,13 +141,40 @@ class DirectStep:
                 self._module.lr_scheduler_step(config.scheduler, None)
 
     def clip(self, optimizer: Optimizer) -> None:
-        """Clip the gradients of an optimizer's parameters, if the trainer says so."""
+        """Clip the gradients of an optimizer's parameters, if the settings say so."""
         if self._clip_val:
-            self._module.clip_gradients(
+            self._precision.clip_gradients(
                 optimizer,
-                gradient_clip_val=self._clip_val,
-                gradient_clip_algorithm=self._clip_algorithm,
+                clip_val=self._clip_val,
+                gradient_clip_algorithm=GradClipAlgorithmType(self._clip_algorithm),
             )
+
+
+def make_step(
+    trainer: pl.Trainer, module: pl.LightningModule, hooks: StepHooks | None = None
+) -> Step:
+    """Return the shortest training step that honours everything that wants to take part.
+
+    Args:
+        trainer: The trainer.
+        module: The resident module.
+        hooks: What the algorithm changes.
+
+    Raises:
+        ConfigError: If the algorithm changes the loss of a module that optimizes by hand.
+    """
+    step: Step
+    if needs_lightning_step(trainer, module) is None:
+        step = DirectStep(TrainerSettings(trainer), module, hooks)
+    elif not module.automatic_optimization and hooks is not None and hooks.on_loss is not None:
+        raise ConfigError(
+            f"the algorithm changes the loss, which {type(module).__name__} differentiates itself "
+            "(automatic_optimization=False); use automatic optimization."
+        )
+    else:
+        on_loss, adjust = (hooks.on_loss, hooks.adjust) if hooks is not None else (None, None)
+        step = LightningStep(trainer, adjust, on_loss)
+    return through_transfer(trainer, module, step)
 
 
 def needs_lightning_step(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:

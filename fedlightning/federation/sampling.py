@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 from fedlightning.core.seeding import Key
+from fedlightning.core.validation import is_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
@@ -158,8 +158,7 @@ def check_cohort_size(cohort_size: int | float) -> None:
     Raises:
         ConfigError: If it is neither a count >= 1 nor a share in (0, 1].
     """
-    number = isinstance(cohort_size, (int, float)) and not isinstance(cohort_size, bool)
-    if not number or not math.isfinite(cohort_size):
+    if not is_number(cohort_size):
         raise ConfigError(f"federation.cohort_size must be a finite number, got {cohort_size!r}.")
     share = isinstance(cohort_size, float)
     if cohort_size <= 0 or (share and cohort_size > 1):

@@ -1,101 +1,204 @@
-"""The server: what it merges, what it remembers, what it sends along."""
+"""The server: updates are pushed into it, and the next global model comes out.
+
+One round is ``broadcast`` per job, ``receive`` per update, ``aggregate``, ``commit``. What the
+server remembers changes with ``commit`` alone, so that a round that fails leaves no trace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from fedlightning.algorithms import Algorithm, ClientUpdate
-from fedlightning.algorithms.aggregation import Aggregator, WeightedMean
+from fedlightning.algorithms.aggregation.base import Aggregator
+from fedlightning.algorithms.aggregation.mean import Mean
+from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator
+from fedlightning.algorithms.method import Aggregation, ClientHook
+from fedlightning.core.messages import Broadcast, ClientUpdate
 from fedlightning.core.state import State, first_non_finite
-from fedlightning.errors import FederationError
+from fedlightning.errors import ConfigError, FederationError
+from fedlightning.federation.extras import ExtrasAccumulator
+from fedlightning.federation.schedule import Job
+from fedlightning.federation.uplink.stage import UplinkStage
 
-__all__ = ["Server"]
+__all__ = ["Server", "check_robust"]
 
 _OPTIMIZER = "optimizer/"
+_EXTRA = "extra:"
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A model that updates under way have started from.
+
+    Args:
+        model: The global model.
+        state: The server's state beside it.
+    """
+
+    model: Mapping[str, Tensor]
+    state: State
 
 
 class Server:
-    """Merges a round's updates, with the server's optimizer and the local methods' server sides.
-
-    What it remembers changes with :meth:`commit` alone, so that a round that fails leaves no trace.
+    """Merges a round's updates, with the server's optimizer and the hooks' server sides.
 
     Args:
         algorithm: How updates are merged.
-        among: The number of clients that take part in training.
+        num_training_clients: The number of clients that take part in training.
         aggregator: What merges updates, if not the algorithm's mean.
+        uplink: The stages whose server halves updates pass, in the order of the client.
+
+    Example:
+        >>> from fedlightning.algorithms import FedAvg
+        >>> server = Server(FedAvg(), num_training_clients=2)
+        >>> server.start({"w": torch.zeros(1)}, shared=["w"], parameters=["w"], trained=["w"])
+        >>> for client, value in enumerate((1.0, 4.0)):
+        ...     server.receive(ClientUpdate(client, {"w": torch.tensor([value])}, client + 1))
+        >>> server.aggregate()
+        {'w': tensor([3.])}
+        >>> server.commit()
     """
 
     def __init__(
-        self, algorithm: Algorithm, among: int, aggregator: Aggregator | None = None
+        self,
+        algorithm: Algorithm,
+        num_training_clients: int,
+        aggregator: Aggregator | None = None,
+        uplink: Sequence[UplinkStage] = (),
     ) -> None:
         self._algorithm = algorithm
-        self._aggregator = aggregator
-        self._among = among
+        self._rule = aggregator if aggregator is not None else Mean()
+        self._uplink = tuple(uplink)
+        self._num_training_clients = num_training_clients
+        check_robust(self._rule, algorithm.hooks)
+        self.version = 0
+        self._model: Mapping[str, Tensor] = {}
+        self._shared: tuple[str, ...] = ()
+        self._parameters: tuple[str, ...] = ()
         self._state: State = {}
         self._next: State = {}
         self._loaded: State = {}
-        self._parameters: tuple[str, ...] = ()
+        self._owned: dict[ClientHook, frozenset[str]] = {}
+        self._older: dict[int, _Version] = {}
+        self._broadcast: Broadcast | None = None
+        self._round: _Round | None = None
 
     def start(
-        self, model: Mapping[str, Tensor], shared: Iterable[str], trained: Iterable[str]
+        self,
+        model: Mapping[str, Tensor],
+        shared: Iterable[str],
+        parameters: Iterable[str],
+        trained: Iterable[str],
+        version: int = 0,
     ) -> None:
-        """Make ready for the first round, or go on from a state that was loaded.
+        """Prepare the first round, or continue from a state that was loaded.
 
         Args:
-            model: The global model.
-            shared: Its parameters (not buffers) that clients share.
+            model: The global model. The server reads it and never writes it: the caller copies the
+                result of :meth:`aggregate` into it, after :meth:`commit`.
+            shared: Its keys that clients share.
+            parameters: Those of them that are parameters (not buffers).
             trained: Those of them that move.
+            version: The model's version.
         """
-        self._parameters = tuple(shared)
+        self.version, self._model = version, model
+        self._shared, self._parameters = tuple(shared), tuple(parameters)
         state: State = {}
         if self._algorithm.server is not None:
             start = self._algorithm.server.start({key: model[key] for key in self._parameters})
             state |= {_OPTIMIZER + name: value for name, value in start.items()}
         moving = {key: model[key] for key in trained}
-        for method in self._algorithm.local:
-            state |= method.server_state(moving)
+        for hook in self._algorithm.hooks:
+            own = hook.server_state(moving)
+            declared = {message.name for message in hook.messages}
+            self._owned[hook] = frozenset({_first(name) for name in own} | declared)
+            state |= own
         device = next((value.device for value in model.values()), None)
-        loaded = self._loaded
+        hooks_own = frozenset().union(*self._owned.values()) if self._owned else frozenset()
+        later = {n: v for n, v in self._loaded.items() if n not in state and _first(n) in hooks_own}
         self._state = {
-            name: loaded[name].to(device) if name in loaded else value
-            for name, value in state.items()
+            name: self._loaded[name].to(device) if name in self._loaded else value
+            for name, value in {**state, **later}.items()
         }
+        self._broadcast = self._round = None
 
     @property
-    def sent_along(self) -> State:
-        """What clients get beside the model: the state of the local methods' server sides."""
-        return {k: v for k, v in self._state.items() if not k.startswith(_OPTIMIZER)}
+    def broadcast_extras(self) -> State:
+        """What the hooks' server sides remember; clients get what of it their hooks declare."""
+        return {k: value for k, value in self._state.items() if not k.startswith(_OPTIMIZER)}
 
-    def merge(
-        self,
-        updates: Iterable[ClientUpdate],
-        model: Mapping[str, Tensor],
-        shared: Iterable[str],
-    ) -> State:
+    def share(self, keys: Iterable[str]) -> None:
+        """Share these keys from now on; before the first update of a round."""
+        self._shared = tuple(keys)
+
+    # -- a round -------------------------------------------------------------------------------
+
+    def broadcast(self, job: Job) -> Broadcast:
+        """Return what a client receives for a job: the model of its version, and extras.
+
+        Raises:
+            FederationError: If the version is not there any more.
+        """
+        if job.version == self.version:
+            model, state = self._model, self._state
+        elif job.version in self._older:
+            older = self._older[job.version]
+            model, state = older.model, older.state
+        else:
+            raise FederationError(
+                f"client {job.client}: version {job.version} of the global model is gone; the "
+                "schedule must list the update in its state's `pending` until it is merged."
+            )
+        known = self._broadcast
+        if known is not None and known.version == job.version and not self._per_client:
+            return known
+        extras: State = {}
+        for hook in self._algorithm.hooks:
+            extras |= hook.broadcast(self._own(hook, state), job.client)
+        self._broadcast = Broadcast(job.version, model, extras)
+        return self._broadcast
+
+    def receive(self, update: ClientUpdate) -> None:
+        """Take an update in; its tensors may be overwritten afterwards."""
+        received = self._received(update.version)
+        for stage in reversed(self._uplink):
+            update = stage.receive(update, received, self._parameters)
+        staleness = self.version - update.version
+        if staleness:
+            update = replace(update, state=self._rebased(update.state, received))
+        now = {key: self._model[key] for key in self._shared}
+        update = replace(update, received=now, staleness=staleness)
+        if self._round is None:
+            self._round = _Round(self._algorithm, self._rule, now, self._parameters, update)
+        self._round.push(update)
+
+    def aggregate(self) -> State:
         """Return the next values of the shared part; :meth:`commit` makes them count.
 
-        Args:
-            updates: One a client, in cohort order, each valid until the next is asked for.
-            model: The global model.
-            shared: Its keys that clients share; parameters that are not among them did not change.
+        Raises:
+            FederationError: If the rule needs more updates, or a value is not finite.
         """
-        extras, count = WeightedMean(self._algorithm.sums), [0]
-        reference = {key: model[key] for key in shared}
-        noted = self._noting(updates, reference, extras, count)
-        if self._aggregator is None:
-            merged = self._algorithm.aggregate(noted)
-        else:
-            merge = self._aggregator.start(reference, self._parameters, self._algorithm.sums)
-            merged = self._algorithm.aggregate(noted, merge)
+        received, self._round = self._round, None
         self._next = dict(self._state)
-        sent = extras.result() if count[0] else {}
-        for method in self._algorithm.local:
-            self._next |= method.merge(self.sent_along, sent, count[0], self._among)
-        still = {key: model[key] for key in self._parameters if key not in reference}
-        moved = self._step({**merged, **still}, model, count[0])
+        if received is None:
+            return {}
+        merged, extras = received.result()
+        for hook in self._algorithm.hooks:
+            aggregation = Aggregation(
+                self._own(hook, self._state),
+                self._own(hook, extras.merged),
+                [(client, self._own(hook, values)) for client, values in extras.individual],
+                received.count,
+                self._num_training_clients,
+                {key: self._model[key] for key in self._shared},
+                merged,
+            )
+            self._next |= hook.on_aggregate(aggregation)
+        moved = self._step(merged, received.count)
         if (bad := first_non_finite(moved)) is not None:
             raise FederationError(
                 f"{bad} of the global model is non-finite after the step of "
@@ -103,31 +206,81 @@ class Server:
             )
         return {**merged, **moved}
 
-    def commit(self) -> None:
-        """Have what the last merge remembered count."""
+    def commit(self, pending: Collection[int] = ()) -> None:
+        """Let what the last aggregation remembered count; the next version begins.
+
+        Args:
+            pending: The versions that updates under way have started from. Their models are
+                copied and kept, all others are forgotten.
+        """
+        if self.version in pending:
+            model = {key: value.clone() for key, value in self._model.items()}
+            self._older[self.version] = _Version(model, self._state)
+        self._older = {v: older for v, older in self._older.items() if v in pending}
         self._state = self._next
+        self._broadcast = None
+        self.version += 1
+
+    def forget_round(self) -> None:
+        """Drop the updates of a round that failed."""
+        self._round = None
+
+    # -- checkpoints ---------------------------------------------------------------------------
 
     def state_dict(self) -> State:
-        """Return what is remembered."""
+        """Return what is remembered beside the models."""
         return dict(self._state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave; before :meth:`start`."""
         self._loaded = dict(state)
 
-    @staticmethod
-    def _noting(
-        updates: Iterable[ClientUpdate],
-        received: Mapping[str, Tensor],
-        extras: WeightedMean,
-        count: list[int],
-    ) -> Iterator[ClientUpdate]:
-        for update in updates:
-            extras.push(update.extras, 1.0)
-            count[0] += 1
-            yield replace(update, received=received)
+    def versions(self) -> dict[int, dict[str, Any]]:
+        """Return the older models that updates under way have started from, by version."""
+        return {
+            version: {"model": dict(older.model), "state": dict(older.state)}
+            for version, older in self._older.items()
+        }
 
-    def _step(self, merged: State, model: Mapping[str, Tensor], clients: int) -> State:
+    def load_versions(self, versions: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take back what :meth:`versions` gave; after :meth:`start`."""
+        device = next((value.device for value in self._model.values()), None)
+
+        def there(values: Mapping[str, Tensor]) -> State:
+            return {key: value.to(device) for key, value in values.items()}
+
+        self._older = {
+            int(version): _Version(there(older["model"]), there(older["state"]))
+            for version, older in versions.items()
+        }
+
+    # -- small print ---------------------------------------------------------------------------
+
+    @property
+    def _per_client(self) -> bool:
+        hooks = self._algorithm.hooks
+        return any(getattr(m, "per_client", False) for hook in hooks for m in hook.messages)
+
+    def _own(self, hook: ClientHook, state: Mapping[str, Tensor]) -> State:
+        """Return a hook's entries of the server's state, or of extras."""
+        if len(self._owned) == 1 or not self._owned[hook]:
+            return {k: v for k, v in state.items() if not k.startswith(_OPTIMIZER)}
+        return {k: value for k, value in state.items() if _first(k) in self._owned[hook]}
+
+    def _received(self, version: int) -> Mapping[str, Tensor]:
+        older = self._older.get(version)
+        return self._model if older is None else older.model
+
+    def _rebased(self, state: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> State:
+        """Return the newest model, moved by what a stale update has changed."""
+        return {
+            key: self._model[key] + (value - received[key])
+            if value.is_floating_point() or value.is_complex()
+            else value
+            for key, value in state.items()
+        }
+
+    def _step(self, merged: State, clients: int) -> State:
         """Return the parameters after the server optimizer's step."""
         optimizer = self._algorithm.server
         keys = [key for key in self._parameters if key in merged]
@@ -138,8 +291,106 @@ class Server:
             for k, v in self._state.items()
             if k.startswith(_OPTIMIZER)
         }
-        moved, after = optimizer.move(
-            {key: model[key] for key in keys}, merged, before, clients, self._among
-        )
+        model = {key: self._model[key] for key in keys}
+        moved, after = optimizer.move(model, merged, before, clients, self._num_training_clients)
         self._next |= {_OPTIMIZER + name: value for name, value in after.items()}
         return moved
+
+
+class _Round:
+    """The accumulators of one round."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        rule: Aggregator,
+        received: State,
+        parameters: Sequence[str],
+        first: ClientUpdate,
+    ) -> None:
+        self._joined = _joined(first) if rule.robust else {}
+        reference = received
+        if self._joined:  # the rule sees the whole message, as one vector
+            reference = received | {k: torch.zeros_like(v) for k, v in self._joined.items()}
+            parameters = [*parameters, *self._joined]
+        merge = rule.start(reference, parameters, algorithm.sums)
+        self._states: UpdateAccumulator = (
+            _AllAtOnce(algorithm, rule, merge)
+            if algorithm.merges_at_once
+            else algorithm.accumulator(merge)
+        )
+        self._extras = ExtrasAccumulator(algorithm)
+        self._robust = rule.robust
+        self.count = 0
+
+    def push(self, update: ClientUpdate) -> None:
+        if self._robust:
+            update = replace(update, state={**update.state, **_joined(update)})
+        else:
+            self._extras.push(update)
+        self._states.push(update)
+        self.count += 1
+
+    def result(self) -> tuple[State, ExtrasAccumulator]:
+        merged = self._states.result()
+        if self._joined:
+            self._extras.merged = {
+                key.removeprefix(_EXTRA): value
+                for key, value in merged.items()
+                if key.startswith(_EXTRA)
+            }
+            merged = {key: value for key, value in merged.items() if not key.startswith(_EXTRA)}
+        else:
+            self._extras.finish()
+        return merged, self._extras
+
+
+class _AllAtOnce:
+    """Keeps a round's updates for an algorithm that overrides ``aggregate``."""
+
+    def __init__(self, algorithm: Algorithm, rule: Aggregator, merge: Any) -> None:
+        self._algorithm = algorithm
+        self._merge = None if isinstance(rule, Mean) else merge
+        self._updates: list[ClientUpdate] = []
+
+    def push(self, update: ClientUpdate) -> None:
+        state = {key: value.clone() for key, value in update.state.items()}
+        self._updates.append(replace(update, state=state))
+
+    def result(self) -> State:
+        if self._merge is None:
+            return self._algorithm.aggregate(self._updates)
+        return self._algorithm.aggregate(self._updates, self._merge)
+
+
+def check_robust(rule: Aggregator, hooks: Sequence[ClientHook]) -> None:
+    """Refuse extras that a robust rule cannot protect.
+
+    Raises:
+        ConfigError: If one is not a mean; the message names it.
+    """
+    if not rule.robust:
+        return
+    for hook in hooks:
+        for message in hook.messages:
+            merge = getattr(message, "merge", "mean")
+            if merge not in ("mean", "weighted_mean"):
+                raise ConfigError(
+                    f"federation.aggregator: {rule.name} cannot protect {message.name!r} of "
+                    f"{type(hook).__name__}, whose values merge by {merge!r}; leave the aggregator "
+                    "out."
+                )
+
+
+def _joined(update: ClientUpdate) -> State:
+    for key, value in update.extras.items():
+        if not value.is_floating_point():
+            raise FederationError(
+                f"federation.aggregator: client {update.client} sends {key!r} as {value.dtype}, "
+                "which a robust rule cannot protect; leave the aggregator out."
+            )
+    return {_EXTRA + key: value for key, value in update.extras.items()}
+
+
+def _first(name: str) -> str:
+    return name.partition("/")[0]

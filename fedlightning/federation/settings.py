@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -11,6 +10,7 @@ from typing import get_args
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.algorithms.aggregation import Aggregator
 from fedlightning.core.seeding import Key
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.federation.failures import Policy
 from fedlightning.federation.sampling import (
@@ -20,7 +20,9 @@ from fedlightning.federation.sampling import (
     choose,
     cohort_count,
 )
-from fedlightning.federation.uplink import Compression
+from fedlightning.federation.schedule import Schedule
+from fedlightning.federation.server import check_robust
+from fedlightning.federation.uplink import Compression, UplinkStage
 
 __all__ = ["Federation"]
 
@@ -37,6 +39,11 @@ class Federation:
             weighted mean. Robust rules are in :mod:`fedlightning.algorithms.aggregation`.
         compression: How clients write their updates in fewer bytes; ``None`` sends them as they
             are.
+        uplink: Stages that an update passes between client and server, in order, such as
+            ``ClipNorm`` and ``GaussianNoise`` (:mod:`fedlightning.federation.uplink`);
+            ``compression`` comes after them.
+        schedule: Which client updates make the next global model; ``None`` means rounds
+            (:class:`~fedlightning.federation.schedule.Synchronous`).
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
             all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
@@ -79,6 +86,8 @@ class Federation:
     algorithm: Algorithm = field(default_factory=FedBABU)
     aggregator: Aggregator | None = None
     compression: Compression | None = None
+    uplink: list[UplinkStage] = field(default_factory=list)
+    schedule: Schedule | None = None
     cohort_size: int | float = 0.1
     local_epochs: int = 1
     head: str | list[str] | None = None
@@ -101,17 +110,14 @@ class Federation:
             )
         self._check_server()
         for name in ("local_epochs", "clients_per_kernel"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"federation.{name} must be an integer >= 1, got {value}.")
+            check_integer(f"federation.{name}", getattr(self, name), at_least=1)
         if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
             raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
-        threads = self.num_threads
-        if threads is not None and not 1 <= threads <= _MOST_THREADS:
-            raise ConfigError(
-                f"federation.num_threads must be >= 1 and <= {_MOST_THREADS}, got {threads}."
+        if self.num_threads is not None:
+            check_integer(
+                "federation.num_threads", self.num_threads, at_least=1, at_most=_MOST_THREADS
             )
         if not self.personal_memory_mb >= 0:
             raise ConfigError(
@@ -130,9 +136,26 @@ class Federation:
                     f"federation.{name}: {self.algorithm.name} shares nothing, so {value!r} has "
                     "nothing to do; leave it out."
                 )
+        if not isinstance(self.uplink, (list, tuple)):
+            raise ConfigError(
+                f"federation.uplink must be a list of UplinkStage, got {self.uplink!r}."
+            )
+        for stage in self.uplink:
+            if not isinstance(stage, UplinkStage):
+                raise ConfigError(f"federation.uplink must hold UplinkStage, got {stage!r}.")
+        if any(isinstance(stage, Compression) for stage in self.stages[:-1]):
+            raise ConfigError(
+                "federation.uplink: compression must be the last stage, and there can be only one."
+            )
+        if self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise ConfigError(f"federation.schedule must be a Schedule, got {self.schedule!r}.")
         if self.aggregator is None:
             return
-        if len(inspect.signature(self.algorithm.aggregate).parameters) < 2:
+        check_robust(self.aggregator, self.algorithm.hooks)
+        if (
+            self.algorithm.merges_at_once
+            and len(inspect.signature(self.algorithm.aggregate).parameters) < 2
+        ):
             raise ConfigError(
                 f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
                 "give it a second argument `merge`, or leave the aggregator out."
@@ -151,16 +174,11 @@ class Federation:
             ("max_retries", self.max_retries, 0),
             ("min_clients", self.min_clients, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"federation.{name} must be an integer >= {least}, got {value}.")
+            check_integer(f"federation.{name}", value, at_least=least)
         seconds = self.client_timeout
-        if seconds is not None and (
-            isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds > 0)
-        ):
-            raise ConfigError(
-                "federation.client_timeout must be a finite number of seconds > 0, or null for "
-                f"none, got {seconds}."
-            )
+        if seconds is not None:
+            name = "federation.client_timeout"
+            check_number(name, seconds, above=0, unit="seconds", other="null for none")
         if seconds is not None and self.clients_per_kernel > 1:
             raise ConfigError(
                 "federation.client_timeout needs federation.clients_per_kernel=1: there is no "
@@ -168,6 +186,11 @@ class Federation:
             )
         if isinstance(self.cohort_size, int):
             self.check_min_clients(self.cohort_size)
+
+    @property
+    def stages(self) -> tuple[UplinkStage, ...]:
+        """The stages between client and server, compression last."""
+        return (*self.uplink, *([self.compression] if self.compression is not None else []))
 
     @property
     def retries(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 
 from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
+from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
@@ -74,14 +73,9 @@ class FederatedModule(pl.LightningModule):
         parts: dict[str, str | list[str]] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            _check_number(name, value)
-        if not (math.isfinite(lr) and lr > 0):
-            raise ConfigError(f"lr must be a finite number > 0, got {lr}.")
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"momentum must be in [0, 1), got {momentum}.")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise ConfigError(f"weight_decay must be a finite number >= 0, got {weight_decay}.")
+        check_number("lr", lr, above=0)
+        check_number("momentum", momentum, at_least=0, below=1)
+        check_number("weight_decay", weight_decay, at_least=0)
         if not all(0 < share < 1 for share in lr_milestones):
             raise ConfigError(f"lr_milestones must be shares in (0, 1), got {list(lr_milestones)}.")
         self.lr = lr
@@ -320,8 +314,3 @@ def _why_headless(module: pl.LightningModule) -> str:
         f"{type(module).__name__} does not say which part is its head: "
         f"set federation.head to a key prefix{hint}."
     )
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"{name} must be a number, got {value!r}.")

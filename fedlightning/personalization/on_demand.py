@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,10 @@ def personalizing(
     callbacks: list[pl.Callback] = trainer.callbacks
     default = callback()
     own = [] if any(isinstance(other, type(default)) for other in callbacks) else [default]
-    with _evaluating(data, chosen_clients(clients)), personalization_loop(trainer, evaluation):
+    chosen = chosen_clients(clients)
+    given = chosen is not None and isinstance(data, FederatedDataModule)
+    evaluating = data.evaluating(chosen) if given else nullcontext()
+    with evaluating, personalization_loop(trainer, evaluation):
         callbacks.extend(own)
         trainer.personalizes = True
         try:
@@ -90,25 +93,3 @@ def personalizing(
             trainer.personalizes = False
             for added in own:
                 callbacks.remove(added)
-
-
-@contextmanager
-def _evaluating(data: Any, clients: list[int] | None) -> Iterator[None]:
-    """Have these clients be those that the data evaluate."""
-    if clients is None or not isinstance(data, FederatedDataModule):
-        yield
-        return
-    if clients[-1] >= data.num_clients:
-        raise ConfigError(
-            f"clients: there is no client {clients[-1]} in {type(data).__name__}, whose clients "
-            f"are 0 to {data.num_clients - 1}."
-        )
-    known = vars(data)
-    before = known.get("evaluated_clients")
-    known["evaluated_clients"] = clients
-    try:
-        yield
-    finally:
-        del known["evaluated_clients"]
-        if before is not None:
-            known["evaluated_clients"] = before

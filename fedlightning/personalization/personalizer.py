@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -13,12 +14,16 @@ from torch.optim import Optimizer
 
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import head_module
+from fedlightning.core.predictors import Predictor, predicting_with
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
-from fedlightning.datamodules import Split
+from fedlightning.core.views import EvaluationView
+from fedlightning.datamodules import ClientTask, Split, ViewLoader
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LocalTraining
+from fedlightning.engine.local_settings import TrainerSettings
+from fedlightning.engine.local_training import LocalEpochs
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import freeze_all_but
 from fedlightning.personalization.head_only.eligibility import doubt, obstacle
@@ -29,13 +34,13 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.finetuning import HeadOnlyFineTuner, nearest_mean_of
+from fedlightning.personalization.models.writer import PREDICTOR
 from fedlightning.personalization.results import PersonalResult
-from fedlightning.personalization.scoring import measure, preserve_training_state
-from fedlightning.reporting import ClientRecord
+from fedlightning.personalization.scoring import Scores, measure, preserve_training_state
 
 __all__ = ["MakeOptimizer", "PersonalResult", "Personalizer", "nearest_mean_accuracy"]
 
-Tuned = tuple[list[dict[str, float]], float]  # scores in order of time, nearest mean
+Tuned = tuple[list[Scores], float]  # scores in order of time, nearest mean
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -83,6 +88,11 @@ class Personalizer:
         self._curve = curve
         self._head = self._find_head()
         self._kept: tuple[int, State] = (-1, {})
+        self._predictor: Predictor | None = None
+        self._views = [
+            (view, view.clients if isinstance(view.clients, range) else frozenset(view.clients))
+            for view in loop.data.evaluation_views()
+        ]
         self._layers: tuple[list[nn.Module], list[nn.Module]] | None = None
 
     def check(self) -> None:
@@ -128,9 +138,8 @@ class Personalizer:
                 self._fresh = FreshOptimizers(strategy.optimizers, [])
                 self._alone = self._head_alone()
                 loop.borrower = self
-                self._fit = LocalTraining(
-                    loop.trainer, module, loop.data, loop.make_step(), LocalLog(module)
-                )
+                settings, step = TrainerSettings(loop.trainer), make_step(loop.trainer, module)
+                self._fit = LocalEpochs(settings, module, loop.data, step, LocalLog(module))
                 yield self
             finally:
                 loop.borrower = None
@@ -144,18 +153,27 @@ class Personalizer:
     def client(self, client: int) -> PersonalResult:
         """Evaluate, fine-tune, evaluate; the fine-tuned model is in the module until the next call.
 
-        A client without test data is only counted: nothing could be said of its model.
+        A client without data to measure on, beside validation data, is not fine-tuned.
         """
-        loop, data = self._loop, self._loop.data
-        sizes = data.num_examples(client), data.num_examples(client, "test")
-        if sizes[1] == 0:
-            return PersonalResult.of(client, *sizes, scores=())
+        loop, tasks = self._loop, self._tasks(client)
+        sizes = {task.split: task.num_examples for task in tasks}
+        num_train = loop.data.num_examples(client)
+        if not sizes.keys() - {"val"}:
+            return PersonalResult(client, num_train, sizes)
         self._restore()
         copy_into(live_state(loop.module), self.kept(client))
-        scores, nearest = self._tune_alone(client) or self._tune(client)
+        self._predictor = self._predictor_of(client)
+        scores, nearest = self._tune_alone(client, tasks) or self._tune(client, tasks)
         if self._curve:
-            scores = _one_an_epoch(scores, self._epochs)
-        return PersonalResult.of(client, *sizes, scores, nearest, self._curve)
+            scores = _one_per_epoch(scores, self._epochs)
+        return PersonalResult(client, num_train, sizes, tuple(scores), nearest, self._curve)
+
+    def _tasks(self, client: int) -> list[ClientTask]:
+        """Return the splits on which the views measure a client; its test data if none does."""
+        views = [replace(view, clients=(client,)) for view, who in self._views if client in who]
+        return list(
+            ViewLoader(views or [EvaluationView("", (client,))], self._loop.data.num_examples)
+        )
 
     def kept(self, client: int) -> State:
         """Return the values in which a client's own model differs from the global one at first."""
@@ -163,43 +181,57 @@ class Personalizer:
             self._kept = client, self._loop.personal_model(client)
         return self._kept[1]
 
-    def own_state(self, record: ClientRecord) -> State:
-        """Return what the client whose turn it was does not share with the global model.
+    def own_state(self, result: PersonalResult) -> State:
+        """Return what the client that was fine-tuned last does not share with the global model.
 
-        That is the part that is fine-tuned, and what the client has kept. One that could not be
-        evaluated is fine-tuned now.
+        That is the part that is fine-tuned, and what the client has kept. A client that was not
+        measured is fine-tuned now.
         """
-        module, client = self._loop.module, record.client_id
-        if not record.tested:
+        module, client = self._loop.module, result.client
+        if not result.scores:
             self._restore()
             copy_into(live_state(module), self.kept(client))
             self._set_modes()
-            if record.num_train:
+            if result.num_train:
                 self._run_epochs(client)
+            self._predictor = self._predictor_of(client)
         state = live_state(module)
         own = {*self._keys, *self.kept(client)}
-        return {key: value for key, value in state.items() if key in own}
+        rule = self._predictor.state_dict() if self._predictor is not None else {}
+        return {
+            **{key: value for key, value in state.items() if key in own},
+            **{PREDICTOR + key: value for key, value in rule.items()},
+        }
 
-    def _tune(self, client: int) -> Tuned:
+    def _tune(self, client: int, tasks: Sequence[ClientTask]) -> Tuned:
         """Measure, fine-tune as in a round, measure."""
         loop = self._loop
         loop.module.eval()
-        scores = [self._measure(client)]
+        scores = [self._measure(tasks)]
         nearest = self._nearest_mean(client)
         self._set_modes()
 
         def on_epoch(epochs: int) -> None:
             if self._curve and epochs:
                 with preserve_training_state(loop.module):
-                    scores.append(self._measure(client))
+                    scores.append(self._measure(tasks))
 
         if loop.data.num_examples(client):
             self._run_epochs(client, on_epoch)
         loop.module.eval()
-        return [*scores, self._measure(client)], nearest
+        return [*scores, self._measure(tasks)], nearest
 
-    def _measure(self, client: int) -> dict[str, float]:
-        return measure(self._loop.data, client, self._loop.evaluator.evaluate)
+    def _measure(self, tasks: Sequence[ClientTask]) -> Scores:
+        with predicting_with(self._predictor, self._loop.module):
+            return measure(tasks, self._loop.evaluator.evaluate)
+
+    def _predictor_of(self, client: int) -> Predictor | None:
+        """Return what a client predicts with, where that is more than a state of the module."""
+        kept = self._loop.client_store.get(client) or {}
+        for hook in self._loop.federation.algorithm.hooks:
+            if (predictor := hook.predictor(kept, self._loop.module)) is not None:
+                return predictor
+        return None
 
     def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
         key = Key(self._loop.seed, "personalize", client=client)
@@ -223,7 +255,7 @@ class Personalizer:
         """Thaw what the algorithm has frozen, not what the user has."""
         module = self._loop.module
         for key, parameter in module.named_parameters():
-            parameter.requires_grad_(self._loop.trainable.get(key, parameter.requires_grad))
+            parameter.requires_grad_(self._loop.model.trainable.get(key, parameter.requires_grad))
         if self._part != "full":
             freeze_all_but(module, self._parts, self._keys)
 
@@ -300,18 +332,20 @@ class Personalizer:
         self.fallback_reason = reason
         self._alone = None
 
-    def _tune_alone(self, client: int) -> Tuned | None:
+    def _tune_alone(self, client: int, tasks: Sequence[ClientTask]) -> Tuned | None:
         """Return ``None`` where it has to be done the long way."""
-        if self._alone is None or not (self._features_once or self._alone.fits(client)):
+        if self._alone is None or self._predictor is not None:
+            return None
+        if not (self._features_once or self._alone.fits(client)):
             return None
         try:
-            return self._alone.run(client)
+            return self._alone.run(client, tasks)
         except NoFeatures as error:
             self._fall_back(str(error))
             return None
 
 
-def _one_an_epoch(scores: list[dict[str, float]], epochs: int) -> list[dict[str, float]]:
+def _one_per_epoch(scores: list[Scores], epochs: int) -> list[Scores]:
     """Return the scores after 0, 1, ... epochs, also of a client without examples to train on."""
     unchanged = [scores[0]] * (epochs + 1 - len(scores))
     return [*unchanged, *scores][: epochs + 1]

@@ -1,24 +1,36 @@
-"""What fine-tuning gained, client by client, and the numbers that a log gets of it."""
+"""Results of fine-tuning: per client, and as metrics, tables and figures per view."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedlightning.core.metrics import VAL
+from fedlightning.core.statistics import Spread, over_clients
+from fedlightning.core.views import EvaluationView
+from fedlightning.datamodules import Split
+from fedlightning.personalization.scoring import Scores
 from fedlightning.reporting import (
     ClientRecord,
     EpochRecord,
-    Spread,
     clients_figure,
     finetuning_figure,
     save_figure,
     write_clients_csv,
     write_finetuning_csv,
 )
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CLIENTS_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+)
 
-__all__ = ["PersonalResult", "finetuning_curve", "metrics_of", "write_results"]
+__all__ = ["PersonalResult", "ViewResult", "results_by_view", "write_results"]
+
+_SPREAD = ("std", "min", "p10", "p90", "worst_decile", "jain")
 
 
 @dataclass(frozen=True)
@@ -26,109 +38,173 @@ class PersonalResult:
     """One client before and after fine-tuning.
 
     Args:
-        record: Accuracy and loss, and how many examples they rest on.
-        before: All that the module logs on the client's test data, by short name; what it logs on
-            its validation data begins with ``val_``.
-        after: The same after fine-tuning.
+        client: Client id.
+        num_train: Examples that it trains on.
+        num_examples: Examples that it was measured on, by split.
+        scores: What was measured: before fine-tuning, after each epoch but the last if there is a
+            curve, and after fine-tuning. Empty for a client without data to measure on.
         nearest_mean_acc: Test accuracy of the nearest class mean in feature space; nan if unknown.
-        curve: The same as ``before`` after 0, 1, ... epochs; empty if nobody has asked for it.
+        has_curve: Whether the scores are those after 0, 1, ... epochs.
     """
 
-    record: ClientRecord
-    before: Mapping[str, float] = field(default_factory=dict)
-    after: Mapping[str, float] = field(default_factory=dict)
+    client: int
+    num_train: int
+    num_examples: Mapping[Split, int]
+    scores: tuple[Scores, ...] = ()
     nearest_mean_acc: float = math.nan
-    curve: tuple[Mapping[str, float], ...] = ()
+    has_curve: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        client: int,
-        num_train: int,
-        num_test: int,
-        scores: Sequence[Mapping[str, float]],
-        nearest_mean_acc: float = math.nan,
-        curve: bool = False,
-    ) -> PersonalResult:
-        """Return the result of a client that was measured before, after, and perhaps in between.
+    @property
+    def record(self) -> ClientRecord:
+        """The client's row for its own test data."""
+        return self.record_on("test")
 
-        Args:
-            client: Client id.
-            num_train: Examples that it trains on.
-            num_test: Examples that it was measured on.
-            scores: What was measured, in order of time; empty if nothing was.
-            nearest_mean_acc: Accuracy of the nearest class mean.
-            curve: Whether the scores are those after 0, 1, ... epochs.
-        """
-        before, after = (scores[0], scores[-1]) if scores else ({}, {})
-        record = ClientRecord(
-            client_id=client,
-            num_train=num_train,
-            num_test=num_test,
+    @property
+    def before(self) -> dict[str, float]:
+        """Scores before fine-tuning on the client's own test data; on validation data ``val_``."""
+        return _own(self.scores[0]) if self.scores else {}
+
+    @property
+    def after(self) -> dict[str, float]:
+        """The same after fine-tuning."""
+        return _own(self.scores[-1]) if self.scores else {}
+
+    @property
+    def curve(self) -> tuple[dict[str, float], ...]:
+        """The same after 0, 1, ... epochs; empty without a curve."""
+        return tuple(map(_own, self.scores)) if self.has_curve else ()
+
+    def record_on(self, split: Split) -> ClientRecord:
+        """Return the client's row for one of its splits."""
+        before, after = (self.scores[at].get(split, {}) if self.scores else {} for at in (0, -1))
+        return ClientRecord(
+            client_id=self.client,
+            num_train=self.num_train,
+            num_test=self.num_examples.get(split, 0),
             acc_before=before.get("acc", math.nan),
             acc_after=after.get("acc", math.nan),
             loss_before=before.get("loss", math.nan),
             loss_after=after.get("loss", math.nan),
+            others={
+                f"{name}_{moment}": values.get(name, math.nan)
+                for name in dict.fromkeys([*before, *after])
+                if name not in ("acc", "loss")
+                for moment, values in (("before", before), ("after", after))
+            },
         )
-        return cls(record, before, after, nearest_mean_acc, tuple(scores) if curve else ())
 
 
-def metrics_of(results: Sequence[PersonalResult], prefix: str = "") -> dict[str, float]:
-    """Return means over clients, and how their accuracies are spread, under the logged names.
+@dataclass(frozen=True)
+class ViewResult:
+    """The results of the clients of one view.
 
     Args:
-        results: The clients.
-        prefix: Put before every name.
+        view: The view.
+        results: Its clients.
     """
-    metrics: dict[str, float] = {}
-    for moment, scores in (
-        ("initial", [result.before for result in results]),
-        ("personalized", [result.after for result in results]),
-    ):
-        for name in dict.fromkeys(name for values in scores for name in values):
-            spread = Spread.of(values[name] for values in scores if name in values)
-            metrics[f"{prefix}{moment}/{name}"] = spread.mean
-            if name == "acc":
-                for kind in ("std", "min", "p10", "p90", "worst_decile", "jain"):
-                    metrics[f"{prefix}{moment}/acc_{kind}"] = getattr(spread, kind)
-    nearest = Spread.of(result.nearest_mean_acc for result in results)
-    if nearest.count:
-        metrics[f"{prefix}initial/acc_nearest_mean"] = nearest.mean
-    return metrics
+
+    view: EvaluationView
+    results: Sequence[PersonalResult]
+
+    @property
+    def records(self) -> list[ClientRecord]:
+        """One row per client."""
+        return [result.record_on(self.view.split) for result in self.results]
+
+    def metrics(self) -> dict[str, float]:
+        """Return means over clients, and how their accuracies are spread, under logged names."""
+        view, metrics = self.view, dict[str, float]()
+        short = VAL if view.on_validation_data else ""
+        measured = [result for result in self.results if result.scores]
+        for moment, at in (("initial", 0), ("personalized", -1)):
+            scores = [
+                (result.num_examples[view.split], result.scores[at][view.split])
+                for result in measured
+                if view.split in result.scores[at]
+            ]
+            for name in dict.fromkeys(name for _, values in scores for name in values):
+                known = [(values[name], size) for size, values in scores if name in values]
+                metrics |= _statistics(
+                    view.metric(f"{moment}/{short}{name}"), known, name == "acc" and not short
+                )
+        nearest = Spread.of(result.nearest_mean_acc for result in measured)
+        if nearest.count and view.split == "test":
+            metrics[view.metric("initial/acc_nearest_mean")] = nearest.mean
+        return metrics
+
+    def curve(self, with_val: bool) -> list[EpochRecord]:
+        """Return accuracy over epochs of fine-tuning, over the clients that have a curve.
+
+        Args:
+            with_val: Whether the clients' validation data counts, too.
+        """
+        curves = [result.scores for result in self.results if result.has_curve and result.scores]
+        val = "val" if with_val else None
+        return [
+            EpochRecord.of(epoch, [(_acc(at, self.view.split), _acc(at, val)) for at in clients])
+            for epoch, clients in enumerate(zip(*curves, strict=True))
+        ]
 
 
-def finetuning_curve(results: Sequence[PersonalResult]) -> list[EpochRecord]:
-    """Return accuracy over epochs of fine-tuning, over the clients that have a curve."""
-    curves = [result.curve for result in results if result.curve]
-    nan = math.nan
+def results_by_view(
+    views: Sequence[EvaluationView], results: Sequence[PersonalResult]
+) -> list[ViewResult]:
+    """Return the results view by view, in each by client id.
+
+    Args:
+        views: The views; those of data that belongs to no client have no results.
+        results: The clients, in any order.
+    """
+    by_client = {result.client: result for result in results}
     return [
-        EpochRecord.of(epoch, [(at.get("acc", nan), at.get("val_acc", nan)) for at in clients])
-        for epoch, clients in enumerate(zip(*curves, strict=True))
+        ViewResult(view, [by_client[client] for client in view.clients if client in by_client])
+        for view in views
+        if not view.is_central
     ]
 
 
-def write_results(
-    folder: Path, results: Sequence[PersonalResult], held_out: Sequence[PersonalResult] = ()
-) -> None:
+def write_results(folder: Path, results: Sequence[ViewResult]) -> None:
     """Write tables and figures about clients into a run folder.
 
     Args:
         folder: The run folder, which exists.
-        results: The clients that may train.
-        held_out: Those that never do; their tables have names of their own.
+        results: The views; files of a view have its name before theirs.
 
     Raises:
         EnvironmentFailure: A file cannot be written.
     """
-    curve, other_curve = finetuning_curve(results), finetuning_curve(held_out)
-    records = [result.record for result in results]
-    write_clients_csv(folder / "clients.csv", records)
-    if held_out:
-        write_clients_csv(folder / "held_out_clients.csv", [result.record for result in held_out])
-    if any(record.tested for record in records):
-        save_figure(clients_figure(records), folder / "clients.png")
-    if curve:
-        write_finetuning_csv(folder / "finetuning.csv", curve)
-        save_figure(finetuning_figure(curve, other_curve), folder / "finetuning.png")
-    if other_curve:
-        write_finetuning_csv(folder / "held_out_finetuning.csv", other_curve)
+    tested = [result for result in results if not result.view.on_validation_data]
+    with_val = {result.view.name for result in results if result.view.on_validation_data}
+    curves = {result.view.name: result.curve(result.view.name in with_val) for result in tested}
+    for result in tested:
+        view, records = result.view, result.records
+        if records or not view.name:
+            write_clients_csv(folder / view.file(CLIENTS), records)
+        if not view.name and any(record.tested for record in records):
+            save_figure(clients_figure(records), folder / CLIENTS_FIGURE)
+        if curves[view.name]:
+            write_finetuning_csv(folder / view.file(FINETUNING), curves[view.name])
+    main = curves.pop("", [])
+    if main:
+        save_figure(finetuning_figure(main, curves), folder / FINETUNING_FIGURE)
+
+
+def _statistics(
+    name: str, known: Sequence[tuple[float, int]], with_spread: bool
+) -> dict[str, float]:
+    values, sizes = [value for value, _ in known], [size for _, size in known]
+    spread = Spread.of(values)
+    metrics = {**over_clients(name, values, sizes), name: spread.mean}
+    if with_spread:
+        metrics |= {f"{name}_{kind}": getattr(spread, kind) for kind in _SPREAD}
+    return metrics
+
+
+def _own(scores: Scores) -> dict[str, float]:
+    """Return the scores on a client's own data by one name each."""
+    val = {VAL + name: value for name, value in scores.get("val", {}).items()}
+    return {**scores.get("test", {}), **val}
+
+
+def _acc(scores: Scores, split: Split | None) -> float:
+    return scores.get(split, {}).get("acc", math.nan) if split else math.nan

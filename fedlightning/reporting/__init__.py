@@ -1,7 +1,7 @@
-"""What a run leaves for people to read: tables, figures, the closing summary.
+"""Tables, figures and the closing summary of one run.
 
-``fedlightning.reporting.client_logging`` and ``fedlightning.reporting.csv_logger`` are imported by
-their full names: they need Lightning, the rest does not. Matplotlib is imported when a figure is
+``fedlightning.reporting.client_logging`` and ``fedlightning.reporting.csv_logger`` need Lightning
+and are imported by their full names; the rest does not. Matplotlib is imported when a figure is
 drawn.
 """
 
@@ -15,13 +15,14 @@ from fedlightning.reporting.figures.save import (
     save_figure,
 )
 from fedlightning.reporting.finetuning_curve import EpochRecord, write_finetuning_csv
-from fedlightning.reporting.summary import RunSummary, render
+from fedlightning.reporting.summary import RunSummary, ViewSummary, render
 
 __all__ = [
     "ClientRecord",
     "EpochRecord",
     "RunSummary",
     "Spread",
+    "ViewSummary",
     "clients_figure",
     "curves_figure",
     "finetuning_figure",

@@ -1,15 +1,15 @@
-"""Sending the result of a personalization to the loggers that a Trainer has."""
+"""The results of a personalization, client by client, for a Trainer's loggers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, fields
 
 import numpy as np
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedlightning.reporting.client_records import ClientRecord
+from fedlightning.core.views import file_in_view, metric_in_view
+from fedlightning.reporting.client_records import ClientRecord, columns_of
 from fedlightning.reporting.figures.save import clients_figure
 
 __all__ = ["log_clients"]
@@ -19,30 +19,37 @@ _ACCURACY_BINS = np.linspace(0, 1, 41)
 
 
 @rank_zero_only
-def log_clients(loggers: Iterable[Logger], records: Sequence[ClientRecord], step: int) -> None:
-    """Send every client's result to the loggers that can show it.
+def log_clients(
+    loggers: Iterable[Logger],
+    records: Sequence[ClientRecord],
+    step: int,
+    view: str = "",
+) -> None:
+    """Log every client's result where the logger supports it.
 
     TensorBoard gets the histograms ``initial/acc_per_client`` and ``personalized/acc_per_client``
-    and the figure ``personalized/clients``; W&B gets the table ``clients``, one row a client. Other
-    loggers are left alone: a mean is logged as a metric, and the table is in ``clients.csv``.
+    and the figure ``personalized/clients``; W&B gets the table ``clients``, one row per client. The
+    names of other views begin with theirs. Other loggers are left alone: means are logged as
+    metrics, and the table is in ``clients.csv``.
 
-    A logger is recognized by the name of its class, so nothing is imported for loggers that are not
-    there, and subclasses count. Only rank 0 logs.
+    A logger is recognized by the names of its classes, so that packages of absent loggers are not
+    imported and subclasses count. Only rank 0 logs.
 
     Args:
         loggers: ``trainer.loggers``.
         records: The clients. Those without test data are in the table but not in the histograms.
         step: The round.
+        view: Name of the view that the records are of.
     """
     for logger in loggers:
         kinds = {kind.__name__ for kind in type(logger).__mro__}
         if "TensorBoardLogger" in kinds:
-            _to_tensorboard(logger, records, step)
+            _to_tensorboard(logger, records, step, view)
         elif "WandbLogger" in kinds:
-            _to_wandb(logger, records, step)
+            _to_wandb(logger, records, step, view)
 
 
-def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int) -> None:
+def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int, view: str) -> None:
     tested = [record for record in records if record.tested]
     if not tested:
         return
@@ -51,11 +58,14 @@ def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int) 
         ("initial/acc_per_client", [record.acc_before for record in tested]),
         ("personalized/acc_per_client", [record.acc_after for record in tested]),
     ):
-        writer.add_histogram(tag, np.asarray(values), step, bins=_ACCURACY_BINS)
-    writer.add_figure("personalized/clients", clients_figure(records), step)
+        writer.add_histogram(
+            metric_in_view(view, tag), np.asarray(values), step, bins=_ACCURACY_BINS
+        )
+    writer.add_figure(metric_in_view(view, "personalized/clients"), clients_figure(records), step)
 
 
-def _to_wandb(logger: Logger, records: Sequence[ClientRecord], step: int) -> None:
-    columns = [field.name for field in fields(ClientRecord)]
-    data = [list(astuple(record)) for record in records]
-    logger.log_table(key="clients", columns=columns, data=data, step=step)  # type: ignore[attr-defined]
+def _to_wandb(logger: Logger, records: Sequence[ClientRecord], step: int, view: str) -> None:
+    columns = columns_of(records)
+    data = [record.cells(columns) for record in records]
+    key = file_in_view(view, "clients")
+    logger.log_table(key=key, columns=columns, data=data, step=step)  # type: ignore[attr-defined]

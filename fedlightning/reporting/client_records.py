@@ -1,24 +1,24 @@
-"""One record a client: how well the model serves it before and after personalization."""
+"""One record per client: how well the model serves it before and after personalization."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from fedlightning.errors import DataError
-from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.csv_files import write_csv
+from fedlightning.storage.files import os_errors_as_failures
 
-__all__ = ["ClientRecord", "read_clients_csv", "write_clients_csv"]
+__all__ = ["ClientRecord", "columns_of", "read_clients_csv", "write_clients_csv"]
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """What personalization did for one client.
+    """One client before and after personalization.
 
     Args:
         client_id: The client.
@@ -28,6 +28,8 @@ class ClientRecord:
         acc_after: Accuracy of the personalized model, in 0..1; nan without test data.
         loss_before: Mean loss of the global model; nan without test data.
         loss_after: Mean loss of the personalized model; nan without test data.
+        others: The module's other metrics, by the names of their columns: ``mae_before``,
+            ``mae_after``, and so on.
 
     Example:
         >>> ClientRecord(3, 80, 20, 0.5, 0.75, 1.2, 0.6).tested
@@ -41,24 +43,38 @@ class ClientRecord:
     acc_after: float
     loss_before: float
     loss_after: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tested(self) -> bool:
-        """Whether both accuracies are known, so that the client counts in statistics."""
+        """Whether both accuracies are defined."""
         return not (math.isnan(self.acc_before) or math.isnan(self.acc_after))
 
+    def cells(self, columns: Iterable[str]) -> list[int | float]:
+        """Return the values of some columns; nan for a metric that the client does not have."""
+        values = {**vars(self), **self.others}
+        return [
+            int(values[name]) if name in _INTEGERS else float(values.get(name, math.nan))
+            for name in columns
+        ]
 
-_COLUMNS = [field.name for field in fields(ClientRecord)]
+
+_COLUMNS = [each.name for each in fields(ClientRecord) if each.name != "others"]
 _INTEGERS = {"client_id", "num_train", "num_test"}
 
 
-def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientRecord]) -> None:
-    """Write one row a client, ordered by client id; a reader never sees half a file.
+def columns_of(records: Iterable[ClientRecord]) -> list[str]:
+    """Return the columns of a table of clients: those of all tables, then the module's metrics."""
+    return [*_COLUMNS, *dict.fromkeys(name for record in records for name in record.others)]
 
-    Floats are written with as many digits as bring back the same float; unknown values as ``nan``.
+
+def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientRecord]) -> None:
+    """Write one row per client, ordered by client id; a reader never sees half a file.
+
+    Floats are written with enough digits to read back the same float, undefined values as ``nan``.
 
     Args:
-        path: The file, by custom ``clients.csv`` in the folder of the run.
+        path: The file, by convention ``clients.csv`` in the run folder.
         records: The clients, in any order.
 
     Raises:
@@ -73,47 +89,42 @@ def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientReco
         >>> read_clients_csv(path)[0].acc_after
         0.75
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    writer.writerows(_row(record) for record in sorted(records, key=lambda r: r.client_id))
-    write_atomically(path, text.getvalue().encode())
+    ordered = sorted(records, key=lambda record: record.client_id)
+    columns = columns_of(ordered)
+    write_csv(path, columns, (record.cells(columns) for record in ordered))
 
 
 def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
-    """Read what :func:`write_clients_csv` wrote.
+    """Read a table that :func:`write_clients_csv` has written.
 
     Args:
         path: The file.
 
     Returns:
-        One record a row, in the order of the file.
+        One record per row, in the order of the file.
 
     Raises:
         EnvironmentFailure: The file cannot be read.
-        DataError: The header is another one, or a row does not fit it; the error names the line.
+        DataError: The header differs, or a row does not fit it; the error names the line.
     """
     with os_errors_as_failures("read", path):
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     rows = csv.reader(text.splitlines())
     header = next(rows, [])
-    if header != _COLUMNS:
+    if header[: len(_COLUMNS)] != _COLUMNS:
         raise DataError(f"{path}:1: expected header '{','.join(_COLUMNS)}', got {header}")
-    return [_record(path, rows.line_num, row) for row in rows]
+    return [_record(path, rows.line_num, header, row) for row in rows]
 
 
-def _row(record: ClientRecord) -> list[int | float]:
-    # A NumPy float32 would be written with the few digits that single precision needs.
-    cells = zip(_COLUMNS, astuple(record), strict=True)
-    return [int(cell) if name in _INTEGERS else float(cell) for name, cell in cells]
-
-
-def _record(path: str | os.PathLike[str], line: int, row: list[str]) -> ClientRecord:
-    if len(row) != len(_COLUMNS):
-        raise DataError(f"{path}:{line}: expected {len(_COLUMNS)} cells, got {len(row)}")
+def _record(
+    path: str | os.PathLike[str], line: int, header: list[str], row: list[str]
+) -> ClientRecord:
+    if len(row) != len(header):
+        raise DataError(f"{path}:{line}: expected {len(header)} cells, got {len(row)}")
     try:
-        cells = zip(_COLUMNS, row, strict=True)
-        numbers = [int(cell) if name in _INTEGERS else float(cell) for name, cell in cells]
+        cells = zip(header, row, strict=True)
+        numbers = {name: int(cell) if name in _INTEGERS else float(cell) for name, cell in cells}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None
-    return ClientRecord(*numbers)  # type: ignore[arg-type]
+    own = {name: numbers.pop(name) for name in _COLUMNS}
+    return ClientRecord(**own, others=numbers)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A CSV logger whose rows are rounds and whose folder belongs to one process."""
+"""A CSV logger with one row per round, and a folder that one process owns."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from fedlightning.errors import ConfigError
 from fedlightning.reporting.round_table import RoundTable
 from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.storage.run_folders import claim_version, next_version
+from fedlightning.storage.run_layout import HPARAMS, METRICS
 
 __all__ = ["RoundCSVLogger"]
 
-# What Lightning and its users log as an x-axis; here the x-axis is the column ``round``.
+# Lightning and its users log these as an x-axis; here the x-axis is the column ``round``.
 _AXES = {"round", "epoch", "step"}
 
 
 class RoundCSVLogger(CSVLogger):
-    """Lightning's ``CSVLogger`` with exactly one row a round in ``metrics.csv``.
+    """Lightning's ``CSVLogger`` with exactly one row per round in ``metrics.csv``.
 
-    The ``step`` that Lightning passes is the round index, so everything logged with one step lands
-    in one row, and ``step`` and ``epoch`` are no columns. A cell is empty where a metric was not
-    logged, and ``float(cell)`` is the number that was logged. The file is up to date after every
-    :meth:`save`, which Lightning calls after each log.
+    The ``step`` that Lightning passes is the round index, so everything logged with one step is one
+    row, and ``step`` and ``epoch`` are not columns. A cell is empty where a metric was not logged,
+    and ``float(cell)`` is the logged number. The file is up to date after every :meth:`save`, which
+    Lightning calls after each log.
 
-    With ``version=None`` the first use of :attr:`version` makes the folder ``version_N``, and only
-    one process can make it: runs started together get folders of their own. Nothing is created
-    before. Given a version that exists, its rows stay; rounds logged again replace theirs.
+    With ``version=None`` the first use of :attr:`version` creates the folder ``version_N``. Only
+    one process can create it, so runs that start together get separate folders. Nothing is created
+    before. The rows of an existing version stay; rounds logged again replace theirs.
 
     Args:
         save_dir: Folder of all logs, on a local filesystem.
         name: Folder inside ``save_dir``; ``None`` for none.
         version: An int ``N`` for the folder ``version_N``, a str for a folder of that name,
             ``None`` for the next free number.
-        prefix: Put before each metric's name, with a hyphen between.
-        flush_logs_every_n_steps: Write the file every so many rounds if nobody calls :meth:`save`.
+        prefix: Prepended to each metric's name, with a hyphen between.
+        flush_logs_every_n_steps: Write the file every so many rounds, also without :meth:`save`.
 
     Raises:
         ConfigError: ``save_dir`` is a URL.
@@ -81,8 +82,8 @@ class RoundCSVLogger(CSVLogger):
     def version(self) -> int | str:
         """The version; with ``version=None`` the first use claims a new folder.
 
-        Only rank 0 claims. On other ranks the number is what rank 0 would get now, a guess: ask
-        ``trainer.log_dir``, which broadcasts rank 0's.
+        Only rank 0 claims. On other ranks the number is a guess: ``trainer.log_dir`` broadcasts
+        rank 0's.
         """
         if self._given_version is None:
             claimed = rank_zero_only(claim_version)(self.root_dir)
@@ -91,11 +92,11 @@ class RoundCSVLogger(CSVLogger):
 
     @property
     def given_version(self) -> int | str | None:
-        """The version, if it is settled; ``None`` as long as a new one would be claimed."""
+        """The version, or ``None`` while none is given or claimed."""
         return self._given_version
 
-    def go_on_in(self, version: int | str) -> None:
-        """Take the folder of an earlier run, which goes on; nothing may be logged before."""
+    def continue_in(self, version: int | str) -> None:
+        """Continue in the folder of an earlier run; call it before anything is logged."""
         self._given_version = version
 
     @property
@@ -105,7 +106,7 @@ class RoundCSVLogger(CSVLogger):
         if self._table is None:
             with os_errors_as_failures("create", self.log_dir):
                 os.makedirs(self.log_dir, exist_ok=True)
-            self._table = RoundTable(Path(self.log_dir, "metrics.csv"))
+            self._table = RoundTable(Path(self.log_dir, METRICS))
         return self._table
 
     @rank_zero_only
@@ -126,18 +127,18 @@ class RoundCSVLogger(CSVLogger):
         """Write ``hparams.yaml``, as Lightning's own logger does."""
         self._hparams.update(vars(params) if isinstance(params, Namespace) else params or {})
         _ = self.experiment
-        save_hparams_to_yaml(os.path.join(self.log_dir, "hparams.yaml"), self._hparams)
+        save_hparams_to_yaml(os.path.join(self.log_dir, HPARAMS), self._hparams)
 
     @rank_zero_only
     def truncate(self, round: int) -> None:  # noqa: A002
-        """Forget ``round`` and all later ones, for a run that resumes before them.
+        """Remove ``round`` and all later ones, for a run that resumes before them.
 
-        What is logged for an earlier round from now on joins its row.
+        What is then logged for an earlier round joins its row.
         """
         self.experiment.truncate(round)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is not written yet; a logger that logged nothing creates nothing."""
+        """Write what is still in memory; a logger that logged nothing creates nothing."""
         if self._table is not None:
             self._table.save()

@@ -1,15 +1,13 @@
-"""Accuracy over the epochs of fine-tuning: how long is long enough, and when it is too long."""
+"""Accuracy over the epochs of fine-tuning."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 from fedlightning.core.statistics import Spread
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.csv_files import write_csv
 
 __all__ = ["EpochRecord", "write_finetuning_csv"]
 
@@ -19,13 +17,13 @@ class EpochRecord:
     """How well fine-tuned models serve their clients after some epochs.
 
     Args:
-        epoch: Epochs of fine-tuning done; 0 is the model that it starts from.
-        num_clients: Clients that the accuracies are of.
+        epoch: Epochs of fine-tuning done; 0 is the model before it.
+        num_clients: Number of clients with a defined accuracy.
         acc_mean: Mean accuracy on the clients' test data, in 0..1.
         acc_std: Its standard deviation over clients (``ddof=0``).
         acc_p10: Its tenth percentile.
-        val_acc_mean: Mean accuracy on the clients' validation data, by which a number of epochs may
-            be chosen; nan where none are held out.
+        val_acc_mean: Mean accuracy on the clients' validation data, by which to choose a number of
+            epochs; nan without validation data.
     """
 
     epoch: int
@@ -50,10 +48,10 @@ class EpochRecord:
 
 
 def write_finetuning_csv(path: str | os.PathLike[str], records: Iterable[EpochRecord]) -> None:
-    """Write one row an epoch; a reader never sees half a file.
+    """Write one row per epoch; a reader never sees half a file.
 
     Args:
-        path: The file, by custom ``finetuning.csv`` in the folder of the run.
+        path: The file, by convention ``finetuning.csv`` in the run folder.
         records: The epochs, in order.
 
     Raises:
@@ -66,8 +64,4 @@ def write_finetuning_csv(path: str | os.PathLike[str], records: Iterable[EpochRe
         epoch,num_clients,acc_mean,acc_std,acc_p10,val_acc_mean
         0,2,0.75,0.25,0.55,0.5
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(astuple(record) for record in records)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, [field.name for field in fields(EpochRecord)], map(astuple, records))

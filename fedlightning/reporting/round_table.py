@@ -1,17 +1,18 @@
-"""A CSV file with one row a round, rewritten as little as possible and readable at any moment."""
+"""A CSV file with one row per round, rewritten as little as possible and readable at any moment."""
 
 from __future__ import annotations
 
 import bisect
 import csv
-import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlightning.errors import ConfigError, DataError
+from fedlightning.storage.csv_files import csv_text
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
 
 __all__ = ["RoundTable"]
@@ -20,20 +21,20 @@ __all__ = ["RoundTable"]
 class RoundTable:
     """Metrics by round, kept in memory and in a CSV file whose first column is ``round``.
 
-    Whatever is recorded for one round merges into that round's row. Rounds mostly come in order,
-    so :meth:`save` writes the changed rows over the end of the file and its cost does not grow with
-    the number of rounds. The whole file is written anew, and put in place atomically, only when a
-    column joins, when rows go, or when the end would become shorter than it was.
+    What is recorded for one round merges into that round's row. Rounds mostly come in order, so
+    :meth:`save` appends new rows, and writes the last one again if it changed; its cost does not
+    grow with the number of rounds. The whole file is rewritten, atomically, only when a column
+    joins, when rows go or earlier ones change, or when the last row would become shorter.
 
     The end is written by one system call and never cut first: a process killed at any moment leaves
     a file that reads. After a power failure the last line may be torn; it is then left out.
 
     Args:
-        path: The file. When it exists, its rows are kept; a round recorded again then replaces the
-            old row as a whole, because a resumed run does that round once more.
+        path: The file. If it exists, its rows are kept; a round recorded again then replaces the
+            old row as a whole, because a resumed run trains that round again.
 
     Raises:
-        DataError: The file exists and is no table of rounds; the error names the line.
+        DataError: The file exists and is not a table of rounds; the error names the line.
         EnvironmentFailure: The file exists and cannot be read.
 
     Example:
@@ -55,8 +56,8 @@ class RoundTable:
         self._rows: dict[int, dict[str, str]] = {}
         self._rounds: list[int] = []  # the keys of _rows, ascending
         self._inherited: set[int] = set()
-        self._dirty: set[int] = set()
-        self._file = _Layout()
+        self._first_changed: int | None = None  # the first round whose row is not in the file
+        self._file: _Written | None = None
         if self.path.exists():
             self._load()
 
@@ -87,14 +88,15 @@ class RoundTable:
             bisect.insort(self._rounds, round)
             self._rows[round] = {}
         self._rows[round].update(cells)
-        self._dirty.add(round)
+        if self._first_changed is None or round < self._first_changed:
+            self._first_changed = round
         known = set(self._columns)
         self._columns += [name for name in cells if name not in known]
 
     def truncate(self, round: int) -> None:  # noqa: A002
         """Remove the rows of ``round`` and of every later one, in the file too.
 
-        The rows before are settled: what is recorded for one of them joins it.
+        What is recorded afterwards for an earlier round merges into its row.
         """
         self._inherited.clear()
         keep = bisect.bisect_left(self._rounds, round)
@@ -103,7 +105,6 @@ class RoundTable:
         for gone in self._rounds[keep:]:
             del self._rows[gone]
         del self._rounds[keep:]
-        self._dirty &= self._rows.keys()
         self._write_all()
 
     def save(self) -> None:
@@ -112,41 +113,45 @@ class RoundTable:
         Raises:
             EnvironmentFailure: The file cannot be written; what it held before stays.
         """
-        if self._dirty and not self._write_end():
+        if self._first_changed is not None and not self._write_end(self._first_changed):
             self._write_all()
 
-    def _write_end(self) -> bool:
-        """Write the changed rows over the end of the file, unless that could spoil it."""
-        layout = self._file
-        if layout.columns != tuple(self._columns) or not self.path.is_file():
+    def _write_end(self, changed: int) -> bool:
+        """Append new rows, and write the last one again if it changed, where that is safe."""
+        before = self._file
+        if before is None or before.columns != self._columns or not self.path.is_file():
             return False
-        # A new row is dirty as well, so the file agrees with memory on all rows before this one.
-        first = bisect.bisect_left(self._rounds, min(self._dirty))
-        start = layout.starts[first] if first < len(layout.starts) else layout.size
+        if changed < before.last_round:
+            return False
+        start = before.last_row if changed == before.last_round else before.size
+        first = bisect.bisect_left(self._rounds, changed)
         lines = [self._line(round_) for round_ in self._rounds[first:]]
         end = b"".join(lines)
         with os_errors_as_failures("write", self.path), self.path.open("r+b", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            if size != layout.size or start + len(end) < size:
+            if size != before.size or start + len(end) < size:
                 return False
             file.seek(start)
             if file.write(end) != len(end):
                 return False
-        layout.replace_end(first, lines)
-        self._dirty.clear()
+        self._written(start, lines)
         return True
 
     def _write_all(self) -> None:
-        header = _encode(["round", *self._columns])
-        lines = [self._line(round_) for round_ in self._rounds]
-        write_atomically(self.path, header + b"".join(lines))
-        self._file = _Layout(tuple(self._columns), len(header))
-        self._file.replace_end(0, lines)
-        self._dirty.clear()
+        lines = [csv_text([["round", *self._columns]]).encode(), *map(self._line, self._rounds)]
+        write_atomically(self.path, b"".join(lines))
+        self._written(0, lines)
+
+    def _written(self, start: int, lines: Sequence[bytes]) -> None:
+        """Remember the end of the file, after lines were written from a position on."""
+        size = start + sum(map(len, lines))
+        last_round, length = (self._rounds[-1], len(lines[-1])) if self._rounds else (-1, 0)
+        self._file = _Written(list(self._columns), last_round, size - length, size)
+        self._first_changed = None
 
     def _line(self, round_: int) -> bytes:
         row = self._rows[round_]
-        return _encode([str(round_), *(row.get(name, "") for name in self._columns)])
+        return csv_text([[round_, *(row.get(name, "") for name in self._columns)]]).encode()
 
     def _load(self) -> None:
         with os_errors_as_failures("read", self.path):
@@ -174,27 +179,14 @@ class RoundTable:
         self._inherited = set(self._rounds)
 
 
-class _Layout:
-    """Where each row of the file begins, in bytes."""
+@dataclass(frozen=True)
+class _Written:
+    """What the file holds: its columns, its last round, where that row begins and ends."""
 
-    def __init__(self, columns: tuple[str, ...] | None = None, size: int = 0) -> None:
-        self.columns = columns
-        self.size = size
-        self.starts: list[int] = []
-
-    def replace_end(self, first: int, lines: Iterable[bytes]) -> None:
-        if first < len(self.starts):
-            self.size = self.starts[first]
-        del self.starts[first:]
-        for line in lines:
-            self.starts.append(self.size)
-            self.size += len(line)
-
-
-def _encode(cells: Sequence[str]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
+    columns: list[str]
+    last_round: int
+    last_row: int
+    size: int
 
 
 def _parse(line: str, columns: Sequence[str]) -> tuple[int, dict[str, str]]:

@@ -1,7 +1,8 @@
-"""The closing summary of a run, for a person at a terminal."""
+"""The closing summary of a run, for the terminal."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -10,41 +11,79 @@ from pathlib import Path, PurePath
 from typing import TextIO
 
 from fedlightning.core.statistics import Spread
+from fedlightning.core.views import HELD_OUT
 from fedlightning.reporting.terminal import INDENT, Painter, bars, duration
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CLIENT_STATES,
+    CLIENTS,
+    CLIENTS_FIGURE,
+    CONFIG,
+    CURVES_FIGURE,
+    FINETUNING,
+    FINETUNING_FIGURE,
+    HPARAMS,
+    METRICS,
+    PARTITION,
+    PARTITION_FIGURE,
+    PARTITION_TABLE,
+    PERSONAL_MODELS,
+    ROUNDS,
+)
 
-__all__ = ["RunSummary", "accuracies", "held_out_accuracies", "render"]
+__all__ = ["RunSummary", "ViewSummary", "accuracies", "render", "view_accuracies"]
 
 _DONE = "all rounds done"
 _FILES = {
-    "config.yaml": "every setting; runs again as it is",
-    "hparams.yaml": "the model's settings",
-    "metrics.csv": "one row a round",
-    "rounds.csv": "seconds and cohort of each round",
-    "clients.csv": "one row a client, before and after personalization",
-    "clients.png": "clients.csv as a picture",
-    "held_out_clients.csv": "the same of clients that never trained",
-    "finetuning.csv": "accuracy after each epoch of fine-tuning",
-    "finetuning.png": "finetuning.csv as a picture",
-    "held_out_finetuning.csv": "the same of clients that never trained",
-    "personalized": "what each client's own model does not share; export makes it whole",
-    "curves.png": "metrics over the rounds",
-    "partition.csv": "examples of each class that each client holds",
-    "partition.json": "who has which example; PartitionFile reads it",
-    "partition.png": "partition.csv as a picture",
-    "personal": "what clients keep; the checkpoints need it",
-    "checkpoints": "last.ckpt goes on from here with --ckpt_path",
+    CONFIG: "every setting; runs again as it is",
+    HPARAMS: "the model's settings",
+    METRICS: "one row per round",
+    ROUNDS: "seconds and cohort of each round",
+    CLIENTS: "one row per client, before and after personalization",
+    CLIENTS_FIGURE: "clients.csv as a picture",
+    FINETUNING: "accuracy after each epoch of fine-tuning",
+    FINETUNING_FIGURE: "finetuning.csv as a picture",
+    PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
+    CURVES_FIGURE: "metrics over the rounds",
+    PARTITION_TABLE: "examples of each class that each client holds",
+    PARTITION: "which client has which example; PartitionFile reads it",
+    PARTITION_FIGURE: "partition.csv as a picture",
+    CLIENT_STATES: "what clients keep; the checkpoints need it",
+    CHECKPOINTS: "resume from last.ckpt with --ckpt_path",
 }
+
+
+_FILES_OF_VIEWS = (CLIENTS, FINETUNING)
+
+
+@dataclass(frozen=True)
+class ViewSummary:
+    """Accuracies in a view beside the main one.
+
+    Args:
+        name: Name of the view.
+        split: The split that it measures on.
+        clients: How many clients it stands for; 0 for data that belongs to no client.
+        before: The global model.
+        after: Personalized models, if there are any.
+    """
+
+    name: str
+    split: str
+    clients: int
+    before: Spread
+    after: Spread | None = None
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did and where it left it. Accuracies are in 0..1.
+    """What a run did and where its files are. Accuracies are in 0..1.
 
     Args:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
         clients: Clients that may train.
-        cohort_size: Clients a round.
+        cohort_size: Clients per round.
         seconds: Wall time.
         global_acc: Global model on each client's own test data, at the last validation.
         before: Global model on each client's own test data, at the last personalization.
@@ -53,13 +92,12 @@ class RunSummary:
         part: What personalization trained: ``full``, ``body`` or ``head``.
         stopped: Why the run ended.
         folder: Folder of the run.
-        files: Names in ``folder`` worth a line each.
+        files: Names in ``folder`` to list.
         before_values: Each client's accuracy before, for the histogram.
         after_values: Each client's accuracy after.
-        evaluated: How many clients the accuracies are of; ``None`` means all.
-        held_out: How many clients never train.
-        held_out_before: Global model on the test data of those, or of a sample of them.
-        held_out_after: Personalized models on the same data.
+        evaluated: How many clients were evaluated; ``None`` means all.
+        untested: How many of these have no test data; ``None`` means all those without an accuracy.
+        views: The other views.
     """
 
     algorithm: str
@@ -78,9 +116,8 @@ class RunSummary:
     before_values: tuple[float, ...] = ()
     after_values: tuple[float, ...] = ()
     evaluated: int | None = None
-    held_out: int = 0
-    held_out_before: Spread | None = None
-    held_out_after: Spread | None = None
+    untested: int | None = None
+    views: tuple[ViewSummary, ...] = ()
 
 
 def render(
@@ -92,13 +129,13 @@ def render(
     """Return the summary as lines of text, without a newline at the end.
 
     Args:
-        summary: What to tell.
+        summary: The summary.
         width: Columns; by default those of the terminal, at most 80. Histograms, then spreads, are
-            left out where they do not fit; a path is never cut.
+            left out where they do not fit; paths are not cut.
         color: Whether to use ANSI colours; by default where ``stream`` is a terminal and
             ``NO_COLOR`` is not set.
         stream: Where the text will be printed, by default ``sys.stdout``. If its encoding lacks
-            the characters of the drawing, the text is plain ASCII.
+            the box-drawing characters, the text is plain ASCII.
 
     Example:
         >>> spread = Spread.of([0.5, 0.75, 1.0])
@@ -118,9 +155,9 @@ def render(
     painter = Painter.for_stream(stream, color)
     lines = [_heading(summary, width, painter)]
     for block in (
-        [INDENT + _what(summary)],
+        [INDENT + _work_done(summary)],
         accuracies(summary, width, painter),
-        held_out_accuracies(summary, width, painter),
+        *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
         _folder(summary, painter),
     ):
         if block:
@@ -142,7 +179,7 @@ def _heading(summary: RunSummary, width: int, painter: Painter) -> str:
     )
 
 
-def _what(summary: RunSummary) -> str:
+def _work_done(summary: RunSummary) -> str:
     rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds:,} rounds"
     cohort = f"{summary.cohort_size:,} of {summary.clients:,} clients a round"
     if summary.cohort_size == summary.clients:
@@ -167,12 +204,17 @@ def _meaning(name: str) -> str:
     path = PurePath(name)
     if "tfevents" in path.name:
         return "for tensorboard --logdir"
+    for file in _FILES_OF_VIEWS:
+        if path.name.endswith(f"_{file}"):
+            view = path.name.removesuffix(f"_{file}")
+            held_out = view == HELD_OUT
+            return "the same " + ("of clients that never trained" if held_out else f"in {view}")
     return _FILES.get(path.name) or _FILES.get(path.parts[0], "")
 
 
 def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
-    """Return the lines about the clients that may train; none if nothing was measured."""
-    after_name = f"after ({summary.part})" if summary.part else "after"
+    """Return the lines about the main view; none if nothing was measured."""
+    after_name = _after(summary.part)
     drawn_before, drawn_after = bars([summary.before_values, summary.after_values])
     measured = [
         ("global model", summary.global_acc, ""),
@@ -204,44 +246,78 @@ def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
         name = "nearest mean".ljust(label)
         rows.append(f"{INDENT}{name}  {100 * summary.nearest_mean_acc:5.1f} %")
     missing = max((spread.missing for _, spread, _ in spreads), default=0)
-    if missing:
-        clients = "1 client" if missing == 1 else f"{missing:,} clients"
-        rows.append(INDENT + painter.paint("dim", f"{clients} without test data left out"))
+    untested = missing if summary.untested is None else min(summary.untested, missing)
+    for number, why in (
+        (untested, "without test data"),
+        (missing - untested, "with an undefined accuracy"),
+    ):
+        if number:
+            rows.append(INDENT + painter.paint("dim", f"{_clients(number)} {why} left out"))
     return rows
 
 
-def held_out_accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
-    """Return the lines about the clients that never trained."""
-    after_name = f"after ({summary.part})" if summary.part else "after"
-    measured = [("before", summary.held_out_before), (after_name, summary.held_out_after)]
-    spreads = [(name, spread) for name, spread in measured if spread is not None]
-    if not spreads:
-        return []
-    clients = "1 client" if summary.held_out == 1 else f"{summary.held_out:,} clients"
-    title = f"accuracy on the test data of {clients} held out of training"
-    counted = spreads[0][1].count + spreads[0][1].missing
-    if counted != summary.held_out:
-        title = f"accuracy of {counted:,} of the {clients} held out of training"
-    if len(spreads) == 1:
-        spreads = [("global model", spreads[0][1])]
-    label = max(len(name) for name in (after_name, "global model"))
-    rows = [INDENT + painter.paint("dim", title)]
-    return rows + [_row(name.ljust(label), spread, "", width, painter) for name, spread in spreads]
+def view_accuracies(view: ViewSummary, part: str | None, width: int, painter: Painter) -> list[str]:
+    """Return the lines about a view beside the main one.
+
+    Args:
+        view: What was measured.
+        part: What personalization trained.
+        width: Columns.
+        painter: Colours the text.
+    """
+    names = [_after(part), "global model"]
+    spreads = [("before", view.before), (names[0], view.after)]
+    if view.after is None:
+        spreads = [("global model", view.before)]
+    label = max(map(len, names))
+    rows = [INDENT + painter.paint("dim", _title(view))]
+    if not view.clients:
+        return [*rows, f"{INDENT}{'global model'.ljust(label)}  {100 * view.before.mean:5.1f} %"]
+    for name, spread in spreads:
+        if spread is not None:
+            rows.append(_row(name.ljust(label), spread, "", width, painter))
+    return rows
+
+
+def _title(view: ViewSummary) -> str:
+    if not view.clients:
+        return f"accuracy on {view.name} data, which belongs to no client"
+    clients, about = _clients(view.clients), ""
+    if view.name == HELD_OUT:
+        about = " held out of training"
+    elif view.name != view.split:
+        about = f" in the view {view.name}"
+    counted = view.before.count + view.before.missing
+    if counted != view.clients:
+        return f"accuracy of {counted:,} of the {clients}{about}"
+    return f"accuracy on the {view.split} data of {clients}{about}"
+
+
+def _clients(number: int) -> str:
+    return "1 client" if number == 1 else f"{number:,} clients"
+
+
+def _after(part: str | None) -> str:
+    return f"after ({part})" if part else "after"
 
 
 def _fairness(summary: RunSummary, label: int, width: int) -> list[str]:
-    """Say how the worst tenth is served; of fewer than ten clients that is the minimum."""
+    """Return the line about the worst tenth; of fewer than ten clients that is the minimum."""
     before, after = summary.before, summary.after or summary.global_acc
     if after is None or after.count < 10:
         return []
     row = f"{INDENT}{'worst tenth'.ljust(label)}  {100 * after.worst_decile:5.1f} %"
-    details = f"  (Jain's index of fairness {after.jain:.3f})"
+    details = f"  (Jain's index of fairness {_index(after.jain)})"
     if summary.after and before and before.count:
         details = (
             f"  ({100 * before.worst_decile:.1f} before; "
-            f"Jain's index {after.jain:.3f}, {before.jain:.3f} before)"
+            f"Jain's index {_index(after.jain)}, {_index(before.jain)} before)"
         )
     return [row + details if len(row) + len(details) <= width else row]
+
+
+def _index(jain: float) -> str:
+    return "-" if math.isnan(jain) else f"{jain:.3f}"
 
 
 def _row(name: str, spread: Spread, drawing: str, width: int, painter: Painter) -> str:

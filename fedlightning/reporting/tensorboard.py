@@ -1,4 +1,4 @@
-"""TensorBoard events beside the other files of a run."""
+"""TensorBoard events in the run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TensorBoardBeside(TensorBoardLogger):
     """A TensorBoardLogger that writes into the folder of a CSVLogger.
 
     Args:
-        csv: The logger whose folder is the run's.
+        csv: The logger whose folder is the run folder.
     """
 
     def __init__(self, csv: CSVLogger) -> None:
@@ -32,5 +32,5 @@ class TensorBoardBeside(TensorBoardLogger):
         return self._csv.log_dir
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a round's metrics; Lightning's ``epoch`` would only draw the x-axis again."""
+        """Log a round's metrics without Lightning's ``epoch``, which equals the step."""
         super().log_metrics({k: v for k, v in metrics.items() if k != "epoch"}, step)

@@ -1,4 +1,4 @@
-"""What a terminal can show: colours, characters, histograms, and times that a person reads."""
+"""Terminal output: colours, characters, histograms, and readable durations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN |= dict(zip(_BARS[1:], ".:-=+*%@", strict=True))
 
 @dataclass(frozen=True)
 class Painter:
-    r"""Colours text, and spells it with the characters that a stream has.
+    r"""Colours text, and replaces characters that a stream cannot encode.
 
     Args:
         color: Whether to write ANSI colours.
@@ -40,7 +40,7 @@ class Painter:
 
     @classmethod
     def for_stream(cls, stream: TextIO, color: bool | None = None) -> Painter:
-        """Return the painter for a stream, by default in colour on a terminal that wants it.
+        """Return the painter for a stream, by default in colour on a terminal that supports it.
 
         ``NO_COLOR`` in the environment turns colours off (https://no-color.org); so does
         ``TERM=dumb``.
@@ -51,12 +51,12 @@ class Painter:
         return cls(color, getattr(stream, "encoding", None) or "utf-8")
 
     def paint(self, look: str, text: str) -> str:
-        """Return ``text`` in a look: ``bold``, ``dim``, ``green``, ``yellow`` or ``blue``."""
+        """Return ``text`` in a style: ``bold``, ``dim``, ``green``, ``yellow`` or ``blue``."""
         code = {"bold": 1, "dim": 2, "green": 32, "yellow": 33, "blue": 34}[look]
         return f"\x1b[{code}m{text}\x1b[0m" if self.color and text else text
 
     def printable(self, text: str) -> str:
-        """Return ``text`` as the stream can print it: as it is, or drawn in plain ASCII."""
+        """Return ``text`` unchanged if the stream can encode it, else in plain ASCII."""
         try:
             "".join(_PLAIN).encode(self.encoding)
         except UnicodeEncodeError:
@@ -67,9 +67,9 @@ class Painter:
 
 
 def bars(histograms: Sequence[Sequence[float]]) -> list[str]:
-    """Return each list of numbers in 0..1 as a histogram of one line, all on one scale.
+    """Return each list of numbers in 0..1 as a one-line histogram, all on one scale.
 
-    Twenty bins of 5 points, the best one closed on both sides. A bin with a single client shows.
+    Twenty bins of 5 points, the last one closed on both sides. A bin with one client is visible.
 
     Example:
         >>> bars([[0.0, 0.5, 0.5, 1.0], [1.0]])
@@ -86,7 +86,7 @@ def bars(histograms: Sequence[Sequence[float]]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the two units that matter.
+    """Return a time in its two largest units.
 
     Example:
         >>> [duration(s) for s in (0.42, 59.96, 192.4, 7500, 100_000)]

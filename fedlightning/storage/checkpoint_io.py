@@ -1,4 +1,4 @@
-"""`AtomicCheckpointIO`: a checkpoint file is there as a whole or not at all."""
+"""`AtomicCheckpointIO`: a checkpoint file is complete, or it does not exist."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
 from fedlightning.storage.checkpoint_reader import FORMAT, is_good, read_checkpoint, rounds_in
 from fedlightning.storage.digest import append_digest
 from fedlightning.storage.files import reason, sync_folder, temporary_beside
-from fedlightning.storage.run_layout import LAST, PREVIOUS
+from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = ["AtomicCheckpointIO", "good_checkpoint", "latest_checkpoint"]
 
-_HANDED_OVER = ".temp.ckpt"  # in which Lightning's launchers return a worker's final weights, bare
+_HANDED_OVER = ".temp.ckpt"  # bare weights: how Lightning's launchers return a worker's result
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes checkpoints that cannot be torn, and loads none that is not as it was written.
+    """Writes checkpoints atomically, and loads a file only if it is as it was written.
 
-    A file is written under another name in the same folder, flushed to the disk, and then takes its
-    name. It carries a digest of its content, which is compared before anything in it is
-    interpreted. When ``last.ckpt`` is replaced, the one before stays as ``previous.ckpt``. The
-    format is Lightning's: ``torch.load(path, weights_only=True)`` and
-    ``Module.load_from_checkpoint(path)`` read it.
+    A file is written under a temporary name in the same folder, flushed to disk, and renamed. It
+    has a digest of its content, which is verified before anything in it is interpreted. When
+    ``last.ckpt`` is replaced, its predecessor stays as ``previous.ckpt``. The format is
+    Lightning's: ``torch.load(path, weights_only=True)`` and ``Module.load_from_checkpoint(path)``
+    read it.
 
-    A :class:`~fedlightning.FederatedTrainer` has one by default; another CheckpointIO among its
-    ``plugins`` takes its place.
+    :class:`~fedlightning.FederatedTrainer` uses it by default; another CheckpointIO among its
+    ``plugins`` replaces it.
 
     Example:
         >>> path = getfixture("tmp_path") / "some.ckpt"
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(self) -> None:
-        self._rounds: dict[Path, int | None] = {}  # what each last.ckpt holds; None if it is bad
+        self._rounds: dict[Path, int | None] = {}  # rounds in each last.ckpt; None if it is corrupt
         self._tried = False
 
     # -- writing -------------------------------------------------------------------------------
@@ -56,14 +56,14 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write a checkpoint.
 
         Args:
-            checkpoint: What to write.
-            path: The file, in a local folder; missing folders are made.
-            storage_options: Not used by local files.
+            checkpoint: The content.
+            path: The file, in a local folder; missing folders are created.
+            storage_options: Not used for local files.
 
         Raises:
             ConfigError: The path is a URL.
-            EnvironmentFailure: It cannot be written. Nothing half-made stays, files that were there
-                are untouched, and the error says which round is safe.
+            EnvironmentFailure: It cannot be written. Existing files are untouched, no partial file
+                is left, and the error says which round is safe.
         """
         if "://" in os.fspath(path):
             raise ConfigError(
@@ -84,28 +84,28 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def _replace(self, target: Path, content: bytearray, round_: int | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        keeps_previous = target.name == LAST and self._is_to_be_kept(target, round_)
+        keep_previous = target.name == LAST_CHECKPOINT and self._has_other_round(target, round_)
         with temporary_beside(target) as temporary:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            if keeps_previous:
-                _keep(target)
+            if keep_previous:
+                _keep_as_previous(target)
             os.replace(temporary, target)
         sync_folder(target.parent)
-        if target.name == LAST:
+        if target.name == LAST_CHECKPOINT:
             self._rounds[target] = round_
 
-    def _is_to_be_kept(self, target: Path, round_: int | None) -> bool:
-        """Whether the present file holds an earlier round, whole: else the previous one does."""
+    def _has_other_round(self, target: Path, round_: int | None) -> bool:
+        """Whether the existing file is whole and holds another round than the one to be written."""
         if target not in self._rounds:
             self._rounds[target] = _rounds_of(target)
         present = self._rounds[target]
         return present is not None and present != round_
 
     def _try_to_load(self, buffer: io.BytesIO, target: Path) -> None:
-        """Warn, at the first checkpoint, of a value that no checkpoint is loaded with."""
+        """Warn, at the first checkpoint, about values that ``weights_only=True`` does not load."""
         if self._tried:
             return
         self._tried = True
@@ -117,8 +117,8 @@ class AtomicCheckpointIO(CheckpointIO):
             at = text.lower().find("unsupported")
             rank_zero_warn(
                 f"{target.name} cannot be loaded again, so the run cannot be resumed: its state "
-                f"holds more than tensors and plain values ({text[max(at, 0) :][:160]}). Look at "
-                "the hyperparameters of the model and the state_dict of callbacks."
+                f"holds more than tensors and plain values ({text[max(at, 0) :][:160]}). Check the "
+                "hyperparameters of the model and the state_dict of callbacks."
             )
 
     # -- reading -------------------------------------------------------------------------------
@@ -129,15 +129,15 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = "cpu",
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint; see :func:`~fedlightning.storage.read_checkpoint`.
+        """Read a checkpoint; see :func:`~fedlightning.storage.checkpoint_reader.read_checkpoint`.
 
         Args:
             path: The file.
-            map_location: Where tensors go, as in ``torch.load``.
-            weights_only: Only tensors and plain values are ever loaded, so False is refused.
+            map_location: The device for tensors, as in ``torch.load``.
+            weights_only: False is refused: only tensors and plain values are ever loaded.
 
         Raises:
-            CheckpointError: The file is not as a run has written it.
+            CheckpointError: The file is not as a run wrote it.
             ConfigError: ``weights_only`` is False.
         """
         if weights_only is False:
@@ -148,7 +148,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return read_checkpoint(path, map_location, from_a_run=Path(path).name != _HANDED_OVER)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         Path(path).unlink(missing_ok=True)
         self._rounds.pop(Path(path), None)
 
@@ -158,16 +158,16 @@ def _marked(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**checkpoint, "fedlightning": ours}
 
 
-def _keep(last: Path) -> None:
-    """Make ``last.ckpt`` the previous one, too, so that it is there at every moment."""
-    previous = last.with_name(PREVIOUS)
+def _keep_as_previous(last: Path) -> None:
+    """Link ``last.ckpt`` as the previous one, so that ``last.ckpt`` exists at every moment."""
+    previous = last.with_name(PREVIOUS_CHECKPOINT)
     with temporary_beside(previous) as link:
         try:
             os.link(last, link)
-        except OSError:  # a filesystem without hard links: for a moment there is no last.ckpt
+        except OSError:  # no hard links on this filesystem: last.ckpt is missing for a moment
             os.replace(last, previous)
         else:
-            os.replace(link, previous)  # two names of one file stay two: the link is removed then
+            os.replace(link, previous)  # a no-op if both are one file: the link is removed then
 
 
 def _rounds_of(path: Path) -> int | None:
@@ -184,46 +184,47 @@ def _round_or_none(checkpoint: dict[str, Any]) -> int | None:
 
 
 def _cannot_write(target: Path, error: OSError) -> str:
-    for kept in (target.with_name(LAST), target.with_name(PREVIOUS)):
+    for kept in (target.with_name(LAST_CHECKPOINT), target.with_name(PREVIOUS_CHECKPOINT)):
         if rounds := _rounds_of(kept):
             return (
                 f"cannot write {target}: {reason(error)}; round {rounds - 1} kept: {kept} is "
-                "whole. Mend that and go on with --ckpt_path last."
+                "whole. Fix that and resume with --ckpt_path last."
             )
     return f"cannot write {target}: {reason(error)}; no round is saved yet."
 
 
-_FOLDERS = ("*/*/checkpoints", "*/checkpoints", "checkpoints")
+_FOLDERS = (f"*/*/{CHECKPOINTS}", f"*/{CHECKPOINTS}", CHECKPOINTS)
 
 
 def latest_checkpoint(root: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint that the newest run under a folder goes on from.
+    """Return the checkpoint from which the newest run under a folder resumes.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: There is none.
     """
-    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in (LAST, PREVIOUS)]
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in names]
     found = [file for pattern in patterns for file in Path(root).glob(pattern)]
     if not found:
         raise CheckpointError(
             f"ckpt_path='last': no lightning_logs/version_*/checkpoints/last.ckpt under {root}; "
-            "give a path, or leave ckpt_path out to start anew."
+            "pass a path, or leave ckpt_path out to train from scratch."
         )
     return good_checkpoint(max(found, key=lambda file: file.stat().st_mtime_ns).parent)
 
 
 def good_checkpoint(folder: str | os.PathLike[str]) -> Path:
-    """Return a folder's newest checkpoint that is whole, and warn if a newer one is not.
+    """Return the newest whole checkpoint of a folder, and warn if a newer one is not whole.
 
     Args:
         folder: The folder with ``last.ckpt`` and ``previous.ckpt``.
 
     Returns:
-        ``last.ckpt`` if neither is there and whole; reading it raises an error that says why.
+        ``last.ckpt`` if neither is whole; reading it raises an error that says why.
     """
-    last, previous = Path(folder) / LAST, Path(folder) / PREVIOUS
+    last, previous = Path(folder) / LAST_CHECKPOINT, Path(folder) / PREVIOUS_CHECKPOINT
     if is_good(last) or not is_good(previous):
-        return last  # whoever reads it says what is wrong with it
+        return last  # reading it raises what is wrong with it
     round_ = rounds_in(read_checkpoint(previous)) - 1
     what = "corrupt" if last.exists() else "missing"
     rank_zero_warn(f"{last} is {what}: using round {round_}, from {previous.name} beside it.")

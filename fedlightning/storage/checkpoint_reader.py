@@ -1,4 +1,4 @@
-"""The one reader of checkpoint files: what is not whole, or not ours, is refused in one line."""
+"""The one reader of checkpoint files; a file that is damaged or not ours is refused in one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from torch import Tensor, nn
 from fedlightning.core.state import first_non_finite
 from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.storage.digest import CorruptFile, verify_digest
+from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
-__all__ = ["FORMAT", "check_network", "is_good", "read_checkpoint", "rounds_in"]
+__all__ = [
+    "FORMAT",
+    "check_network",
+    "is_good",
+    "loop_state",
+    "read_checkpoint",
+    "rounds_in",
+]
 
-FORMAT = 1
-"""Number of the layout that this version writes; a newer one is refused."""
+FORMAT = 2
+"""Number of the layout that this version writes; a newer one is refused, older ones are read."""
 
 _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 
@@ -26,18 +34,18 @@ _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 def read_checkpoint(
     path: str | os.PathLike[str], map_location: Any = "cpu", from_a_run: bool = True
 ) -> dict[str, Any]:
-    """Return what a checkpoint file holds, if it is as a run has written it.
+    """Return the content of a checkpoint file, if it is as a run wrote it.
 
-    Its digest is compared before anything in it is interpreted. Only tensors and plain values are
-    loaded, whoever wrote it.
+    The digest is verified before anything in the file is interpreted. Only tensors and plain values
+    are loaded.
 
     Args:
         path: The file.
-        map_location: Where tensors go, as in ``torch.load``.
-        from_a_run: Whether it must hold what a run saves, and not just anything that is whole.
+        map_location: The device for tensors, as in ``torch.load``.
+        from_a_run: Whether the content must be that of a run's checkpoint.
 
     Raises:
-        CheckpointError: The file is missing, empty, damaged, of another program, in a newer format,
+        CheckpointError: The file is missing, empty, corrupt, of another program, in a newer format,
             or its weights are not finite.
     """
     name = f"ckpt_path={os.fspath(path)!r}"
@@ -48,29 +56,26 @@ def read_checkpoint(
             sealed = verify_digest(file)
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{name}: there is no such file; `last` finds the newest run's."
-        ) from None
+        raise CheckpointError(f"{name}: no such file; `last` finds the newest run's.") from None
     except OSError as error:
         raise EnvironmentFailure(f"cannot read {name}: {error.strerror or error}") from error
     except CorruptFile as damage:
-        what = "is empty" if "empty" in str(damage) else "is corrupt, or no checkpoint at all"
+        what = "is empty" if "empty" in str(damage) else "is corrupt, or not a checkpoint"
         raise CheckpointError(f"{name} {what}: {damage}.{_hint(Path(path))}") from None
-    except Exception as error:  # whatever unpickling makes of somebody else's archive
+    except Exception as error:  # unpickling a foreign archive may raise anything
         raise CheckpointError(f"{name}: {_cannot_load(error)}") from error
     if from_a_run and (fault := _fault(checkpoint)) is not None:
         raise CheckpointError(f"{name}: {fault}")
     if not sealed:
         raise CheckpointError(
-            f"{name} carries no digest of its content: another program wrote or changed it, and "
-            "nothing says that it is whole. AtomicCheckpointIO().save_checkpoint(...) writes one "
-            "that has."
+            f"{name} carries no digest of its content: another program wrote or changed it, so it "
+            "may be damaged. AtomicCheckpointIO().save_checkpoint(...) writes a file with a digest."
         )
     return dict(checkpoint)
 
 
 def is_good(path: Path) -> bool:
-    """Whether a file is there and as it was written; cheaper than reading it."""
+    """Whether a file exists and is as it was written; faster than reading it."""
     try:
         with path.open("rb") as file:
             return verify_digest(file)
@@ -78,13 +83,38 @@ def is_good(path: Path) -> bool:
         return False
 
 
+def loop_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of the loop of rounds; empty if the checkpoint has only weights.
+
+    Its entries are ``round``, which :func:`rounds_in` returns, and ``extra``: client states, server
+    state, settings.
+
+    Example:
+        >>> loop_state({"loops": {"fit_loop": {"state_dict": {"round": 3}}}})
+        {'round': 3}
+        >>> loop_state({"state_dict": {}})
+        {}
+    """
+    state: Mapping[str, Any] = checkpoint
+    for name in ("loops", "fit_loop", "state_dict"):
+        inner = state.get(name)
+        if not isinstance(inner, Mapping):
+            return {}
+        state = inner
+    return state
+
+
 def rounds_in(checkpoint: Mapping[str, Any]) -> int:
-    """Return how many rounds are finished in a checkpoint: the index of the one to come."""
-    return int(checkpoint["loops"]["fit_loop"]["state_dict"]["round"])
+    """Return the number of finished rounds, which is the index of the next one.
+
+    Raises:
+        KeyError: The checkpoint has only weights.
+    """
+    return int(loop_state(checkpoint)["round"])
 
 
 def check_network(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
-    """Refuse the weights of another network, and name the first difference.
+    """Check that the weights are those of a module's network; name the first difference.
 
     Raises:
         CheckpointError: A key or a shape differs.
@@ -106,12 +136,12 @@ def check_network(checkpoint: Mapping[str, Any], module: nn.Module) -> None:
 
 
 def _fault(checkpoint: Any) -> str | None:
-    """Return what is wrong with the content of a file that could be loaded, if anything."""
+    """Return what is wrong with the content of a file that was loaded, if anything."""
     ours = checkpoint.get("fedlightning") if isinstance(checkpoint, Mapping) else None
     number = ours.get("format") if isinstance(ours, Mapping) else None
     if isinstance(number, int) and number > FORMAT:
         return f"format {number} > supported {FORMAT}; upgrade fedlightning to read it."
-    if number != FORMAT or not isinstance(checkpoint.get("state_dict"), Mapping):
+    if number not in range(1, FORMAT + 1) or not isinstance(checkpoint.get("state_dict"), Mapping):
         stock = isinstance(checkpoint, Mapping) and "pytorch-lightning_version" in checkpoint
         writer = "Lightning's own Trainer" if stock else "no run"
         verb = "wrote it" if stock else "wrote it, though it may be a model's state_dict"
@@ -130,5 +160,5 @@ def _cannot_load(error: Exception) -> str:
 
 
 def _hint(path: Path) -> str:
-    other = path.with_name("previous.ckpt")
-    return f" {other} is whole." if path.name == "last.ckpt" and is_good(other) else ""
+    other = path.with_name(PREVIOUS_CHECKPOINT)
+    return f" {other} is whole." if path.name == LAST_CHECKPOINT and is_good(other) else ""

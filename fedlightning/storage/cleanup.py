@@ -1,31 +1,30 @@
-"""Removing what clients had kept in rounds that no checkpoint goes back to any more."""
+"""Removing files of client states that no checkpoint needs any more."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fedlightning.errors import CheckpointError, EnvironmentFailure
-from fedlightning.storage.checkpoint_reader import read_checkpoint
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 
-__all__ = ["PersonalFiles"]
+__all__ = ["ClientStateFiles"]
 
 Identity = tuple[int, int, int, int]
-_REMEMBERED = 8  # lists of names; each round leaves another checkpoint under the same name
+_REMEMBERED = 8  # lists of names: each round writes another checkpoint under the same name
 
 
-class PersonalFiles:
-    """The files of a run's folder ``personal``, and the checkpoints that need them.
+class ClientStateFiles:
+    """The files of client states in a run folder, and the checkpoints that need them.
 
-    Files are named by their content and never change, so a file that no checkpoint names, and the
-    run does not have in use, is of no use to anybody. Checkpoints that this process has not written
-    are read, as a rule once each.
+    A file is named by a digest of its content and never changes, so it can be removed once neither
+    the run nor a checkpoint refers to it. Checkpoints that this process did not write are read,
+    usually once each.
 
     Args:
-        folder: The folder ``personal``.
-        run: The run's folder; checkpoints in it, however deep, may name these files.
+        folder: The folder of client states.
+        run: The run folder; checkpoints in it, at any depth, may refer to these files.
         root: The folder of all runs, where a preempted job leaves a checkpoint.
     """
 
@@ -36,26 +35,26 @@ class PersonalFiles:
         self._named: dict[Identity, frozenset[str]] = {}
 
     def saved(self, checkpoint: Path, in_use: Iterable[Path]) -> None:
-        """Remember what a checkpoint that was just written names.
+        """Record which files a checkpoint that was just written refers to.
 
         Args:
             checkpoint: Its file.
-            in_use: The files that it names.
+            in_use: The files of client states that it refers to.
         """
         self._elsewhere.add(checkpoint.absolute())
         self._remember(_identity(checkpoint), frozenset(path.name for path in in_use))
 
     def remove_superseded(self, in_use: Iterable[Path]) -> list[Path]:
-        """Remove files that nothing needs; call it when a checkpoint is safely on the disk.
+        """Remove files that nothing refers to; call it when a checkpoint is safely on disk.
 
-        Nothing is removed where a checkpoint cannot be read for a reason of the machine's. One that
-        is not whole needs nothing: nobody can go on from it.
+        Nothing is removed if the machine fails to read a checkpoint. A corrupt checkpoint needs no
+        files: no run can resume from it.
 
         Args:
-            in_use: Files that the run has in use.
+            in_use: Files that the run is using.
 
         Returns:
-            What was removed.
+            The removed files.
         """
         needed = {path.name for path in in_use}
         present = [path for path in self.folder.glob("*.safetensors") if path.name not in needed]
@@ -81,7 +80,7 @@ class PersonalFiles:
         return self._remember(identity, _names(checkpoint) if names is None else names)
 
     def _remember(self, identity: Identity, names: frozenset[str]) -> frozenset[str]:
-        """Remember what a checkpoint names; forget the one that was asked for longest ago."""
+        """Remember the files of a checkpoint; forget the least recently used one."""
         self._named[identity] = names
         while len(self._named) > _REMEMBERED:
             del self._named[next(iter(self._named))]
@@ -95,8 +94,7 @@ def _identity(path: Path) -> Identity:
 
 def _names(path: Path) -> frozenset[str]:
     try:
-        content: Mapping[str, Any] = read_checkpoint(path)
-        files = content["loops"]["fit_loop"]["state_dict"]["extra"]["personal"]["files"]
+        files = loop_state(read_checkpoint(path))["extra"]["personal"]["files"]
     except (CheckpointError, KeyError, TypeError):
         return frozenset()
     return frozenset(Path(name).name for name in files)

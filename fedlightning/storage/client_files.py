@@ -1,12 +1,12 @@
-"""States of clients in files: what a cohort has kept is one file that is never changed.
+"""Client states in files: the states of a cohort are one file, which never changes.
 
-A file is in the safetensors format. A tensor's name is ``client/key``; the metadata hold a CRC-32
-for each client, because a flipped bit would otherwise be trained on. The file's name is a digest of
-its content, so a round that is run again writes the same file, and so do several workers. (The
-checksums are one entry of the metadata because several would come in a random order.)
+A file is in the safetensors format. A tensor's name is ``client/key``, so clients may keep
+different keys, shapes and dtypes. The metadata has a CRC-32 per client, because training would not
+notice a flipped bit. The file's name is a digest of its content, so a round that runs again writes
+the same file, and so do several workers.
 
-One file a client would be simpler, but each file that must survive a power failure costs an
-``fsync``, milliseconds each, and a million of them cost a million inodes.
+One file per client would be simpler, but each file that must survive a power failure costs an
+``fsync`` of some milliseconds, and a million files cost a million inodes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ import torch
 from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
 from fedlightning.storage.files import os_errors_as_failures, sync_folder, write_atomically
+from fedlightning.storage.tensor_files import serialize
 
 __all__ = ["adopt", "read_state", "write_states"]
 
-_CLIENTS_A_FILE = 256
+_CLIENTS_PER_FILE = 256
 
 
 def write_states(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
-    """Write the states of some clients, a few hundred of them in a file.
+    """Write the states of some clients, a few hundred per file.
 
     Args:
-        folder: Where; it is made.
+        folder: The folder; it is created if missing.
         states: State by client id, tensors on the CPU.
 
     Returns:
@@ -51,7 +52,7 @@ def write_states(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
     """
     clients = iter(states)
     files: dict[int, Path] = {}
-    while chosen := list(islice(clients, _CLIENTS_A_FILE)):
+    while chosen := list(islice(clients, _CLIENTS_PER_FILE)):
         path = _write(folder, {client: states[client] for client in chosen})
         files |= dict.fromkeys(chosen, path)
     return files
@@ -61,7 +62,7 @@ def read_state(path: Path, client: int) -> State:
     """Return one client's state; the others in the file are not read.
 
     Raises:
-        CheckpointError: The file is gone, damaged, or has nothing of this client.
+        CheckpointError: The file is missing or damaged, or has no state of this client.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -71,17 +72,17 @@ def read_state(path: Path, client: int) -> State:
             state = {name.partition("/")[2]: file.get_tensor(name) for name in names}
             sums = json.loads((file.metadata() or {}).get("crc32", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{_what(client, path)} cannot be read: {error}") from error
+        raise CheckpointError(f"{_state_in(client, path)} cannot be read: {error}") from error
     if _checksum(state) != sums.get(str(client)):
-        raise CheckpointError(f"{_what(client, path)} is damaged: its checksum is another one.")
+        raise CheckpointError(f"{_state_in(client, path)} is damaged: its checksum differs.")
     return state
 
 
 def adopt(path: Path, folder: Path) -> Path:
-    """Give a file a second name in another folder, or a copy where that cannot be.
+    """Hard-link a file into another folder, or copy it where that is impossible.
 
     Returns:
-        Its path there; the one it has if it cannot be read, which whoever needs it will say.
+        Its path there; the present path if it cannot be read, which its next reader will report.
     """
     target = folder / path.name
     with os_errors_as_failures("write", target):
@@ -98,19 +99,18 @@ def adopt(path: Path, folder: Path) -> Path:
 
 
 def _write(folder: Path, states: Mapping[int, State]) -> Path:
-    from safetensors.torch import save
-
-    tensors = {  # copies, because the format refuses tensors that share memory
-        f"{client}/{key}": value.clone(memory_format=torch.contiguous_format)
-        for client, state in states.items()
-        for key, value in state.items()
+    tensors = {
+        f"{client}/{key}": value for client, state in states.items() for key, value in state.items()
     }
     sums = {client: _checksum(state) for client, state in states.items()}
-    content = save(tensors, metadata={"crc32": json.dumps(sums)})
+    content = serialize(tensors, {"crc32": json.dumps(sums)})
     path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     if not path.exists() or path.stat().st_size != len(content):
         write_atomically(path, content)
-        for place in (folder, folder.parent):  # a checkpoint that names the file may come at once
+        for place in (
+            folder,
+            folder.parent,
+        ):  # a checkpoint may soon refer to the file
             sync_folder(place)
     return path
 
@@ -125,5 +125,5 @@ def _checksum(state: State) -> int:
     return value
 
 
-def _what(client: int, path: Path) -> str:
-    return f"what client {client} has kept, in {path},"
+def _state_in(client: int, path: Path) -> str:
+    return f"the state of client {client} in {path}"

@@ -1,40 +1,49 @@
-"""What clients keep from round to round."""
+"""Client states: what clients keep from round to round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
 from fedlightning.storage.client_files import adopt, read_state, write_states
 from fedlightning.storage.files import sync_folder
 
-__all__ = ["ClientStore"]
+__all__ = ["ClientStore", "holds_states"]
+
+FORMAT = 2
+"""Number of the layout that :meth:`ClientStore.state_dict` returns; 1, which had no number, had one
+tensor per key, of all clients."""
 
 
 class ClientStore:
-    """Personal states, in memory as long as they fit; only clients that were chosen have one.
+    """The states of clients, by client and key; only clients that have trained have one.
 
-    Once they take more than ``max_bytes``, all of them go to files (see
-    :mod:`fedlightning.storage.client_files`), and a round reads and writes those of its cohort.
-    Files are never changed here, nor removed: an older checkpoint may need them. Those of the run
-    that this one has branched off from get a second name in this run's folder, so that each run can
-    do with its own as it likes.
+    Clients may keep different keys, and tensors of different shape and dtype under the same key.
+    States stay in memory as long as they fit. Once they take more than ``max_bytes``, all of them
+    go to files (see :mod:`fedlightning.storage.client_files`), and a round reads and writes those
+    of its cohort. The store never changes or removes a file: an older checkpoint may need it. Files
+    inherited from the parent run are hard-linked into this run's folder, so either run can delete
+    its copy.
 
     Args:
-        folder: Returns the folder for the files, which is asked for when the first one is written;
-            None keeps everything in memory.
-        max_bytes: How much may be in memory.
+        folder: Returns the folder for the files, called when the first one is written; None keeps
+            everything in memory.
+        max_bytes: The memory that states may take.
 
     Example:
-        >>> states = ClientStore()
-        >>> states.update({3: {"head.weight": torch.ones(2)}})
-        >>> states.get(3)["head.weight"], states.get(4) is None, len(states)
-        (tensor([1., 1.]), True, 1)
+        >>> store = ClientStore()
+        >>> store.update({3: {"head.weight": torch.ones(2)}, 5: {"steps": torch.tensor(7)}})
+        >>> store.get(3), store.get(5), store.get(4), len(store)
+        ({'head.weight': tensor([1., 1.])}, {'steps': tensor(7)}, None, 2)
     """
 
     def __init__(
@@ -54,17 +63,17 @@ class ClientStore:
         yield from self._files
 
     def get(self, client: int) -> State | None:
-        """Return what a client has kept, or ``None`` if it never trained.
+        """Return a client's state, or ``None`` if it never trained.
 
         Raises:
-            CheckpointError: The file that holds it is gone or damaged.
+            CheckpointError: The file that holds it is missing or corrupt.
         """
         if client in self._files:
             return read_state(self._files[client], client)
         return self._states.get(client)
 
     def update(self, states: Mapping[int, State]) -> None:
-        """Keep the states of some clients; those that stay in memory are not copied.
+        """Replace the states of some clients; tensors that stay in memory are not copied.
 
         Raises:
             EnvironmentFailure: A file cannot be written.
@@ -84,11 +93,11 @@ class ClientStore:
 
     @property
     def files(self) -> set[Path]:
-        """The files that hold the states; none while all are in memory."""
+        """The files that hold the states; empty while all states are in memory."""
         return set(self._files.values())
 
     def _adopt(self, folder: Path) -> None:
-        """Have all files in this run's own folder."""
+        """Link the files of another run's folder into this run's."""
         foreign = {path for path in self.files if path.parent != folder}
         if not foreign:
             return
@@ -99,53 +108,121 @@ class ClientStore:
     def state_dict(self) -> dict[str, Any]:
         """Return all states, or the names of the files that hold them.
 
-        States are stacked, because one tensor per key saves and loads far faster.
+        Returns:
+            ``clients``, those in memory; ``tensors``, a list of (clients, stacked tensor) for each
+            key, because few large tensors save and load far faster than many small ones; ``files``,
+            the clients in each file.
         """
-        clients = sorted(self._states)
-        keys = list(self._states[clients[0]]) if clients else []
         files: dict[str, list[int]] = {}
         for client, path in self._files.items():
             files.setdefault(str(path), []).append(client)
+        clients = sorted(self._states)
         return {
+            "format": FORMAT,
             "clients": clients,
-            "tensors": {key: torch.stack([self._states[c][key] for c in clients]) for key in keys},
+            "tensors": _stack(self._states, clients),
             "files": files,
         }
 
-    def load_state_dict(self, state: dict[str, Any], moved_to: Path | None = None) -> None:
-        """Take back what :meth:`state_dict` gave.
+    def load_state_dict(self, state: Mapping[str, Any], moved_to: Path | None = None) -> None:
+        """Restore what :meth:`state_dict` returned, in this format or an older one.
 
         Args:
-            state: What it gave.
-            moved_to: Where files are looked for whose folder is no more.
+            state: What it returned.
+            moved_to: The folder to search for files whose own folder is missing.
 
         Raises:
-            CheckpointError: The folder with the files is gone.
+            CheckpointError: The folder with the files is missing, or the format is a newer one.
         """
-        self._states = {
-            client: {key: stacked[row].clone() for key, stacked in state["tensors"].items()}
-            for row, client in enumerate(state["clients"])
-        }
+        if (number := state.get("format", 1)) > FORMAT:
+            raise CheckpointError(
+                f"client states: format {number} > supported {FORMAT}; upgrade fedlightning to "
+                "read them."
+            )
+        tensors = state["tensors"]
+        if number == 1:
+            tensors = {key: [(state["clients"], stacked)] for key, stacked in tensors.items()}
+        self._states = _unstack(state["clients"], tensors)
         self._bytes = sum(map(_size, self._states.values()))
         self._files = {}
         folders: dict[Path, Path] = {}
         for name, clients in state.get("files", {}).items():
             path = Path(name)
             if path.parent not in folders:
-                folders[path.parent] = _present(path.parent, moved_to)
+                folders[path.parent] = _existing(path.parent, moved_to)
             self._files |= dict.fromkeys(clients, folders[path.parent] / path.name)
+
+
+def holds_states(state: Mapping[str, Any]) -> bool:
+    """Whether what :meth:`ClientStore.state_dict` returned has a state of any client.
+
+    Example:
+        >>> holds_states(ClientStore().state_dict())
+        False
+    """
+    return bool(state["clients"] or state.get("files"))
+
+
+Stacks = dict[str, list[tuple[list[int], Tensor]]]
+
+
+def _stack(states: Mapping[int, State], clients: list[int]) -> Stacks:
+    """Stack, key by key, the tensors of all clients that agree in shape and dtype.
+
+    Example:
+        >>> _stack({1: {"a": torch.ones(2)}, 2: {"a": torch.zeros(2)}}, [1, 2])
+        {'a': [([1, 2], tensor([[1., 1.],
+                [0., 0.]]))]}
+    """
+    by_keys: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for client in clients:
+        by_keys[tuple(states[client])].append(client)
+    members: dict[str, list[int]] = defaultdict(list)
+    for keys, those in by_keys.items():
+        for key in keys:
+            members[key] += those
+    once = {tuple(clients): clients}  # equal lists are one object, which a file holds once
+    return {
+        key: [
+            (once.setdefault(tuple(alike), alike), stacked)
+            for alike, stacked in _stack_alike(those, [states[client][key] for client in those])
+        ]
+        for key, those in members.items()
+    }
+
+
+def _stack_alike(clients: list[int], values: list[Tensor]) -> list[tuple[list[int], Tensor]]:
+    if len(set(map(attrgetter("dtype"), values))) == 1:  # torch.stack would convert others
+        with contextlib.suppress(RuntimeError):  # faster than comparing all shapes first
+            return [(clients, torch.stack(values))]
+    groups: dict[tuple[torch.Size, torch.dtype], list[tuple[int, Tensor]]] = defaultdict(list)
+    for client, value in zip(clients, values, strict=True):
+        groups[value.shape, value.dtype].append((client, value))
+    return [
+        ([client for client, _ in group], torch.stack([value for _, value in group]))
+        for group in groups.values()
+    ]
+
+
+def _unstack(clients: Iterable[int], stacks: Stacks) -> dict[int, State]:
+    states: dict[int, State] = {client: {} for client in clients}
+    for key, groups in stacks.items():
+        for members, stacked in groups:
+            for client, value in zip(members, stacked.unbind(), strict=True):
+                states[client][key] = value.clone()
+    return states
 
 
 def _size(state: State) -> int:
     return sum(value.numel() * value.element_size() for value in state.values())
 
 
-def _present(folder: Path, moved_to: Path | None) -> Path:
+def _existing(folder: Path, moved_to: Path | None) -> Path:
     for candidate in filter(None, (folder, moved_to)):
         if candidate.is_dir():
             return candidate
     raise CheckpointError(
-        f"the parts that clients keep lie in {folder}, which is gone"
-        + (f", and there is no {moved_to} either" if moved_to is not None else "")
-        + ". Put the folder back, or start anew without ckpt_path."
+        f"the client states are in {folder}, which is missing"
+        + (f", and so is {moved_to}" if moved_to is not None else "")
+        + ". Put the folder back, or start again without ckpt_path."
     )

@@ -1,8 +1,8 @@
-"""The seal of a checkpoint file: a digest of all its bytes, in the comment of the zip archive.
+"""The digest of a checkpoint file: a SHA-256 of all its bytes, in the comment of the zip archive.
 
-A zip archive may end with a comment, and whoever reads the archive skips it. So ``torch.load``,
-``Module.load_from_checkpoint`` and ``unzip`` read a sealed file as any other one, while a bit that
-flips anywhere in it, names, tables and the comment itself included, is found out.
+A zip archive may end with a comment, which readers skip. So ``torch.load``,
+``Module.load_from_checkpoint`` and ``unzip`` read a file with a digest like any other, while a bit
+that flips anywhere in it, in names, tables or the comment itself, is detected.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import BinaryIO
 __all__ = ["CorruptFile", "append_digest", "verify_digest"]
 
 _MARK = b"fedlightning sha256 "
-_SEAL_SIZE = len(_MARK) + 64
+_COMMENT_SIZE = len(_MARK) + 64
 _BEGIN, _END = b"PK\x03\x04", b"PK\x05\x06"
 _END_SIZE = 22  # of an archive's last record without its comment
 _CHUNK = 1 << 20
 
 
 class CorruptFile(Exception):
-    """A file is not what was written; the text says how one can tell."""
+    """A file is not as it was written; the text says why."""
 
 
 def append_digest(archive: bytearray) -> None:
@@ -46,37 +46,37 @@ def append_digest(archive: bytearray) -> None:
         fedlightning.storage.digest.CorruptFile: its bytes are not those that were written
     """
     assert archive[-_END_SIZE:].startswith(_END), "an archive without a comment"
-    archive[-2:] = struct.pack("<H", _SEAL_SIZE)
+    archive[-2:] = struct.pack("<H", _COMMENT_SIZE)
     archive += _MARK + hashlib.sha256(archive).hexdigest().encode()
 
 
 def verify_digest(file: BinaryIO) -> bool:
-    """Compare a file with its seal; nothing in it is interpreted before.
+    """Verify the digest of a file, before anything in it is interpreted.
 
     Args:
-        file: Open for reading; its position afterwards is the start.
+        file: The file, open for reading; its position is the start afterwards.
 
     Returns:
-        True for a file as it was written, false for a sound archive that nobody has sealed.
+        True for a file as it was written, False for an intact archive without a digest.
 
     Raises:
-        CorruptFile: If it is neither.
+        CorruptFile: It is neither.
     """
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise CorruptFile("it is empty: its writing was cut short")
-    file.seek(max(size - _SEAL_SIZE, 0))
+    file.seek(max(size - _COMMENT_SIZE, 0))
     tail = file.read()
     file.seek(0)
     if tail.startswith(_MARK):
-        if _digest(file, size - _SEAL_SIZE) != tail[len(_MARK) :]:
+        if _digest(file, size - _COMMENT_SIZE) != tail[len(_MARK) :]:
             raise CorruptFile("its bytes are not those that were written")
         file.seek(0)
         return True
     begin = file.read(len(_BEGIN))
     file.seek(0)
     if begin != _BEGIN:
-        raise CorruptFile("it is no archive, or its ends are gone")
+        raise CorruptFile("it is not an archive, or its beginning and end are missing")
     if not (tail[-_END_SIZE:].startswith(_END) and tail.endswith(b"\0\0")):
         raise CorruptFile("its end is missing")
     _check_records(file)
@@ -93,7 +93,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def _check_records(file: BinaryIO) -> None:
-    """Read all records of an archive, each of which has a checksum of its own."""
+    """Verify the checksum of every record of an archive."""
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader finds the old one or the new one, never half of either."""
+"""Atomic writes: a reader finds the old file or the new one, never a part of either."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = [
     "write_atomically",
 ]
 
-_NO_SPACE = {errno.EDQUOT, errno.EFBIG}  # and what says so itself
+_NO_SPACE = {errno.EDQUOT, errno.EFBIG}  # ENOSPC says so itself
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Replace the file at ``path`` by ``content``, all of it or nothing.
+    """Replace the file at ``path`` by ``content``, completely or not at all.
 
-    The bytes go to a temporary file in the same folder, which then takes the name: a rename is
-    atomic only within one filesystem, so the system's own folder for temporary files would not do.
-    Missing folders are made.
+    The bytes go to a temporary file in the same folder, which is then renamed: a rename is atomic
+    only within one filesystem, so the system's temporary folder would not do. Missing folders are
+    created.
 
     Args:
         path: The file to write.
         content: Its bytes.
 
     Raises:
-        EnvironmentFailure: The file cannot be written. What was there before is untouched, and no
-            temporary file stays behind.
+        EnvironmentFailure: The file cannot be written. An existing file is untouched, and no
+            temporary file is left.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -59,8 +59,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
 
 @contextlib.contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
-    """Give a name in the target's folder; what bears it at the end of the block is removed."""
-    # mkstemp would give the file mode 0600, which hides it from the group for good.
+    """Yield a name in the target's folder; a file of that name is removed at the end."""
+    # mkstemp would create the file with mode 0600, which hides it from the group for good.
     name = f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp"
     temporary = target.with_name(name)
     try:
@@ -70,7 +70,7 @@ def temporary_beside(target: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, too, where the system can do that."""
+    """Flush the names in a folder to disk, where the system can do that."""
     with contextlib.suppress(OSError):  # Windows opens no folders
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -82,7 +82,7 @@ def sync_folder(folder: Path) -> None:
 def remove_stale_files(folder: Path) -> None:
     """Remove the temporary files that killed processes have left in a folder.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -102,8 +102,8 @@ def os_errors_as_failures(verb: str, path: str | os.PathLike[str]) -> Iterator[N
     """Turn an ``OSError`` into a failure that names the file and the reason.
 
     Args:
-        verb: What was tried: ``read``, ``write``, ``create``.
-        path: The file or folder it was tried on.
+        verb: The operation: ``read``, ``write``, ``create``.
+        path: The file or folder.
 
     Raises:
         EnvironmentFailure: In place of the ``OSError``.
@@ -121,7 +121,7 @@ def os_errors_as_failures(verb: str, path: str | os.PathLike[str]) -> Iterator[N
 
 
 def reason(error: OSError) -> str:
-    """Return why a file could not be written, by one name for each kind of reason.
+    """Return why a file could not be written; all kinds of a full disk read alike.
 
     Example:
         >>> reason(OSError(errno.EFBIG, "File too large"))

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that goes with the process that holds it."""
+"""Locks on the folders of runs and studies, released when the process that holds them ends."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-
-from pytorch_lightning.utilities import rank_zero_warn
+from typing import NoReturn
 
 from fedlightning.errors import EnvironmentFailure
 from fedlightning.storage.files import os_errors_as_failures
 
 __all__ = ["RunLock", "study_lock"]
 
-_HELD: dict[tuple[int, int], Path] = {}  # the system's locks do not keep a process from itself
+_HELD: dict[tuple[int, int], Path] = {}  # a process could take the system's lock twice
 _BUSY = {errno.EACCES, errno.EAGAIN}
 
 
 class RunLock:
-    """Keeps a second run out of a folder, until it is released or its process ends, however.
+    """Keeps a second run out of a folder until it is released or its process ends.
 
-    The lock is the system's (``fcntl.lockf``), on a file beside the folder, ``.version_3.lock``;
-    the file alone is none. A forked process does not inherit it. Where there are no such locks, a
-    warning is all there is.
+    The lock is the system's (``fcntl.lockf``), on a file beside the folder, ``.version_3.lock``; a
+    leftover file does not lock. A forked process does not inherit it. On a filesystem without
+    locks, there is only a warning.
 
     Args:
-        folder: The folder; it is made if need be.
+        folder: The folder; it is created if missing.
 
     Raises:
-        EnvironmentFailure: From :meth:`acquire`: another run is at work there, or the folder cannot
-            be written.
+        EnvironmentFailure: From :meth:`acquire`: another run is using the folder, or it cannot be
+            written.
 
     Example:
         >>> lock = RunLock(getfixture("tmp_path") / "version_3")
@@ -52,7 +51,7 @@ class RunLock:
         self._identity: tuple[int, int] | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or say who has it."""
+        """Take the lock, or raise an error that names its holder."""
         try:
             import fcntl
         except ImportError:  # Windows
@@ -63,6 +62,8 @@ class RunLock:
                 pass
         except OSError as error:
             if error.errno in {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}:
+                from pytorch_lightning.utilities import rank_zero_warn  # torch: seconds
+
                 rank_zero_warn(f"{self.folder} is on a filesystem without locks: start no second "
                                "run in it.")  # fmt: skip
                 return
@@ -72,19 +73,19 @@ class RunLock:
             ) from error
 
     def _take(self, fcntl: object) -> bool:
-        """Lock the file; false if its last holder has just removed it."""
+        """Lock the file; return False if its last holder has just removed it."""
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         status = os.fstat(handle)
         identity = (status.st_dev, status.st_ino)
-        if identity in _HELD:  # closing the handle here would give up the lock that is held
-            self._refuse(os.read(handle, 200))
+        if identity in _HELD:  # closing the handle here would release the lock
+            self._raise_busy(os.read(handle, 200))
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined]
         except OSError as error:
             holder = os.read(handle, 200)
             os.close(handle)
             if error.errno in _BUSY:
-                self._refuse(holder)
+                self._raise_busy(holder)
             raise
         with contextlib.suppress(FileNotFoundError):
             if os.stat(self._path).st_ino == status.st_ino:
@@ -96,7 +97,7 @@ class RunLock:
         os.close(handle)
         return False
 
-    def _refuse(self, holder: bytes) -> None:
+    def _raise_busy(self, holder: bytes) -> NoReturn:
         who = holder.decode(errors="replace").strip() or "unknown"
         raise EnvironmentFailure(
             f"another run (pid {who}) is at work in {self.folder}: wait for it, stop it, or choose "
@@ -104,7 +105,7 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Give the lock back and remove its file; without effect if it is not held."""
+        """Release the lock and remove its file; do nothing if it is not held."""
         if self._handle is None:
             return
         self._path.unlink(missing_ok=True)
@@ -119,20 +120,19 @@ _NAME = ".compare.lock"
 
 @contextlib.contextmanager
 def study_lock(folder: Path) -> Iterator[int | None]:
-    """Hold a study's folder inside the ``with`` block.
+    """Lock a study's folder inside the ``with`` block.
 
-    The lock is ``flock``'s, because that passes to child processes: should this process be killed
-    and its runs live on, no other command disturbs them. Where there are no such locks there is
-    none.
+    The lock is ``flock``'s, which child processes inherit: if this process is killed, no other
+    command disturbs the runs that survive it. On a filesystem without locks, there is none.
 
     Args:
-        folder: The folder of the study; it is made if need be.
+        folder: The folder of the study; it is created if missing.
 
     Yields:
-        The file descriptor that child processes are to inherit.
+        The file descriptor for child processes to inherit.
 
     Raises:
-        EnvironmentFailure: Another command has the folder, or it cannot be written.
+        EnvironmentFailure: Another command holds the lock, or the folder cannot be written.
 
     Example:
         >>> folder = getfixture("tmp_path")

@@ -1,4 +1,4 @@
-"""The numbered folders ``version_0``, ``version_1``, ... that runs leave their results in."""
+"""The numbered folders ``version_0``, ``version_1``, ... that hold the results of runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["claim_version", "next_version"]
 
 
 def claim_version(root: str | os.PathLike[str]) -> int:
-    """Make the next free folder ``version_N`` in ``root`` and return ``N``.
+    """Create the next free folder ``version_N`` in ``root`` and return ``N``.
 
-    The folder itself is the claim: making a folder succeeds for one process only, however many try,
-    so the loser moves on to the next number.
+    The folder itself is the claim: only one process can create it, and the others try the next
+    number.
 
     Raises:
-        EnvironmentFailure: The folder cannot be made.
+        EnvironmentFailure: The folder cannot be created.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -37,7 +37,7 @@ def claim_version(root: str | os.PathLike[str]) -> int:
 
 
 def next_version(root: str | os.PathLike[str]) -> int:
-    """Return the number after the highest ``version_N`` in ``root``; nothing is made.
+    """Return the number after the highest ``version_N`` in ``root``; create nothing.
 
     Example:
         >>> root = getfixture("tmp_path")

@@ -1,4 +1,4 @@
-"""The names of the files and folders of a run."""
+"""The names of the files and folders in a run folder; no other file spells them out."""
 
 from __future__ import annotations
 
@@ -6,27 +6,82 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["FOLDER", "INDEX", "LAST", "PREVIOUS", "remove_unfinished"]
+CONFIG = "config.yaml"
+"""All settings of the run, resolved; it runs again as it is."""
 
+HPARAMS = "hparams.yaml"
+"""The module's hyperparameters, as Lightning's loggers save them."""
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+METRICS = "metrics.csv"
+"""Logged metrics, one row per round."""
 
+ROUNDS = "rounds.csv"
+"""Seconds and cohort, one row per round."""
 
-FOLDER, INDEX = "personalized", "index.json"
+CURVES_FIGURE = "curves.png"
+"""The metrics over the rounds."""
 
+CLIENTS = "clients.csv"
+"""Accuracy and loss before and after personalization, one row per client."""
 
-_NEW, _OLD = f".{FOLDER}.new", f".{FOLDER}.old"
+CLIENTS_FIGURE = "clients.png"
+"""The same as a figure."""
+
+FINETUNING = "finetuning.csv"
+"""Accuracy after each epoch of fine-tuning."""
+
+FINETUNING_FIGURE = "finetuning.png"
+"""The same as a figure."""
+
+PARTITION = "partition.json"
+"""Which client has which example; ``PartitionFile`` reads it."""
+
+PARTITION_TABLE = "partition.csv"
+"""Examples of each class, one row per client."""
+
+PARTITION_FIGURE = "partition.png"
+"""The same as a figure."""
+
+PREDICTIONS = "predictions.csv"
+"""Predictions of ``Trainer.predict``, one row per test example."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints."""
+
+LAST_CHECKPOINT = "last.ckpt"
+"""The newest checkpoint, in :data:`CHECKPOINTS`."""
+
+PREVIOUS_CHECKPOINT = "previous.ckpt"
+"""The checkpoint that :data:`LAST_CHECKPOINT` has replaced."""
+
+WEIGHTS = "model.safetensors"
+"""The final global model, in :data:`CHECKPOINTS`."""
+
+CLIENT_STATES = "personal"
+"""The folder of client states that do not fit into memory; the checkpoints need it."""
+
+PERSONAL_MODELS = "personalized"
+"""The folder of the clients' own models."""
+
+PERSONAL_INDEX = "index.json"
+"""What the files in :data:`PERSONAL_MODELS` have in common, and their digests."""
+
+NEW_PERSONAL_MODELS = f".{PERSONAL_MODELS}.new"
+"""The next :data:`PERSONAL_MODELS` while it is being filled."""
+
+OLD_PERSONAL_MODELS = f".{PERSONAL_MODELS}.old"
+"""The former :data:`PERSONAL_MODELS` while it is being replaced."""
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove what a killed process has left half-made; a former personalization stays, or returns.
+    """Remove the half-made personal models of a killed process; the former ones stay, or return.
 
-    Nobody else may be writing there.
+    No other process may be writing there.
     """
-    shutil.rmtree(run / _NEW, ignore_errors=True)
-    if not (run / _OLD).exists():
+    shutil.rmtree(run / NEW_PERSONAL_MODELS, ignore_errors=True)
+    if not (run / OLD_PERSONAL_MODELS).exists():
         return
-    if (run / FOLDER).exists():
-        shutil.rmtree(run / _OLD, ignore_errors=True)
+    if (run / PERSONAL_MODELS).exists():
+        shutil.rmtree(run / OLD_PERSONAL_MODELS, ignore_errors=True)
     else:
-        os.replace(run / _OLD, run / FOLDER)
+        os.replace(run / OLD_PERSONAL_MODELS, run / PERSONAL_MODELS)

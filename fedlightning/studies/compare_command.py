@@ -14,6 +14,7 @@ from fedlightning.cli.terminal import print_note, print_warning
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.locks import study_lock
+from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.options import Options, read_words
 from fedlightning.studies.plan import PlannedRun, plan
 from fedlightning.studies.progress import Progress
@@ -154,7 +155,7 @@ def _run(
 def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
     from fedlightning.studies.report_command import write_report
 
-    there = [run for run in runs if any(run.folder.glob("**/metrics.csv"))]
+    there = [run for run in runs if any(run.folder.rglob(METRICS))]
     write_report(
         [run.folder for run in there],
         study.output,

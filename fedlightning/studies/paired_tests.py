@@ -110,7 +110,11 @@ def compare_groups(
             other_data += 1
             continue
         mine, its = (
-            {record.client_id: getattr(record, metric) for record in run.clients if record.tested}
+            {
+                record.client_id: value
+                for record in run.clients
+                if not math.isnan(value := getattr(record, metric))
+            }
             for run in (first, second)
         )
         shared = sorted(mine.keys() & its.keys())

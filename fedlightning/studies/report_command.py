@@ -1,4 +1,4 @@
-"""``python -m fedlightning report``: what a set of run folders says, in one HTML file."""
+"""``python -m fedlightning report``: the results of many runs, in one HTML file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from fedlightning.cli.terminal import print_warning
 from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.run_layout import CLIENTS
 from fedlightning.studies.options import read_words
 from fedlightning.studies.paired_tests import PairedTest, against_baseline, all_pairs
 from fedlightning.studies.report.csv_tables import (
@@ -28,7 +29,7 @@ __all__ = ["report", "write_report"]
 
 _VALUES = ("output", "baseline", "metric", "title")
 _METRICS = ("acc_after", "acc_before")
-_FILES = ("summary.csv", "tests.csv", "curves.csv", "clients.csv")
+_FILES = ("summary.csv", "tests.csv", "curves.csv", CLIENTS)
 _MOST_WARNED = 6
 _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
 
@@ -49,8 +50,8 @@ def report(words: Sequence[str]) -> int:
         The exit code, 0.
 
     Raises:
-        ConfigError: An option is wrong, or there is no such folder.
-        DataError: There is no finished run.
+        ConfigError: An option is wrong, or a folder does not exist.
+        DataError: No run is finished.
     """
     if {"-h", "--help"} & set(words):
         print(_HELP)
@@ -74,7 +75,7 @@ def report(words: Sequence[str]) -> int:
         folders,
         Path(str(given.values.get("output") or (folders[0] if alone else "report"))),
         title=str(given.values.get("title") or study.get("title") or folders[0].resolve().name),
-        baseline=_text(given.values.get("baseline")) or _text(study.get("baseline")),
+        baseline=_string(given.values.get("baseline")) or _string(study.get("baseline")),
         order=[str(name) for name in variants] if isinstance(variants, (dict, list)) else (),
         metric=metric,
     )
@@ -100,11 +101,11 @@ def write_report(
             best one.
         order: Variants in the order in which they are shown.
         metric: The column of ``clients.csv`` that is tested.
-        missing: Names of runs that have left nothing yet.
+        missing: Names of runs without any files yet.
 
     Raises:
-        ConfigError: There is no such folder or baseline.
-        DataError: There is no finished run.
+        ConfigError: A folder or the baseline does not exist.
+        DataError: No run is finished.
     """
     collection = collect(folders, order)
     if missing:
@@ -112,24 +113,27 @@ def write_report(
         collection = replace(collection, warnings=[warning, *collection.warnings])
     conditions = collection.conditions
     summaries = [s for condition in conditions for s in summarise(collection.of(condition))]
-    held_out = [
-        summary
-        for condition in conditions
-        for summary in summarise(collection.of(condition), held_out=True)
-        if summary.clients
-    ]
+    views = {
+        view: [
+            summary
+            for condition in conditions
+            for summary in summarise(collection.of(condition), view)
+            if summary.clients or not math.isnan(summary.global_acc)
+        ]
+        for view in collection.views
+    }
     baselines = _baselines(collection, summaries, baseline)
     tests: list[PairedTest] = []
     for condition in conditions:
         groups = [g for g in collection.of(condition) if any(r.clients for r in g.runs.values())]
         tests += against_baseline(groups, baselines[condition], metric)
         tests += all_pairs(groups, metric)
-    write_summary(output / "summary.csv", summaries, held_out)
+    write_summary(output / "summary.csv", {"seen": summaries, **views})
     write_tests(output / "tests.csv", tests)
     write_curves(output / "curves.csv", collection)
-    write_clients(output / "clients.csv", collection)
+    write_clients(output / CLIENTS, collection)
     findings = ReportData(
-        title, collection, summaries, held_out, tests, baselines, metric, output, _FILES
+        title, collection, summaries, views, tests, baselines, metric, output, _FILES
     )
     write_atomically(output / "report.html", page(findings).encode())
     for warning in collection.warnings[:_MOST_WARNED]:
@@ -144,8 +148,8 @@ def _baselines(
 ) -> dict[str, str]:
     if wanted is not None and wanted not in collection.variants:
         raise ConfigError(
-            f"baseline {wanted!r} is no variant.{did_you_mean(wanted, collection.variants)} "
-            f"They are: {', '.join(collection.variants)}."
+            f"unknown baseline {wanted!r}.{did_you_mean(wanted, collection.variants)} "
+            f"The variants are: {', '.join(collection.variants)}."
         )
     chosen: dict[str, str] = {}
     for condition in collection.conditions:
@@ -170,15 +174,15 @@ def _print_summary(summaries: Sequence[Summary], output: Path) -> None:
     print(f"\n{'accuracy in %, mean ± seeds':<{width}}   before         after  worst tenth")
     for summary in summaries:
         cells = [
-            _cell(summary.acc_before, summary.acc_before_std_seeds),
-            _cell(summary.acc_after, summary.acc_after_std_seeds),
-            _cell(summary.acc_after_worst_decile, math.nan),
+            _format_accuracy(summary.acc_before, summary.acc_before_std_seeds),
+            _format_accuracy(summary.acc_after, summary.acc_after_std_seeds),
+            _format_accuracy(summary.acc_after_worst_decile, math.nan),
         ]
         print(f"{_name(summary):<{width}}  {'  '.join(cells)}".rstrip())
     print(f"\nreport: {output / 'report.html'}")
 
 
-def _cell(value: float, spread: float) -> str:
+def _format_accuracy(value: float, spread: float) -> str:
     if math.isnan(value):
         return f"{'-':>12}"
     after = f" ± {100 * spread:.1f}" if not math.isnan(spread) else ""
@@ -189,5 +193,5 @@ def _name(summary: Summary) -> str:
     return ", ".join(filter(None, [summary.variant, summary.condition]))
 
 
-def _text(value: Any) -> str | None:
+def _string(value: Any) -> str | None:
     return None if value is None else str(value)

@@ -1,4 +1,4 @@
-"""The runs that are compared, by condition, variant and seed, and what is wrong with them."""
+"""The runs that are compared, by condition, variant and seed, and warnings about them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fedlightning.errors import DataError
+from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.run_reader import Run, find_run_folders, read_runs
 
 __all__ = ["Collection", "Group", "collect", "differing_settings"]
@@ -40,7 +41,7 @@ class Collection:
 
     Args:
         groups: By condition, then variant, in the order of the study.
-        warnings: What a reader has to know.
+        warnings: What a reader should know.
     """
 
     groups: Sequence[Group]
@@ -61,6 +62,11 @@ class Collection:
         """All runs."""
         return [run for group in self.groups for run in group.runs.values()]
 
+    @property
+    def views(self) -> list[str]:
+        """The names of the evaluation views beside the main one."""
+        return sorted({name for run in self.runs for name in run.views if name})
+
     def of(self, condition: str) -> list[Group]:
         """Return the groups of one condition."""
         return [group for group in self.groups if group.condition == condition]
@@ -77,8 +83,8 @@ def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
         order: Variants in the order in which they are shown; others follow.
 
     Raises:
-        ConfigError: There is no such folder.
-        DataError: There is no finished run.
+        ConfigError: A folder does not exist.
+        DataError: No run is finished.
     """
     warnings: list[str] = []
     runs: list[Run] = []
@@ -134,7 +140,7 @@ def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> 
                 f"two runs of {run.variant}, seed {run.seed}: {other.folder} and {run.folder}; the "
                 "newer one counts"
             )
-            run = max(run, other, key=lambda each: (each.folder / "metrics.csv").stat().st_mtime)
+            run = max(run, other, key=lambda each: (each.folder / METRICS).stat().st_mtime)
         seeds[run.seed] = run
     places = {name: at for at, name in enumerate(order)}
     conditions = sorted({condition for condition, _ in found}, key=_by_numbers)

@@ -1,4 +1,4 @@
-"""Reading what runs have left: one record a run folder."""
+"""Reading run folders: one record per run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.cli.config.overrides import settings_in
+from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+from fedlightning.storage.run_layout import (
+    CLIENTS,
+    CONFIG,
+    METRICS,
+    PARTITION,
+    ROUNDS,
+)
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
@@ -28,6 +36,8 @@ _NOT_COMPARED = re.compile(
     r"seed_everything$|ckpt_path$|data\.(root|download|num_workers)$"
     r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
+_OF_A_VIEW = f"_{CLIENTS}"
+_VIEW_METRIC = re.compile(r"([^/]+)/global/acc")
 _CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
 
 
@@ -41,15 +51,15 @@ class Run:
         seed: ``seed_everything``.
         variant: What it is a run of; empty if no study says so.
         point: Where in a study's grid.
-        clients: The clients that could take part, before and after personalization.
-        held_out: The clients that could not.
-        metrics: Columns of ``metrics.csv``, by round; nan where a cell is empty.
+        views: Clients before and after personalization, by the name of the evaluation view; the
+            main view, of the clients that could take part, has none.
+        metrics: Columns of ``metrics.csv``, one value per round; nan where a cell is empty.
         rounds: The round of each row.
         seconds: Training seconds of each row's round, nan if unknown.
         cohorts: Check sums of the cohorts by round.
         partition: Digest of the partition, empty if unknown.
-        settings: All that was set, without what no result depends on.
-        versions: Of what it ran with.
+        settings: All settings that a result may depend on.
+        versions: Versions of the packages that it ran with.
         wall_seconds: From the command's start to its end, over all attempts; nan if unknown.
         unfinished: Why it is not finished, empty if it is.
     """
@@ -59,8 +69,7 @@ class Run:
     seed: int
     variant: str = ""
     point: Mapping[str, str] = field(default_factory=dict)
-    clients: Sequence[ClientRecord] = ()
-    held_out: Sequence[ClientRecord] = ()
+    views: Mapping[str, Sequence[ClientRecord]] = field(default_factory=dict)
     metrics: Mapping[str, Numbers] = field(default_factory=dict)
     rounds: Numbers = field(default_factory=lambda: np.empty(0))
     seconds: Numbers = field(default_factory=lambda: np.empty(0))
@@ -72,44 +81,49 @@ class Run:
     unfinished: str = ""
 
     @property
+    def clients(self) -> Sequence[ClientRecord]:
+        """The clients that could take part, before and after personalization."""
+        return self.views.get("", ())
+
+    @property
     def condition(self) -> str:
         """The point of the grid, as headings name it; empty without a grid."""
         return ", ".join(self.point.values())
 
     @property
     def cohorts_sum(self) -> str:
-        """Eight digits that stand for all cohorts; empty if they are not known."""
+        """Eight digits that identify all cohorts; empty if these are not known."""
         text = ",".join(f"{key}:{value}" for key, value in sorted(self.cohorts.items()))
         return f"{_crc(text):08x}" if text else ""
 
     def last(self, metric: str) -> float:
-        """Return the last known value of a metric, nan if there is none."""
+        """Return the last known value of a metric, nan if it has none."""
         known = self.metrics.get(metric, np.empty(0))
         known = known[~np.isnan(known)]
         return float(known[-1]) if known.size else math.nan
 
-    def values(self, name: str, held_out: bool = False) -> Numbers:
-        """Return one number for each client that has test data, by client id."""
-        records = self.held_out if held_out else self.clients
-        return np.array([getattr(record, name) for record in records if record.tested], float)
+    def values(self, name: str, view: str = "") -> Numbers:
+        """Return the defined values of a column of ``clients.csv`` in a view, by client id."""
+        column = [float(getattr(record, name)) for record in self.views.get(view, ())]
+        return np.array([value for value in column if not math.isnan(value)], float)
 
 
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return the run folders in and below some folders: those with config and metrics.
 
-    What ``compare --rerun`` has moved to ``replaced`` is left out.
+    Folders that ``compare --rerun`` has moved to ``replaced`` are left out.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: A folder does not exist.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: there is no such folder; report expects run folders.")
-        for table in sorted(folder.rglob("metrics.csv")):
+            raise ConfigError(f"{folder}: no such folder; report expects run folders.")
+        for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
-            if (run / "config.yaml").is_file() and "replaced" not in inner:
+            if (run / CONFIG).is_file() and "replaced" not in inner:
                 found.setdefault(run.resolve(), run)
     return list(found.values())
 
@@ -120,28 +134,27 @@ def read_run(folder: Path) -> Run:
     Raises:
         FedLightningError: A file in it cannot be read; the message names it.
     """
-    config = load_yaml(folder / "config.yaml")
+    config = load_yaml(folder / CONFIG)
     state = next(
         (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
         None,
     )
-    rounds, metrics = _read_table(folder / "metrics.csv")
+    rounds, metrics = _read_table(folder / METRICS)
     settings = settings_in(config)
     unfinished = _why_unfinished(config, settings, rounds, state)
-    seconds, cohorts = _read_rounds(folder / "rounds.csv", rounds)
+    seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     return Run(
         folder=folder,
         algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},
-        clients=_read_clients(folder / "clients.csv"),
-        held_out=_read_clients(folder / "held_out_clients.csv"),
+        views=_read_views(folder, metrics),
         metrics=metrics,
         rounds=rounds,
         seconds=seconds,
         cohorts=cohorts,
-        partition=_partition_digest(folder / "partition.json"),
+        partition=_partition_digest(folder / PARTITION),
         settings={key: value for key, value in settings.items() if not _NOT_COMPARED.match(key)},
         versions=_versions(folder, state),
         wall_seconds=state.seconds if state else math.nan,
@@ -174,8 +187,13 @@ def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
     )
 
 
-def _read_clients(path: Path) -> list[ClientRecord]:
-    return read_clients_csv(path) if path.is_file() else []
+def _read_views(folder: Path, metrics: Mapping[str, Numbers]) -> dict[str, list[ClientRecord]]:
+    """Return the clients of each view; a view may have metrics of the global model alone."""
+    found = (_VIEW_METRIC.fullmatch(name) for name in metrics)
+    names = {match[1] for match in found if match is not None}
+    names |= {path.name.removesuffix(_OF_A_VIEW) for path in folder.glob(f"?*{_OF_A_VIEW}")}
+    paths = {name: folder / file_in_view(name, CLIENTS) for name in ("", *sorted(names))}
+    return {name: read_clients_csv(p) if p.is_file() else [] for name, p in paths.items()}
 
 
 def _why_unfinished(
@@ -206,7 +224,7 @@ def _partition_digest(path: Path) -> str:
 def _versions(folder: Path, state: RunState | None) -> dict[str, str]:
     if state is not None and state.versions:
         return dict(state.versions)
-    with (folder / "config.yaml").open(encoding="utf-8") as file:
+    with (folder / CONFIG).open(encoding="utf-8") as file:
         found = re.match(r"# pytorch_lightning==(\S+)", file.readline())
     return {"pytorch-lightning": found[1]} if found else {}
 
@@ -225,7 +243,7 @@ def _crc(text: str) -> int:
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]:
-    """Yield each folder with its run, or with what is wrong with it."""
+    """Yield each folder with its run, or with the reason why it cannot be read."""
     for folder in folders:
         try:
             yield folder, read_run(folder), ""
@@ -237,12 +255,12 @@ _SHOWN = ("global/acc", "personalized/acc")
 
 
 def final_metrics(folder: Path) -> list[tuple[str, float]]:
-    """Return the last accuracies in a run's ``metrics.csv``, as far as there are any.
+    """Return the last accuracies in a run's ``metrics.csv``, as far as it has any.
 
     Args:
         folder: The folder that holds ``lightning_logs``.
     """
-    tables = sorted(folder.glob("*/*/metrics.csv"))
+    tables = sorted(folder.glob(f"*/*/{METRICS}"))
     if not tables:
         return []
     last: dict[str, float] = {}

@@ -14,14 +14,20 @@ from typing import Literal
 from fedlightning._version import __version__
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    ROUNDS,
+)
 from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
-__all__ = ["CONFIG", "LOG", "RECORD", "RunState", "archive", "begin", "read_state", "rounds_done"]
+__all__ = ["LOG", "RECORD", "RunState", "archive", "begin", "read_state", "rounds_done"]
 
 RECORD = "study_run.json"
-CONFIG = "config.yaml"
 LOG = "log.txt"
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
@@ -123,18 +129,16 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
 
 def can_go_on(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
-    from fedlightning.storage import LAST, PREVIOUS  # torch: seconds
-
     return any(
         path.is_file()
-        for name in (LAST, PREVIOUS)
-        for path in folder.glob(f"*/*/checkpoints/{name}")
+        for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+        for path in folder.glob(f"*/*/{CHECKPOINTS}/{name}")
     )
 
 
 def rounds_done(folder: Path) -> int:
     """Return how many rounds a run has behind it, from the last line of its table of rounds."""
-    tables = sorted(folder.glob("*/*/rounds.csv"))
+    tables = sorted(folder.glob(f"*/*/{ROUNDS}"))
     if not tables:
         return 0
     try:

@@ -1,26 +1,20 @@
-"""A variant in numbers: how good, how evenly so, at what cost."""
+"""A variant in numbers: accuracy, fairness, cost."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedlightning.core.statistics import Spread
+from fedlightning.core.views import metric_in_view
 from fedlightning.studies.results import Group
-from fedlightning.studies.run_reader import Numbers, Run
+from fedlightning.studies.run_reader import Run
 
-__all__ = [
-    "Summary",
-    "best",
-    "jain_index",
-    "local_only",
-    "plain_fedavg",
-    "summarise",
-    "worst_decile",
-]
+__all__ = ["Summary", "best", "local_only", "plain_fedavg", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class Summary:
         variant: The variant.
         algorithm: The class of its algorithm.
         seeds: How many runs.
-        clients: How many clients have test data, of the run with fewest.
+        clients: How many clients have an accuracy, of the run with fewest.
         acc_before: Mean accuracy over clients before personalization.
         acc_before_std_seeds: Its standard deviation over seeds (``ddof=1``); nan for one seed.
         acc_after: Mean accuracy over clients after personalization.
@@ -41,15 +35,15 @@ class Summary:
         acc_after_min: The worst client.
         acc_after_p10: Tenth percentile over clients.
         acc_after_p90: Ninetieth percentile.
-        acc_after_worst_decile: Mean of the worst tenth of the clients.
+        acc_after_worst_decile: Mean over the worst tenth of the clients, see :class:`Spread`.
         acc_after_jain: Jain's index of fairness, 1 where all clients have the same accuracy.
         global_acc: Accuracy of the global model in the last round that measured it.
         gain_over_local: Mean accuracy after personalization less that of LocalOnly.
         gain_over_fedavg_ft: The same less that of FedAvg with personalization.
-        bytes_up_per_round: Sent by all clients of a round together.
-        bytes_down_per_round: Sent to them.
+        bytes_up_per_round: Bytes that all clients of a round send together.
+        bytes_down_per_round: Bytes that are sent to them.
         rounds: Rounds.
-        seconds_training: Of all rounds, evaluation not counted.
+        seconds_training: Of all rounds, without evaluation.
         seconds_wall: Of the whole command.
     """
 
@@ -78,50 +72,24 @@ class Summary:
     seconds_wall: float
 
 
-def summarise(groups: Sequence[Group], held_out: bool = False) -> list[Summary]:
+def summarise(groups: Sequence[Group], view: str = "") -> list[Summary]:
     """Return one summary for each group of one condition.
 
     Args:
         groups: The groups.
-        held_out: Whether about the clients that could not take part in training.
+        view: The evaluation view; by default the main one.
     """
     local, fedavg = local_only(groups), plain_fedavg(groups)
-    return [_summary(group, held_out, local, fedavg) for group in groups]
-
-
-def jain_index(values: Numbers) -> float:
-    """Return Jain's index of fairness, (Σx)² / (n Σx²), in 1/n..1.
-
-    Source:
-        Jain, Chiu, Hawe. A quantitative measure of fairness and discrimination for resource
-        allocation in shared computer systems. DEC-TR-301, 1984.
-
-    Example:
-        >>> jain_index(np.array([0.5, 0.5])), jain_index(np.array([1.0, 0.0]))
-        (1.0, 0.5)
-    """
-    squares = float((values**2).sum())
-    return float(values.sum()) ** 2 / (values.size * squares) if squares > 0 else math.nan
-
-
-def worst_decile(values: Numbers) -> float:
-    """Return the mean of the worst tenth of the values, of at least one.
-
-    Example:
-        >>> round(worst_decile(np.arange(20) / 20), 6)
-        0.025
-    """
-    count = math.ceil(values.size / 10)
-    return float(np.sort(values)[:count].mean()) if count else math.nan
+    return [_summary(group, view, local, fedavg) for group in groups]
 
 
 def local_only(groups: Sequence[Group]) -> Group | None:
-    """Return the group that trained without a federation, if there is one."""
+    """Return the group that trained without a federation, if any."""
     return next((group for group in groups if group.algorithm == "LocalOnly"), None)
 
 
 def plain_fedavg(groups: Sequence[Group]) -> Group | None:
-    """Return the group of FedAvg, if there is one; of several, the one called so or the first."""
+    """Return the group of FedAvg, if any; of several, the one of that name or the first."""
     found = [group for group in groups if group.algorithm == "FedAvg"]
     return next((group for group in found if group.variant == "FedAvg"), next(iter(found), None))
 
@@ -136,33 +104,29 @@ def _result(summary: Summary) -> float:
     return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
 
 
-def _summary(group: Group, held_out: bool, local: Group | None, fedavg: Group | None) -> Summary:
+def _summary(group: Group, view: str, local: Group | None, fedavg: Group | None) -> Summary:
     runs = list(group.runs.values())
-
-    def after(statistic: Callable[[Numbers], float]) -> float:
-        return _mean([_of(statistic, run.values("acc_after", held_out)) for run in runs])
-
-    befores = [_of(np.mean, run.values("acc_before", held_out)) for run in runs]
-    afters = [_of(np.mean, run.values("acc_after", held_out)) for run in runs]
+    before = [Spread.of(run.values("acc_before", view)) for run in runs]
+    after = [Spread.of(run.values("acc_after", view)) for run in runs]
     return Summary(
         condition=group.condition,
         variant=group.variant,
         algorithm=group.algorithm,
         seeds=len(runs),
-        clients=min(run.values("acc_after", held_out).size for run in runs),
-        acc_before=_mean(befores),
-        acc_before_std_seeds=_std(befores),
-        acc_after=_mean(afters),
-        acc_after_std_seeds=_std(afters),
-        acc_after_std_clients=after(np.std),
-        acc_after_min=after(np.min),
-        acc_after_p10=after(lambda values: float(np.percentile(values, 10))),
-        acc_after_p90=after(lambda values: float(np.percentile(values, 90))),
-        acc_after_worst_decile=after(worst_decile),
-        acc_after_jain=after(jain_index),
-        global_acc=math.nan if held_out else _mean([run.last("global/acc") for run in runs]),
-        gain_over_local=_gain(group, local, held_out),
-        gain_over_fedavg_ft=_gain(group, fedavg, held_out),
+        clients=min(spread.count for spread in after),
+        acc_before=_mean([spread.mean for spread in before]),
+        acc_before_std_seeds=_std([spread.mean for spread in before]),
+        acc_after=_mean([spread.mean for spread in after]),
+        acc_after_std_seeds=_std([spread.mean for spread in after]),
+        acc_after_std_clients=_mean([spread.std for spread in after]),
+        acc_after_min=_mean([spread.min for spread in after]),
+        acc_after_p10=_mean([spread.p10 for spread in after]),
+        acc_after_p90=_mean([spread.p90 for spread in after]),
+        acc_after_worst_decile=_mean([spread.worst_decile for spread in after]),
+        acc_after_jain=_mean([spread.jain for spread in after]),
+        global_acc=_mean([run.last(metric_in_view(view, "global/acc")) for run in runs]),
+        gain_over_local=_gain(group, local, view),
+        gain_over_fedavg_ft=_gain(group, fedavg, view),
         bytes_up_per_round=_mean([_per_round(run, "communication/bytes_up") for run in runs]),
         bytes_down_per_round=_mean([_per_round(run, "communication/bytes_down") for run in runs]),
         rounds=_mean([float(len(run.rounds)) for run in runs]),
@@ -171,27 +135,23 @@ def _summary(group: Group, held_out: bool, local: Group | None, fedavg: Group | 
     )
 
 
-def _gain(group: Group, other: Group | None, held_out: bool) -> float:
+def _gain(group: Group, other: Group | None, view: str) -> float:
     """Return the mean difference over the seeds that both have; nan against itself."""
     if other is None or other.variant == group.variant:
         return math.nan
     return _mean(
         [
-            _of(np.mean, group.runs[seed].values("acc_after", held_out))
-            - _of(np.mean, other.runs[seed].values("acc_after", held_out))
+            Spread.of(group.runs[seed].values("acc_after", view)).mean
+            - Spread.of(other.runs[seed].values("acc_after", view)).mean
             for seed in group.runs.keys() & other.runs.keys()
         ]
     )
 
 
 def _per_round(run: Run, column: str) -> float:
-    return _of(np.nanmean, run.metrics.get(column, np.empty(0)))
-
-
-def _of(statistic: Callable[[Numbers], float], values: Numbers) -> float:
-    if not values.size or bool(np.isnan(values).all()):
-        return math.nan
-    return float(statistic(values))
+    values = run.metrics.get(column, np.empty(0))
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

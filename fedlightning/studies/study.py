@@ -10,6 +10,7 @@ from typing import Any
 
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.config.strict_yaml import check_config
+from fedlightning.core.validation import check_integer, is_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.storage.files import os_errors_as_failures
 
@@ -180,12 +181,11 @@ def _name(given: Any) -> str:
 
 def _seeds(given: Any) -> tuple[int, ...]:
     """Return the seeds; a number n stands for 0..n-1."""
-    whole = isinstance(given, int) and not isinstance(given, bool)
-    seeds: Sequence[Any] = range(given) if whole else given
+    seeds: Sequence[Any] = range(given) if is_integer(given) else given
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not 0 < len(seeds) <= 10_000:
         raise ConfigError(f"seeds must be a list such as [0, 1, 2], or a number, got {given!r}.")
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _MOST_SEED:
+        if not is_integer(seed) or not 0 <= seed <= _MOST_SEED:
             raise ConfigError(f"seeds: {seed!r} is none: they are within 0..{_MOST_SEED}.")
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds: {list(seeds)} has one twice.")
@@ -226,9 +226,7 @@ def _point(axis: str, value: Any, position: int) -> str:
 
 
 def _workers(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= 1024:
-        raise ConfigError(f"workers must be an integer within 1..1024, got {given!r}.")
-    return given
+    return check_integer("workers", given, at_least=1, at_most=1024)
 
 
 def _baseline(given: Any, variants: Any) -> str | None:

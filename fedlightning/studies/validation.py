@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedlightning.errors import ConfigError, FedLightningError
+from fedlightning.storage.run_layout import CONFIG
 from fedlightning.studies.plan import PlannedRun
 
 __all__ = ["check_runs", "config_text"]
@@ -56,7 +57,7 @@ def _check(run: PlannedRun, name: str, strict: bool) -> None:
             f"{name}: ckpt_path: a study starts its runs from the start; leave it out."
         )
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
+        path = Path(folder) / CONFIG
         path.write_text(config_text(run), encoding="utf-8")
         try:
             _parse(path, strict)

@@ -63,17 +63,23 @@ WITHOUT_TWO = [(0, 1, 3), (3, 0), (1, 2, 3)]
 BAD = 2  # the only client with a batch of three
 
 
+class Counts:
+    """Counts on, whatever becomes of the module's attributes."""
+
+    seen = 0
+
+
 class Faulty(Net):
     """Fails in client 2 of round 1, at these of the batches of three that it sees there."""
 
     def __init__(self, at: tuple[int, ...] = (), **kwargs: Any) -> None:
         super().__init__(**{"norm": True, "dropout": 0.3, "lr_milestones": (), **kwargs})
-        self.at, self.seen = at, 0
+        self.at, self.counts = at, Counts()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.current_epoch == 1 and len(batch[1]) == 3:
-            self.seen += 1
-            if self.seen in self.at:
+            self.counts.seen += 1
+            if self.counts.seen in self.at:
                 self.eval()
                 self.head.weight.requires_grad_(not self.head.weight.requires_grad)
                 self.trainer.optimizers[0].param_groups[0]["lr"] = 9.0

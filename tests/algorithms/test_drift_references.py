@@ -85,7 +85,7 @@ def test_scaffold_with_plain_sgd_is_the_papers_algorithm_with_option_two(lr):
         c = {k: c[k] + sum(change[k] for change in changes) / 4 for k in c}
     loop = trained(SCAFFOLD(lr=lr), start(momentum=0.0))
     assert_close(state(loop.module), x)
-    assert_close({k: loop.server.sent_along[f"scaffold/{k}"] for k in c}, c)
+    assert_close({k: loop.server.broadcast_extras[f"scaffold/{k}"] for k in c}, c)
     for client in range(4):
         kept = loop.personal.get(client)
         assert_close(kept, {f"scaffold/{k}": value for k, value in own[client].items()})

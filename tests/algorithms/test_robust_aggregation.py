@@ -296,7 +296,7 @@ def test_distances_and_norms_are_over_parameters_only():
         (lambda: MultiKrum(1, 0), "num_selected must be an integer >= 1, or null"),
         (lambda: NormClipping(0.0), "max_norm must be a finite number > 0, or 'median', got 0.0"),
         (lambda: NormClipping(float("inf")), "max_norm must be a finite number > 0"),
-        (lambda: NormClipping("mean"), "or 'median', got mean"),
+        (lambda: NormClipping("mean"), "or 'median', got 'mean'"),
     ],
 )
 def test_values_out_of_range_are_refused(make, text):

@@ -64,7 +64,7 @@ def test_classes_that_options_name_count_too(run, evil):
     ("options", "message"),
     [
         ("--trainer.max_epoch=3", "unknown option trainer.max_epoch"),
-        ("--data.batch_size=0", "data.batch_size must be >= 1, got 0"),
+        ("--data.batch_size=0", "data.batch_size must be an integer >= 1, got 0"),
         ("--model.lr=abc", "model.lr must be a number, got 'abc'"),
     ],
 )

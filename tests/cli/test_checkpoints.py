@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedlightning import AtomicCheckpointIO
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.locks import RunLock
 
 TWO = "--trainer.max_epochs=2"
@@ -58,7 +58,7 @@ def test_a_newer_format_and_broken_weights(run, done, tmp_path):
     torch.save(content, tmp_path / "new.ckpt")
     ended = run("B", "--ckpt_path=new.ckpt")
     assert ended.code == 4
-    assert ended.error.startswith("error: ckpt_path='new.ckpt': format 99 > supported 1; upgrade")
+    assert ended.error.startswith("error: ckpt_path='new.ckpt': format 99 > supported 2; upgrade")
     content["state_dict"]["body.1.weight"][0, 0] = float("nan")
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / "nan.ckpt")
     for command in (["B"], ["test", "--config=ok.yaml"]):
@@ -73,9 +73,9 @@ def test_other_settings_are_listed_and_nothing_is_changed(run, done):
     ended = run("B", THREE, "--ckpt_path=last", *options)
     assert ended.code == 4
     for text in (
-        "federation.cohort_size: 2 then, 3 now",
-        "data.batch_size: 100 then, 50 now",
-        "model.lr: 0.1 then, 0.5 now",
+        "federation.cohort_size: 2 -> 3",
+        "data.batch_size: 100 -> 50",
+        "model.lr: 0.1 -> 0.5",
     ):
         assert text in ended.error
     assert files(done) == before
@@ -145,7 +145,7 @@ def test_a_requeued_jobs_checkpoint_is_checked_like_any_other(run, done, tmp_pat
     (tmp_path / "hpc_ckpt_2.ckpt").write_bytes(whole)
     ended = run("B", THREE, "--ckpt_path=hpc", "--data.batch_size=50")
     assert ended.code == 4
-    assert "data.batch_size: 100 then, 50 now" in ended.error
+    assert "data.batch_size: 100 -> 50" in ended.error
     assert [path.name for path in done.parent.iterdir()] == ["version_0"]
     assert run("B", THREE, "--ckpt_path=hpc").code == 0
 
@@ -160,8 +160,9 @@ def test_a_checkpoint_that_means_something_else_is_evaluated_with_one_warning(ru
     assert ended.code == 0
     (warning,) = ended.err.splitlines()
     assert warning.startswith("warning: ")
-    assert "last.ckpt was trained otherwise than it is evaluated: federation.algorithm: " in warning
-    assert "head: head then, body now" in warning
+    other = "last.ckpt was trained with other settings than those used to evaluate it: "
+    assert f"{other}federation.algorithm: " in warning
+    assert "head: head -> body" in warning
 
 
 def test_another_network_is_refused_in_evaluation_too(run, done):

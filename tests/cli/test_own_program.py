@@ -46,7 +46,7 @@ def test_a_checkpoints_hyperparameters_override_nothing(tmp_path):
     arguments = ["fit", "--model.hidden=[4]", *OPTIONS, *SILENT]
     FederatedCLI(MLP, Digits, args=arguments)
     again = [*arguments, "--trainer.max_epochs=2", "--ckpt_path=last", "--model.lr=0.5"]
-    with pytest.raises(CheckpointError, match=r"model.lr: 0.1 then, 0.5 now"):
+    with pytest.raises(CheckpointError, match=r"model.lr: 0.1 -> 0.5"):
         FederatedCLI(MLP, Digits, args=again)
     again[0] = "test"
     assert FederatedCLI(MLP, Digits, args=again).model.lr == 0.5

@@ -91,7 +91,7 @@ def test_checkpoints_that_are_none(run, done, tmp_path):
     for path, message in {
         "torn.ckpt": "is corrupt",
         "bare.ckpt": "not a fedlightning checkpoint",
-        "none.ckpt": "there is no such file",
+        "none.ckpt": "no such file",
     }.items():
         ended = run("personalize", "--config=ok.yaml", f"--ckpt_path={path}")
         assert ended.code == 4

@@ -128,7 +128,7 @@ def test_checkpoints_that_are_none(run, tmp_path):
         str(tmp_path): f"ckpt_path='{tmp_path}' is a folder with no checkpoint in it",
         "last": "ckpt_path='last': no lightning_logs/version_*",
         "empty.ckpt": "ckpt_path='empty.ckpt' is empty",
-        "text.ckpt": "ckpt_path='text.ckpt' is corrupt, or no checkpoint at all",
+        "text.ckpt": "ckpt_path='text.ckpt' is corrupt, or not a checkpoint",
         "torn.ckpt": "ckpt_path='torn.ckpt' is corrupt",
         "bare.ckpt": "ckpt_path='bare.ckpt': not a fedlightning checkpoint",
         "object.ckpt": "ckpt_path='object.ckpt': it holds an object of",

@@ -61,5 +61,5 @@ def test_a_class_too_small_for_its_clients_is_named():
 
 
 def test_per_client_must_be_positive():
-    with pytest.raises(ConfigError, match="per_client must be >= 1, got 0"):
+    with pytest.raises(ConfigError, match="per_client must be an integer >= 1, got 0"):
         Classes(0)

@@ -39,14 +39,14 @@ def test_an_unknown_client_is_refused_at_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_clients": 0}, "num_clients must be >= 1, got 0"),
+        ({"num_clients": 0}, "num_clients must be an integer >= 1, got 0"),
         ({"num_clients": None}, r"num_clients must be an integer >= 1, got None \(null\)"),
-        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be an integer >= 1, got 2.5"),
-        ({"eval_batch_size": -1}, "eval_batch_size must be >= 1, got -1"),
-        ({"val_fraction": 1.0}, r"val_fraction must be a number in \[0, 1\), got 1.0"),
-        ({"val_fraction": float("nan")}, "val_fraction must be a number"),
-        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be an integer >= 1, got -1"),
+        ({"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
+        ({"val_fraction": float("nan")}, r"val_fraction must be in \[0, 1\), got nan"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"partition": Shards}, "partition must be an instance of Partition, got the class Shards"),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_stream_is_refused():
         def __iter__(self):
             return iter(())
 
-    with pytest.raises(DataError, match="Stream is no map-style dataset"):
+    with pytest.raises(DataError, match="Stream is not a map-style dataset"):
         DatasetExamples(Stream())
 
 
@@ -197,5 +197,5 @@ def test_another_number_of_labels_is_refused():
 
 
 def test_a_negative_number_of_workers_is_refused():
-    with pytest.raises(ConfigError, match="num_workers must be >= 0, got -1"):
+    with pytest.raises(ConfigError, match="num_workers must be an integer >= 0, got -1"):
         DatasetExamples(Broken(), labels=LABELS, num_workers=-1)

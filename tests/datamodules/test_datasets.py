@@ -91,7 +91,7 @@ def test_a_client_without_training_data_is_refused():
 
 @pytest.mark.parametrize(("train", "test"), [([], []), (pairs(), pairs()[:2])])
 def test_train_and_test_need_the_same_clients(train, test):
-    with pytest.raises(ConfigError, match="one dataset for each client"):
+    with pytest.raises(ConfigError, match="one dataset per client"):
         ClientDatasets(train, test)
 
 

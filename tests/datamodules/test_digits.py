@@ -39,5 +39,5 @@ def test_it_divides_into_shards():
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, None])
 def test_test_fraction_must_leave_both_sides_something(fraction):
-    with pytest.raises(ConfigError, match=r"test_fraction must be a number in \(0, 1\)"):
+    with pytest.raises(ConfigError, match=r"test_fraction must be in \(0, 1\)"):
         Digits(test_fraction=fraction)

@@ -28,7 +28,9 @@ def test_a_rule_that_needs_labels_refuses_data_without_classes():
 
 
 def test_declared_classes_are_no_labels():
-    with pytest.raises(ConfigError, match="needs one integer label an example"):
+    with pytest.raises(
+        ConfigError, match="needs one integer label per example, but this data has none"
+    ):
         apply(Shards(1), TensorExamples(np.zeros((4, 1))), 2, 2)
 
 

@@ -55,9 +55,9 @@ def test_a_read_only_array_is_copied():
     ("inputs", "labels", "message"),
     [
         (np.zeros(3), [0, 1], "3 inputs, but 2 labels"),
-        (np.array(["a", "b"]), None, "inputs are no numbers"),
-        (np.array([{}, {}]), None, "inputs are no numbers"),
-        (3.0, None, "one entry an example"),
+        (np.array(["a", "b"]), None, "inputs are not numbers"),
+        (np.array([{}, {}]), None, "inputs are not numbers"),
+        (3.0, None, "one entry per example"),
     ],
 )
 def test_unusable_data_are_refused(inputs, labels, message):

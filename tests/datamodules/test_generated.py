@@ -83,14 +83,14 @@ def test_only_the_last_clients_stay_in_memory():
     [
         (lambda c, s: 1 / 0, {}, FederationError, r"client 0: .*\(0, 'train'\) raised ZeroDiv"),
         (lambda c, s: (1, 2, 3), {}, DataError, r"must return \(inputs, labels\), got 3 values"),
-        (lambda c, s: ("a", "b"), {}, DataError, "client 0: .*no numbers"),
+        (lambda c, s: ("a", "b"), {}, DataError, "client 0: .*not numbers"),
         (made, {"num_train": 2}, DataError, "returned 1 examples, num_train says 2"),
         (made, {"batch_size": 2, "drop_last": True}, DataError, "at least 2 are needed"),
         (lambda c, s: (np.ones((1, 4)), [5]), {}, DataError, r"client 0, sample 0: label 5 not in"),
         (lambda c, s: np.full((1, 4), np.nan), {}, DataError, "client 0, sample 0: non-finite"),
         (3, {}, ConfigError, "examples must be a function of client and split, got 3"),
-        (made, {"num_train": 0}, ConfigError, "num_train must be >= 1, got 0"),
-        (made, {"cache_size": 0}, ConfigError, "cache_size must be >= 1, got 0"),
+        (made, {"num_train": 0}, ConfigError, "num_train must be an integer >= 1, got 0"),
+        (made, {"cache_size": 0}, ConfigError, "cache_size must be an integer >= 1, got 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused(examples, options, error, message):

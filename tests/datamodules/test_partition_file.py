@@ -109,7 +109,7 @@ def test_a_path_that_cannot_be_written_is_an_environment_failure(tmp_path):
 
 def test_a_folder_or_a_device_is_no_partition_file(tmp_path):
     for path in (tmp_path, "/dev/null"):
-        with pytest.raises(DataError, match="is no regular file"):
+        with pytest.raises(DataError, match="is not a regular file"):
             PartitionFile(str(path)).assign(
                 np.zeros(3), np.zeros(1), 2, 0, np.random.default_rng(0)
             )

@@ -41,7 +41,7 @@ def test_asking_for_all_gives_all():
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(ConfigError, match="eval_clients=5 is more than there are clients: 4"):
+    with pytest.raises(ConfigError, match="eval_clients=5 exceeds the number of clients: 4"):
         evaluated_clients(4, 5, seed=0)
 
 

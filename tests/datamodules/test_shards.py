@@ -111,7 +111,7 @@ def test_sixty_shards_over_seven_classes_are_refused_with_the_nearest_values():
 
 def test_a_client_whose_class_is_missing_is_named():
     train = np.zeros(10, np.int64)
-    with pytest.raises(DataError, match=r"client \d has 0 samples: class 1 is cut into 2 shards"):
+    with pytest.raises(DataError, match=r"client \d has 0 samples: class 1 has no example"):
         assign(1, 4, train, train, num_classes=2)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -40,7 +42,7 @@ def test_short_and_stock_path_give_the_same_bits(settings):
     for module_class, step in ((Net, DirectStep), (Stock, LightningStep)):
         module = net(module=module_class, dropout=0.3)
         built = fit(module, FedAvg(), rounds=2, federation={"local_epochs": 2}, **settings)
-        chosen = loop_of(built)._training._fit._step
+        chosen = loop_of(built)._executor._clients._training._epochs._step
         if settings.get("precision") not in ("64-true", "bf16-true"):  # these wrap the step
             assert isinstance(chosen, step)
         results.append(state(module))
@@ -184,9 +186,9 @@ def test_extreme_and_summed_values_reduce_as_asked():
 class Scheduled(Net):
     """One scheduler that counts rounds, or one that counts local steps."""
 
-    def __init__(self, interval: str) -> None:
+    def __init__(self, interval: str, seen: Callable[[float], None]) -> None:
         super().__init__()
-        self.interval, self.seen = interval, []
+        self.interval, self.note = interval, seen
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
@@ -194,7 +196,7 @@ class Scheduled(Net):
         return [optimizer], [{"scheduler": schedule, "interval": self.interval}]
 
     def training_step(self, batch, batch_idx):
-        self.seen.append(self.optimizers().param_groups[0]["lr"])
+        self.note(self.optimizers().param_groups[0]["lr"])
         return super().training_step(batch, batch_idx)
 
 
@@ -203,19 +205,21 @@ class Scheduled(Net):
     [("epoch", [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5]), ("step", [1.0, 0.5] * 4)],
 )
 def test_schedulers_count_rounds_or_local_steps_of_each_client(interval, rates):
-    module = net(module=Scheduled, interval=interval)
+    seen: list[float] = []
+    module = net(module=Scheduled, interval=interval, seen=seen.append)
     fit(module, FedAvg(), rounds=2, datamodule=data((8, 8)))
-    assert module.seen == rates
+    assert seen == rates
 
 
 def test_the_default_schedule_drops_at_half_and_three_quarters_of_the_rounds():
+    rates: list[float] = []
+
     class Seen(Net):
         def on_train_start(self):
-            self.__dict__.setdefault("rates", []).append(self.optimizers().param_groups[0]["lr"])
+            rates.append(self.optimizers().param_groups[0]["lr"])
 
-    module = net(module=Seen)
-    fit(module, FedBABU(), rounds=8, cohort=1)
-    assert module.rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    fit(net(module=Seen), FedBABU(), rounds=8, cohort=1)
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
 
 
 @pytest.mark.filterwarnings("ignore:.* selects by test data")  # which is not the point here

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.engine.grouped.training import why_not
+from fedlightning.engine.grouped.training import unsupported_reason
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.sampling import FixedCohorts
 from fedlightning.models import MLP, Conv4
@@ -397,7 +397,8 @@ def test_what_cannot_be_grouped_is_refused_before_the_first_round(module, settin
 
 
 def test_a_plain_lightning_module_is_refused():
-    assert why_not(trainer(), pl.LightningModule()) == "LightningModule is no FederatedModule"
+    reason = unsupported_reason(trainer(), pl.LightningModule())
+    assert reason == "LightningModule is no FederatedModule"
 
 
 @pytest.mark.parametrize("value", [0, True, 1.5, "auto"])

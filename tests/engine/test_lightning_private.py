@@ -13,6 +13,7 @@ from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from pytorch_lightning.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 import fedlightning
@@ -37,6 +38,7 @@ NAMES = {
         "on_batch_start", "on_batch_end", "epoch_end_reached", "on_epoch_end",
         "update_train_step_metrics", "update_train_epoch_metrics",
     ],
+    _CheckpointConnector: ["dump_checkpoint"],
     call: ["_call_callback_hooks", "_call_strategy_hook", "_call_lightning_module_hook"],
     pl.LightningModule: ["_on_before_batch_transfer"],
 }  # fmt: skip

@@ -170,28 +170,29 @@ def test_what_a_callback_does_to_the_global_model_holds_for_every_client():
             with torch.no_grad():
                 module.head.bias.fill_(5.0)
 
+    starts: list[float] = []
+
     class Seen(Net):
         def on_train_start(self):
-            self.__dict__.setdefault("starts", []).append(float(self.head.bias[0]))
+            starts.append(float(self.head.bias[0]))
 
-    module = net(module=Seen)
-    fit(module, FedBABU(), callbacks=[Shift()])
-    assert module.starts[4:] == [5.0] * 4
+    fit(net(module=Seen), FedBABU(), callbacks=[Shift()])
+    assert starts[4:] == [5.0] * 4
 
 
 def test_modes_and_gradient_flags_do_not_leak_from_client_to_client():
+    starts: list[tuple[bool, bool]] = []
+
     class Careless(Net):
         def on_train_start(self):
-            entry = self.training, self.body[0].weight.requires_grad
-            self.__dict__.setdefault("starts", []).append(entry)
+            starts.append((self.training, self.body[0].weight.requires_grad))
 
         def on_train_end(self):
             self.eval()
             self.body[0].weight.requires_grad_(False)
 
-    module = net(module=Careless)
-    fit(module, FedAvg())
-    assert module.starts == [(True, True)] * 8
+    fit(net(module=Careless), FedAvg())
+    assert starts == [(True, True)] * 8
 
 
 def test_an_evaluation_step_that_draws_is_seeded_too():
@@ -338,22 +339,22 @@ def test_a_plain_module_without_a_named_head_is_told_its_last_linear_layer():
 
 
 def test_buffers_that_are_no_part_of_the_state_do_not_leak_between_clients():
+    seen: list[float] = []
+
     class Counting(Net):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("count", torch.zeros(()), persistent=False)
-            self.seen: list[float] = []
 
         def on_train_start(self):
-            self.seen.append(float(self.count))
+            seen.append(float(self.count))
 
         def training_step(self, batch, batch_idx):
             self.count += 1
             return super().training_step(batch, batch_idx)
 
-    module = net(module=Counting)
-    fit(module, FedAvg())
-    assert module.seen == [0.0] * 8
+    fit(net(module=Counting), FedAvg())
+    assert seen == [0.0] * 8
 
 
 class Adversary(pl.LightningModule):
@@ -406,28 +407,28 @@ class Recorded(Net):
     def __init__(self, log: list[str]) -> None:
         FederatedModule.__init__(self)
         self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
-        self.events = log
+        self.note = log.append
 
     def on_train_start(self):
-        self.events.append("client.on_train_start")
+        self.note("client.on_train_start")
 
     def on_train_epoch_start(self):
-        self.events.append("client.on_train_epoch_start")
+        self.note("client.on_train_epoch_start")
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.events.append("client.on_train_batch_start")
+        self.note("client.on_train_batch_start")
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.events.append("client.on_train_batch_end")
+        self.note("client.on_train_batch_end")
 
     def on_train_epoch_end(self):
-        self.events.append("client.on_train_epoch_end")
+        self.note("client.on_train_epoch_end")
 
     def on_train_end(self):
-        self.events.append("client.on_train_end")
+        self.note("client.on_train_end")
 
     def freeze_head(self):
-        self.events.append("client.freeze_head")
+        self.note("client.freeze_head")
         super().freeze_head()
 
 

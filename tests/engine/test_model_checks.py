@@ -46,7 +46,7 @@ def test_a_forward_that_fails_whatever_it_gets_says_how():
 
 
 def test_fewer_outputs_than_classes_are_refused_before_training():
-    with pytest.raises(ConfigError, match="2 outputs, the data have 3 classes"):
+    with pytest.raises(ConfigError, match="2 outputs, the data has 3 classes"):
         fit(MLP(in_features=4, num_classes=2), FedAvg(), datamodule=clients(9, 9, num_classes=3))
 
 

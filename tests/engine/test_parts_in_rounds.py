@@ -282,16 +282,14 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(saved, algorithm, tmp_pat
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / "old.ckpt")
     fit(module, algorithm, rounds=2, ckpt=tmp_path / "old.ckpt", **settings)
     assert same(state(module), state(whole))
-    with pytest.raises(CheckpointError, match=r"federation\.algorithm: .* then, FedAvg\(\) now"):
+    with pytest.raises(CheckpointError, match=r"federation\.algorithm: .* -> FedAvg\(\)"):
         fit(module, FedAvg(), rounds=2, ckpt=tmp_path / "old.ckpt", **settings)
 
 
 def test_a_run_is_not_resumed_with_other_parts(tmp_path):
     first = fit(net(parts={"some": "body"}), FedAvg(), rounds=1)
     first.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(
-        CheckpointError, match=r"parts: \{'some': 'body'\} then, \{'some': 'head'\}"
-    ):
+    with pytest.raises(CheckpointError, match=r"parts: \{'some': 'body'\} -> \{'some': 'head'\}"):
         fit(net(parts={"some": "head"}), FedAvg(), rounds=2, ckpt=tmp_path / "one.ckpt")
 
 

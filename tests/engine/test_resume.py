@@ -167,8 +167,8 @@ def test_a_run_stopped_in_its_last_round_is_finished_when_it_is_resumed(hook, tm
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
-        ({"federation": {"seed": 5}}, "seed: 0 then, 5 now"),
-        ({"algorithm": FedBABU()}, r"federation\.algorithm: FedAvg.* then, FedBABU"),
+        ({"federation": {"seed": 5}}, "seed: 0 -> 5"),
+        ({"algorithm": FedBABU()}, r"federation\.algorithm: FedAvg.* -> FedBABU"),
         ({"datamodule": data((8, 6, 7, 6))}, "partition: "),
     ],
 )

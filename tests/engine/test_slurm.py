@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from fedlightning import Algorithm
+from fedlightning.storage.checkpoint_reader import rounds_in
 from tests.toys import Net, fit, net, same, state
 
 KEPT = Algorithm(train="full", share="body")
@@ -52,7 +53,7 @@ def test_a_preempted_job_goes_on_to_the_bits_of_one_that_was_left_alone(slurm, t
         run(tmp_path / "job", net(module=Preempted, dropout=0.3))
     assert slurm.read_text() == "requeue 17\n"
     saved = torch.load(tmp_path / "job" / "hpc_ckpt_1.ckpt", weights_only=True)
-    assert saved["loops"]["fit_loop"]["state_dict"]["round"] == 2
+    assert rounds_in(saved) == 2
     resumed = net(seed=9, dropout=0.3)
     built = run(tmp_path / "job", resumed)
     assert built.current_epoch == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -26,7 +27,7 @@ class Faulty(Net):
 
     def __init__(self, fault: str = "exception", times: int = 99, **kwargs) -> None:
         super().__init__(**{"norm": True, "dropout": 0.3, **kwargs})
-        self.fault, self.left = fault, times
+        self.fault, self.memory = fault, SimpleNamespace(left=times)
         self.accuracy = MulticlassAccuracy(3, average="micro")
         self.tries: list[int] = []
 
@@ -36,8 +37,8 @@ class Faulty(Net):
         return super().training_step(batch, batch_idx)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        if self.trainer.current_epoch == 1 and len(batch[1]) == 3 and self.left:
-            self.left -= 1
+        if self.trainer.current_epoch == 1 and len(batch[1]) == 3 and self.memory.left:
+            self.memory.left -= 1
             getattr(self, self.fault)()
 
     def exception(self):
@@ -295,15 +296,16 @@ def test_a_dataset_that_raises_is_a_failure_that_names_the_sample():
 
 
 def test_a_tensor_that_a_client_puts_in_place_of_another_counts_and_does_not_stay():
+    starts: list[float] = []
+
     class Assigns(Net):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mean", torch.zeros(3))
             self.register_buffer("cache", torch.zeros(1), persistent=False)
-            self.starts: list[float] = []
 
         def on_train_start(self):
-            self.starts.append(float(self.mean[0]))
+            starts.append(float(self.mean[0]))
 
         def training_step(self, batch, batch_idx):
             self.mean = self.mean + 1.0
@@ -313,7 +315,7 @@ def test_a_tensor_that_a_client_puts_in_place_of_another_counts_and_does_not_sta
     module = net(module=Assigns)
     mean, cache = module.mean, module.cache
     fit(module, FedAvg())
-    assert module.starts == [0.0] * 4 + [2.0] * 4  # two batches each
+    assert starts == [0.0] * 4 + [2.0] * 4  # two batches each
     assert module.mean.tolist() == [4.0] * 3
     assert module.mean is mean
     assert module.cache is cache
@@ -326,21 +328,21 @@ def test_anchors_keep_the_order_of_a_state_and_let_caches_stay():
     del layer.weight
     layer.register_buffer("cache", torch.ones(1), persistent=False)
     layer.more = nn.Linear(1, 1)
-    assert anchors.moved()
-    with anchors.restored():
+    assert anchors.changed()
+    with anchors.rebound():
         assert list(layer.state_dict()) == keys
     assert "weight" not in layer.state_dict()
     anchors.restore()
     assert list(layer.state_dict()) == keys
     assert hasattr(layer, "cache")
-    assert not anchors.moved()
+    assert not anchors.changed()
 
 
 def test_a_cache_that_is_no_state_is_no_fault():
     layer = nn.Linear(2, 1)
     anchors = TensorBindings(layer)
     layer.register_buffer("cache", torch.ones(1), persistent=False)
-    assert not anchors.moved()
+    assert not anchors.changed()
 
 
 def test_metrics_of_a_failed_try_do_not_count():

@@ -234,7 +234,7 @@ def test_new_clients_start_from_the_global_model(tmp_path):
         batch_size=4, num_classes=3,
     )  # fmt: skip
     built = trainer(PER, folder=tmp_path, callbacks=[callback(epochs=0)])
-    with pytest.warns(UserWarning, match="the data are not those of the run"):
+    with pytest.warns(UserWarning, match="the data differs from the checkpoint's run"):
         built.personalize(net(seed=4), news, "last", verbose=False)
     index = read_index(run_folder(built))
     assert list(index.digests) == [0, 1]

@@ -40,12 +40,15 @@ def test_the_worst_decile_is_the_mean_of_the_worst_tenth_of_at_least_one(count, 
         ([0.0, 0.0, 0.0, 1.0], Fraction(1, 4)),  # one has it all: 1/n
         ([0.0, 0.5, 0.5], Fraction(2, 3)),  # k of n have the same, the others nothing: k/n
         ([0.2, 0.4, 0.6], Fraction(12 * 12, 3 * 56)),
-        ([0.0, 0.0], Fraction(1)),  # nobody has anything
     ],
 )
 def test_jains_index_by_hand(values, index):
     assert Spread.of(values).jain == pytest.approx(float(index))
     assert Spread.of([10 * value for value in values]).jain == pytest.approx(float(index))
+
+
+def test_jains_index_of_zeros_is_undefined():
+    assert math.isnan(Spread.of([0.0, 0.0]).jain)
 
 
 def test_spread_leaves_nan_out_and_counts_it():
@@ -122,3 +125,17 @@ def test_a_file_of_something_else_is_refused_with_its_line(tmp_path, text, messa
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EnvironmentFailure, match=r"cannot read .*clients\.csv: No such file"):
         read_clients_csv(tmp_path / "clients.csv")
+
+
+def test_other_metrics_have_columns_after_those_of_every_table(tmp_path):
+    records = [
+        ClientRecord(1, 5, 4, 0.5, 0.75, 1.0, 0.5, {"f1_before": 0.25, "f1_after": 0.5}),
+        ClientRecord(0, 5, 4, 0.5, 0.75, 1.0, 0.5),
+    ]
+    write_clients_csv(tmp_path / "clients.csv", records)
+    assert (tmp_path / "clients.csv").read_text() == (
+        "client_id,num_train,num_test,acc_before,acc_after,loss_before,loss_after,f1_before,f1_after\n"
+        "0,5,4,0.5,0.75,1.0,0.5,nan,nan\n"
+        "1,5,4,0.5,0.75,1.0,0.5,0.25,0.5\n"
+    )
+    assert read_clients_csv(tmp_path / "clients.csv")[1] == records[0]

@@ -137,11 +137,12 @@ def test_the_finetuning_figure_has_mean_band_and_tenth_percentile():
     assert texts(figure)[1:] == ["mean  60.0 %", "tenth percentile  52.0 %"]
 
 
-def test_validation_data_and_held_out_clients_have_lines_of_their_own():
-    figure = finetuning_figure(epochs(0.2, 0.5, val=0.3), epochs(0.4, 0.6))
+def test_validation_data_and_other_views_have_lines_of_their_own():
+    others = {"held_out": epochs(0.4, 0.6), "ood": epochs(0.1, 0.2)}
+    figure = finetuning_figure(epochs(0.2, 0.5, val=0.3), others)
     lines = [list(line.get_ydata()) for line in figure.axes[0].lines]
-    assert lines[2:] == [pytest.approx([30, 30]), pytest.approx([40, 60])]
-    assert "mean, held-out clients  60.0 %" in texts(figure)
+    assert lines[2:] == [pytest.approx(ys) for ys in ([30, 30], [40, 60], [10, 20])]
+    assert {"mean, held-out clients  60.0 %", "mean, ood  20.0 %"} <= set(texts(figure))
 
 
 def test_a_curve_that_nobody_has_tested_is_drawn():

@@ -159,6 +159,27 @@ def test_truncate_removes_the_round_and_all_later_ones(path):
     assert path.read_text() == "round,loss\n0,3.0\n1,2.5\n"
 
 
+def test_a_table_that_has_lost_all_rows_keeps_its_header(path):
+    path.write_text("round,loss\n0,3.0\n1,2.0\n")
+    table = RoundTable(path)
+    table.truncate(0)
+    assert path.read_text() == "round,loss\n"
+    table.record(0, {"loss": 2.5})
+    table.save()
+    assert path.read_text() == "round,loss\n0,2.5\n"
+
+
+def test_an_earlier_round_may_change(path):
+    table = RoundTable(path)
+    for round_ in range(3):
+        table.record(round_, {"loss": float(round_)})
+        table.save()
+    table.record(1, {"loss": 1.25})
+    table.record(3, {"loss": 3.0})
+    table.save()
+    assert path.read_text() == "round,loss\n0,0.0\n1,1.25\n2,2.0\n3,3.0\n"
+
+
 def test_truncate_past_the_end_writes_nothing(path, rewrites):
     path.write_text("round,loss\n0,3.0\n")
     RoundTable(path).truncate(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedlightning.core.statistics import Spread
-from fedlightning.reporting.summary import RunSummary, render
+from fedlightning.reporting.summary import RunSummary, ViewSummary, render
 from fedlightning.reporting.terminal import bars
 
 BEFORE = (0.25, 0.5, 0.75)
@@ -51,9 +51,9 @@ def test_the_whole_text():
   nearest mean   87.5 %
 
   runs/version_3/
-    metrics.csv            one row a round
-    clients.csv            one row a client, before and after personalization
-    checkpoints/last.ckpt  last.ckpt goes on from here with --ckpt_path
+    metrics.csv            one row per round
+    clients.csv            one row per client, before and after personalization
+    checkpoints/last.ckpt  resume from last.ckpt with --ckpt_path
 
 {rule}"""
     )
@@ -130,12 +130,8 @@ def test_ten_clients_have_a_worst_tenth():
 
 
 def test_clients_held_out_of_training_are_told_apart():
-    summary = replace(
-        SUMMARY,
-        held_out=2,
-        held_out_before=Spread.of([0.25, 0.75]),
-        held_out_after=Spread.of([1, 1]),
-    )
+    view = ViewSummary("held_out", "test", 2, Spread.of([0.25, 0.75]), Spread.of([1, 1]))
+    summary = replace(SUMMARY, views=(view,))
     text = render(summary, width=80, color=False)
     assert (
         """
@@ -150,14 +146,38 @@ def test_clients_held_out_of_training_are_told_apart():
 
 
 def test_without_personalization_they_have_the_global_model():
-    summary = RunSummary("FedAvg", 1, 20, 2, 1.0, held_out=1, held_out_before=Spread.of([0.5]))
+    view = ViewSummary("held_out", "test", 1, Spread.of([0.5]))
+    summary = RunSummary("FedAvg", 1, 20, 2, 1.0, views=(view,))
     text = render(summary, width=80, color=False)
     assert "test data of 1 client held out of training\n  global model   50.0 %" in text
 
 
 def test_of_very_many_held_out_clients_those_evaluated_are_counted():
-    summary = replace(SUMMARY, held_out=5000, held_out_before=Spread.of([0.5] * 3))
-    assert "accuracy of 3 of the 5,000 clients held out of training" in render(summary)
+    view = ViewSummary("held_out", "test", 5000, Spread.of([0.5] * 3))
+    text = render(replace(SUMMARY, views=(view,)))
+    assert "accuracy of 3 of the 5,000 clients held out of training" in text
+
+
+def test_every_view_has_its_lines():
+    ood = ViewSummary("ood", "ood", 3, Spread.of([0.25, 0.5, 0.75]), Spread.of([0.5] * 3))
+    ward = ViewSummary("ward", "test", 2, Spread.of([0.5, 1.0]))
+    central = ViewSummary("central", "all", 0, Spread.of([0.625]))
+    text = render(replace(SUMMARY, views=(ood, ward, central)), width=80, color=False)
+    assert (
+        """
+  accuracy on the ood data of 3 clients
+  before         50.0 %  ± 20.4  (min  25.0, p10  30.0)
+  after (head)   50.0 %  ±  0.0  (min  50.0, p10  50.0)
+
+  accuracy on the test data of 2 clients in the view ward
+  global model   75.0 %  ± 25.0  (min  50.0, p10  55.0)
+
+  accuracy on central data, which belongs to no client
+  global model   62.5 %
+
+"""
+        in text
+    )
 
 
 def test_the_global_model_is_not_said_twice():
@@ -174,6 +194,13 @@ def test_a_loss_is_a_negative_gain():
 def test_clients_without_test_data_are_counted():
     after = Spread.of([*AFTER, math.nan])
     assert "1 client without test data left out" in render(replace(SUMMARY, after=after))
+
+
+def test_clients_with_an_undefined_accuracy_are_told_from_those_without_test_data():
+    after = Spread.of([*AFTER, math.nan, math.nan])
+    text = render(replace(SUMMARY, after=after, untested=1), color=False)
+    assert "1 client without test data left out\n" in text
+    assert "1 client with an undefined accuracy left out\n" in text
 
 
 def test_no_test_data_at_all_is_said_in_words():

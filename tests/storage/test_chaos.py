@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
+from tests.toys import client_states
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("FEDLIGHTNING_KILLS", "100"))
@@ -60,12 +61,15 @@ def outcome(folder: Path) -> dict[str, str]:
     """Return digests of what the newest run in a folder has left."""
     last = max(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     checkpoint, content = read_checkpoint(last), hashlib.sha256()
-    loop = checkpoint["loops"]["fit_loop"]["state_dict"]
-    extra = loop["extra"]
-    for part in (checkpoint["state_dict"], extra["personal"]["tensors"], extra["server"]):
+    loop = loop_state(checkpoint)
+    for part in (
+        checkpoint["state_dict"],
+        client_states(checkpoint),
+        loop["extra"]["server"],
+    ):
         for key, value in sorted(part.items()):
             content.update(key.encode() + value.numpy().tobytes())
-    content.update(repr((loop["round"], extra["personal"]["clients"])).encode())
+    content.update(repr(loop["round"]).encode())
     left = {"state": content.hexdigest()}
     for name in ("metrics.csv", "clients.csv", "checkpoints/model.safetensors"):
         left[name] = hashlib.sha256((last.parents[1] / name).read_bytes()).hexdigest()

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from fedlightning import AtomicCheckpointIO, FedAvg, FederatedTrainer
 from fedlightning.errors import ConfigError, EnvironmentFailure
-from fedlightning.storage import latest_checkpoint, read_checkpoint, rounds_in
+from fedlightning.storage.checkpoint_io import latest_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint, rounds_in
 from tests.toys import Net, fit, net, same, state, trainer
 
 

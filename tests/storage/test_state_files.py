@@ -40,12 +40,12 @@ def test_a_flipped_bit_is_found(tmp_path):
         flipped = content.copy()
         flipped[position] ^= 1
         path.write_bytes(flipped)
-        with pytest.raises(CheckpointError, match=r"what client \d+ has kept, in .*safetensors"):
+        with pytest.raises(CheckpointError, match=r"the state of client \d+ in .*safetensors"):
             _ = read_state(path, 3), read_state(path, 31)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
     path = write_states(tmp_path, STATES)[3]
     path.unlink()
-    with pytest.raises(CheckpointError, match=f"what client 3 has kept, in {path}, cannot be read"):
+    with pytest.raises(CheckpointError, match=f"the state of client 3 in {path} cannot be read"):
         read_state(path, 3)

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedlightning import Algorithm, PersonalizationCallback
+from fedlightning import Algorithm, AtomicCheckpointIO, PersonalizationCallback
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
@@ -55,7 +56,7 @@ def test_files_that_moved_with_their_checkpoint_are_found(tmp_path):
     states, again = ClientStore(lambda: tmp_path / "old", max_bytes=0), ClientStore()
     states.update({1: kept(1)})
     (tmp_path / "old").rename(tmp_path / "new")
-    with pytest.raises(CheckpointError, match="old, which is gone"):
+    with pytest.raises(CheckpointError, match="old, which is missing"):
         again.load_state_dict(states.state_dict())
     again.load_state_dict(states.state_dict(), moved_to=tmp_path / "new")
     assert values(again) == {1: 1}
@@ -65,6 +66,81 @@ def test_a_checkpoint_from_before_there_were_files_is_read():
     states = ClientStore()
     states.load_state_dict({"clients": [4], "tensors": {"head": torch.ones(1, 2)}})
     assert values(states) == {4: 1}
+
+
+def test_format_1_is_read(tmp_path):
+    states = ClientStore()
+    states.load_state_dict(
+        {
+            "clients": [4, 7],
+            "tensors": {
+                "head": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+                "steps": torch.tensor([5, 6]),
+            },
+            "files": {str(tmp_path / "x.safetensors"): [9]},
+        }
+    )
+    assert set(states) == {4, 7, 9}
+    assert states.files == {tmp_path / "x.safetensors"}
+    assert same(states.get(4), {"head": torch.tensor([1.0, 2.0]), "steps": torch.tensor(5)})
+    assert same(states.get(7), {"head": torch.tensor([3.0, 4.0]), "steps": torch.tensor(6)})
+
+
+def test_a_newer_format_is_refused_by_its_number():
+    with pytest.raises(CheckpointError, match="format 3 > supported 2; upgrade fedlightning"):
+        ClientStore().load_state_dict({"format": 3, "clients": [], "tensors": {}})
+
+
+MIXED = {
+    3: {
+        "head.weight": torch.arange(6.0).view(2, 3),
+        "losses": torch.rand(5, generator=torch.Generator().manual_seed(1)),
+        "steps": torch.tensor(7),
+    },
+    31: {
+        "head.weight": torch.arange(4.0).view(2, 2),
+        "losses": torch.ones(5, dtype=torch.float64),
+        "optimizer/exp_avg": torch.zeros(0, 4),
+    },
+    4: {"head.weight": -torch.ones(2, 3), "counts": torch.tensor([1, 2**40])},
+}
+
+
+@pytest.mark.parametrize("max_bytes", [float("inf"), 0], ids=["in memory", "in files"])
+def test_clients_keep_keys_shapes_and_dtypes_of_their_own(max_bytes, tmp_path):
+    states = ClientStore(lambda: tmp_path / "personal", max_bytes)
+    states.update(MIXED)
+    content = {"state_dict": {}, "store": states.state_dict()}
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    again = ClientStore()
+    again.load_state_dict(AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["store"])
+    assert bool(again.files) == (max_bytes == 0)
+    for store in (states, again):
+        assert set(store) == set(MIXED)
+        for client, own in MIXED.items():
+            assert store.get(client).keys() == own.keys()
+            for key, value in own.items():
+                found = store.get(client)[key]
+                assert (found.dtype, found.shape) == (value.dtype, value.shape)
+                assert torch.equal(found, value)
+
+
+def test_what_clients_have_in_common_is_one_tensor_per_key():
+    states = ClientStore()
+    states.update({client: kept(client) for client in range(5)} | {5: MIXED[3], 6: MIXED[3]})
+    stacks = states.state_dict()["tensors"]
+    assert [clients for clients, _ in stacks["head"]] == [[0, 1, 2, 3, 4]]
+    assert [clients for clients, _ in stacks["steps"]] == [[5, 6]]
+
+
+def test_a_loaded_state_has_memory_of_its_own():
+    states, again = ClientStore(), ClientStore()
+    states.update({1: kept(1), 2: kept(2)})
+    again.load_state_dict(states.state_dict())
+    again.get(1)["head"].zero_()
+    assert values(again) == {1: 0, 2: 2}
+    assert values(states) == {1: 1, 2: 2}
+    assert again.get(2)["head"].untyped_storage().nbytes() == 8
 
 
 def test_a_run_is_the_same_with_states_in_memory_and_on_disk(tmp_path):
@@ -86,9 +162,7 @@ def test_a_run_on_disk_resumes_even_where_its_folder_has_moved(tmp_path):
     fit(net(lr_milestones=()), FEDPER_LIKE, rounds=2, folder=tmp_path / "half", **kwargs)
     (tmp_path / "half").rename(tmp_path / "moved")
     saved = next((tmp_path / "moved").rglob("last.ckpt"))
-    assert torch.load(saved, weights_only=True)["loops"]["fit_loop"]["state_dict"]["extra"][
-        "personal"
-    ]["files"]
+    assert loop_state(read_checkpoint(saved))["extra"]["personal"]["files"]
     fit(resumed, FEDPER_LIKE, rounds=4, folder=tmp_path / "b", ckpt=saved, **kwargs)
     assert same(state(whole), state(resumed))
 

@@ -10,8 +10,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from fedlightning import Algorithm, AtomicCheckpointIO
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.storage import read_checkpoint
-from fedlightning.storage.cleanup import PersonalFiles
+from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
+from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.client_files import read_state
 from fedlightning.storage.client_store import ClientStore
 from tests.toys import data, fit, net, same, state
@@ -23,7 +23,7 @@ EVERYBODY = {"cohort": 4, "federation": ON_DISK}
 
 def named(checkpoint: Path) -> set[str]:
     """Return the files that a checkpoint needs."""
-    loop = read_checkpoint(checkpoint)["loops"]["fit_loop"]["state_dict"]
+    loop = loop_state(read_checkpoint(checkpoint))
     return {Path(name).name for name in loop["extra"]["personal"]["files"]}
 
 
@@ -51,7 +51,7 @@ def test_every_checkpoint_that_is_kept_keeps_its_files(tmp_path):
     assert present(tmp_path) == set().union(*map(named, kept))
     for checkpoint in kept:
         states = ClientStore()
-        loop = read_checkpoint(checkpoint)["loops"]["fit_loop"]["state_dict"]
+        loop = loop_state(read_checkpoint(checkpoint))
         states.load_state_dict(loop["extra"]["personal"])
         assert [bool(states.get(client)) for client in states] == [True] * 4
 
@@ -79,7 +79,7 @@ def test_a_run_that_branches_off_has_files_of_its_own(tmp_path):
     shutil.rmtree(tmp_path / "a")
     last = Path(branch.log_dir) / "checkpoints" / "last.ckpt"
     personal = Path(branch.log_dir) / "personal"
-    files = read_checkpoint(last)["loops"]["fit_loop"]["state_dict"]["extra"]["personal"]["files"]
+    files = loop_state(read_checkpoint(last))["extra"]["personal"]["files"]
     assert {Path(name).parent for name in files} == {personal}
     for name, clients in files.items():
         for client in clients:
@@ -118,7 +118,7 @@ def folder(tmp_path):
         file.touch()
     checkpoint_of(tmp_path / "logs" / "run" / "deep" / "checkpoints" / "best.ckpt", files[0])
     checkpoint_of(tmp_path / "hpc_ckpt_1.ckpt", files[1])
-    return PersonalFiles(files[0].parent, tmp_path / "logs" / "run", tmp_path)
+    return ClientStateFiles(files[0].parent, tmp_path / "logs" / "run", tmp_path)
 
 
 def test_only_what_nobody_names_is_removed(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from fedlightning import AtomicCheckpointIO, FedBABU
 from fedlightning.algorithms import Algorithm
 from fedlightning.errors import CheckpointError
-from fedlightning.storage import read_checkpoint
+from fedlightning.storage.checkpoint_reader import read_checkpoint
+from fedlightning.storage.digest import append_digest
 from tests.toys import fit, net
 
 LONG = pytest.param(20_000, marks=pytest.mark.slow)
@@ -108,16 +110,26 @@ def test_weights_that_are_not_finite_are_named(content, sealed, tmp_path):
 
 def test_a_newer_format_is_refused_by_its_number(content, tmp_path):
     content["fedlightning"]["format"] = 99
-    with pytest.raises(CheckpointError, match="format 99 > supported 1; upgrade"):
+    with pytest.raises(CheckpointError, match="format 99 > supported 2; upgrade"):
         read_checkpoint(_save(tmp_path / "new.ckpt", content, sealed=False))
 
 
-def test_what_no_run_wrote_is_no_checkpoint(content, tmp_path):
+def test_an_older_format_is_read(content, tmp_path):
+    content["fedlightning"]["format"] = 1
+    path = tmp_path / "old.ckpt"
+    archive = io.BytesIO()
+    torch.save(content, archive)
+    append_digest(sealed := bytearray(archive.getvalue()))
+    path.write_bytes(sealed)
+    assert read_checkpoint(path)["fedlightning"]["format"] == 1
+
+
+def test_what_no_run_wrote_is_not_a_checkpoint(content, tmp_path):
     del content["fedlightning"]
     for other in (content["state_dict"], [1, 2], content):
         with pytest.raises(CheckpointError, match="not a fedlightning checkpoint"):
             read_checkpoint(_save(tmp_path / "bare.ckpt", other, sealed=False))
-    with pytest.raises(CheckpointError, match="there is no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "none.ckpt")
     with pytest.raises(CheckpointError, match="is a folder"):
         read_checkpoint(tmp_path)

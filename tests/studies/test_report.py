@@ -89,7 +89,7 @@ def test_the_same_runs_give_the_same_page(make_run, tmp_path):
 
 def test_neither_torch_nor_lightning_is_needed_for_a_report():
     source = (
-        "import sys, fedlightning.studies.report_command, fedlightning.studies.study; "
+        "import sys, fedlightning.studies.report_command, fedlightning.studies.compare_command; "
         "print('torch' in sys.modules, 'pytorch_lightning' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -182,7 +182,7 @@ def test_clients_without_test_data_do_not_count(make_run, tmp_path):
     ("words", "message"),
     [
         ([], "report expects folders"),
-        (["nowhere"], "nowhere: there is no such folder"),
+        (["nowhere"], "nowhere: no such folder"),
         ([".", "--baselin=x"], "Did you mean 'baseline'"),
         ([".", "--metric=loss"], "--metric=loss must be one of"),
         ([".", "--trainer.max_epochs=2"], "report changes no settings"),

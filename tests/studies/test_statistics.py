@@ -12,7 +12,7 @@ from fedlightning.studies.paired_tests import (
     holm,
 )
 from fedlightning.studies.results import collect
-from fedlightning.studies.statistics import jain_index, summarise, worst_decile
+from fedlightning.studies.statistics import summarise
 
 TEN = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
@@ -49,13 +49,6 @@ def test_bytes_are_per_round(make_run, tmp_path):
     make_run("FedAvg", metrics=header + "0,100,300\n1,200,300\n")
     (summary,) = summarise(collect([tmp_path]).groups)
     assert (summary.bytes_up_per_round, summary.bytes_down_per_round) == (150.0, 300.0)
-
-
-def test_worst_tenth_and_jain_by_hand():
-    assert worst_decile(np.array(TEN)) == 0.1
-    assert worst_decile(np.array([*TEN, 0.0])) == pytest.approx(0.05)
-    assert jain_index(np.array([1.0, 0.0, 0.0, 0.0])) == 0.25
-    assert math.isnan(jain_index(np.zeros(3)))
 
 
 def test_wilcoxon_over_clients_of_all_seeds(make_run, tmp_path):

@@ -28,7 +28,7 @@ def read(tmp_path):
         (GOOD + "seeds: []\n", "seeds must be a list"),
         (GOOD + "seeds: [0, 0]\n", "has one twice"),
         (GOOD + "seeds: [-1]\n", "seeds: -1 is none"),
-        (GOOD + "workers: 0\n", "workers must be an integer within 1..1024, got 0"),
+        (GOOD + "workers: 0\n", "workers must be an integer >= 1 and <= 1024, got 0"),
         (GOOD + "baseline: FedAVG\n", "no variant. Did you mean 'FedAvg'"),
         (GOOD + "grid: {a: 3}\n", "grid.a must be a list of values, got 3"),
         (GOOD + "grid: {a: [1, 1]}\n", "has one twice"),

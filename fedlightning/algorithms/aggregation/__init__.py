@@ -1,13 +1,17 @@
 """Merging what clients send: the mean, and rules that a few hostile clients cannot bend."""
 
-from fedlightning.algorithms.aggregation.base import Aggregator, Merge
+from fedlightning.algorithms.aggregation.base import Accumulator, Aggregator
 from fedlightning.algorithms.aggregation.coordinatewise import CoordinateMedian, TrimmedMean
 from fedlightning.algorithms.aggregation.krum import Krum, MultiKrum
 from fedlightning.algorithms.aggregation.mean import Mean, WeightedMean
 from fedlightning.algorithms.aggregation.norm_clipping import NormClipping
 from fedlightning.core.state import Sums, widest_float
 
+Merge = Accumulator
+"""The name of :class:`Accumulator` in releases before 0.2."""
+
 __all__ = [
+    "Accumulator",
     "Aggregator",
     "CoordinateMedian",
     "Krum",

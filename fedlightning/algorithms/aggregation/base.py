@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -12,10 +12,10 @@ from fedlightning.core.state import State, Sums, first_non_finite
 from fedlightning.core.validation import Setting
 from fedlightning.errors import ConfigError, FederationError
 
-__all__ = ["Aggregator", "Merge", "check_weight", "floats_of", "require_finite"]
+__all__ = ["Accumulator", "Aggregator", "check_weight", "floats_of", "require_finite"]
 
 
-class Merge(Protocol):
+class Accumulator(Protocol):
     """One round's merging: states go in, in cohort order, and the next global state comes out."""
 
     def push(self, state: Mapping[str, Tensor], weight: float) -> None:
@@ -36,7 +36,14 @@ class Merge(Protocol):
 
 
 class Aggregator(Setting, ABC):
-    """How a server merges a cohort's states; what ``federation.aggregator`` takes."""
+    """How a server merges a cohort's states; what ``federation.aggregator`` takes.
+
+    Attributes:
+        robust: Whether it bounds what a few hostile clients can do. Such a rule merges extras
+            together with the model, as one vector, and is refused where it cannot.
+    """
+
+    robust: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -46,7 +53,7 @@ class Aggregator(Setting, ABC):
     @abstractmethod
     def start(
         self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
-    ) -> Merge:
+    ) -> Accumulator:
         """Start the merging of one round.
 
         Args:

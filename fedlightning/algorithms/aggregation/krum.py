@@ -12,8 +12,7 @@ from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.buffered import Gathered, blocks
 from fedlightning.algorithms.aggregation.mean import WeightedMean
 from fedlightning.core.state import State, Sums
-from fedlightning.core.validation import require_byzantine
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_integer
 
 __all__ = ["Krum", "MultiKrum", "krum_scores"]
 
@@ -48,8 +47,8 @@ class Krum(Aggregator):
     """
 
     def __init__(self, num_byzantine: int) -> None:
-        require_byzantine(num_byzantine)
-        self.num_byzantine = num_byzantine
+        name = "federation.aggregator.num_byzantine"
+        self.num_byzantine = check_integer(name, num_byzantine, at_least=0)
 
     def unmet(self, cohort: int) -> tuple[str, str] | None:
         """Return the condition that so many clients do not meet, and the way out, or ``None``."""
@@ -96,14 +95,10 @@ class MultiKrum(Aggregator):
     """
 
     def __init__(self, num_byzantine: int, num_selected: int | None = None) -> None:
-        require_byzantine(num_byzantine)
-        if num_selected is not None and (
-            isinstance(num_selected, bool) or not isinstance(num_selected, int) or num_selected < 1
-        ):
-            raise ConfigError(
-                "federation.aggregator.num_selected must be an integer >= 1, or null for n - f, "
-                f"got {num_selected}."
-            )
+        check_integer("federation.aggregator.num_byzantine", num_byzantine, at_least=0)
+        if num_selected is not None:
+            name = "federation.aggregator.num_selected"
+            check_integer(name, num_selected, at_least=1, other="null for n - f")
         self.num_byzantine = num_byzantine
         self.num_selected = num_selected
 

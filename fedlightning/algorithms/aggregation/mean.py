@@ -28,6 +28,8 @@ class Mean(Aggregator):
         <fedlightning.algorithms.aggregation.mean.WeightedMean object at ...>
     """
 
+    robust = False
+
     def start(
         self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
     ) -> WeightedMean:

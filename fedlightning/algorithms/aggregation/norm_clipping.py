@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.algorithms.aggregation.base import (
+    Accumulator,
     Aggregator,
-    Merge,
     check_weight,
     floats_of,
     require_finite,
@@ -20,7 +20,7 @@ from fedlightning.algorithms.aggregation.base import (
 from fedlightning.algorithms.aggregation.buffered import Gathered
 from fedlightning.algorithms.aggregation.mean import WeightedMean
 from fedlightning.core.state import State, Sums, widest_float
-from fedlightning.errors import ConfigError
+from fedlightning.core.validation import check_number
 
 __all__ = ["NormClipping"]
 
@@ -57,17 +57,13 @@ class NormClipping(Aggregator):
     """
 
     def __init__(self, max_norm: float | Literal["median"]) -> None:
-        number = isinstance(max_norm, (int, float)) and not isinstance(max_norm, bool)
-        if max_norm != "median" and not (number and 0 < max_norm < math.inf):
-            raise ConfigError(
-                "federation.aggregator.max_norm must be a finite number > 0, or 'median', "
-                f"got {max_norm}."
-            )
+        if max_norm != "median":
+            check_number("federation.aggregator.max_norm", max_norm, above=0, other="'median'")
         self.max_norm = max_norm
 
     def start(
         self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
-    ) -> Merge:
+    ) -> Accumulator:
         """Start the merging of one round."""
         if not isinstance(self.max_norm, str):
             return _ClippedMean(reference, parameters, self.max_norm, sums)

@@ -1,4 +1,4 @@
-"""The division of a dataset over clients: what a partition is, and the even one."""
+"""Partitions divide a dataset over clients: the base class, and the IID one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["IID", "Assignment", "Partition", "by_owner", "check_assignment"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which examples every client gets.
+    """The examples of every client.
 
     Attributes:
-        train: Per client, int64 indices into the training examples, in the order in which the
-            client stores them: a list of arrays, or for very many clients a
+        train: Per client, int64 indices into the training examples, in the client's stored order:
+            a list of arrays, or for very many clients a
             :class:`~fedlightning.datamodules.index_lists.IndexLists`.
         test: Per client, int64 indices into the test examples, likewise.
     """
@@ -33,13 +33,13 @@ class Assignment:
 class Partition(ABC):
     """A rule that divides training and test examples over clients in the same way.
 
-    A subclass takes its settings in ``__init__``, keeps each under its own name (``repr`` shows
-    them), and draws every random number from the generator that ``assign`` gets, so that a
-    partition is a pure function of the seed.
+    A subclass takes its settings in ``__init__``, stores each under its own name (``repr`` shows
+    them), and draws every random number from the generator given to ``assign``, so that a partition
+    is a pure function of the seed.
     """
 
     needs_labels: ClassVar[bool] = True
-    """Whether the rule looks at labels, and so cannot divide data without classes."""
+    """Whether the rule uses labels, and so cannot divide data without classes."""
 
     @abstractmethod
     def assign(
@@ -54,18 +54,18 @@ class Partition(ABC):
 
         Args:
             train_labels: Labels of the training examples, int64 in [0, ``num_classes``), shape
-                (n,). Where the data have none, zeros.
+                (n,); zeros for data without classes.
             test_labels: Labels of the test examples, likewise.
             num_clients: Number of clients, at least 1 and at most n.
-            num_classes: Number of classes; 0 where the data have none.
+            num_classes: Number of classes; 0 for data without classes.
             rng: The only source of randomness.
 
         Returns:
             An assignment in which no index occurs twice and every client has training examples. A
-            client's test examples may be none.
+            client may have no test examples.
 
         Raises:
-            DataError: The data cannot be divided by this rule.
+            DataError: This rule cannot divide the data.
         """
 
     def __repr__(self) -> str:
@@ -74,7 +74,7 @@ class Partition(ABC):
 
 
 class IID(Partition):
-    """Every client gets a random sample of the whole: sizes differ by one example at most.
+    """Every client gets a random sample of the dataset; sizes differ by at most one example.
 
     A client's indices are in ascending order.
 
@@ -106,7 +106,7 @@ def by_owner(owner: np.ndarray, num_clients: int) -> IndexLists:
     """Return every client's indices, ascending, from the owner of each example.
 
     Args:
-        owner: Client id of each example, -1 for nobody's, shape (n,).
+        owner: Client id of each example, -1 for examples without a client, shape (n,).
         num_clients: Number of clients.
 
     Example:
@@ -121,17 +121,17 @@ def by_owner(owner: np.ndarray, num_clients: int) -> IndexLists:
 def check_assignment(
     assignment: Assignment, num_train: int, num_test: int, num_clients: int
 ) -> None:
-    """Refuse an assignment that cannot be used, whoever made it.
+    """Refuse an unusable assignment.
 
     Args:
-        assignment: What a partition returned.
+        assignment: The assignment that a partition returned.
         num_train: Number of training examples.
         num_test: Number of test examples.
         num_clients: Number of clients.
 
     Raises:
-        DataError: The number of clients is another one, an index is out of range or given twice, or
-            a client has no training example.
+        DataError: The number of clients differs, an index is out of range or given twice, or a
+            client has no training example.
 
     Example:
         >>> none = np.array([], int)

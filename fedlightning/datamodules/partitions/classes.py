@@ -1,4 +1,4 @@
-"""The class partition: every client sees a fixed number of distinct classes."""
+"""The class partition: every client has a fixed number of distinct classes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Classes"]
 class Classes(Partition):
     """Every client gets examples of exactly ``per_client`` distinct classes.
 
-    Classes go to as many clients as one another, plus or minus one; so every class is used where
-    ``per_client * num_clients`` is at least their number (otherwise the examples of the others are
-    nobody's). A class's examples are divided evenly over the clients that hold it, and the test
-    examples likewise over the same clients. A client's indices are in ascending order.
+    The numbers of clients that hold each class differ by at most one, so every class is used if
+    ``per_client * num_clients`` is at least the number of classes (the examples of unused classes
+    belong to no client). A class's examples are divided evenly over the clients that hold it, and
+    the test examples likewise over the same clients. A client's indices are in ascending order.
 
     Args:
-        per_client: Number of distinct classes a client has, at most the number of classes.
+        per_client: Number of distinct classes per client, at most the number of classes.
 
     Raises:
-        ConfigError: ``per_client`` is no integer or less than 1.
+        ConfigError: ``per_client`` is not an integer >= 1.
 
     Example:
         >>> labels = np.repeat(np.arange(4), 6)
@@ -71,7 +71,7 @@ class Classes(Partition):
 def _holders(
     num_classes: int, per_client: int, num_clients: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the clients that hold each class: each client takes the least used, ties at random."""
+    """Return the clients that hold each class: each takes the least used ones, ties at random."""
     used = np.zeros(num_classes, np.int64)
     held = np.zeros((num_clients, num_classes), bool)
     for client in range(num_clients):

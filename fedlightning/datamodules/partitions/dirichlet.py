@@ -1,4 +1,4 @@
-"""The Dirichlet partition: every class is spread over the clients in random proportions."""
+"""The Dirichlet partition: every class is divided over the clients in random proportions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import heapq
 
 import numpy as np
 
-from fedlightning.core.validation import check_integer, check_positive
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.datamodules.partitions.base import Assignment, Partition, by_owner
 from fedlightning.errors import DataError
 
@@ -19,23 +19,24 @@ _LEAST = 10
 class Dirichlet(Partition):
     """Every class is divided over the clients in proportions drawn from Dirichlet(``alpha``).
 
-    A small ``alpha`` gives each class to few clients, a large one gives every client nearly the
-    whole's proportions. The test examples are divided in the proportions that the training examples
-    got, class by class.
+    A small ``alpha`` gives each class to few clients; with a large one every client has nearly the
+    dataset's proportions. The test examples are divided in the proportions of the training
+    examples, class by class.
 
-    A draw that leaves a client with fewer than ``min_samples`` training examples is thrown away.
-    After ten the best one is kept and mended: the largest clients give examples of their most
+    A draw that leaves a client with fewer than ``min_samples`` training examples is repeated. After
+    ten draws the best one is kept and repaired: the largest clients give examples of their most
     frequent class to those that have too few. A client's indices are in ascending order.
 
     Args:
         alpha: Concentration, the same for every client; greater than 0.
-        min_samples: The fewest training examples that a client may have. With 0 nothing is redrawn,
-            and a client without any is an error. None means 10, but that a client without any is
-            an error, too: an ``alpha`` so small that somebody gets nothing ten times over is not
-            quietly made another one.
+        min_samples: The fewest training examples that a client may have. With 0 no draw is
+            repeated, and a client without examples is an error. None means 10, except that a client
+            without examples in the best of ten draws is an error: ``alpha`` is too small for a
+            repair that would change its meaning.
 
     Raises:
-        ConfigError: ``alpha`` is not a finite number > 0, or ``min_samples`` no integer >= 0.
+        ConfigError: ``alpha`` is not a finite number > 0, or ``min_samples`` is not an integer
+            >= 0.
 
     Example:
         >>> labels = np.repeat(np.arange(3), 100)
@@ -50,7 +51,7 @@ class Dirichlet(Partition):
     """
 
     def __init__(self, alpha: float, min_samples: int | None = None) -> None:
-        self.alpha = check_positive("alpha", alpha)
+        self.alpha = float(check_number("alpha", alpha, above=0))
         if min_samples is not None:
             check_integer("min_samples", min_samples, at_least=0)
         self.min_samples = min_samples
@@ -81,7 +82,7 @@ class Dirichlet(Partition):
             if fewest >= least:
                 break
         if self.min_samples is None or not least:
-            _check_nobody_is_empty(counts)
+            _check_no_client_is_empty(counts)
         if fewest < least:
             _top_up(counts, least)
         share = np.where(available[:, None] > 0, counts / np.maximum(available, 1)[:, None], drawn)
@@ -98,7 +99,7 @@ def _proportions(
     """Return each class's shares of the clients, shape (num_classes, num_clients)."""
     drawn = rng.dirichlet(np.full(num_clients, alpha), size=num_classes)
     lost = ~np.isfinite(drawn).all(axis=1) | (drawn.sum(axis=1) < 0.5)
-    # Where floating point gives out, the law's own limits: one client alone, or all alike.
+    # Where floating point fails, use the distribution's limits: one client alone, or all equal.
     if alpha < 1:
         alone = rng.integers(num_clients, size=lost.sum())
         drawn[lost] = np.arange(num_clients) == alone[:, None]
@@ -108,14 +109,14 @@ def _proportions(
 
 
 def _divide(available: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return how many examples of each class each client gets; the rows sum to ``available``."""
+    """Return the examples per class and client; the rows sum to ``available``."""
     edges = np.rint(np.cumsum(share, axis=1) * available[:, None]).astype(np.int64)
     edges[:, -1] = available
     return np.diff(edges, axis=1, prepend=0)
 
 
 def _top_up(counts: np.ndarray, min_samples: int) -> None:
-    """Move examples, in place, until every client has ``min_samples``: from the largest clients."""
+    """Move examples from the largest clients, in place, until every client has ``min_samples``."""
     sizes = counts.sum(axis=0)
     donors = [(-int(size), client) for client, size in enumerate(sizes) if size > min_samples]
     heapq.heapify(donors)
@@ -132,12 +133,12 @@ def _top_up(counts: np.ndarray, min_samples: int) -> None:
                 heapq.heappush(donors, (size + moved, donor))
 
 
-def _check_nobody_is_empty(counts: np.ndarray) -> None:
+def _check_no_client_is_empty(counts: np.ndarray) -> None:
     empty = np.flatnonzero(counts.sum(axis=0) == 0)
     if empty.size:
         raise DataError(
             f"client {empty[0]} has 0 samples; raise alpha or min_samples: with one of 1 or more "
-            "the largest clients give some to those that have too few"
+            "the largest clients give examples to those that have too few"
         )
 
 

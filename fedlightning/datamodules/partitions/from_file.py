@@ -1,4 +1,4 @@
-"""A partition read from a file, and the writing of such files."""
+"""A partition read from a file, and the writer of such files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _VERSION = 1
 
 
 class PartitionFile(Partition):
-    """The partition that a JSON file lists.
+    """The partition listed in a JSON file.
 
-    The file is a mapping with ``version`` (1), ``num_train`` and ``num_test`` (how many examples
-    the divided dataset has), and ``train`` and ``test``: for each client, the list of its indices,
-    in the order in which it stores them. Other keys are ignored.
+    The file is a mapping with ``version`` (1), ``num_train`` and ``num_test`` (the sizes of the
+    divided dataset), and ``train`` and ``test``: per client, the list of its indices in its stored
+    order. Other keys are ignored.
     ``FederatedDataModule.save_partition`` writes such files.
 
     Args:
@@ -84,15 +84,15 @@ def write_partition_file(
     extra: Mapping[str, Any] | None = None,
     listed: bool = True,
 ) -> None:
-    """Write an assignment so that :class:`PartitionFile` reads it.
+    """Write an assignment to a file for :class:`PartitionFile`.
 
     Args:
         path: The file; an existing one is replaced, missing folders are made.
         assignment: The lists.
         num_train: Number of training examples of the dataset.
         num_test: Number of test examples of the dataset.
-        extra: More keys, for people: the reader ignores them.
-        listed: Whether to write the lists at all. Without them the file is for people only.
+        extra: More keys for information; the reader ignores them.
+        listed: Whether to write the lists. Without them the file is for information only.
 
     Raises:
         EnvironmentFailure: The file cannot be written.
@@ -113,7 +113,7 @@ def write_partition_file(
 
 def _read(path: str) -> dict[str, Any]:
     if Path(path).exists() and not Path(path).is_file():
-        raise DataError(f"partition file {path} is no regular file")
+        raise DataError(f"partition file {path} is not a regular file")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -132,18 +132,18 @@ def _read(path: str) -> dict[str, Any]:
 def _index_lists(path: str, content: dict[str, Any], kind: str) -> IndexLists:
     if content.get("listed") is False:
         raise DataError(
-            f"partition file {path} lists no indices, as a run writes it for very many clients; "
+            f"partition file {path} lists no indices, because its run has very many clients; "
             f"save_partition(path) of the data module writes all of them"
         )
     lists = content.get(kind)
     if not isinstance(lists, list) or not all(isinstance(part, list) for part in lists):
-        raise DataError(f"partition file {path}: {kind} must be a list with a list for each client")
+        raise DataError(f"partition file {path}: {kind} must be a list with one list per client")
     for client, part in enumerate(lists):
         for index in part:
             # bool is an int in Python, and beyond 63 bits no index fits an array.
             if type(index) is not int or not 0 <= index < 2**63:
                 raise DataError(
                     f"partition file {path}: {kind} of client {client} holds {index!r}, "
-                    f"which is no index"
+                    f"which is not an index"
                 )
     return IndexLists.of([np.array(part, np.int64) for part in lists])

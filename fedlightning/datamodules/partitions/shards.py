@@ -19,20 +19,20 @@ class Shards(Partition):
 
     Each class is cut, in dataset order, into ``per_client * num_clients / num_classes`` contiguous
     shards of equal size (leftovers go one each to the first shards). The list of every class,
-    repeated once a shard, is shuffled and cut into one row of labels a client; for each label in
-    its row the client takes one random remaining shard of it. The test examples are cut by the same
-    rule with the same rows, so a client's test data has its training data's labels in the same
+    repeated once per shard, is shuffled and cut into one row of labels per client; for each label
+    in its row the client takes one random remaining shard of it. The test examples are cut by the
+    same rule with the same rows, so a client's test data has its training data's labels in the same
     proportions.
 
     A row may hold a label twice: ``per_client`` counts shards, not classes. A client's indices are
     in the order of its row, ascending inside a shard.
 
     Args:
-        per_client: Number of shards a client gets; times ``num_clients`` it must be a multiple of
-            the number of classes.
+        per_client: Number of shards per client; times ``num_clients`` it must be a multiple of the
+            number of classes.
 
     Raises:
-        ConfigError: ``per_client`` is no integer or less than 1.
+        ConfigError: ``per_client`` is not an integer >= 1.
 
     Example:
         >>> labels = np.array([0, 1, 0, 1, 0, 1, 0, 1])
@@ -73,16 +73,28 @@ class Shards(Partition):
         empty = np.flatnonzero(train.sizes == 0)
         if empty.size:
             raise DataError(
-                f"client {empty[0]} has 0 samples: class {rows[empty[0], 0]} is cut into "
-                f"{shards // num_classes} shards; lower num_clients or per_client"
+                f"client {empty[0]} has 0 samples: "
+                f"{_why_empty(rows[empty[0]], train_labels, shards // num_classes)}"
             )
         return Assignment(train=train, test=test)
+
+
+def _why_empty(classes: np.ndarray, labels: np.ndarray, shards: int) -> str:
+    """Return why the shards of these classes hold no example, and the way out."""
+    absent = np.setdiff1d(classes, labels)
+    if not absent.size:
+        return f"class {classes[0]} is cut into {shards} shards; lower num_clients or per_client"
+    first = f"labels start at {labels.min()}, " if labels.min() > absent[0] else ""
+    return (
+        f"{first}class {absent[0]} has no example; number the classes from 0 without gaps, or "
+        f"choose another partition"
+    )
 
 
 def _deal(
     rows: np.ndarray, labels: np.ndarray, num_classes: int, rng: np.random.Generator
 ) -> IndexLists:
-    """Return every client's indices: one random unused shard of each label in its row."""
+    """Return every client's indices: one random unused shard per label in its row."""
     per_class = rows.size // num_classes
     count = np.bincount(labels, minlength=num_classes)
     first = np.cumsum(count) - count
@@ -90,7 +102,7 @@ def _deal(
     size = count[:, None] // per_class + (shard < count[:, None] % per_class)
     start = first[:, None] + np.cumsum(size, axis=1) - size
 
-    # The k-th time that a label occurs in the rows, it gets the k-th shard of a shuffled deck.
+    # The k-th occurrence of a label in the rows gets the k-th shard of a shuffled deck.
     decks = rng.permuted(np.tile(shard, (num_classes, 1)), axis=1)
     taken = np.empty(rows.size, np.int64)
     taken[np.argsort(rows, axis=None, kind="stable")] = decks.ravel()
@@ -104,7 +116,7 @@ def _deal(
 
 
 def _nearest(value: int, other: int, multiple: int) -> str:
-    """Return the values next to ``value`` whose product with ``other`` is such a multiple."""
+    """Return the values next to ``value`` whose product with ``other`` divides by ``multiple``."""
     step = multiple // math.gcd(multiple, other)
     below = value // step * step
     return f"{below} or {below + step}" if below else f"{below + step}"

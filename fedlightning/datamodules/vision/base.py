@@ -1,4 +1,4 @@
-"""What the image data sets have in common: bytes in memory, made into float images by the batch."""
+"""The base of the image datasets: bytes in memory, made into float images batch by batch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["VisionDataModule", "download"]
 
 
 class VisionDataModule(FederatedDataModule, ABC):
-    """Images that are stored as uint8, shape (n, channels, height, width).
+    """Images stored as uint8, shape (n, channels, height, width).
 
-    A batch becomes float32 in 0..1 on its device, then is normalised; in training it may be
+    A batch becomes float32 in 0..1 on its device and is then normalised; in training it may be
     augmented before that, so the margin of a crop is black.
 
     Args:
         root: Folder of the data.
-        download: Download the data if they are not there.
-        augment: In training, crop at random out of the image padded by 4, and mirror half of the
-            images where a mirrored image keeps its meaning.
-        normalize: Subtract the data set's mean and divide by its standard deviation, by channel.
+        download: Download the data if it is missing.
+        augment: In training, crop at random from the image padded by 4, and mirror half of the
+            images if mirroring keeps their meaning.
+        normalize: Subtract the dataset's mean and divide by its standard deviation, per channel.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
     """
@@ -49,7 +49,7 @@ class VisionDataModule(FederatedDataModule, ABC):
         self._scaling = Scaling(*(self.mean, self.std) if normalize else (None, None))
 
     def transform_batch(self, batch: Batch, training: bool) -> Batch:
-        """Return float images and labels; see the class."""
+        """Return float images and labels, scaled and augmented as the class describes."""
         images, labels = batch
         if training and self.augment:
             images = random_crop_and_flip(images, flip=self.mirrored)
@@ -57,26 +57,27 @@ class VisionDataModule(FederatedDataModule, ABC):
 
     @property
     def transforms_alike(self) -> bool:
-        """Whether images are only scaled, in training as in evaluation."""
+        """Whether images are only scaled, in training and in evaluation."""
         own = getattr(self.transform_batch, "__func__", None)
         return own is VisionDataModule.transform_batch and not self.augment
 
 
 def download(name: str, root: str, **attributes: Any) -> None:
-    """Download a data set of torchvision's into the folder where torchvision keeps it.
+    """Download a torchvision dataset into the folder where torchvision keeps it.
 
     Args:
         name: Class name in ``torchvision.datasets``.
-        root: The folder of all data sets.
-        attributes: What else the class's ``download`` looks at, such as EMNIST's ``split``.
+        root: The folder of all datasets.
+        attributes: Other attributes that the class's ``download`` reads, such as EMNIST's
+            ``split``.
 
     Raises:
-        EnvironmentFailure: No network, no space, or a checksum that does not fit.
+        EnvironmentFailure: No network, no space, or a checksum that does not match.
     """
     from torchvision import datasets
 
     kind = getattr(datasets, name)
-    # Not the constructor: it goes on to read the data, for CIFAR by unpickling.
+    # Not the constructor: it would also read the data, for CIFAR by unpickling.
     files = kind.__new__(kind)
     vars(files).update(root=root, **attributes)
     try:

@@ -17,7 +17,7 @@ __all__ = ["CIFAR10", "CIFAR100"]
 
 
 class CifarDataModule(VisionDataModule, ABC):
-    """A CIFAR set; its files lie in ``root`` or in the folder that the archive unpacks to."""
+    """A CIFAR dataset; its files are in ``root`` or in the folder that the archive unpacks to."""
 
     folder: ClassVar[str]
     train_files: ClassVar[tuple[str, ...]]
@@ -36,7 +36,7 @@ class CifarDataModule(VisionDataModule, ABC):
         super().__init__(root, download, augment, normalize, **kwargs)
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if that is asked for and the files are missing."""
+        """Download and unpack the archive if ``download`` is set and the files are missing."""
         if self.download and self._found() is None:
             download(type(self).__name__, self.root)
 
@@ -68,14 +68,14 @@ class CifarDataModule(VisionDataModule, ABC):
 class CIFAR10(CifarDataModule):
     """CIFAR-10: 50,000 + 10,000 photographs, images (3, 32, 32), 10 classes.
 
-    The files are looked for in ``root/cifar-10-batches-py`` and ``root``. They are pickles, and
-    read with a reader that runs nothing.
+    The files are looked for in ``root/cifar-10-batches-py`` and ``root``. They are pickles,
+    read by a reader that runs no code.
 
     Args:
         root: Folder of the data.
-        download: Download the data if they are not there.
+        download: Download the data if it is missing.
         augment: Random crops of the image padded by 4, and mirrored images, in training.
-        normalize: Normalise by channel.
+        normalize: Normalise per channel.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
@@ -101,14 +101,14 @@ class CIFAR10(CifarDataModule):
 class CIFAR100(CifarDataModule):
     """CIFAR-100: 50,000 + 10,000 photographs, images (3, 32, 32), the 100 fine classes.
 
-    The files are looked for in ``root/cifar-100-python`` and ``root``. They are pickles, and read
-    with a reader that runs nothing.
+    The files are looked for in ``root/cifar-100-python`` and ``root``. They are pickles, read by
+    a reader that runs no code.
 
     Args:
         root: Folder of the data.
-        download: Download the data if they are not there.
+        download: Download the data if it is missing.
         augment: Random crops of the image padded by 4, and mirrored images, in training.
-        normalize: Normalise by channel.
+        normalize: Normalise per channel.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 

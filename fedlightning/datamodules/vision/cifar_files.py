@@ -1,4 +1,4 @@
-"""Reading of CIFAR's pickled batches without running anything that a pickle may ask for."""
+"""A reader of CIFAR's pickled batches that runs no code from the pickle."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ _PIXELS = 3 * 32 * 32
 def read_cifar_batch(path: str | Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, 3, 32, 32) uint8 and labels (n,) int64 of one file.
 
-    A pickle is a program. This reader lets it name five things only, those that a pickled byte
-    array names, and gives it stand-ins for them that merely keep their arguments: no code of
-    NumPy's or of anyone's runs on what the file says. The array is made afterwards, from checked
-    values.
+    A pickle is a program. This reader lets it name only the five objects that a pickled byte array
+    needs, and replaces them by stand-ins that merely store their arguments: no other code runs on
+    the file's contents. The array is made afterwards, from checked values.
 
     Args:
         path: The file, as in ``cifar-10-batches-py`` or ``cifar-100-python``.
         labels_key: "labels" or "fine_labels".
 
     Raises:
-        DataError: The file cannot be read, asks for anything else, or does not hold such a batch.
+        DataError: The file cannot be read, names another object, or does not hold such a batch.
     """
     path = Path(path)
     try:
@@ -65,13 +64,13 @@ def _images(path: Path, stored: _Array) -> np.ndarray:
 
 
 class _RefusedError(Exception):
-    """A name that no pickled byte array needs."""
+    """The pickle names an object that a pickled byte array does not need."""
 
 
 class _StandIn:
-    """Keeps what a pickle gives it.
+    """Stores the state that a pickle gives it.
 
-    Having ``__setstate__`` it leaves the pickle no way to set attributes, of the class neither.
+    Because it has ``__setstate__``, a pickle cannot set its attributes, nor those of its class.
     """
 
     __slots__ = ("state",)
@@ -101,7 +100,7 @@ class _Dtype(_StandIn):
 
 
 class _Latin1(bytes):
-    """What ``_codecs.encode`` returns: Python 3 writes bytes so in the old protocols."""
+    """The result of ``_codecs.encode``, as Python 3 writes bytes in the old protocols."""
 
     def __new__(cls, text: str, encoding: str) -> _Latin1:
         if encoding != "latin1":

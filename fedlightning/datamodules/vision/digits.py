@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: real data that need no file and no network."""
+"""The digits that come with scikit-learn: real data that needs no file and no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.validation import check_fraction
+from fedlightning.core.validation import check_number
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.examples import TensorExamples
 
@@ -19,7 +19,7 @@ class Digits(FederatedDataModule):
 
     Args:
         test_fraction: Share of each class's examples that becomes the test pool; the seed decides
-            which.
+            which ones.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
@@ -42,7 +42,7 @@ class Digits(FederatedDataModule):
 
     def __init__(self, test_fraction: float = 0.25, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.test_fraction = check_fraction("test_fraction", test_fraction, zero=False)
+        self.test_fraction = float(check_number("test_fraction", test_fraction, above=0, below=1))
 
     def load(self) -> tuple[TensorExamples, TensorExamples]:
         """Read the digits and split each class in two."""
@@ -51,7 +51,7 @@ class Digits(FederatedDataModule):
         digits = load_digits()
         images = (digits.images / 16).astype(np.float32)[:, None]
         labels = digits.target.astype(np.int64)
-        # A stream of its own (round 2), apart from the partition's and the held-out examples'.
+        # A separate stream (round 2), apart from the partition's and the held-out examples'.
         rng = Key(default_seed(self.seed), "partition", round=2).numpy()
         in_test = np.zeros(len(labels), bool)
         for label in range(self.num_classes):

@@ -1,4 +1,4 @@
-"""Reading of idx files, the format of MNIST and its relatives, plain or gzipped."""
+"""A reader of idx files, the format of MNIST and its relatives, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _BEST_DEFLATE_RATIO = 1032
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Return the unsigned bytes of an idx file, with the shape that its header names.
+    """Return the unsigned bytes of an idx file, in the shape given by its header.
 
     The header is four bytes (0, 0, type, number of dimensions), then each dimension as a big-endian
-    32-bit integer. The type must be 8, unsigned byte. Nothing is allocated that the file cannot
+    32-bit integer. The type must be 8, unsigned byte. No memory is allocated that the file cannot
     fill.
 
     Args:
         path: The file; it is unzipped if its name ends in ``.gz``.
 
     Raises:
-        DataError: The file cannot be read, or is corrupt: another magic number, too short, too
+        DataError: The file cannot be read, or is corrupt: a wrong magic number, too short, too
             long.
 
     Example:
@@ -68,17 +68,17 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def find_idx(name: str, folders: Sequence[Path], filenames: Sequence[str]) -> list[Path]:
-    """Return the paths of all ``filenames``, plain or with ``.gz``, in the first folder that fits.
+    """Return the paths of all ``filenames``, plain or with ``.gz``, in one folder.
 
-    That is the first one that has the first file.
+    It is the first folder that has the first file.
 
     Args:
-        name: The data's name, for the message.
-        folders: Where to look, in this order.
+        name: Name of the dataset, for the message.
+        folders: The folders to search, in this order.
         filenames: Names without ``.gz``.
 
     Raises:
-        DataError: No folder has the first file, or the one that has it lacks another.
+        DataError: No folder has the first file, or the one that does lacks another.
     """
     for folder in folders:
         found = [_plain_or_zipped(folder / filename) for filename in filenames]

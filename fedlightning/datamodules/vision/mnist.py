@@ -17,10 +17,10 @@ __all__ = ["EMNIST", "MNIST", "FashionMNIST"]
 
 
 class IdxDataModule(VisionDataModule, ABC):
-    """A vision set in idx files, laid out as torchvision does or flat."""
+    """An image dataset in idx files, in torchvision's folders or in one folder."""
 
     def prepare_data(self) -> None:
-        """Download the files if that is asked for and they are missing."""
+        """Download the files if ``download`` is set and they are missing."""
         if self.download:
             try:
                 self._paths()
@@ -71,7 +71,7 @@ class MNIST(IdxDataModule):
 
     Args:
         root: Folder of the data.
-        download: Download the data if they are not there.
+        download: Download the data if it is missing.
         augment: Random crops of the image padded by 4 in training.
         normalize: Normalise by mean and standard deviation of the training images.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
@@ -102,7 +102,7 @@ class FashionMNIST(IdxDataModule):
 
     Args:
         root: Folder of the data.
-        download: Download the data if they are not there.
+        download: Download the data if it is missing.
         augment: Random crops of the image padded by 4, and mirrored images, in training.
         normalize: Normalise by mean and standard deviation of the training images.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
@@ -134,20 +134,20 @@ class EMNIST(IdxDataModule):
     """EMNIST: handwritten letters and digits, upright images (1, 28, 28).
 
     The files are looked for in ``root/EMNIST/raw``, ``root/EMNIST`` and ``root``, plain or gzipped.
-    Labels begin at 0 in every split, in "letters" too.
+    Labels start at 0 in every split, "letters" included.
 
     Args:
         split: "byclass" (62 classes), "bymerge" (47), "balanced" (47), "letters" (26), "digits"
             (10) or "mnist" (10).
         root: Folder of the data.
-        download: Download the data if they are not there.
+        download: Download the data if it is missing.
         augment: Random crops of the image padded by 4 in training.
         normalize: Normalise by mean and standard deviation of the training images ("byclass").
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
     Raises:
-        ConfigError: There is no such split.
+        ConfigError: The split does not exist.
 
     Example:
         >>> EMNIST(split="balanced", num_clients=10).num_classes
@@ -195,6 +195,6 @@ class EMNIST(IdxDataModule):
         return {"train": True, "split": self.split}
 
     def _decode(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # The files hold each image with rows and columns exchanged, and letters counted from 1.
+        # The files store each image transposed, and number letters from 1.
         labels = labels.astype(np.int64) - 1 if self.split == "letters" else labels
         return images.swapaxes(1, 2)[:, None], labels

@@ -1,4 +1,4 @@
-"""What happens to a batch of images on its device: augmentation, scaling, normalisation."""
+"""Transforms of a batch of images on its device: augmentation, scaling, normalisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Scaling", "crop_and_flip", "random_crop_and_flip"]
 
 
 class Scaling:
-    """Turns bytes into float32 in 0..1 and, with mean and deviation, normalises them by channel.
+    """Turns bytes into float32 in 0..1 and, given mean and deviation, normalises per channel.
 
     Args:
         mean: Mean of each channel on the scale 0..1; None leaves the images in 0..1.
@@ -44,14 +44,14 @@ class Scaling:
 def crop_and_flip(
     images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int
 ) -> Tensor:
-    """Pad with zeros, cut each image out at its own offset in the old size, mirror some of them.
+    """Pad with zeros, crop each image at its own offset to its old size, mirror some of them.
 
-    The same as torchvision's ``pad``, ``crop`` and ``hflip`` image by image, in one gather.
+    Like torchvision's ``pad``, ``crop`` and ``hflip`` per image, in one gather.
 
     Args:
         images: Shape (n, channels, height, width), any dtype.
-        top: Row of the padded image where each crop begins, int64, shape (n,).
-        left: Column likewise.
+        top: First row of each crop in the padded image, int64, shape (n,).
+        left: First column likewise.
         flipped: Which crops are mirrored left to right, bool, shape (n,).
         padding: Width of the black margin.
 
@@ -75,16 +75,15 @@ def crop_and_flip(
 
 
 def random_crop_and_flip(images: Tensor, padding: int = 4, flip: bool = True) -> Tensor:
-    """Crop each image at random out of its padded self and mirror half of them.
+    """Crop each padded image at random and mirror half of them.
 
-    As ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` do image by image. The numbers
-    come from the global CPU generator wherever the images are, so every device sees the same
-    images.
+    Like ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()`` per image. The random numbers
+    come from the global CPU generator, so every device gets the same images.
 
     Args:
         images: Shape (n, channels, height, width).
         padding: Width of the black margin.
-        flip: Whether images are mirrored at all.
+        flip: Whether to mirror images at all.
 
     Example:
         >>> images = torch.ones(2, 3, 32, 32, dtype=torch.uint8)

@@ -22,11 +22,11 @@ __all__ = ["ClientEvaluationLoop", "PersonalizationLoop"]
 class ClientEvaluationLoop(_EvaluationLoop):
     """Lightning's evaluation loop with a batch that is a client.
 
-    Batches that are not :class:`ClientTask`, from a loader of the user's own, take the stock way.
+    Batches that are not :class:`ClientTask`, from a loader of the user, are evaluated by Lightning.
 
     Args:
-        evaluate: Returns what a client's data says of the model, by metric name.
-        summarise: Turns all clients' values into what is logged.
+        evaluate: Returns a client's metrics by name.
+        summarise: Turns all clients' metrics into those that are logged.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         return Workers.of(self.trainer)
 
     def reset(self) -> None:
-        """Forget the last evaluation's scores."""
+        """Discard the scores of the previous evaluation."""
         super().reset()
         self._scores, self._failure = {}, None
 
@@ -102,15 +102,15 @@ class ClientEvaluationLoop(_EvaluationLoop):
 
 
 class PersonalizationLoop(ClientEvaluationLoop):
-    """A test in which nobody is evaluated: callbacks personalise at its end, as in any test."""
+    """A test without evaluation: callbacks personalise at its end, as in any test."""
 
     @property
     def skip(self) -> bool:
-        """Never: clients without test data are personalised, too."""
+        """Always false: clients without test data are personalised, too."""
         return False
 
     def setup_data(self) -> None:
-        """Take no loader: there is nothing to walk through."""
+        """Set up an empty loader."""
         self._combined_loader = CombinedLoader([[]], "sequential")
         self._max_batches = [0]
         self._seen_batches_per_dataloader = defaultdict(int)

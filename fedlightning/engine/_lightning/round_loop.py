@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -41,6 +41,9 @@ class RoundLoop(_FitLoop):
 
     A round is a transaction: a checkpoint holds its start or its result, never something in
     between.
+
+    Attributes:
+        on_begun: Called once per run, when nothing can refuse it any more, before any callback.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class RoundLoop(_FitLoop):
         self.updates = 0
         self._updates_before = 0
         self.accumulating = False
+        self.on_begun: Callable[[], None] = _nothing
         self._round_metrics: dict[str, tuple[float, LogFlags]] = {}
         self._saved: dict[str, Any] | None = None
 
@@ -62,8 +66,8 @@ class RoundLoop(_FitLoop):
         """The processes that share the work."""
 
     @abstractmethod
-    def clients_per_round(self) -> int:
-        """Return the number of clients in a round."""
+    def jobs_per_commit(self) -> int:
+        """Return how many client updates make a commit."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -95,11 +99,17 @@ class RoundLoop(_FitLoop):
         """The round that a run resumed now would go on with."""
         return int(self.epoch_progress.state_dict()["current"]["processed"])
 
+    @property
+    def rounds_aggregated(self) -> int:
+        """How many rounds have a result; that of the last one may still have to be evaluated."""
+        merged = self.phase in (Phase.AGGREGATED, Phase.VALIDATED)
+        return int(self.trainer.current_epoch) + merged
+
     def setup_data(self) -> None:
         """Count the clients of a round; they take the place of Lightning's train batches."""
         if self.trainer.limit_train_batches == 0:
             return
-        self.max_batches = self.clients_per_round()
+        self.max_batches = self.jobs_per_commit()
         self.trainer.val_check_batch = self.max_batches
 
     def reset(self) -> None:
@@ -135,6 +145,7 @@ class RoundLoop(_FitLoop):
         if self.workers.size > 1:
             _only_note_sigterm(trainer)
         self.begin()
+        self.on_begun()
         call._call_callback_hooks(trainer, "on_train_start")
         call._call_strategy_hook(trainer, "on_train_start")
 
@@ -179,6 +190,10 @@ class RoundLoop(_FitLoop):
         self.epoch_loop._batches_that_stepped = self.round
         self.stop_if_told_to()
 
+    def told_to_stop(self) -> bool:
+        """Whether this worker has received a SIGTERM."""
+        return bool(self.trainer.received_sigterm)
+
     def stop_if_told_to(self) -> None:
         """Stop the run after a SIGTERM to any of the workers; all of them must call this."""
         if any(self.workers.gather(self.trainer.received_sigterm)):
@@ -213,6 +228,11 @@ class RoundLoop(_FitLoop):
         self.trainer._logger_connector.update_train_step_metrics()
         if self.workers.size == 1:
             self.stop_if_told_to()
+
+    def restart_round(self) -> None:
+        """Count the client updates of the round anew."""
+        self._count_updates(self._updates_before)
+        self.epoch_loop.batch_progress.reset_on_run()
 
     def listens(self, hook: str) -> bool:
         """Whether a callback has this hook."""
@@ -280,6 +300,10 @@ class RoundLoop(_FitLoop):
         manual = self.epoch_loop.manual_optimization.optim_step_progress
         for counts in (automatic.total, manual.total):
             counts.ready = counts.completed = updates
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _only_note_sigterm(trainer: pl.Trainer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,13 +32,20 @@ class LightningStep:
     Args:
         trainer: A trainer whose fit loop is a :class:`RoundLoop`.
         adjust: Changes the gradients before they are clipped and the optimizer steps.
+        on_loss: Returns the loss to differentiate, given the batch and the module's loss.
     """
 
-    def __init__(self, trainer: pl.Trainer, adjust: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        adjust: Callable[[], None] | None = None,
+        on_loss: Callable[[Any, Tensor], Tensor] | None = None,
+    ) -> None:
         self._trainer = trainer
         assert isinstance(trainer.fit_loop, RoundLoop)
         self._loop = trainer.fit_loop
         self._adjuster = [_Adjuster(adjust)] if adjust is not None else []
+        self._on_loss = on_loss
 
     def __call__(self, batch: Any, batch_idx: int, due: bool) -> Tensor | None:
         """Train on one batch."""
@@ -47,11 +56,12 @@ class LightningStep:
         try:
             kwargs = epoch_loop._build_kwargs({}, batch, batch_idx)  # type: ignore[arg-type]
             if trainer.lightning_module.automatic_optimization:
-                output = epoch_loop.automatic_optimization.run(
-                    trainer.optimizers[0],
-                    batch_idx,
-                    kwargs,
-                )
+                with self._changed_loss():
+                    output = epoch_loop.automatic_optimization.run(
+                        trainer.optimizers[0],
+                        batch_idx,
+                        kwargs,
+                    )
                 if due:
                     self._step_schedulers(batch_idx)
             else:
@@ -62,6 +72,34 @@ class LightningStep:
             self._loop._count_updates(updates)
         loss = output.get("loss")
         return loss.detach() if isinstance(loss, Tensor) else None
+
+    @contextmanager
+    def _changed_loss(self) -> Iterator[None]:
+        """Have the module's training step return the changed loss inside the ``with`` block."""
+        if self._on_loss is None:
+            yield
+            return
+        module, own = self._trainer.lightning_module, vars(self._trainer.lightning_module)
+        before, training_step = own.get("training_step"), module.training_step
+        on_loss = self._on_loss
+
+        @wraps(training_step)
+        def changed(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            output = training_step(batch, *args, **kwargs)
+            loss = output["loss"] if isinstance(output, Mapping) else output
+            if loss is None:
+                return output
+            loss = on_loss(batch, loss)
+            return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+        own["training_step"] = changed
+        try:
+            yield
+        finally:
+            if before is None:
+                del own["training_step"]
+            else:
+                own["training_step"] = before
 
     def _step_schedulers(self, batch_idx: int) -> None:
         trainer = self._trainer

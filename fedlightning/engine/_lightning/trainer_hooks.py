@@ -19,6 +19,7 @@ __all__ = [
     "after_environment",
     "before_optimizers",
     "continue_logger",
+    "in_every_checkpoint",
     "install_loops",
     "personalization_loop",
     "requeued_checkpoint",
@@ -86,6 +87,23 @@ def after_environment(trainer: pl.Trainer, opened: Callable[[], None]) -> None:
     strategy.setup_environment = partial(  # type: ignore[method-assign]
         _one_then_other, strategy.setup_environment, opened
     )
+
+
+def in_every_checkpoint(trainer: pl.Trainer, note: Callable[[dict[str, Any]], None]) -> None:
+    """Have ``note`` called with every checkpoint that the trainer makes, before it is written."""
+    connector = trainer._checkpoint_connector
+    connector.dump_checkpoint = partial(_noted, note, connector.dump_checkpoint)  # type: ignore[method-assign]
+
+
+def _noted(
+    note: Callable[[dict[str, Any]], None],
+    dump: Callable[..., dict[str, Any]],
+    *args: Any,
+    **kw: Any,
+) -> dict[str, Any]:
+    checkpoint = dump(*args, **kw)
+    note(checkpoint)
+    return checkpoint
 
 
 def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:

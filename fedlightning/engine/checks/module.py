@@ -48,13 +48,16 @@ def check_module(
     if not trains_by_forward(module):
         return
     # data that are made when asked for are not made for all clients just to be counted
-    splits = data.client_data.splits if isinstance(data.client_data, PooledData) else None
+    pooled = data.client_data if isinstance(data.client_data, PooledData) else None
+    splits = pooled.splits if pooled is not None else None
     largest = int(splits.sizes("train").argmax()) if splits is not None else 0
     batch = _first_batch(evaluator, largest)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
-        check_fit(module, batch[0][:2], data.num_classes)
+        labels = batch[1] if len(batch) == 2 else None
+        lowest = pooled.lowest_label if pooled is not None else 0
+        check_fit(module, batch[0][:2], data.num_classes, labels, lowest)
         if splits is not None and not overrides(module, "test_step", FederatedModule):
             _check_test_inputs(module, batch[0], splits.sizes("test"), evaluator)
         if splits is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
@@ -86,23 +89,31 @@ def trains_by_forward(module: pl.LightningModule) -> bool:
     )
 
 
-def check_fit(module: pl.LightningModule, inputs: Tensor, num_classes: int) -> None:
-    """Refuse a module that cannot take the inputs, or has fewer outputs than there are classes.
+def check_fit(
+    module: pl.LightningModule,
+    inputs: Tensor,
+    num_classes: int,
+    labels: Any = None,
+    lowest: int = 0,
+) -> None:
+    """Refuse a module that cannot take the data, or has fewer outputs than there are classes.
 
     Args:
         module: A module that :func:`trains_by_forward`; it stays as it is.
         inputs: Some of a client's inputs, ready for the module, shape (n, ...).
-        num_classes: Number of classes; 0 where the data have none.
+        num_classes: Number of classes; 0 for data without classes.
+        labels: The batch's labels, if it has any.
+        lowest: The lowest label of the data.
 
     Raises:
-        DataError: ``forward`` fails on the inputs.
+        DataError: ``forward`` fails on the inputs, or cross-entropy cannot take the labels.
         ConfigError: There are too few outputs.
 
     Example:
         >>> from fedlightning.models import MLP
         >>> check_fit(MLP(in_features=4, num_classes=2), torch.zeros(2, 4), num_classes=3)
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: MLP has 2 outputs, the data have 3 classes; ...
+        fedlightning.errors.ConfigError: MLP has 2 outputs, the data has 3 classes; ...
     """
     name = type(module).__name__
     with _left_as_it_is(module):
@@ -113,11 +124,32 @@ def check_fit(module: pl.LightningModule, inputs: Tensor, num_classes: int) -> N
             raise DataError(_mismatch(module, inputs, error)) from error
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         return
+    if isinstance(labels, Tensor) and (fault := _label_fault(labels, outputs.shape[1])):
+        raise DataError(f"{name}'s cross-entropy cannot take {fault}.")
     if outputs.shape[1] < num_classes:
+        if lowest and outputs.shape[1] == num_classes - lowest:
+            raise DataError(
+                f"{name} has {outputs.shape[1]} outputs, the highest label is {num_classes - 1}: "
+                f"labels start at {lowest}; subtract {lowest} from them."
+            )
         raise ConfigError(
-            f"{name} has {outputs.shape[1]} outputs, the data have {num_classes} classes; "
+            f"{name} has {outputs.shape[1]} outputs, the data has {num_classes} classes; "
             f"set model.num_classes={num_classes}, or build the head with as many outputs."
         )
+
+
+def _label_fault(labels: Tensor, num_classes: int) -> str | None:
+    """Return which labels cross-entropy cannot take beside logits of shape (n, classes)."""
+    shape = ", ".join(["n", *map(str, labels.shape[1:])]) + ("," if labels.ndim == 1 else "")
+    found = f"{str(labels.dtype).removeprefix('torch.')} labels of shape ({shape})"
+    if labels.is_floating_point():
+        probabilities = labels.shape[1:] == (num_classes,)
+        return None if probabilities else f"{found}; pass int64 classes of shape (n,)"
+    if labels.ndim != 1:
+        cure = "labels[:, 0]" if labels.shape[1:] == (1,) else "int64 classes of shape (n,)"
+        return f"{found}; pass {cure}"
+    taken = labels.dtype in (torch.int64, torch.uint8)
+    return None if taken else f"{found}; pass int64 classes"
 
 
 def check_lone_examples(

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 
-from fedlightning.core.metrics import HELD_OUT, PERSONAL, is_test_metric, on_validation_data
+from fedlightning.core.metrics import (
+    PERSONAL,
+    is_test_metric,
+    on_validation_data,
+    without_view,
+)
 from fedlightning.engine._lightning.trainer_hooks import rounds_between_looks
 from fedlightning.engine.evaluation import federated_data
 from fedlightning.errors import ConfigError
@@ -26,7 +31,7 @@ def warn_of_test_metrics(trainer: pl.Trainer) -> None:
     """
     for name, metric in dict.fromkeys(_monitors(trainer)):
         if is_test_metric(metric):
-            personal = metric.removeprefix(HELD_OUT).startswith(PERSONAL)
+            personal = without_view(metric).startswith(PERSONAL)
             better = "personalized/val_" if personal else "val/"
             better += "loss" if "loss" in metric else "acc"
             rank_zero_warn(
@@ -59,7 +64,7 @@ def check_monitors(trainer: pl.Trainer, every_n_rounds: int) -> None:
     validation = trainer.check_val_every_n_epoch or 1
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         metric = getattr(callback, "monitor", None)
-        if not isinstance(metric, str) or not metric.removeprefix(HELD_OUT).startswith(PERSONAL):
+        if not isinstance(metric, str) or not without_view(metric).startswith(PERSONAL):
             continue
         if on_validation_data(metric) and not federated_data(trainer).val_fraction:
             raise ConfigError(

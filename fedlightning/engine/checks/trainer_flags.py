@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedlightning.core.validation import is_integer, is_number
 from fedlightning.errors import ConfigError
 
 __all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags"]
@@ -36,14 +36,11 @@ UNSUPPORTED_FLAGS: Mapping[str, tuple[Any, str]] = {
 
 
 def _whole(least: int, also: int | None = None) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, int) and not isinstance(value, bool) and (value >= least or value == also)
-    )
+    return lambda value: is_integer(value) and (value >= least or value == also)
 
 
 def _finite(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
+    return is_number(value) and value >= 0
 
 
 def _some_batches(value: Any) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlightning.core.optimizers import optimizer_like
+from fedlightning.core.optimizers import FollowingOptimizer
 from fedlightning.core.state import State
 
 __all__ = ["StackedParameters", "unsupported_optimizer"]
@@ -69,7 +69,7 @@ class StackedParameters:
         self._optimizer.zero_grad()
 
     def _fresh_optimizer(self) -> Optimizer:
-        return optimizer_like(self._like, lambda p: self._rows[self._keys[id(p)]])
+        return FollowingOptimizer(self._like, lambda p: self._rows[self._keys[id(p)]]).optimizer
 
 
 def unsupported_optimizer(optimizer: Optimizer, module: nn.Module) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby, islice
 
 import pytorch_lightning as pl
@@ -11,10 +12,13 @@ from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
+from fedlightning.algorithms.context import ClientContext
+from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into, live_state
-from fedlightning.datamodules import Batch, FederatedDataModule
+from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine.grouped.network import (
     layers_of,
     mean_losses,
@@ -24,12 +28,13 @@ from fedlightning.engine.grouped.network import (
 )
 from fedlightning.engine.grouped.optimizer import StackedParameters, unsupported_optimizer
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.local_training import LOCAL_HOOKS, LocalResult, batch_limit
+from fedlightning.engine.local_training import LOCAL_HOOKS, batch_limit
 from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
 from fedlightning.errors import ConfigError, WorkerLost
+from fedlightning.federation.client_update import LocalResult
 from fedlightning.models.base import FederatedModule
 
-__all__ = ["GroupedTraining", "why_not"]
+__all__ = ["GroupedTraining", "unsupported_reason"]
 
 
 class GroupedTraining:
@@ -64,7 +69,7 @@ class GroupedTraining:
         size: int,
         start: Callable[[int], State],
     ) -> None:
-        if (reason := why_not(trainer, module)) is not None:
+        if (reason := unsupported_reason(trainer, module)) is not None:
             raise ConfigError(
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{reason}; set it to 1."
@@ -88,14 +93,26 @@ class GroupedTraining:
         self._trained.clear()
         self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
 
-    def run(
-        self,
-        client: int,
-        key: Key,
-        epochs: int,
-        after_step: Callable[[int], None] | None = None,
-    ) -> LocalResult:
-        """Train on a client's data; the module is changed; see :meth:`LocalTraining.run`."""
+    @property
+    def optimizer(self) -> Optimizer:
+        """The module's optimizer."""
+        return self._trainer.optimizers[0]
+
+    @property
+    def gradient_step(self) -> None:
+        """There is no step of one client: hooks are refused where clients train at once."""
+
+    def no_logging(self) -> AbstractContextManager[None]:
+        """Drop what is logged inside the ``with`` block."""
+        return self._log.muted()
+
+    def train_copy(self, *_: object) -> State:
+        """Refuse: hooks do not take part where clients train at once."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
+    def run(self, context: ClientContext, epochs: int) -> LocalResult:
+        """Train the context's module: it takes the client's place in its group."""
+        client, key, after_step = context.client, context.key, context.after_step
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
             if group in self._groups:
@@ -171,7 +188,7 @@ class GroupedTraining:
             yield from batches
 
 
-def why_not(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
+def unsupported_reason(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
     """Return why several clients cannot be trained at once, or ``None``.
 
     They can where nothing but the network, the mean cross-entropy and the optimizer takes part in

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what is checked before, and which folder the run goes on in."""
+"""Resuming from a checkpoint: what is checked first, and in which folder the run continues."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.round_table import RoundTable
 from fedlightning.storage.checkpoint_reader import (
     check_network,
     is_good,
+    loop_state,
     read_checkpoint,
     rounds_in,
 )
-from fedlightning.storage.run_layout import LAST, PREVIOUS
+from fedlightning.storage.run_layout import (
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    ROUNDS,
+)
 
 __all__ = [
     "Resumption",
     "check_loadable",
     "check_resumable",
-    "logged_by",
+    "cut_back",
+    "note_loggers",
     "prepared_data",
     "resumption_of",
     "run_folder",
@@ -37,13 +45,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Resumption:
-    """A run that goes on from a checkpoint.
+    """A run that resumes from a checkpoint.
 
     Args:
         path: The checkpoint.
-        round: The round to come.
-        version: The version of the run that left it, where this one goes on in the same folder.
-        loggers: Kind and version of each logger of that run.
+        round: The next round.
+        version: The version of the run that wrote it, if this one continues in the same folder.
+        loggers: Type and version of each logger of that run.
     """
 
     path: Path
@@ -53,16 +61,16 @@ class Resumption:
 
     @property
     def in_place(self) -> bool:
-        """Whether the run goes on in the folder of the run that left the checkpoint."""
+        """Whether the run continues in the folder of the run that wrote the checkpoint."""
         return self.version is not None
 
     def continue_loggers(self, loggers: Sequence[Logger]) -> None:
-        """Have loggers go on where that run's were, if this one goes on in its folder."""
+        """Continue the loggers of that run, if this one continues in its folder."""
         if self.version is None:
             return
         first = loggers[0]
         if isinstance(first, RoundCSVLogger):
-            first.go_on_in(self.version)
+            first.continue_in(self.version)
         known = list(self.loggers)
         for logger in loggers[1:]:
             match = next((entry for entry in known if entry[0] == type(logger).__name__), None)
@@ -70,19 +78,33 @@ class Resumption:
                 known.remove(match)
                 continue_logger(logger, version=match[1], step=self.round)
 
-    def cut_back(self, loggers: Sequence[Logger]) -> None:
-        """Remove from the tables of rounds what that run logged after the checkpoint."""
-        for logger in loggers if self.in_place else ():
+
+def cut_back(trainer: pl.Trainer, resumption: Resumption | None, rounds: int) -> None:
+    """Remove from the tables of rounds what an earlier run wrote after the checkpoint.
+
+    Args:
+        trainer: The trainer; every rank must call this.
+        resumption: How the run goes on, if it is resumed.
+        rounds: How many rounds have a result.
+    """
+    if resumption is not None and resumption.in_place:
+        for logger in trainer.loggers:
             if isinstance(logger, RoundCSVLogger):
-                logger.truncate(self.round)
+                logger.truncate(resumption.round)
+    folder = trainer.log_dir if trainer.loggers and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+    if folder is None or not trainer.is_global_zero:
+        return
+    path = Path(folder) / ROUNDS
+    if path.exists():
+        RoundTable(path).truncate(rounds)
 
 
 def resumption_of(path: Path, checkpoint: dict[str, Any], trainer: pl.Trainer) -> Resumption:
-    """Return how a run goes on from a checkpoint.
+    """Return how a run resumes from a checkpoint.
 
-    It goes on in the folder of the run that left it if that is a run of the same logger and folder,
-    and the checkpoint is the newest one there. From any other checkpoint a run branches off into a
-    folder of its own, and what the other run has left stays.
+    It continues in the folder of the run that wrote the checkpoint if both have the same logger and
+    root folder, and the checkpoint is the newest one there. From any other checkpoint the run
+    branches off into a new folder, and the old one stays as it is.
     """
     loggers = tuple(
         (str(kind), version)
@@ -93,16 +115,16 @@ def resumption_of(path: Path, checkpoint: dict[str, Any], trainer: pl.Trainer) -
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path, module: pl.LightningModule) -> None:
-    """Refuse a checkpoint that a module cannot go on from.
+    """Check that a module can resume from a checkpoint.
 
     Raises:
-        CheckpointError: It holds the weights alone, or those of another network.
+        CheckpointError: It has only weights, or those of another network.
     """
     try:
-        if "optimizer_states" not in checkpoint or "extra" not in _loop_state(checkpoint):
+        if "optimizer_states" not in checkpoint or "extra" not in loop_state(checkpoint):
             raise CheckpointError(
-                "it holds the weights alone (save_weights_only), so no run can go on from it; "
-                "`test` and `predict` can use it."
+                "it has only weights (save_weights_only), so a run cannot resume from it; `test` "
+                "and `predict` can use it."
             )
         _compare_network(checkpoint, module)
     except CheckpointError as error:
@@ -110,10 +132,10 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, module: pl.Lightning
 
 
 def check_loadable(path: Path, module: pl.LightningModule) -> None:
-    """Refuse a checkpoint whose weights a module cannot take, before anything is written.
+    """Check that a module can load a checkpoint's weights, before anything is written.
 
     Raises:
-        CheckpointError: It is not as a run has written it, or of another network.
+        CheckpointError: The file is not as a run wrote it, or of another network.
     """
     checkpoint = read_checkpoint(path)
     try:
@@ -124,7 +146,7 @@ def check_loadable(path: Path, module: pl.LightningModule) -> None:
 
 def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
     kind = type(module)
-    remade = (  # the network is not complete yet, or takes other keys
+    remade = (  # the network is not complete yet, or loads other keys
         kind.configure_model is not pl.LightningModule.configure_model
         or kind.on_load_checkpoint is not pl.LightningModule.on_load_checkpoint
     )
@@ -133,9 +155,9 @@ def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> 
 
 
 def prepared_data(data: Any) -> FederatedDataModule | None:
-    """Return the data, divided, if they can be had before the run starts.
+    """Return the data module, set up, if that is possible before the run starts.
 
-    A data module with a ``setup`` of its own may need the trainer for it.
+    A data module that overrides ``setup`` may need the trainer for it.
     """
     if not isinstance(data, FederatedDataModule):
         return None
@@ -146,16 +168,13 @@ def prepared_data(data: Any) -> FederatedDataModule | None:
     return data
 
 
-def _loop_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-    return state
-
-
 def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:
-    """Return the version of the first logger whose folder a checkpoint lies in."""
+    """Return the first logger's version whose folder has the checkpoint."""
     folder, first = path.resolve().parent.parent, loggers[0] if loggers else None
-    newest = path.name == LAST or (path.name == PREVIOUS and not is_good(path.with_name(LAST)))
-    if not newest or path.resolve().parent.name != "checkpoints":
+    newest = path.name == LAST_CHECKPOINT or (
+        path.name == PREVIOUS_CHECKPOINT and not is_good(path.with_name(LAST_CHECKPOINT))
+    )
+    if not newest or path.resolve().parent.name != CHECKPOINTS:
         return None
     if not isinstance(first, RoundCSVLogger):
         return None
@@ -168,17 +187,18 @@ def _version_of(path: Path, loggers: Sequence[Logger]) -> int | str | None:
     return int(found[1])
 
 
-def logged_by(loggers: Sequence[Logger]) -> list[tuple[str, Any]]:
-    """Return kind and version of each logger, for the checkpoint of a run."""
-    return [(type(logger).__name__, logger.version) for logger in loggers]
+def note_loggers(checkpoint: dict[str, Any], loggers: Sequence[Logger]) -> None:
+    """Write kind and version of each logger into a checkpoint, for :func:`resumption_of`."""
+    known = [(type(logger).__name__, logger.version) for logger in loggers]
+    checkpoint.setdefault("fedlightning", {})["loggers"] = known
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """Return where a run writes, ``None`` if it writes nothing; every rank must ask."""
+    """Return the folder of a run, ``None`` if it writes nothing; a collective call."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     if trainer.loggers:
         folder = trainer.log_dir if isinstance(trainer.loggers[0], CSVLogger) else None
         return Path(folder) if folder is not None else None
     callback = trainer.checkpoint_callback
-    return Path(trainer.default_root_dir, "checkpoints") if callback is not None else None
+    return Path(trainer.default_root_dir, CHECKPOINTS) if callback is not None else None

@@ -1,4 +1,4 @@
-"""The settings that a resumed run must share with the run that it goes on with."""
+"""The settings that a resumed run must share with the run that wrote the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import named_parts
+from fedlightning.storage.checkpoint_reader import loop_state
+from fedlightning.storage.client_store import holds_states
 
 __all__ = [
     "Settings",
@@ -27,14 +29,14 @@ __all__ = [
 ]
 
 Settings = dict[str, str]
-"""Values as they are shown, by the names under which they are set."""
+"""Values as text, by the names of the settings."""
 
-# Where data lie, how many processes read them, what is shown: no result depends on these.
+# Where data is, how many processes read it, what is printed: no result depends on these.
 _FREE = {"root", "download", "num_workers", "max_epochs", "devices", "verbose", "path", "data_dir"}
 _FREE |= {"cache_size", "eval_clients", "check_data"}
-# A constructor's arguments that a digest or a setting of its own stands for.
-_ELSEWHERE = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
-_LARGEST = 400
+# Arguments of constructors that a digest or another setting stands for.
+_COVERED = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
+_MAX_LENGTH = 400
 _NONE = (None, "None")
 
 
@@ -45,16 +47,16 @@ def settings_that_matter(
     data: FederatedDataModule,
     seed: int,
 ) -> Settings:
-    """Return what a result depends on, bit for bit.
+    """Return the settings on which the bits of a result depend.
 
-    What may change from one part of a run to the next is left out: ``max_epochs``, the number of
-    workers, loggers, callbacks, paths, how often there is validation.
+    What may change when a run is resumed is left out: ``max_epochs``, the number of workers,
+    loggers, callbacks, paths, how often validation runs.
 
     Args:
         trainer: The trainer.
-        federation: How clients learn together.
-        module: The clients' module, as the user made it.
-        data: The clients' data, divided.
+        federation: The federation's settings.
+        module: The clients' module, as the user built it.
+        data: The clients' data, set up.
         seed: The run's seed.
     """
     sampler = federation.sampler
@@ -71,7 +73,7 @@ def settings_that_matter(
         "federation.clients_per_kernel": federation.clients_per_kernel,
         "federation.sampler": None
         if sampler is None
-        else f"{type(sampler).__name__}{_plain_ones(vars(sampler))}",
+        else f"{type(sampler).__name__}{_plain_values(vars(sampler))}",
         "torch threads": threads if threads is not None else torch.get_num_threads(),
         "partition": data.partition_digest()[:16],
         "data.held_out_clients": data.held_out_digest(),
@@ -84,18 +86,18 @@ def settings_that_matter(
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
         "trainer.limit_train_batches": trainer.limit_train_batches,
     }
-    if federation.clients_per_kernel > 1:  # who shares a kernel decides about last bits
+    if federation.clients_per_kernel > 1:  # the last bits depend on which clients share a kernel
         settings["trainer.devices"] = trainer.world_size
-    arguments = {k: v for k, v in _arguments(data).items() if k not in _ELSEWHERE}
+    arguments = {k: v for k, v in _arguments(data).items() if k not in _COVERED}
     settings |= {f"data.{name}": value for name, value in arguments.items()}
     chosen = {**_arguments(module), **module.hparams}
-    settings |= {f"model.{name}": value for name, value in _plain_ones(chosen).items()}
+    settings |= {f"model.{name}": value for name, value in _plain_values(chosen).items()}
     settings["parts"] = named_parts(module) or None
-    return {name: _shown(value) for name, value in settings.items()}
+    return {name: _format_value(value) for name, value in settings.items()}
 
 
 def optimizer_settings(optimizers: Iterable[Optimizer]) -> Settings:
-    """Return kind and settings of optimizers that have not stepped yet.
+    """Return type and settings of optimizers that have not stepped yet.
 
     Example:
         >>> weights = [torch.nn.Parameter(torch.ones(1))]
@@ -105,30 +107,30 @@ def optimizer_settings(optimizers: Iterable[Optimizer]) -> Settings:
     texts = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            plain = {k: v for k, v in _plain_ones(group).items() if k != "params"}
-            if "initial_lr" in plain:  # a scheduler has been at the other one
+            plain = {k: v for k, v in _plain_values(group).items() if k != "params"}
+            if "initial_lr" in plain:  # a scheduler has changed the other one
                 plain["lr"] = plain.pop("initial_lr")
-            inner = ", ".join(f"{name}={_shown(plain[name])}" for name in sorted(plain))
+            inner = ", ".join(f"{name}={_format_value(plain[name])}" for name in sorted(plain))
             texts.append(f"{type(optimizer).__name__}({inner})")
     return {"optimizer": ", ".join(texts)}
 
 
 def refuse_changes(saved: Mapping[str, Any], present: Settings) -> None:
-    """Compare two runs' settings; names that only one of them has are no difference.
+    """Check that two runs have the same settings; a name that only one of them has is ignored.
 
     Raises:
-        CheckpointError: If they differ; all differences are listed.
+        CheckpointError: They differ; all differences are listed.
 
     Example:
         >>> refuse_changes({"seed": "0", "gone": "1"}, {"seed": "0"})
         >>> refuse_changes({"seed": "0"}, {"seed": "5"})
         Traceback (most recent call last):
-        fedlightning.errors.CheckpointError: ... checkpoint: seed: 0 then, 5 now. Restore ...
+        fedlightning.errors.CheckpointError: ... from the checkpoint (seed: 0 -> 5). Restore ...
     """
     if changed := _changes(saved, present):
         raise CheckpointError(
-            f"this run cannot go on from the checkpoint: {'; '.join(changed)}. Restore these "
-            "settings, or load the weights alone with load_from_checkpoint and start anew."
+            f"cannot resume: settings differ from the checkpoint ({'; '.join(changed)}). Restore "
+            "them, or load only the weights with load_from_checkpoint."
         )
 
 
@@ -139,31 +141,31 @@ def warn_of_changes(
     module: pl.LightningModule | None,
     data: FederatedDataModule | None,
 ) -> None:
-    """Warn where a checkpoint that is evaluated means something else to the present settings.
+    """Warn if a checkpoint is evaluated under settings that change its meaning.
 
     Args:
-        checkpoint: What the file holds.
+        checkpoint: The content of the file.
         path: The file.
-        federation: How clients learn together.
-        module: The clients' module, as the user made it, where it is known.
-        data: The clients' data, divided, where they are known.
+        federation: The federation's settings.
+        module: The clients' module, as the user built it, if known.
+        data: The clients' data, set up, if known.
     """
-    extra = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("extra")
-    if not isinstance(extra, Mapping):  # the weights alone
+    extra = loop_state(checkpoint).get("extra")
+    if not isinstance(extra, Mapping):  # only weights
         return
-    kept, settings = extra["personal"], extra["settings"]
+    settings = extra["settings"]
     heads = settings.get("federation.head"), settings.get("model.head")
     saved = {**settings, "head": next((head for head in heads if head not in _NONE), "head")}
     present: Settings = {
-        "federation.algorithm": _shown(federation.algorithm),
-        "head": _shown(federation.head or getattr(module, "head_prefix", "head")),
+        "federation.algorithm": _format_value(federation.algorithm),
+        "head": _format_value(federation.head or getattr(module, "head_prefix", "head")),
     }
-    if data is not None and (kept["clients"] or kept.get("files")):
-        present["partition"] = data.partition_digest()[:16]  # whose part is whose
+    if data is not None and holds_states(extra["personal"]):
+        present["partition"] = data.partition_digest()[:16]  # which state belongs to which client
     if changed := _changes(saved, present):
         rank_zero_warn(
-            f"{path} was trained otherwise than it is evaluated: {'; '.join(changed)}. Its weights "
-            "are used all the same."
+            f"{path} was trained with other settings than those used to evaluate it: "
+            f"{'; '.join(changed)}. Using its weights anyway."
         )
 
 
@@ -171,7 +173,7 @@ def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
     if "federation.algorithm" in saved:
         saved = {**saved, "federation.algorithm": _as_now_shown(str(saved["federation.algorithm"]))}
     return [
-        f"{name}: {value} then, {present[name]} now"
+        f"{name}: {value} -> {present[name]}"
         for name, value in saved.items()
         if name in present and str(value) != present[name]
     ]
@@ -199,17 +201,17 @@ def _as_now_shown(algorithm: str) -> str:
 
 
 def _arguments(thing: Any) -> dict[str, Any]:
-    """Return what a constructor was given, as far as it keeps that under the same names."""
+    """Return the plain arguments of a constructor that the object has as attributes."""
     names = {
         name
         for kind in type(thing).__mro__
         if "__init__" in vars(kind) and kind.__module__.partition(".")[0] != "pytorch_lightning"
         for name in inspect.signature(vars(kind)["__init__"]).parameters
     }
-    return _plain_ones({name: vars(thing)[name] for name in sorted(names) if name in vars(thing)})
+    return _plain_values({name: vars(thing)[name] for name in sorted(names) if name in vars(thing)})
 
 
-def _plain_ones(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
@@ -223,11 +225,11 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _shown(value: Any) -> str:
-    """Return a value's text: the same for 1 and 1.0, for a list and a tuple."""
+def _format_value(value: Any) -> str:
+    """Return a value as text: the same for 1 and 1.0, for a list and a tuple."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_shown(item) for item in value)}]"
+        return f"[{', '.join(_format_value(item) for item in value)}]"
     text = str(value)
-    return text if len(text) <= _LARGEST else f"{text[:_LARGEST]}..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

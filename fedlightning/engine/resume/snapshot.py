@@ -1,108 +1,56 @@
-"""What of a loop goes into a checkpoint, and with what a resumed run is compared."""
+"""What a checkpoint holds of a federated run, beside the global model and Lightning's own state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import pytorch_lightning as pl
-
-from fedlightning.core.seeding import default_seed
 from fedlightning.core.state import State
-from fedlightning.datamodules import FederatedDataModule
-from fedlightning.engine.evaluation import federated_data
-from fedlightning.engine.model_roles import LoopWithModel
-from fedlightning.engine.resume.run_settings import (
-    Settings,
-    optimizer_settings,
-    refuse_changes,
-    settings_that_matter,
-)
-from fedlightning.federation.server import Server
-from fedlightning.federation.settings import Federation
-from fedlightning.storage.client_store import ClientStore
+from fedlightning.engine.resume.run_settings import Settings
+from fedlightning.federation.schedule import ScheduleState
 
-__all__ = ["ResumableLoop"]
+__all__ = ["Snapshot"]
 
 
-class ResumableLoop(LoopWithModel):
-    """A loop whose state goes into checkpoints and comes out of them.
+@dataclass(frozen=True)
+class Snapshot:
+    """A run between two commits.
 
     Args:
-        trainer: The trainer that runs it.
-        federation: How clients learn together.
-        **limits: The least and the largest number of rounds.
+        clients: What clients keep (see :class:`~fedlightning.storage.client_store.ClientStore`).
+        server: What the server remembers.
+        versions: Older models that updates under way have started from, by version.
+        schedule: The schedule's state.
+        settings: What a resumed run must share.
     """
 
-    def __init__(self, trainer: pl.Trainer, federation: Federation, **limits: Any) -> None:
-        personal = ClientStore(self._personal_folder, federation.personal_memory_mb * 2**20)
-        super().__init__(trainer, federation, personal, **limits)
-        self.server: Server
-        self._server_state: State = {}
-        self._settings: Settings
-        self._compared: Settings | None = None
+    clients: dict[str, Any]
+    server: State
+    settings: Settings
+    versions: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    schedule: ScheduleState | None = None
 
-    @property
-    def data(self) -> FederatedDataModule:
-        """The clients' data.
-
-        Raises:
-            ConfigError: If the trainer was given something else.
-        """
-        return federated_data(self.trainer)
-
-    @property
-    def seed(self) -> int:
-        """The seed of everything in the run that is random."""
-        return default_seed(self.federation.seed)
-
-    def extra_state(self) -> dict[str, Any]:
-        """Return what clients keep, and the settings that a resumed run must share."""
-        return {
-            "personal": self.personal.state_dict(),
-            "server": self.server.state_dict(),
-            "settings": self._settings,
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as primitives and tensors."""
+        state: dict[str, Any] = {
+            "personal": self.clients,
+            "server": self.server,
+            "settings": self.settings,
         }
+        if self.schedule is not None:
+            state["schedule"] = self.schedule.state_dict()
+            state["versions"] = {version: dict(older) for version, older in self.versions.items()}
+        return state
 
-    def compare_settings(
-        self, checkpoint: Mapping[str, Any], module: pl.LightningModule, data: FederatedDataModule
-    ) -> None:
-        """Compare what is known before a run starts with the run that left a checkpoint.
-
-        Raises:
-            CheckpointError: If that run had other settings.
-        """
-        saved = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]["settings"]
-        refuse_changes(
-            saved, settings_that_matter(self.trainer, self.federation, module, data, self.seed)
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> Snapshot:
+        """Return what :meth:`state_dict` has written, in this release or an earlier one."""
+        schedule = state.get("schedule")
+        return cls(
+            state["personal"],
+            state.get("server", {}),
+            state["settings"],
+            state.get("versions", {}),
+            None if schedule is None else ScheduleState.from_dict(schedule),
         )
-
-    def check_extra_state(self, state: dict[str, Any]) -> None:
-        """Compare the settings that a resumed run must share.
-
-        Raises:
-            CheckpointError: If the run that left the checkpoint had other ones.
-        """
-        self._compared = self._what_must_not_change()
-        refuse_changes(state["settings"], self._compared)
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what clients keep and what the server remembers."""
-        self.load_personal(state["personal"])
-        self._server_state = state.get("server", {})
-
-    def load_personal(self, state: dict[str, Any]) -> None:
-        """Take back what clients keep; their files may have moved along with the checkpoint."""
-        checkpoint = self.trainer.ckpt_path
-        run = Path(checkpoint).parent.parent if checkpoint is not None else None
-        self.personal.load_state_dict(state, moved_to=run and run / "personal")
-
-    def _personal_folder(self) -> Path:
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute() / "personal"
-
-    def _what_must_not_change(self) -> Settings:
-        settings = settings_that_matter(
-            self.trainer, self.federation, self.module, self.data, self.seed
-        )
-        return settings | optimizer_settings(self.trainer.optimizers)

@@ -1,71 +1,92 @@
-"""A cohort trained by several workers, its updates handed on in cohort order."""
+"""The updates of one commit trained by several workers, handed on in the order of aggregation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from fedlightning.algorithms import ClientUpdate
+from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
-from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.workers.collectives import Workers, longest_first
 from fedlightning.federation.failures import Attempt, ClientFailure
+from fedlightning.federation.schedule import Job
 
-__all__ = ["Trained", "train_in_parallel"]
-
+__all__ = ["Trained", "shares_of", "train_in_parallel"]
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+_PAYLOAD = "payload"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One client's training, as its worker keeps it until all are done.
+    """One client update, as its worker keeps it until all are done.
 
     Args:
         update: The update; its state is a copy.
         kept: What the client keeps.
-        flags: Where its metrics shall be logged.
-        changed: Keys that are not shared because they are frozen, and that it has changed.
+        flags: Where its metrics are logged.
     """
 
     update: ClientUpdate
     kept: State
     flags: Mapping[str, LogFlags]
-    changed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What a worker tells the others of a client: everything but the tensors."""
+    """What a worker tells the others of a job: everything but the tensors."""
 
     failures: tuple[ClientFailure, ...]
-    succeeded: bool
-    num_examples: int = 0
-    steps: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    update: ClientUpdate | None = None
     flags: Mapping[str, LogFlags] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
+    state: Layout | None = None
     kept: Layout = field(default_factory=dict)
     extras: Layout = field(default_factory=dict)
-    changed: frozenset[str] = frozenset()
+    payload: Layout = field(default_factory=dict)
+
+
+def shares_of(jobs: Sequence[Job], sizes: Sequence[int], workers: int) -> list[list[int]]:
+    """Deal jobs out to workers by the work that they are; a client's jobs stay together.
+
+    Args:
+        jobs: The jobs of a commit, in their order.
+        sizes: How much work each of them is.
+        workers: Number of workers.
+
+    Returns:
+        The places of each worker's jobs, in ascending order.
+
+    Example:
+        >>> jobs = [Job(client, 0, position) for position, client in enumerate((4, 7, 4))]
+        >>> shares_of(jobs, [1, 3, 1], workers=2)
+        [[1], [0, 2]]
+    """
+    places: dict[int, list[int]] = {}
+    for place, job in enumerate(jobs):
+        places.setdefault(job.client, []).append(place)
+    groups = list(places.values())
+    work = [sum(sizes[place] for place in group) for group in groups]
+    return [
+        sorted(place for group in share for place in groups[group])
+        for share in longest_first(work, workers)
+    ]
 
 
 def train_in_parallel(
     workers: Workers,
-    cohort: Sequence[int],
+    jobs: Sequence[Job],
     sizes: Sequence[int],
-    train: Callable[[int], Attempt[Trained]],
+    train: Callable[[Job], Attempt[Trained]],
     shared: Mapping[str, Tensor],
     device: torch.device,
     skip: bool,
     told_to_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Attempt[Trained]]:
-    """Train this worker's clients, then hand on every client's training in cohort order.
+    """Train this worker's jobs, then hand on every job's update in order.
 
     Every worker gets the same, so every worker's aggregation adds the same numbers in the same
     order as a single process does. All workers have heard of all failures before the first update
@@ -73,44 +94,40 @@ def train_in_parallel(
 
     Args:
         workers: The processes.
-        cohort: Client ids.
+        jobs: The jobs of a commit.
         sizes: How much work each of them is.
         train: Trains one client.
         shared: Tensors like a client's shared part.
         device: Where tensors are sent from and received.
-        skip: Whether to go on without the clients that failed. Otherwise the first of them in the
-            cohort is all that is handed on.
-        told_to_stop: Whether to leave the rest of this worker's clients alone: the caller stops on
+        skip: Whether to continue without the clients that failed. Otherwise the first of them in
+            order is all that is handed on.
+        told_to_stop: Whether to leave the rest of this worker's jobs alone: the caller stops on
             all workers then.
-
-    Raises:
-        FrozenChanged: A client has changed frozen parameters that are not shared.
     """
-    shares = longest_first(sizes, workers.size)
+    shares = shares_of(jobs, sizes, workers.size)
     mine: dict[int, Attempt[Trained]] = {}
     for position in shares[workers.rank]:
         if told_to_stop():
             break
-        mine[position] = train(cohort[position])
+        mine[position] = train(jobs[position])
         if mine[position].result is None and not skip:
             break
     reports: dict[int, _Report] = {}
-    for others in workers.gather({at: _report(outcome) for at, outcome in mine.items()}):
+    told = {at: _report(attempt, shared) for at, attempt in mine.items()}
+    for others in workers.gather(told):
         reports |= others
-    if changed := frozenset().union(*(report.changed for report in reports.values())):
-        raise FrozenChanged(changed)
-    failed = sorted(at for at, report in reports.items() if not report.succeeded)
+    failed = sorted(at for at, report in reports.items() if report.update is None)
     if failed and not skip:
         at = failed[0]
         own = mine.get(at)
         error = own.error if own is not None else None
-        return iter([Attempt(cohort[at], None, reports[at].failures, error)])
-    return _in_cohort_order(workers, cohort, shares, mine, reports, shared, device)
+        return iter([Attempt(jobs[at].client, None, reports[at].failures, error)])
+    return _in_order(workers, jobs, shares, mine, reports, shared, device)
 
 
-def _in_cohort_order(
+def _in_order(
     workers: Workers,
-    cohort: Sequence[int],
+    jobs: Sequence[Job],
     shares: list[list[int]],
     mine: dict[int, Attempt[Trained]],
     reports: Mapping[int, _Report],
@@ -118,48 +135,49 @@ def _in_cohort_order(
     device: torch.device,
 ) -> Iterator[Attempt[Trained]]:
     owner = {position: rank for rank, share in enumerate(shares) for position in share}
-    for position, client in enumerate(cohort):
+    for position, job in enumerate(jobs):
         own, report = mine.pop(position, None), reports[position]
-        if not report.succeeded:
-            yield Attempt(client, None, report.failures, own.error if own is not None else None)
+        if report.update is None:
+            error = own.error if own is not None else None
+            yield Attempt(job.client, None, report.failures, error)
             continue
-        trained = own.result if own is not None else None
-        source = owner[position]
-        state = workers.send(
-            dict(trained.update.state) if trained is not None else None, shared, source
-        )
-        kept = workers.send(
-            trained.kept if trained is not None else None, _room(report.kept, device), source
-        )
-        extras = workers.send(
-            dict(trained.update.extras) if trained is not None else None,
+        mine_too = own.result if own is not None else None
+        tensors: tuple[State | None, ...] = (None, None, None, None)
+        if mine_too is not None:
+            update = mine_too.update
+            tensors = dict(update.state), mine_too.kept, dict(update.extras), _payload(update)
+
+        rooms = (
+            shared if report.state is None else _room(report.state, device),
+            _room(report.kept, device),
             _room(report.extras, device),
-            source,
+            _room(report.payload, device),
         )
-        update = ClientUpdate(
-            client, state, report.num_examples, report.steps, report.metrics, extras,
-            bytes_up=report.bytes_up, bytes_down=report.bytes_down,
-        )  # fmt: skip
-        yield Attempt(client, Trained(update, kept, report.flags), report.failures)
+        state, kept, extras, payload = (
+            workers.send(values, room, owner[position])
+            for values, room in zip(tensors, rooms, strict=True)
+        )
+        whole = replace(report.update, state=state, extras=extras, payload=payload.get(_PAYLOAD))
+        yield Attempt(job.client, Trained(whole, kept, report.flags), report.failures)
 
 
-def _report(outcome: Attempt[Trained]) -> _Report:
-    if outcome.result is None:
-        return _Report(outcome.failures, succeeded=False)
-    update = outcome.result.update
+def _report(attempt: Attempt[Trained], shared: Mapping[str, Tensor]) -> _Report:
+    if attempt.result is None:
+        return _Report(attempt.failures)
+    update = attempt.result.update
     return _Report(
-        outcome.failures,
-        True,
-        update.num_examples,
-        update.steps,
-        update.metrics,
-        outcome.result.flags,
-        update.bytes_up,
-        update.bytes_down,
-        _layout(outcome.result.kept),
+        attempt.failures,
+        replace(update, state={}, extras={}, payload=None),
+        attempt.result.flags,
+        None if update.state.keys() == shared.keys() else _layout(update.state),
+        _layout(attempt.result.kept),
         _layout(update.extras),
-        outcome.result.changed,
+        _layout(_payload(update)),
     )
+
+
+def _payload(update: ClientUpdate) -> State:
+    return {} if update.payload is None else {_PAYLOAD: update.payload}
 
 
 def _layout(state: Mapping[str, Tensor]) -> Layout:

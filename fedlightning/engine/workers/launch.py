@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from fedlightning.core.validation import is_integer
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import ConfigError
 
@@ -55,7 +56,7 @@ def _checked_workers(given: Any) -> Any:
     """Refuse what is no number of processes, or more of them than a machine can start."""
     most = max(_MOST_WORKERS, 4 * _usable_cores())
     number = int(given) if isinstance(given, str) and given.isdecimal() else given
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
+    if not is_integer(number) or not 1 <= number <= most:
         raise ConfigError(
             f"trainer.devices must be auto or a number of workers from 1 to {most} on this "
             f"machine's {_usable_cores()} cores, got {given!r}."

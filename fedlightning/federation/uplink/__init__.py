@@ -1,12 +1,21 @@
-"""Updates in fewer bytes: what a client would send, and what the server would read."""
+"""The way of an update from a client to the server: clip, add noise, compress, in any order."""
 
 from fedlightning.core.messages import num_bytes
-from fedlightning.federation.uplink.compression import (
-    Compression,
-    Encoded,
-    decode,
-)
+from fedlightning.federation.uplink.clipping import ClipNorm, GaussianNoise
+from fedlightning.federation.uplink.compression import Compression, Encoded, decode
 from fedlightning.federation.uplink.int8 import Int8
+from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
 from fedlightning.federation.uplink.topk import TopK
 
-__all__ = ["Compression", "Encoded", "Int8", "TopK", "decode", "num_bytes"]
+__all__ = [
+    "ClipNorm",
+    "Compression",
+    "Encoded",
+    "GaussianNoise",
+    "Int8",
+    "TopK",
+    "UplinkContext",
+    "UplinkStage",
+    "decode",
+    "num_bytes",
+]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fedlightning.core.messages import ClientUpdate, num_bytes
 from fedlightning.core.state import State, first_non_finite
-from fedlightning.core.validation import Setting
 from fedlightning.federation.uplink.encoding import Frame, join_frames, split_frames, unpack
 from fedlightning.federation.uplink.encoding import exact as as_it_is
+from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
 
 __all__ = ["Compression", "Encoded", "decode"]
+
+_NAME = "compression/"
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class Encoded:
         return len(self.data)
 
 
-class Compression(Setting, ABC):
-    r"""How clients write their updates in fewer bytes; what ``federation.compression`` takes.
+class Compression(UplinkStage):
+    r"""How clients write their updates in fewer bytes; the last stage of ``federation.uplink``.
+
+    ``federation.compression`` takes one, too. Extras are sent as they are.
 
     What is compressed is the difference from the global model, not the model: it is small, and
     zero is its natural rest. Encoding is deterministic.
@@ -65,6 +70,50 @@ class Compression(Setting, ABC):
     @abstractmethod
     def frames(self, delta: State) -> list[Frame]:
         """Return finite floating-point tensors, on the CPU, as frames with the same keys."""
+
+    @torch.no_grad()
+    def send(self, update: ClientUpdate, context: UplinkContext) -> ClientUpdate:
+        """Return the update with its encoded bytes in the place of its state.
+
+        The client keeps what is left over for its next update.
+        """
+        received, parameters = context.received, context.parameters
+        exact = [key for key in update.state if key not in parameters]
+        delta = {
+            key: value - received[key] if key in parameters else value
+            for key, value in update.state.items()
+        }
+        if self.error_feedback:
+            residual = {
+                key: context.kept[_NAME + key].to(value.device)
+                for key, value in delta.items()
+                if _NAME + key in context.kept
+            }
+            encoded, left = self._with_feedback(delta, residual, exact)
+            data = encoded.data
+            context.kept_after |= {_NAME + key: value for key, value in left.items()}
+        else:
+            data = self.encode(delta, exact)
+        return replace(
+            update,
+            state={},
+            payload=torch.frombuffer(bytearray(data), dtype=torch.uint8),
+            bytes_up=len(data) + num_bytes(update.extras),
+        )
+
+    @torch.no_grad()
+    def receive(
+        self, update: ClientUpdate, received: Mapping[str, Tensor], parameters: Collection[str]
+    ) -> ClientUpdate:
+        """Return the update with the state that its bytes stand for."""
+        assert update.payload is not None, "an update that has passed the client half"
+        arrived = decode(update.payload.cpu().numpy().tobytes())
+        on_device = {key: value.to(received[key].device) for key, value in arrived.items()}
+        state = {
+            key: received[key] + value if key in parameters else value
+            for key, value in on_device.items()
+        }
+        return replace(update, state=state, payload=None)
 
     def encode(self, delta: Mapping[str, Tensor], exact: Collection[str] = ()) -> bytes:
         """Return an update as bytes.
@@ -119,6 +168,13 @@ class Compression(Setting, ABC):
         Raises:
             ValueError: If the residual has other keys or shapes, or a value is NaN or infinite.
         """
+        encoded, left = self._with_feedback(delta, residual, exact)
+        return encoded.state, left, encoded.num_bytes
+
+    @torch.no_grad()
+    def _with_feedback(
+        self, delta: Mapping[str, Tensor], residual: Mapping[str, Tensor], exact: Collection[str]
+    ) -> tuple[Encoded, State]:
         lossy = _lossy(delta, exact)
         if residual and residual.keys() != set(lossy):
             raise ValueError(f"residual's keys differ: {sorted(residual.keys() ^ set(lossy))}")
@@ -137,7 +193,7 @@ class Compression(Setting, ABC):
             {key: narrow.get(key, value) for key, value in delta.items()}, exact
         )
         left = {key: meant[key] - encoded.state[key].to(meant[key].dtype) for key in lossy}
-        return encoded.state, left, encoded.num_bytes
+        return encoded, left
 
 
 def decode(data: bytes) -> State:

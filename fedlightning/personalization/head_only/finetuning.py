@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings, tune_linear_head
-from fedlightning.personalization.scoring import measure, preserve_training_state
+from fedlightning.personalization.scoring import Scores, measure, preserve_training_state
 
 __all__ = ["FEATURE_BYTES", "HeadOnlyFineTuner", "nearest_mean_of"]
 
@@ -70,11 +70,12 @@ class HeadOnlyFineTuner:
         rows = sum(self._loop.data.num_examples(client, split) for split in splits)
         return rows * self._head.in_features * self._head.weight.element_size() <= FEATURE_BYTES
 
-    def run(self, client: int) -> tuple[list[dict[str, float]], float]:
+    def run(self, client: int, tasks: Sequence[ClientTask]) -> tuple[list[Scores], float]:
         """Measure, fine-tune, measure; the module holds the client's head afterwards.
 
         Args:
             client: The client.
+            tasks: The splits on which it is measured.
 
         Returns:
             What was measured before and after, with a curve also after every epoch, and the
@@ -88,8 +89,8 @@ class HeadOnlyFineTuner:
         features = {split: self._read(client, split) for split in self._measured}
         train = self._read(client, "train")
 
-        def scores() -> dict[str, float]:
-            return measure(loop.data, client, lambda task: self._evaluate(task, features))
+        def scores() -> Scores:
+            return measure(tasks, lambda task: self._evaluate(task, features))
 
         measured = [scores()]
         nearest = nearest_mean_of(train, features["test"]) if self._nearest_mean else math.nan
@@ -139,8 +140,8 @@ class HeadOnlyFineTuner:
 
 
 def nearest_mean_of(train: list[FeatureBatch], test: list[FeatureBatch]) -> float:
-    """Return the accuracy of nearest class means; nan without training data."""
-    if not train:
+    """Return the accuracy of nearest class means; nan without training or test data."""
+    if not train or not test:
         return math.nan
     (features, labels), (points, classes) = joined(train), joined(test)
     return nearest_mean_accuracy(features.float(), labels, points.float(), classes)

@@ -1,10 +1,21 @@
 """A client's full model, or the global one, outside of a federation."""
 
-from fedlightning.personalization.models.export import client_model, example_input
+from fedlightning.personalization.models.export import (
+    client_model,
+    client_predictor,
+    example_input,
+)
 from fedlightning.personalization.models.export_formats import (
     FORMATS,
     export_model,
     format_of,
 )
 
-__all__ = ["FORMATS", "client_model", "example_input", "export_model", "format_of"]
+__all__ = [
+    "FORMATS",
+    "client_model",
+    "client_predictor",
+    "example_input",
+    "export_model",
+    "format_of",
+]

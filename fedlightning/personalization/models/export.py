@@ -12,15 +12,17 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from fedlightning.algorithms import Algorithm
+from fedlightning.core.predictors import Predictor, StatePredictor
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
-from fedlightning.personalization.models.writer import state_digest
-from fedlightning.storage import good_checkpoint, read_checkpoint
-from fedlightning.storage.checkpoint_reader import check_network
-from fedlightning.storage.run_layout import FOLDER, INDEX
+from fedlightning.personalization.models.writer import PREDICTOR, state_digest
+from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.checkpoint_reader import check_network, read_checkpoint
+from fedlightning.storage.run_layout import CHECKPOINTS, PERSONAL_INDEX, PERSONAL_MODELS
 
-__all__ = ["client_model", "example_input"]
+__all__ = ["client_model", "client_predictor", "example_input"]
 
 _BATCH = 2  # torch.export takes a batch of one for a constant
 
@@ -49,6 +51,55 @@ def client_model(
         ConfigError: The config cannot be used, or the client has no model.
         CheckpointError: Checkpoint or personal files are missing or damaged, or do not go together.
     """
+    built, _, rule = _load(run, client, module, ckpt_path)
+    if rule:
+        raise ConfigError(
+            f"client {client} predicts with more than a state of {type(built).__name__}: load it "
+            "with client_predictor(run, client, module, algorithm)."
+        )
+    return built
+
+
+def client_predictor(
+    run: str | os.PathLike[str],
+    client: int,
+    module: pl.LightningModule | Callable[[], pl.LightningModule],
+    algorithm: Algorithm,
+    *,
+    ckpt_path: str | os.PathLike[str] | None = None,
+) -> Predictor:
+    """Return what a client predicts with: its model, or its algorithm's rule over several models.
+
+    Args:
+        run: See :func:`client_model`.
+        client: The client.
+        module: See :func:`client_model`.
+        algorithm: The run's algorithm, whose rule it may be.
+        ckpt_path: See :func:`client_model`.
+
+    Raises:
+        ConfigError: The algorithm has no such rule; see :func:`client_model` as well.
+        CheckpointError: See :func:`client_model`.
+    """
+    built, own, rule = _load(run, client, module, ckpt_path)
+    for hook in algorithm.hooks if rule else ():
+        if (predictor := hook.predictor(rule, built)) is not None:
+            return predictor
+    if rule:
+        raise ConfigError(
+            f"client {client} predicts with more than a state of {type(built).__name__}, and "
+            f"{algorithm.name} has no rule for that; pass the run's algorithm."
+        )
+    return StatePredictor(built, own)
+
+
+def _load(
+    run: str | os.PathLike[str],
+    client: int | Literal["global"],
+    module: pl.LightningModule | Callable[[], pl.LightningModule],
+    ckpt_path: str | os.PathLike[str] | None,
+) -> tuple[pl.LightningModule, State, State]:
+    """Return the module with a client's state, that state, and what its predictor has beside it."""
     folder = Path(run)
     if not folder.is_dir():
         raise ConfigError(f"run={os.fspath(run)!r} is no folder; give a run's folder.")
@@ -62,6 +113,9 @@ def client_model(
         assert index is not None
         _compare(index, checkpoint, path, client)
         own = read_personal(index, client)
+    rule = {
+        key.removeprefix(PREDICTOR): own.pop(key) for key in list(own) if key.startswith(PREDICTOR)
+    }
     with torch.random.fork_rng(devices=[]):
         built = module if isinstance(module, pl.LightningModule) else module()
         built.configure_model()
@@ -75,10 +129,11 @@ def client_model(
     for key, value in own.items():
         if key not in state or state[key].shape != value.shape:
             raise CheckpointError(
-                f"{folder / FOLDER}: {key} of client {client} does not fit {type(built).__name__}."
+                f"{folder / PERSONAL_MODELS}: {key} of client {client} does not fit "
+                f"{type(built).__name__}."
             )
     copy_into(state, own)
-    return built.eval()
+    return built.eval(), own, rule
 
 
 def example_input(
@@ -114,14 +169,14 @@ def example_input(
 
 
 def _index_if_any(folder: Path) -> PersonalIndex | None:
-    return read_index(folder) if (folder / FOLDER / INDEX).exists() else None
+    return read_index(folder) if (folder / PERSONAL_MODELS / PERSONAL_INDEX).exists() else None
 
 
 def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
     """Return the checkpoint with the global model that a run's personal models go with."""
     if given is not None:
         path = Path(given)
-        within = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        within = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
         return good_checkpoint(within) if path.is_dir() else path
     if index is not None and index.about.checkpoint is not None:
         path = folder / index.about.checkpoint
@@ -131,8 +186,8 @@ def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
             f"{path}, which the personal models in {folder} were made from, is gone: give its new "
             "place with ckpt_path."
         )
-    if (folder / "checkpoints").is_dir():
-        return good_checkpoint(folder / "checkpoints")
+    if (folder / CHECKPOINTS).is_dir():
+        return good_checkpoint(folder / CHECKPOINTS)
     raise CheckpointError(f"{folder} has no checkpoints: give one with ckpt_path.")
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedlightning.core.state import live_state
+from fedlightning.core.state import State, live_state
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
 from fedlightning.storage.files import write_atomically
+from fedlightning.storage.tensor_files import serialize
 
 __all__ = ["FORMATS", "export_model", "format_of"]
 
@@ -109,29 +110,23 @@ def export_model(
             raise ConfigError(f"format={chosen} needs an example of the inputs.")
         content = _OF_COMPUTATION[chosen](module, example)
     else:
-        content = _OF_WEIGHTS[chosen](_plain_state(module))
+        content = _OF_WEIGHTS[chosen](live_state(module))
     write_atomically(target, content)
     return target
 
 
-def _plain_state(module: nn.Module) -> dict[str, Tensor]:
-    return {
+def _state_dict(state: State) -> bytes:
+    plain = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in live_state(module).items()
+        for key, value in state.items()
     }
-
-
-def _state_dict(state: dict[str, Tensor]) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(plain, buffer)
     return buffer.getvalue()
 
 
-def _safetensors(state: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    content: bytes = save(state, {"format": "pt"})
-    return content
+def _safetensors(state: State) -> bytes:
+    return serialize(state, {"format": "pt"})
 
 
 def _exported_program(module: nn.Module, example: Tensor) -> bytes:
@@ -186,7 +181,7 @@ def _explained(module: nn.Module, chosen: str) -> Iterator[None]:
         logging.disable(before)
 
 
-_OF_WEIGHTS: dict[str, Callable[[dict[str, Tensor]], bytes]] = {
+_OF_WEIGHTS: dict[str, Callable[[State], bytes]] = {
     "state_dict": _state_dict,
     "safetensors": _safetensors,
 }

@@ -11,8 +11,9 @@ from typing import Any
 
 from fedlightning.core.state import State, first_non_finite
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.personalization.models.writer import FORMAT, About, file_name, header_of
-from fedlightning.storage.run_layout import FOLDER, INDEX
+from fedlightning.personalization.models.writer import FORMAT, About, file_name
+from fedlightning.storage.run_layout import PERSONAL_INDEX, PERSONAL_MODELS
+from fedlightning.storage.tensor_files import metadata_of
 
 __all__ = ["PersonalIndex", "read_index", "read_personal"]
 
@@ -41,7 +42,7 @@ def read_index(run: str | os.PathLike[str]) -> PersonalIndex:
     Raises:
         CheckpointError: It is missing, damaged, or in a newer format.
     """
-    path = Path(run) / FOLDER / INDEX
+    path = Path(run) / PERSONAL_MODELS / PERSONAL_INDEX
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -92,7 +93,7 @@ def read_personal(index: PersonalIndex, client: int) -> State:
     if hashlib.sha256(content).hexdigest() != index.digests[client]:
         raise CheckpointError(f"{path} is damaged: its bytes are not those that were written.")
     try:
-        state, header = load(content), header_of(content).get("__metadata__", {})
+        state, header = load(content), metadata_of(content)
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     own = (header.get("client"), header.get("global_sha256"))

@@ -18,6 +18,7 @@ from fedlightning.datamodules import Split
 from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.personalization.models.writer import About, PersonalWriter, state_digest
+from fedlightning.storage.client_store import holds_states
 
 __all__ = [
     "MOST_BYTES",
@@ -93,26 +94,26 @@ def discarded_on_failure(files: PersonalWriter | None) -> Iterator[None]:
 
 
 def load_kept(loop: FederatedLoop, saved: Mapping[str, Any]) -> None:
-    """Take what clients have kept from a checkpoint, if they are the clients of that run.
+    """Load the client states of a checkpoint, if its run had the same data.
 
-    With other data a client's number means somebody else, who has kept nothing.
+    With other data a client's number means another client, which has no state.
 
     Args:
         loop: The loop.
-        saved: What the loop has left in the checkpoint.
+        saved: The loop's part of the checkpoint.
     """
     personal, settings = saved.get("personal"), saved.get("settings", {})
     if personal is None:
         return
-    if personal["clients"] or personal.get("files"):
+    if holds_states(personal):
         present = {
             "partition": loop.data.partition_digest()[:16],
             "dataset": loop.data.dataset_fingerprint(),
         }
         if any(settings.get(name, value) != value for name, value in present.items()):
             rank_zero_warn(
-                "the data are not those of the run that left the checkpoint: what its clients have "
-                "kept is not used, all clients start from the global model."
+                "the data differs from the checkpoint's run: its client states are ignored and all "
+                "clients start from the global model."
             )
             return
     loop.load_personal(personal)

@@ -15,7 +15,6 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,9 +27,19 @@ from fedlightning.storage.files import (
     temporary_beside,
     write_atomically,
 )
-from fedlightning.storage.run_layout import _NEW, _OLD, FOLDER, INDEX, remove_unfinished
+from fedlightning.storage.run_layout import (
+    NEW_PERSONAL_MODELS,
+    OLD_PERSONAL_MODELS,
+    PERSONAL_INDEX,
+    PERSONAL_MODELS,
+    remove_unfinished,
+)
+from fedlightning.storage.tensor_files import serialize
 
-__all__ = ["FORMAT", "About", "PersonalWriter", "file_name", "header_of", "state_digest"]
+__all__ = ["FORMAT", "PREDICTOR", "About", "PersonalWriter", "file_name", "state_digest"]
+
+PREDICTOR = "predictor/"
+"""What the names begin with, in a client's file, of what its predictor has beside the network."""
 
 FORMAT = 1
 """Number of the layout that this version writes; a newer one is refused."""
@@ -117,8 +126,8 @@ class PersonalWriter:
         if self._workers.rank == 0:
             try:
                 remove_unfinished(self._run)
-                with os_errors_as_failures("create", self._run / _NEW):
-                    (self._run / _NEW).mkdir(parents=True)
+                with os_errors_as_failures("create", self._run / NEW_PERSONAL_MODELS):
+                    (self._run / NEW_PERSONAL_MODELS).mkdir(parents=True)
             except Exception as error:
                 failure = error
         self._workers.agree(failure)
@@ -134,7 +143,7 @@ class PersonalWriter:
             EnvironmentFailure: It cannot be written.
         """
         about = self._about
-        content = _serialised(
+        content = serialize(
             state,
             {
                 "format": str(FORMAT),
@@ -145,7 +154,7 @@ class PersonalWriter:
                 "global_sha256": about.global_sha256,
             },
         )
-        path = self._run / _NEW / file_name(client)
+        path = self._run / NEW_PERSONAL_MODELS / file_name(client)
         with os_errors_as_failures("write", path), temporary_beside(path) as temporary:
             temporary.write_bytes(content)
             os.replace(temporary, path)
@@ -173,7 +182,7 @@ class PersonalWriter:
     def discard(self) -> None:
         """Remove what was written so far."""
         if self._workers.rank == 0:
-            shutil.rmtree(self._run / _NEW, ignore_errors=True)
+            shutil.rmtree(self._run / NEW_PERSONAL_MODELS, ignore_errors=True)
 
     def _publish(self, digests: dict[int, str]) -> None:
         index = {
@@ -182,8 +191,9 @@ class PersonalWriter:
             **asdict(self._about),
             "clients": {str(client): digests[client] for client in sorted(digests)},
         }
-        new, own, old = (self._run / name for name in (_NEW, FOLDER, _OLD))
-        write_atomically(new / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        new, own = self._run / NEW_PERSONAL_MODELS, self._run / PERSONAL_MODELS
+        old = self._run / OLD_PERSONAL_MODELS
+        write_atomically(new / PERSONAL_INDEX, (json.dumps(index, indent=1) + "\n").encode())
         with os_errors_as_failures("write", own):
             if own.exists():
                 os.replace(own, old)
@@ -195,27 +205,3 @@ class PersonalWriter:
 def file_name(client: int) -> str:
     """Return the name of a client's file."""
     return f"client_{client:05d}.safetensors"
-
-
-def _serialised(state: State, metadata: dict[str, str]) -> bytes:
-    """Return a safetensors file whose metadata are in order: the library's come in a random one."""
-    from safetensors.torch import save
-
-    tensors = {  # copies, because the format refuses tensors that share memory
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in state.items()
-    }
-    content = save(tensors, metadata)
-    header = json.dumps(header_of(content), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[8 + _header_size(content) :]
-
-
-def header_of(content: bytes) -> dict[str, Any]:
-    """Return what stands at the top of a safetensors file."""
-    header: dict[str, Any] = json.loads(content[8 : 8 + _header_size(content)])
-    return header
-
-
-def _header_size(content: bytes) -> int:
-    return int.from_bytes(content[:8], "little")

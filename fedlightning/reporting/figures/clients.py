@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedlightning.core.statistics import Spread
 from fedlightning.reporting.client_records import ClientRecord
 from fedlightning.reporting.figures.style import (
     BLUE,
@@ -38,19 +39,20 @@ def clients_figure(
     records: Sequence[ClientRecord],
     title: str = "Accuracy per client, before and after personalization",
 ) -> Figure:
-    """Draw what personalization did for every client, the worst-served on the left.
+    """Draw every client's accuracy before and after personalization, the worst on the left.
 
-    Up to 120 clients are dumbbells, from the accuracy before to that after, in the order of the
-    accuracy after. More clients are two curves, each in its own order, so a curve reads as "this
-    share of the clients has at most this accuracy". The worst tenth of the clients is shaded.
+    Up to 120 clients are dumbbells, from the accuracy before to that after, ordered by the accuracy
+    after. More clients are two curves, each sorted by itself, so that a curve reads as "this share
+    of the clients has at most this accuracy". The worst tenth of the clients is shaded.
 
     Args:
-        records: The clients, in any order. Those without test data are left out and counted.
+        records: The clients, in any order. Those without both accuracies are left out and counted;
+            a mean is over all clients with that accuracy.
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Example:
         >>> records = [ClientRecord(i, 80, 20, 0.5, 0.7 + i / 100, 1.0, 0.5) for i in range(20)]
@@ -63,7 +65,8 @@ def clients_figure(
     with style():
         figure = new_figure(9, 4.6)
         ax = figure.add_subplot()
-        headline(ax, title, _in_numbers(before, after, len(records) - len(tested)))
+        means = [100 * Spread.of(values).mean for values in _columns(records)]
+        headline(ax, title, _subtitle(before, after, means, records))
         if not tested:
             ax.set_axis_off()
             ax.text(0.5, 0.5, "no client has test data", ha="center", color=MUTED)
@@ -73,22 +76,33 @@ def clients_figure(
             _dumbbells(ax, before, after, [record.client_id for record in tested])
         else:
             _curves(ax, np.sort(before), np.sort(after))
-        _means(ax, before, after)
+        _means(ax, means)
         figure.legend(loc="outside lower center", ncols=4, handletextpad=0.5, columnspacing=2)
     return figure
 
 
-def _in_numbers(before: Percent, after: Percent, untested: int) -> str:
+def _columns(records: Sequence[ClientRecord]) -> tuple[list[float], list[float]]:
+    return [record.acc_before for record in records], [record.acc_after for record in records]
+
+
+def _subtitle(
+    before: Percent, after: Percent, means: Sequence[float], records: Sequence[ClientRecord]
+) -> str:
     words = [counted(len(after), "client")]
     if len(after):
-        gain = after.mean() - before.mean()
-        words[0] += f": mean {before.mean():.1f} % → {after.mean():.1f} % ({gain:+.1f} points)"
+        words[0] += (
+            f": mean {means[0]:.1f} % → {means[1]:.1f} % ({means[1] - means[0]:+.1f} points)"
+        )
         signs = np.sign(after - before)
         for sign, word in ((1, "better"), (0, "unchanged"), (-1, "worse")):
             if sign in signs:
                 words.append(f"{(signs == sign).sum()} {word}")
+    left_out = [record for record in records if not record.tested]
+    untested = sum(record.num_test == 0 for record in left_out)
     if untested:
         words.append(f"{untested:,} without test data left out")
+    if undefined := len(left_out) - untested:
+        words.append(f"{undefined:,} with an undefined accuracy left out")
     return " · ".join(words)
 
 
@@ -165,8 +179,7 @@ def _worst_tenth(ax: Axes, left: float, right: float, p10: float, count: int) ->
     ax.axvspan(left, right, color=GRID, alpha=0.55, linewidth=0, zorder=0, label=label)
 
 
-def _means(ax: Axes, before: Percent, after: Percent) -> None:
-    means = [float(before.mean()), float(after.mean())]
+def _means(ax: Axes, means: Sequence[float]) -> None:
     for mean, color in zip(means, (GREY, BLUE), strict=True):
         ax.axhline(mean, color=color, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1)
     texts = [f"mean before {means[0]:.1f} %", f"mean after {means[1]:.1f} %"]

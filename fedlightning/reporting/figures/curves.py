@@ -32,7 +32,7 @@ def curves_figure(
     """Draw metrics over rounds, each with its name and last value at its right end.
 
     Accuracies (metrics whose last part begins with ``acc``) share a panel in percent; all others
-    share one below. A nan, where a metric was not logged, is skipped and the line goes on.
+    share one below. A nan, where a metric was not logged, is skipped and the line continues.
 
     Args:
         rounds: Round indices, R of them.
@@ -40,11 +40,11 @@ def curves_figure(
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Raises:
-        ConfigError: A metric has not one value a round.
+        ConfigError: A metric does not have one value per round.
 
     Example:
         >>> figure = curves_figure([0, 1], {"global/acc": [0.1, 0.4], "train/loss": [2.3, 1.1]})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.views import view_label
 from fedlightning.reporting.figures.style import (
     BLUE,
     CYCLE,
@@ -25,40 +26,43 @@ if TYPE_CHECKING:
 
 __all__ = ["finetuning_figure"]
 
-GREEN, PINK = CYCLE[2:4]
+_GREEN, *_OTHERS = CYCLE[2:]
 
 
 def finetuning_figure(
     records: Sequence[EpochRecord],
-    held_out: Sequence[EpochRecord] = (),
+    others: Mapping[str, Sequence[EpochRecord]] | None = None,
     title: str = "Accuracy over epochs of fine-tuning",
 ) -> Figure:
     """Draw the mean over clients, a band of one standard deviation, and the tenth percentile.
 
     Args:
-        records: The clients that may train, epoch by epoch.
-        held_out: Those that never do, if there are any: their mean alone is drawn.
+        records: The clients that train, epoch by epoch.
+        others: The other views by name, of which the mean alone is drawn.
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Example:
         >>> records = [EpochRecord.of(e, [(0.5 + e / 10, 0.5), (0.6, 0.6)]) for e in range(3)]
         >>> finetuning_figure(records).axes[0].get_xlabel()
         'epochs of fine-tuning'
     """
-    known = [record for record in (*records, *held_out) if record.num_clients]
+    others = others or {}
     with style():
         figure = new_figure(9, 4.6)
         ax = figure.subplots()
-        headline(ax, title, _in_words(records))
+        headline(ax, title, _subtitle(records))
         lines = [
             ("mean", RED, "-", records, "acc_mean"),
             ("tenth percentile", BLUE, "-", records, "acc_p10"),
-            ("mean, validation data", GREEN, "--", records, "val_acc_mean"),
-            ("mean, held-out clients", PINK, "-.", held_out, "acc_mean"),
+            ("mean, validation data", _GREEN, "--", records, "val_acc_mean"),
+            *(
+                (f"mean, {view_label(name)}", _OTHERS[at % len(_OTHERS)], "-.", group, "acc_mean")
+                for at, (name, group) in enumerate(others.items())
+            ),
         ]
         ends, texts, colors = [], [], []
         for name, color, dash, group, column in lines:
@@ -70,7 +74,7 @@ def finetuning_figure(
             ends.append(float(values[-1]))
             texts.append(f"{name}  {values[-1]:.1f} %")
             colors.append(color)
-        if ends and known:
+        if ends and any(record.num_clients for record in records):
             epochs, mean, std = (
                 np.array([getattr(record, column) for record in records])
                 for column in ("epoch", "acc_mean", "acc_std")
@@ -88,7 +92,7 @@ def finetuning_figure(
     return figure
 
 
-def _in_words(records: Sequence[EpochRecord]) -> str:
+def _subtitle(records: Sequence[EpochRecord]) -> str:
     clients = records[0].num_clients if records else 0
     words = f"{counted(clients, 'client')}; the band is one standard deviation over clients"
     known = [record for record in records if not math.isnan(record.acc_mean)]

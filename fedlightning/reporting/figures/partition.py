@@ -1,4 +1,4 @@
-"""Who holds which classes."""
+"""The classes that each client has."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ Counts = npt.NDArray[np.integer[Any]]
 
 
 def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and class") -> Figure:
-    """Draw how the data are divided over the clients.
+    """Draw how the data is divided over the clients.
 
     Up to 60 clients and 60 classes are dots whose areas are in proportion to the counts. More are a
-    heat map; its colours grow with the square root of the count, so that a few examples show beside
-    many, and a class that a client does not have stays white. Bars above are the clients' totals.
+    heat map; its colours follow the square root of the count, so that a few examples are visible
+    beside many, and a class that a client does not have stays white. The bars above are the
+    clients' totals.
 
     Args:
         table: Counts of shape (num_clients, num_classes).
         title: The headline.
 
     Returns:
-        A figure that pyplot does not know of; see
-        :func:`~fedlightning.reporting.figures.save_figure`.
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
 
     Raises:
-        ConfigError: ``table`` is not a table of counts, or has no client or no class.
+        ConfigError: ``table`` is not a table of counts, or is empty.
 
     Example:
         >>> figure = partition_figure([[5, 0], [0, 7], [3, 3]])
@@ -65,7 +66,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
     with style():
         figure = new_figure(9, height + 2.1)
         above, ax = figure.subplots(2, 1, sharex=True, height_ratios=[0.6, height])
-        headline(above, title, _in_numbers(counts))
+        headline(above, title, _subtitle(counts))
         _totals(above, counts.sum(axis=1), few)
         if few:
             _dots(figure, ax, counts)
@@ -76,7 +77,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
     return figure
 
 
-def _in_numbers(counts: Counts) -> str:
+def _subtitle(counts: Counts) -> str:
     totals, held = counts.sum(axis=1), (counts > 0).sum(axis=1)
     least, most = int(totals.min()), int(totals.max())
     size = f"{counted(most, 'example')} each"
@@ -114,7 +115,7 @@ def _dots(figure: Figure, ax: Axes, counts: Counts) -> None:
 
 
 def _rounded(count: int) -> int:
-    """Return ``count`` with all digits but its first as zeros, and at least 1."""
+    """Return ``count`` rounded down to its first digit, at least 1."""
     scale: int = 10 ** (len(str(count)) - 1)
     return max(1, count // scale * scale)
 

@@ -1,4 +1,4 @@
-"""The figures of a run, and how they become files."""
+"""The figures of a run, and writing them to files."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    r"""Write a figure as PNG, 150 dots an inch; the same figure gives the same bytes.
+    r"""Write a figure as PNG, 150 dots per inch; the same figure gives the same bytes.
 
     A reader finds the old picture or the new one, never half of either.
 
     Args:
         figure: What a function of this module returned.
-        path: The file, by custom with the suffix ``.png``; folders are made.
+        path: The file, by convention with the suffix ``.png``; folders are created.
 
     Raises:
         EnvironmentFailure: The file cannot be written.

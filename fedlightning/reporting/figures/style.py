@@ -1,4 +1,4 @@
-"""How all figures look; matplotlib's own settings, and the user's, stay as they are."""
+"""The style of all figures, without a change of matplotlib's or the user's settings."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _SETTINGS: dict[str, Any] = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw in this look inside the block; whatever was set before is set again after it."""
+    """Apply this style inside the ``with`` block; restore the settings on exit."""
     import matplotlib.style
 
     with matplotlib.style.context(["default", _SETTINGS]):
@@ -66,7 +66,7 @@ def style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sized in inches, that pyplot does not know of."""
+    """Return an empty figure, sized in inches, that is not registered with pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -88,7 +88,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def headline(ax: Axes, title: str, subtitle: str) -> None:
-    """Put a bold title and, in grey below it, what the figure says in numbers."""
+    """Add a bold title and, in grey below it, a subtitle."""
     ax.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=26)
     ax.annotate(
         subtitle,
@@ -104,7 +104,7 @@ def headline(ax: Axes, title: str, subtitle: str) -> None:
 def label_at_right(
     ax: Axes, heights: Sequence[float], texts: Sequence[str], colors: Sequence[str]
 ) -> None:
-    """Write ``texts`` beside the right edge, each as near to its height as the others allow."""
+    """Write ``texts`` beside the right edge, each as close to its height as possible."""
     low, high = ax.get_ylim()
     inches = ax.get_window_extent().height / ax.figure.dpi
     gap = (high - low) * 0.19 / inches
@@ -123,7 +123,7 @@ def label_at_right(
 
 
 def spaced(heights: Sequence[float], gap: float) -> list[float]:
-    """Return ``heights`` moved apart until neighbours are ``gap`` away from each other.
+    """Return ``heights`` moved apart until neighbours are at least ``gap`` apart.
 
     Example:
         >>> spaced([5.0, 1.0, 1.0], gap=2.0)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedlightning.reporting.client_records import ClientRecord
-from fedlightning.storage.files import write_atomically
+from fedlightning.reporting.client_records import columns_of
+from fedlightning.storage.csv_files import write_csv
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.results import Collection
 from fedlightning.studies.statistics import Summary
@@ -21,42 +19,40 @@ from fedlightning.studies.statistics import Summary
 __all__ = ["write_clients", "write_curves", "write_summary", "write_tests"]
 
 
-def write_summary(path: Path, summaries: Sequence[Summary], held_out: Sequence[Summary]) -> None:
-    """Write one row for each variant under each condition; ``group`` is ``seen`` or ``held_out``.
+def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> None:
+    """Write one row for each variant under each condition and in each evaluation view.
 
-    Accuracies are in 0..1; what is not known is an empty cell.
+    The column ``group`` names the view, ``seen`` being the main one. Accuracies are in 0..1;
+    unknown values are empty cells.
     """
     names = [field.name for field in fields(Summary)]
-    rows = [
-        ["seen" if summaries is group else "held_out", *astuple(summary)]
-        for group in (summaries, held_out)
-        for summary in group
-    ]
+    rows = [[view, *astuple(summary)] for view, group in summaries.items() for summary in group]
     _write(path, ["group", *names], rows)
 
 
 def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
-    """Write one row for each comparison."""
+    """Write one row per comparison."""
     _write(path, [field.name for field in fields(PairedTest)], map(astuple, tests))
 
 
 def write_clients(path: Path, collection: Collection) -> None:
-    """Write one row for each client of each run, with the columns of ``clients.csv``."""
-    names = [field.name for field in fields(ClientRecord)]
-    rows = [
-        [group.condition, group.variant, seed, kind, *astuple(record)]
+    """Write one row per client, view and run, with the columns of ``clients.csv``."""
+    places = [
+        ([group.condition, group.variant, seed, view or "seen"], record)
         for group in collection.groups
         for seed, run in group.runs.items()
-        for kind, records in (("seen", run.clients), ("held_out", run.held_out))
+        for view, records in run.views.items()
         for record in records
     ]
+    names = columns_of([record for _, record in places])
+    rows = [[*place, *record.cells(names)] for place, record in places]
     _write(path, ["condition", "variant", "seed", "group", *names], rows)
 
 
 def write_curves(path: Path, collection: Collection) -> None:
-    """Write one row for each round of each run: what was logged, and the costs up to then.
+    """Write one row per round and run: the metrics, and the costs up to then.
 
-    ``cumulative/seconds`` counts training, ``cumulative/bytes`` what went up and down.
+    ``cumulative/seconds`` counts training, ``cumulative/bytes`` both directions.
     """
     names = list(dict.fromkeys(name for run in collection.runs for name in run.metrics))
     rows = []
@@ -72,7 +68,7 @@ def write_curves(path: Path, collection: Collection) -> None:
 
 
 def cumulative_bytes(metrics: Any, rounds: int) -> Any:
-    """Return the bytes that went up and down until the end of each round; nan if not known."""
+    """Return the bytes sent up and down until the end of each round; nan if not known."""
     both = [metrics.get(f"communication/bytes_{way}") for way in ("up", "down")]
     if any(column is None for column in both):
         return np.full(rounds, math.nan)
@@ -80,14 +76,8 @@ def cumulative_bytes(metrics: Any, rounds: int) -> Any:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, header, (map(_blank_if_nan, row) for row in rows))
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, (float, np.floating)):
-        return "" if math.isnan(value) else float(value)
-    return value
+def _blank_if_nan(value: Any) -> Any:
+    return "" if isinstance(value, (float, np.floating)) and math.isnan(value) else value

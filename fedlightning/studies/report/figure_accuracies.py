@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.statistics import Spread
+from fedlightning.core.views import HELD_OUT
 from fedlightning.reporting.figures.style import (
     GREY,
     INK,
@@ -21,7 +23,6 @@ from fedlightning.reporting.figures.style import (
 from fedlightning.studies.report.figure_svg import Look
 from fedlightning.studies.results import Group
 from fedlightning.studies.run_reader import Numbers
-from fedlightning.studies.statistics import worst_decile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +33,8 @@ __all__ = ["distributions_figure", "fairness_figure", "shares_figure"]
 _MOST_DOTS = 400
 
 
-def distributions_figure(
-    groups: Sequence[Group], looks: dict[str, Look], held_out: bool = False
-) -> Figure:
-    """Draw a box for each variant before (grey) and after personalization, all seeds together.
+def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: str = "") -> Figure:
+    """Draw boxes for each variant before (grey) and after personalization, all seeds together.
 
     A box is the middle half with the median, whiskers reach from the tenth to the ninetieth
     percentile, a dot is a client of a seed (of many, a regular sample).
@@ -49,16 +48,18 @@ def distributions_figure(
             height = -(at + 0.5 * (at // 2))
             heights.append(height)
             after = name == "acc_after"
-            _box(ax, height, _pooled(group, name, held_out), looks[group.variant][0] if after
+            _box(ax, height, _pooled(group, name, view), looks[group.variant][0] if after
                  else GREY)  # fmt: skip
         middles = [(heights[2 * at] + heights[2 * at + 1]) / 2 for at in range(len(groups))]
         ax.set_yticks(middles, [group.variant for group in groups], color=INK)
         ax.set_ylim(min(heights) - 0.8, 0.8)
         ax.set_xlim(-2, 102)
-        ax.set_xlabel("accuracy on a client's own test data (%)")
+        own = view in ("", HELD_OUT)
+        where = "on a client's own test data" if own else f"in the view {view}"
+        ax.set_xlabel(f"accuracy {where} (%)")
         ax.grid(axis="x", linewidth=0.6)
         ax.spines["left"].set_visible(False)
-        number = max((_pooled(group, "acc_after", held_out).size for group in groups), default=0)
+        number = max((_pooled(group, "acc_after", view).size for group in groups), default=0)
         headline(
             ax,
             "Accuracy per client",
@@ -69,12 +70,12 @@ def distributions_figure(
 
 
 def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
-    """Draw, for each accuracy, the share of clients that have at most that."""
+    """Draw, for each accuracy, the share of clients with at most that accuracy."""
     with style():
         figure = new_figure(10.5, 3.9)
         ax = figure.subplots()
         for group in groups:
-            values = np.sort(_pooled(group, "acc_after", held_out=False))
+            values = np.sort(_pooled(group, "acc_after"))
             if not values.size:
                 continue
             shares = 100 * np.arange(1, values.size + 1) / values.size
@@ -105,7 +106,8 @@ def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
         places: list[tuple[float, float, str]] = []
         for group in groups:
             each = [100 * run.values("acc_after") for run in group.runs.values()]
-            points = np.array([(v.mean(), worst_decile(v)) for v in each if v.size])
+            spreads = [Spread.of(values) for values in each if values.size]
+            points = np.array([(spread.mean, spread.worst_decile) for spread in spreads])
             if not points.size:
                 continue
             colour = looks[group.variant][0]
@@ -123,7 +125,7 @@ def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
 
 
 def _name(ax: Axes, places: Sequence[tuple[float, float, str]], looks: dict[str, Look]) -> None:
-    """Write each name beside its dot, with a line to it where names had to move apart."""
+    """Write each name beside its dot, with a line to it where names would overlap."""
     low, high = ax.get_ylim()
     left, right = ax.get_xlim()
     for side in (-1, 1):
@@ -156,6 +158,6 @@ def _box(ax: Axes, height: float, values: Numbers, colour: str) -> None:
     ax.plot([median, median], [height - 0.32, height + 0.32], color=INK, linewidth=1.8)
 
 
-def _pooled(group: Group, name: str, held_out: bool) -> Numbers:
-    parts = [run.values(name, held_out) for run in group.runs.values()]
+def _pooled(group: Group, name: str, view: str = "") -> Numbers:
+    parts = [run.values(name, view) for run in group.runs.values()]
     return 100 * np.concatenate(parts) if parts else np.empty(0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.views import metric_in_view
 from fedlightning.reporting.figures.style import new_figure, style
 from fedlightning.studies.report.csv_tables import cumulative_bytes
 from fedlightning.studies.report.figure_svg import Look
@@ -30,22 +31,25 @@ _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _SECONDS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
 
-def learning_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure | None:
+def learning_figure(
+    groups: Sequence[Group], looks: dict[str, Look], view: str = ""
+) -> Figure | None:
     """Draw mean and standard deviation over seeds, for each metric that has a curve.
 
-    More than eight variants are drawn without the latter, which would hide the curves.
-
-    Bytes are those of both directions, seconds those of training; a column is left out where no
-    run knows them.
+    More than eight variants are drawn without the latter, which would hide the curves. Bytes are
+    those of both directions, seconds those of training; a column is left out where they are not
+    known for any run.
 
     Args:
         groups: The groups of one condition.
         looks: How each variant is drawn.
+        view: The evaluation view; by default the main one.
 
     Returns:
-        The figure, ``None`` if there is no curve.
+        The figure, ``None`` without a curve.
     """
-    metrics = [name for name in _METRICS if any(_points(group, name) > 1 for group in groups)]
+    labels = {metric_in_view(view, name): label for name, label in _METRICS.items()}
+    metrics = [name for name in labels if any(_points(group, name) > 1 for group in groups)]
     axes = _x_axes(groups)
     if not metrics:
         return None
@@ -61,12 +65,12 @@ def learning_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure |
                 ax.grid(linewidth=0.6)
                 ax.margins(x=0.01)
                 if column == 0:
-                    ax.set_ylabel(_METRICS[metric])
+                    ax.set_ylabel(labels[metric])
                 if row == len(metrics) - 1:
                     ax.set_xlabel(x_axis[0])
-        handles, labels = grid[0][0].get_legend_handles_labels()
+        handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside upper left", ncols=min(len(labels), 2 * len(axes))
+            handles, names, loc="outside upper left", ncols=min(len(names), 2 * len(axes))
         )
     return figure
 

@@ -1,19 +1,21 @@
-"""The report's page: what was compared, what came out, and how far one may trust it."""
+"""The report's page: what was compared, the results, and how far to trust them."""
 
 from __future__ import annotations
 
 import csv
 import html
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedlightning._version import __version__
+from fedlightning.core.views import HELD_OUT, view_label
 from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
+from fedlightning.storage.run_layout import PARTITION_TABLE
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
@@ -44,9 +46,10 @@ _TABLE_NOTE = (
     "Each number is a mean over seeds of a number over clients. ± beside an accuracy is the "
     "standard deviation of that mean over seeds (with n-1 in the denominator; none for a single "
     "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
-    "worst tenth is the mean over the tenth of the clients that is served worst. Jain's index is 1 "
-    "where all clients have the same accuracy. Bytes are those of all clients of a round together. "
-    "Bold: the best of a column."
+    "worst tenth is the mean over the tenth of the clients, rounded down but at least one, that is "
+    "served worst. Jain's index is 1 where all clients have the same accuracy. A client whose "
+    "accuracy is undefined counts for no number over clients. Bytes are those of all clients of a "
+    "round together. Bold: the best of a column."
 )
 _TEST_NOTE = (
     "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. What is paired: "
@@ -61,24 +64,24 @@ _TEST_NOTE = (
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the page shows.
+    """The contents of the page.
 
     Args:
         title: Its title.
         collection: The runs.
         summaries: One for each group.
-        held_out: The same for clients that could not take part in training; may be empty.
+        views: The same for the other evaluation views, by name.
         tests: All comparisons.
         baselines: The baseline of each condition.
         metric: What was tested.
-        folder: Where the page will lie.
-        files: What lies beside it.
+        folder: The folder of the page.
+        files: The files beside it.
     """
 
     title: str
     collection: Collection
     summaries: Sequence[Summary]
-    held_out: Sequence[Summary]
+    views: Mapping[str, Sequence[Summary]]
     tests: Sequence[PairedTest]
     baselines: dict[str, str]
     metric: str
@@ -87,11 +90,11 @@ class ReportData:
 
 
 def page(findings: ReportData) -> str:
-    """Return the page, one HTML text that needs nothing from outside."""
+    """Return the page, one self-contained HTML text."""
     collection = findings.collection
     looks = styles_for(collection.variants)
     several = len(collection.conditions) > 1
-    body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_what(collection))]
+    body = [f"<h1>{html.escape(findings.title)}</h1>", paragraph(_overview(collection))]
     body += _warnings(collection.warnings)
     body.append(_contents(findings, several))
     if several:
@@ -112,7 +115,7 @@ def page(findings: ReportData) -> str:
     return document(findings.title, body)
 
 
-def _what(collection: Collection) -> str:
+def _overview(collection: Collection) -> str:
     seeds = sorted({run.seed for run in collection.runs})
     text = f"{counted(len(collection.runs), 'run')}: {counted(len(collection.variants), 'variant')}"
     if len(collection.conditions) > 1:
@@ -153,11 +156,10 @@ def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> 
         curves = [_figure(svg(drawn, "learning curves"), caption)]
         yield section("Learning curves", f"curves-{condition}", curves, level=3)
     yield section("Differences", f"tests-{condition}", _tests(findings, condition), level=3)
-    if unseen := [summary for summary in findings.held_out if summary.condition == condition]:
-        parts = _unseen(groups, unseen, looks)
-        yield section(
-            "Clients that could not take part in training", f"unseen-{condition}", parts, level=3
-        )
+    for view, summaries in findings.views.items():
+        if here := [summary for summary in summaries if summary.condition == condition]:
+            parts = _view(view, groups, here, looks)
+            yield section(_view_title(view), f"{view}-{condition}", parts, level=3)
 
 
 def _tests(findings: ReportData, condition: str) -> Iterator[str]:
@@ -176,26 +178,35 @@ def _tests(findings: ReportData, condition: str) -> Iterator[str]:
     yield paragraph(_TEST_NOTE.format(metric=word), note=True)
 
 
-def _unseen(
-    groups: Sequence[Group], summaries: Sequence[Summary], looks: dict[str, Look]
+def _view(
+    view: str, groups: Sequence[Group], summaries: Sequence[Summary], looks: dict[str, Look]
 ) -> Iterator[str]:
-    yield summary_table(summaries, held_out=True)
-    known = [group for group in groups if any(run.held_out for run in group.runs.values())]
-    yield _figure(svg(distributions_figure(known, looks, held_out=True), "unseen clients"))
+    yield summary_table(summaries, main=False)
+    known = [group for group in groups if any(run.views.get(view) for run in group.runs.values())]
+    if known:
+        yield _figure(svg(distributions_figure(known, looks, view), view_label(view)))
+    if (drawn := learning_figure(groups, looks, view)) is not None:
+        yield _figure(svg(drawn, f"learning curves, {view_label(view)}"))
+
+
+def _view_title(view: str) -> str:
+    if view == HELD_OUT:
+        return "Clients that could not take part in training"
+    return f"Evaluation view {view}"
 
 
 def _partitions(collection: Collection) -> Iterator[str]:
-    """Draw each division of the data once, for the first seed."""
+    """Draw each partition once, for the first seed."""
     first = min(run.seed for run in collection.runs)
     shown: dict[str, Run] = {}
     for run in collection.runs:
-        if run.seed == first and (run.folder / "partition.csv").is_file():
+        if run.seed == first and (run.folder / PARTITION_TABLE).is_file():
             shown.setdefault(run.partition or str(run.folder), run)
     digests = {run.partition for run in collection.runs if run.partition}
     yield paragraph(f"{counted(len(digests), 'partition')} in all; shown is that of seed {first}."
                     if digests else "No run says how its data were divided.")  # fmt: skip
     for run in list(shown.values())[:_MOST_PARTITIONS]:
-        counts = _class_counts(run.folder / "partition.csv")
+        counts = _class_counts(run.folder / PARTITION_TABLE)
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
         if counts.size:
             title = f"Examples per client and class{where}"

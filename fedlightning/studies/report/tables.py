@@ -38,8 +38,10 @@ _GAINS: dict[str, Callable[[Summary], str]] = {
     "gain over\nLocalOnly": lambda s: percent(s.gain_over_local, signed=True),
     "gain over\nFedAvg + tuning": lambda s: percent(s.gain_over_fedavg_ft, signed=True),
 }
-_COSTS: dict[str, Callable[[Summary], str]] = {
+_GLOBAL: dict[str, Callable[[Summary], str]] = {
     "global\nmodel": lambda s: percent(s.global_acc),
+}
+_COSTS: dict[str, Callable[[Summary], str]] = {
     "up,\nper round": lambda s: number(s.bytes_up_per_round, "B"),
     "down,\nper round": lambda s: number(s.bytes_down_per_round, "B"),
     "seconds of\ntraining": lambda s: number(s.seconds_training),
@@ -57,9 +59,19 @@ _STRESSED = {
 }
 
 
-def summary_table(summaries: Sequence[Summary], held_out: bool = False) -> str:
-    """Return variants by metrics; the best of a column is stressed, columns without a number go."""
-    columns = {**_ACCURACIES, **_GAINS, **({} if held_out else _COSTS)}
+def summary_table(summaries: Sequence[Summary], main: bool = True) -> str:
+    """Return variants by metrics; the best of a column is stressed, empty columns are left out.
+
+    Args:
+        summaries: The variants.
+        main: Whether of the main view. Others have no costs, and no accuracy of the global model
+            beside one before personalization.
+    """
+    columns = {**_ACCURACIES, **_GAINS}
+    if main:
+        columns |= {**_GLOBAL, **_COSTS}
+    elif all(math.isnan(summary.acc_before) for summary in summaries):
+        columns |= _GLOBAL
     shown = {
         name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
     }
@@ -98,11 +110,11 @@ def conditions_table(summaries: Sequence[Summary]) -> str:
 
 
 def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
-    """Return one row for each comparison.
+    """Return one row per comparison.
 
     Args:
         tests: The comparisons of one family.
-        name_both: Whether the other variant has to be named, too.
+        name_both: Whether to name the other variant, too.
     """
     header = ["variant", *(["against"] if name_both else [])]
     header += ["mean\ndifference", "median", "clients better /\nsame / worse", "seeds\nbetter"]
@@ -127,7 +139,7 @@ def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
 
 
 def settings_tables(collection: Collection) -> tuple[str, str]:
-    """Return what differs between the groups, and what all runs have in common."""
+    """Return the settings that differ between the groups, and those that all runs share."""
     runs = collection.runs
     differing = differing_settings(runs)
     groups = collection.groups
@@ -135,14 +147,14 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
     for group in groups:
         cells = []
         for key in differing:
-            values = {_shown(run.settings.get(key)): None for run in group.runs.values()}
+            values = {_format_setting(run.settings.get(key)): None for run in group.runs.values()}
             cells.append("<br>".join(html.escape(value) for value in values))
         names = filter(None, [group.variant, group.condition])
         rows.append([html.escape(", ".join(names)), *cells])
     keys = [key.replace(".", ".\n", 1) for key in differing]
     settings = runs[0].settings
     common = [
-        [f"<code>{html.escape(key)}</code>", html.escape(_shown(value))]
+        [f"<code>{html.escape(key)}</code>", html.escape(_format_setting(value))]
         for key, value in sorted(settings.items())
         if key not in differing and value is not None
     ]
@@ -153,7 +165,7 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
 
 
 def runs_table(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
-    """Return one row for each run: where it is, and the digests by which it can be told."""
+    """Return one row per run: its folder, and the digests that identify it."""
     header = ["variant", "condition", "seed", "rounds", "global\nmodel", "after"]
     header += ["partition", "cohorts", "folder"]
     rows = [
@@ -174,7 +186,7 @@ def runs_table(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
 
 
 def versions_table(runs: Sequence[Run]) -> str:
-    """Return what the runs ran with."""
+    """Return the versions of the packages that the runs ran with."""
     names = list(dict.fromkeys(name for run in runs for name in run.versions))
     rows = [
         [
@@ -217,7 +229,7 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", MINUS)
 
 
-def _shown(value: object) -> str:
+def _format_setting(value: object) -> str:
     if value is None:
         return DASH
     text = value if isinstance(value, str) else json.dumps(value, default=str)

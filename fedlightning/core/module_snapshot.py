@@ -1,0 +1,247 @@
+"""What a module holds beside its state dict, taken at one moment and put back at another.
+
+Metric objects, hidden states, lists of outputs, modes and gradient flags are attributes. A client
+update, an evaluation and a fine-tuning each leave them as they were, so that nothing passes from
+one client to another or from an evaluation into the global model.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ModuleSnapshot", "TensorBindings", "preserved"]
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+
+
+class ModuleSnapshot:
+    """The attributes of a module and of its children at one moment.
+
+    Attributes that are bound to another object are bound to the first one again, attributes that
+    are new are removed. Lists, dicts, sets, deques and tensors that are changed in place get their
+    contents back, at any depth of containers; other objects are put back as objects, whatever has
+    become of their insides. Parameters, buffers and children are not looked at (see
+    :class:`TensorBindings`).
+
+    Where nothing has changed, :meth:`restore` costs a comparison of identities per child.
+
+    Args:
+        module: The module.
+        ignore: Names of attributes that are not the module's own, such as ``_trainer``.
+
+    Example:
+        >>> net = nn.Dropout()
+        >>> net.seen = []
+        >>> snapshot = ModuleSnapshot(net)
+        >>> net.seen.append(1)
+        >>> net.hidden = torch.ones(1)
+        >>> _ = net.eval()
+        >>> snapshot.restore()
+        >>> net.seen, hasattr(net, "hidden"), net.training
+        ([], False, True)
+    """
+
+    def __init__(self, module: nn.Module, ignore: Collection[str] = ()) -> None:
+        self._ignored = _INTERNAL.union(ignore) - {"training"}
+        self._owners: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]] = []
+        self._contents: list[tuple[Any, Any, int]] = []
+        tensors = (*module.parameters(), *module.buffers())
+        self._state = {_address(tensor) for tensor in tensors} - {0}
+        for child in module.modules():
+            own = vars(child)
+            self._owners.append((own, tuple(own.values()), dict(own)))
+            for name, value in own.items():
+                if name not in self._ignored:
+                    self._take(value)
+
+    def unchanged(self) -> bool:
+        """Whether everything is as it was."""
+        return all(
+            len(own) == len(values) and all(map(is_, own.values(), values))
+            for own, values, _ in self._owners
+        ) and all(_same(*entry) for entry in self._contents)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for own, values, entries in self._owners:
+            if len(own) != len(values) or not all(map(is_, own.values(), values)):
+                self._rebind(own, entries)
+        for container, contents, version in self._contents:
+            if not _same(container, contents, version):
+                _refill(container, contents)
+
+    def _rebind(self, own: dict[str, Any], entries: dict[str, Any]) -> None:
+        ignored = self._ignored
+        now = dict(own)
+        own.clear()
+        own.update(
+            {name: now.get(name, value) if name in ignored else value
+             for name, value in entries.items()}
+        )  # fmt: skip
+        own.update({name: v for name, v in now.items() if name in ignored and name not in entries})
+
+    def _take(self, value: Any) -> None:
+        """Remember the contents of a tensor, or of a container and what it contains."""
+        if isinstance(value, Tensor):
+            if not nn.parameter.is_lazy(value) and _address(value) not in self._state:
+                self._contents.append((value, value.detach().clone(), _version(value)))
+        elif isinstance(value, _CONTAINERS) and not any(value is c for c, *_ in self._contents):
+            self._contents.append((value, value.copy(), 0))
+            for item in value.values() if isinstance(value, dict) else value:
+                self._take(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                self._take(item)
+
+
+class TensorBindings:
+    """Which parameters, buffers and children a module has, and their places.
+
+    Optimizers and views of the state hold the tensors of the start. A client that assigns another
+    one (``self.scale = nn.Parameter(...)``, ``self.mean = 0.9 * self.mean``) would train a tensor
+    that nothing else knows, and leave it to the next client.
+
+    Args:
+        module: The module.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> bindings, weight = TensorBindings(net), net.weight
+        >>> net.weight = nn.Parameter(net.weight.detach() + 1)
+        >>> bindings.changed()
+        True
+        >>> bindings.restore()
+        >>> net.weight is weight
+        True
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tables = [
+            (child, table, dict(table))
+            for child in module.modules()
+            for table in (getattr(child, name) for name in _TABLES)
+        ]
+
+    def changed(self) -> bool:
+        """Whether anything that makes up the state is not where it was."""
+        return any(
+            any(now.get(name) is not entry for name, entry in then.items())
+            or (len(now) != len(then) and bool(_new_state(owner, now, then)))
+            for owner, now, then in self._tables
+        )
+
+    def restore(self) -> None:
+        """Put everything back; caches that are no state (non-persistent buffers) may stay."""
+        for owner, now, then in self._tables:
+            new = {*then, *_new_state(owner, now, then)}
+            caches = {name: entry for name, entry in now.items() if name not in new}
+            now.clear()
+            now.update(then | caches)  # in the order of the start
+
+    @contextmanager
+    def rebound(self) -> Iterator[None]:
+        """Put everything back inside the ``with`` block alone."""
+        present = [(now, dict(now)) for _, now, _ in self._tables]
+        self.restore()
+        try:
+            yield
+        finally:
+            for now, entries in present:
+                now.clear()
+                now.update(entries)
+
+
+@contextmanager
+def preserved(
+    module: nn.Module, ignore: Collection[str] = (), buffers: bool = True
+) -> Iterator[None]:
+    """Leave a module after the ``with`` block as it was before it, its parameters excepted.
+
+    Args:
+        module: The module.
+        ignore: Names of attributes that are not the module's own.
+        buffers: Whether buffers are put back, too.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with preserved(norm):
+        ...     _ = norm(torch.randn(8, 2))
+        >>> norm.num_batches_tracked
+        tensor(0)
+    """
+    bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, ignore)
+    kept: Mapping[str, Tensor] = {}
+    if buffers:
+        kept = {key: value.detach().clone() for key, value in module.named_buffers()}
+    try:
+        yield
+    finally:
+        if bindings.changed():
+            bindings.restore()
+        snapshot.restore()
+        with torch.no_grad():
+            present = dict(module.named_buffers())
+            for key, value in kept.items():
+                present[key].copy_(value)
+
+
+def _same(container: Any, contents: Any, version: int) -> bool:
+    """Whether a tensor or a container has the contents that it had."""
+    if isinstance(container, Tensor):
+        return version >= 0 and container._version == version
+    if len(container) != len(contents):
+        return False
+    if isinstance(container, set):
+        return bool(container == contents)
+    if isinstance(container, dict):
+        if not all(map(is_, container, contents)):
+            return False
+        container, contents = container.values(), contents.values()
+    return all(map(is_, container, contents))
+
+
+def _refill(container: Any, contents: Any) -> None:
+    if isinstance(container, Tensor):
+        with torch.inference_mode(container.is_inference()), torch.no_grad():
+            container.copy_(contents)
+    elif isinstance(container, (list, deque)):
+        container.clear()
+        container.extend(contents)
+    else:
+        container.clear()
+        container.update(contents)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return a count of a tensor's changes in place; -1 where torch does not count them."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor's elements lie; 0 where it has no elements, or not one storage."""
+    if nn.parameter.is_lazy(tensor) or tensor.layout is not torch.strided:
+        return 0
+    return tensor.data_ptr()
+
+
+def _new_state(owner: nn.Module, now: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Return new entries that a state dict would show."""
+    transient = owner._non_persistent_buffers_set
+    return [
+        name
+        for name, entry in now.items()
+        if name not in then
+        and (
+            (isinstance(entry, Tensor) and name not in transient)
+            or (isinstance(entry, nn.Module) and bool(entry.state_dict()))
+        )
+    ]

@@ -1,0 +1,54 @@
+"""Tables as CSV files: UTF-8, a line feed per row, and numbers that read back as they were."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from fedlightning.storage.files import write_atomically
+
+__all__ = ["csv_text", "write_csv"]
+
+
+def write_csv(
+    path: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[Any]]
+) -> None:
+    """Write a table; a reader finds the old file or the new one, never half of either.
+
+    Args:
+        path: The file.
+        header: The names of the columns.
+        rows: The cells of each row.
+
+    Raises:
+        EnvironmentFailure: The file cannot be written.
+    """
+    write_atomically(path, csv_text(chain([header], rows)).encode())
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return the text of a table.
+
+    Floats have as many digits as bring back the same float; NumPy's are converted first, because a
+    float32 would be written with the few digits that single precision needs.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = [["a,b", np.float32(0.1)], ["", float("nan")]]
+        >>> print(csv_text([["name", "loss"], *rows]), end="")
+        name,loss
+        "a,b",0.10000000149011612
+        ,nan
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(map(_plain, row) for row in rows)
+    return text.getvalue()
+
+
+def _plain(cell: Any) -> Any:
+    return cell.item() if hasattr(cell, "item") else cell
