@@ -1,4 +1,4 @@
-"""Algorithms in which clients keep a part: FedPer, LG-FedAvg, FedRep, FedBN, Local-only."""
+"""FedRep: every client fits its own head to the shared body, then moves the body."""
 
 from __future__ import annotations
 

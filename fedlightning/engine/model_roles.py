@@ -64,7 +64,7 @@ class ModelRoles:
         """Find parts and roles; they are checked before anything is trained, needed or not.
 
         Raises:
-            ConfigError: If body and head cannot be told apart, and have to be or are named.
+            ConfigError: If a part that is named, or that the algorithm names, does not exist.
         """
         if self.algorithm.needs_parts or self._head is not None or names_its_head(self.module):
             _ = self.parts
@@ -111,10 +111,10 @@ class ModelRoles:
 
     @property
     def parts(self) -> Parts:
-        """Body and head of the module.
+        """The module's parts.
 
         Raises:
-            ConfigError: If they cannot be told apart.
+            ConfigError: If one that is named does not exist.
         """
         if self._parts is None:
             self._parts = resolve_parts(self.module, self._head)

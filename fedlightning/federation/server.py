@@ -101,7 +101,8 @@ class Server:
             model: The global model. The server reads it and never writes it: the caller copies the
                 result of :meth:`aggregate` into it, after :meth:`commit`.
             shared: Its keys that clients share.
-            parameters: Those of them that are parameters (not buffers).
+            parameters: Those of them that are parameters (not buffers), and further ones that did
+                not change and are not sent.
             trained: Those of them that move.
             version: The model's version.
         """
@@ -198,7 +199,9 @@ class Server:
                 merged,
             )
             self._next |= hook.on_aggregate(aggregation)
-        moved = self._step(merged, received.count)
+        shared = frozenset(self._shared)
+        still = {key: self._model[key] for key in self._parameters if key not in shared}  # frozen
+        moved = self._step({**merged, **still}, received.count)
         if (bad := first_non_finite(moved)) is not None:
             raise FederationError(
                 f"{bad} of the global model is non-finite after the step of "

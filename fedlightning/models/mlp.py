@@ -26,7 +26,7 @@ class MLP(FederatedModule):
             ``head``, ...
 
     Raises:
-        ConfigError: A number that is no integer >= 1, or no hidden layer.
+        ConfigError: If a number is not an integer >= 1, or there are no hidden layers.
 
     Example:
         >>> MLP(in_features=64, hidden=[32], num_classes=10).part_keys("body")

@@ -39,7 +39,7 @@ class TorchvisionClassifier(FederatedModule):
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
             raise ConfigError(
-                f"model.name={name!r} is no torchvision classifier.{did_you_mean(name, known)}"
+                f"model.name={name!r} is not a torchvision classifier.{did_you_mean(name, known)}"
             )
         check_integer("num_classes", num_classes, at_least=1)
         net = torchvision.models.get_model(name, weights=None, **_without_auxiliary_outputs(name))

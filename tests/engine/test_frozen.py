@@ -1,4 +1,4 @@
-"""Parameters that the user has frozen: not sent, as long as nothing but their freezing holds."""
+"""Parameters that the user has frozen: not sent while no client changes them."""
 
 from __future__ import annotations
 
@@ -228,6 +228,16 @@ def test_what_a_callback_unfreezes_is_sent_from_that_round_on(algorithm):
     assert float(second.callback_metrics[BYTES]) == 4 * 4 * (18 + 25)
     assert set(loop_of(second).roles.shared) == set(before)
     assert not torch.equal(state(module)["body.0.weight"], before["body.0.weight"])
+
+
+def test_the_servers_optimizer_sees_no_change_of_what_is_frozen():
+    module = net()
+    module.body.requires_grad_(False)
+    before = state(module)
+    built = fit(module, FedAdam(beta2=0.5, tau=1.0), rounds=2)
+    v = loop_of(built).server.state_dict()["optimizer/v/body.0.bias"]
+    assert v.tolist() == [0.25] * 5  # tau squared, halved in each round
+    assert torch.equal(state(module)["body.0.bias"], before["body.0.bias"])
 
 
 class Thawing(Net):
