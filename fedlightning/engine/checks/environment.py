@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import configparser
-import contextlib
-import netrc
 import os
 import socket
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +114,9 @@ def check_port(given: str | None, listens: bool = True) -> None:
 
 
 def check_wandb(settings: dict[str, Any]) -> None:
-    """Refuse a W&B run that has no key, or no network: it would wait, and fail, later on.
+    """Refuse a W&B run that has no key or no network: it would wait, and fail later.
+
+    W&B itself is asked where it logs to and whether it has a key; it may ask on a terminal.
 
     Args:
         settings: What ``wandb.init`` will get.
@@ -132,26 +130,24 @@ def check_wandb(settings: dict[str, Any]) -> None:
         raise EnvironmentFailure(
             "trainer.logger: the package wandb is missing: pip install fedlightning[wandb]."
         ) from error
-    stored = _stored_settings()
-    mode = os.environ.get("WANDB_MODE") or settings.get("mode") or stored.get("mode") or "online"
-    disabled = os.environ.get("WANDB_DISABLED") or stored.get("disabled") or "false"
-    if mode in _OFFLINE or disabled.lower() == "true" or getattr(wandb, "run", None) is not None:
+    known = wandb.setup().settings
+    modes = {settings.get("mode"), os.environ.get("WANDB_MODE"), known.mode}
+    if modes & _OFFLINE or wandb.run is not None:
         return
-    url = os.environ.get("WANDB_BASE_URL") or stored.get("base_url") or _default_url(wandb)
-    host = urlsplit(url).hostname or url
-    if not (_has_key(host, settings, stored) or _is_logged_in(wandb) or _can_ask()):
-        raise EnvironmentFailure(
-            f"wandb: there is no API key for {host}: run `wandb login`, set WANDB_API_KEY, or "
-            f"else {_WAY_OUT}."
-        )
     try:
-        with socket.create_connection(_first_hop(url), timeout=_SECONDS):
+        with socket.create_connection(_first_hop(known.base_url), timeout=_SECONDS):
             pass
     except OSError as error:
         raise EnvironmentFailure(
-            f"wandb: {url} cannot be reached ({error.strerror or error}); {_WAY_OUT}, and "
-            "`wandb sync` uploads later."
+            f"wandb: {known.base_url} cannot be reached ({error.strerror or error}); {_WAY_OUT}, "
+            "and `wandb sync` uploads later."
         ) from error
+    if getattr(settings.get("settings"), "api_key", None):
+        return
+    try:
+        wandb.login()
+    except Exception as error:
+        raise EnvironmentFailure(f"wandb: {error} Or {_WAY_OUT}.") from error
 
 
 def _folders(trainer: pl.Trainer) -> Iterator[Path]:
@@ -166,45 +162,6 @@ def _folders(trainer: pl.Trainer) -> Iterator[Path]:
             yield Path(place)
     if not trainer.loggers and trainer.checkpoint_callback is not None:
         yield Path(trainer.default_root_dir)
-
-
-def _has_key(host: str, settings: dict[str, Any], stored: dict[str, str]) -> bool:
-    given = getattr(settings.get("settings"), "api_key", None) or stored.get("api_key")
-    if given or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(path).authenticators(host) is not None:
-                return True
-    return False
-
-
-def _can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _is_logged_in(wandb: Any) -> bool:
-    """Ask W&B itself, where it can be asked without it asking back."""
-    with contextlib.suppress(Exception):
-        return bool(wandb.login(prompt=False, verify=False))
-    return False
-
-
-def _stored_settings() -> dict[str, str]:
-    """Return what ``wandb login`` and ``wandb offline`` have written, the folder's own last."""
-    everywhere = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
-    here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
-    parser = configparser.ConfigParser(interpolation=None)
-    with contextlib.suppress(configparser.Error, OSError):
-        parser.read([Path(everywhere) / "settings", here / "settings"])
-    return dict(parser["default"]) if parser.has_section("default") else {}
-
-
-def _default_url(wandb: Any) -> str:
-    with contextlib.suppress(Exception):
-        return str(wandb.Settings().base_url)
-    return "https://api.wandb.ai"
 
 
 def _first_hop(url: str) -> tuple[str, int]:
