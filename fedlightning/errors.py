@@ -14,6 +14,7 @@ __all__ = [
     "FederationError",
     "WorkerLost",
     "did_you_mean",
+    "nearest",
 ]
 
 
@@ -79,17 +80,25 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("net.cf", ["net.fc", "net.conv1"])
         " Did you mean 'net.fc'?"
-        >>> did_you_mean("FedBabu", ["FedAvg", "FedBN", "FedBABU"])
-        " Did you mean 'FedBABU'?"
         >>> did_you_mean("zebra", ["net.fc"])
         ''
     """
+    near = nearest(name, choices)
+    return "" if near is None else f" Did you mean '{near}'?"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice nearest to ``name``, ``None`` if none is near.
+
+    Example:
+        >>> nearest("FedBabu", ["FedAvg", "FedBN", "FedBABU"])
+        'FedBABU'
+    """
     known = list(choices)
     by_lower = {choice.lower(): choice for choice in reversed(known)}
-    near = (
-        [by_lower[name.lower()]]
-        if name.lower() in by_lower
-        else difflib.get_close_matches(name, known, n=1)
-        or [by_lower[key] for key in difflib.get_close_matches(name.lower(), list(by_lower), n=1)]
-    )
-    return f" Did you mean '{near[0]}'?" if near else ""
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    alike = difflib.get_close_matches(name, known, n=1) or [
+        by_lower[key] for key in difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    ]
+    return next(iter(alike), None)

@@ -22,8 +22,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from fedlightning.algorithms import Algorithm
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
@@ -32,7 +34,8 @@ from fedlightning.engine._lightning.trainer_hooks import (
     install_loops,
 )
 from fedlightning.engine.checks.environment import check_environment
-from fedlightning.engine.checks.trainer_flags import check_trainer_flags
+from fedlightning.engine.checks.inputs import check_inputs, check_training_data
+from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_trainer_names
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -77,8 +80,9 @@ class FederatedTrainer(RunKeepingTrainer):
     """
 
     def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
+        check_trainer_names(kwargs)
         check_trainer_flags(kwargs)
-        self.federation = federation if federation is not None else Federation()
+        self.federation = _checked(federation) if federation is not None else Federation()
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)
         if kwargs["log_every_n_steps"] is None:
@@ -141,29 +145,35 @@ class FederatedTrainer(RunKeepingTrainer):
         Raises:
             FedLightningError: If something a person can mend is wrong.
         """
-        ckpt_path = self._found(ckpt_path)
         data = datamodule if datamodule is not None else train_dataloaders
+        check_inputs(model, [data], ckpt_path)
+        check_training_data(data)
+        ckpt_path = self._found(ckpt_path)
         with (
             self._at_work(),
             self._resuming(ckpt_path, model, data),
             evaluation_steps(model),
+            _validating_on(data, val_dataloaders),
         ):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
+            super().fit(model, datamodule=data, ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalise."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalise."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().predict(model, *args, **kwargs)
@@ -198,6 +208,7 @@ class FederatedTrainer(RunKeepingTrainer):
         Raises:
             FedLightningError: If something a person can mend is wrong.
         """
+        check_inputs(model, [datamodule], ckpt_path)
         ckpt_path = self._found(ckpt_path)
         module = model or self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
@@ -256,6 +267,38 @@ class FederatedTrainer(RunKeepingTrainer):
                 )
 
 
+def _checked(federation: Any) -> Federation:
+    """Return what is a federation; an algorithm in its place is the usual slip."""
+    algorithm = federation if isinstance(federation, type) else type(federation)
+    if issubclass(algorithm, Algorithm):
+        raise ConfigError(
+            f"federation must be an instance of Federation, got the algorithm {algorithm.__name__};"
+            f" pass federation=Federation(algorithm={algorithm.__name__}(...))."
+        )
+    check_instance("federation", federation, Federation)
+    assert isinstance(federation, Federation)
+    return federation
+
+
+def _check_evaluation(
+    model: Any, dataloaders: Any = None, ckpt_path: Any = None, *_: Any, **kwargs: Any
+) -> None:
+    check_inputs(model, [dataloaders, kwargs.get("datamodule")], ckpt_path)
+
+
+@contextmanager
+def _validating_on(data: Any, loaders: Any) -> Iterator[None]:
+    """Have a data module give other validation loaders, inside the ``with`` block."""
+    if loaders is None or data is None:
+        yield
+        return
+    data.val_dataloader = lambda: loaders
+    try:
+        yield
+    finally:
+        del data.val_dataloader
+
+
 def _plain_values_only() -> dict[str, Any]:
     """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
     known = inspect.signature(pl.Trainer.test).parameters
@@ -266,17 +309,18 @@ def loggers_of(given: Any, root: Path) -> list[Logger]:
     """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
     if given is False:
         return []
+    loggers = [] if given is None or given is True else _several(given)
+    for logger in loggers:
+        check_instance("trainer.logger", logger, Logger)
     csv = RoundCSVLogger(root)
     if given is None or given is True:
         return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
-    loggers = list(given) if isinstance(given, Iterable) else [given]
     return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
 
 
 def plugins_of(given: Any) -> list[Any]:
     """Return the user's plugins, and one that writes checkpoints as a whole or not at all."""
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    plugins = list(given) if several else [given] if given is not None else []
+    plugins = _several(given) if given is not None else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(AtomicCheckpointIO())
     return plugins
@@ -284,8 +328,9 @@ def plugins_of(given: Any) -> list[Any]:
 
 def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
     """Return the user's callbacks and those that every federated run has."""
-    given = kwargs.get("callbacks") or []
-    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+    callbacks: list[Callback] = _several(kwargs.get("callbacks") or [])
+    for callback in callbacks:
+        check_instance("trainer.callbacks", callback, Callback)
     if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
         callbacks.append(RoundProgressBar())
     if kwargs["logger"] and not _has(callbacks, RunRecord):
@@ -293,6 +338,15 @@ def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
     if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
         callbacks.append(LastCheckpoint())
     return callbacks
+
+
+def _several(given: Any) -> list[Any]:
+    """Return one or more things as a list; a class or a text is one."""
+    return (
+        list(given)
+        if isinstance(given, Iterable) and not isinstance(given, (str, type))
+        else [given]
+    )
 
 
 def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:

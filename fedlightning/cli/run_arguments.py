@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from fedlightning.cli.diagnostics.suggestions import find_class
+from fedlightning.engine.checks.inputs import check_local
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
@@ -46,6 +47,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
             f"{command} needs a trained model: give --ckpt_path FILE, or --ckpt_path last for the "
             "newest run's."
         )
+    check_local(given)
     if given == "hpc":
         return "hpc"
     if given == "last":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterator
 from typing import TypeGuard
 
-from fedlightning.errors import ConfigError
+from fedlightning.core.arguments import NamedArguments
+from fedlightning.errors import ConfigError, nearest
 
 __all__ = [
     "Setting",
@@ -15,10 +17,11 @@ __all__ = [
     "check_number",
     "is_integer",
     "is_number",
+    "is_of_lightning",
 ]
 
 
-class Setting:
+class Setting(NamedArguments):
     """A setting whose attributes are exactly the arguments of its constructor.
 
     Settings of one class are equal if their attributes are; ``repr`` shows the call that makes one.
@@ -150,21 +153,49 @@ def check_number(
 
 
 def check_instance(name: str, value: object, kind: type) -> None:
-    """Refuse a value that is not an instance of ``kind``.
+    """Refuse a value that is not an instance of ``kind``, and say what was probably meant.
 
     Raises:
-        ConfigError: It is not; a class in place of an instance is the usual slip.
+        ConfigError: It is a class, a class's name, an object of another kind, or of the package
+            ``lightning``.
 
     Example:
-        >>> check_instance("partition", int, kind=int)
+        >>> check_instance("size", int, kind=int)
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: partition must be an instance of int, got the class int
+        fedlightning.errors.ConfigError: size must be an instance of int, got the class int; ...
     """
-    if not isinstance(value, kind):
-        got = type(value).__name__
-        if isinstance(value, type):
-            got = f"the class {value.__name__}"
-        raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}")
+    if isinstance(value, kind):
+        return
+    got, way_out = type(value).__name__, "."
+    if isinstance(value, type):
+        got = f"the class {value.__name__}"
+        if issubclass(value, kind):
+            way_out = f"; create an instance: {value.__name__}(...)."
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        got = repr(value)
+    if isinstance(value, str):
+        names = [cls.__name__ for cls in _subclasses(kind) if not cls.__name__.startswith("_")]
+        if (near := nearest(value, names)) is not None:
+            way_out = f". Did you mean {near}(...)?"
+    if is_of_lightning(value):
+        way_out = (
+            ", which is made of the package `lightning`. fedlightning works with "
+            "`pytorch_lightning`, a package of its own with the same classes: write `import "
+            "pytorch_lightning as pl` in place of `import lightning as L`."
+        )
+    raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}{way_out}")
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for child in type.__subclasses__(kind):
+        yield child
+        yield from _subclasses(child)
+
+
+def is_of_lightning(value: object) -> bool:
+    """Whether a class, or an object's, is derived from one of the package ``lightning``."""
+    cls = value if isinstance(value, type) else type(value)
+    return any(base.__module__.partition(".")[0] == "lightning" for base in cls.__mro__)
 
 
 def _refusal(name: str, expected: str, other: str, value: object) -> ConfigError:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.errors import did_you_mean
+from fedlightning.errors import did_you_mean, nearest
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import FederatedModule
 
@@ -97,8 +97,8 @@ def nearest_option(given: str, options: Iterable[str]) -> str:
     if near := did_you_mean(given, names):
         return near
     leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
-    near = did_you_mean(given.rpartition(".")[2], leaves)
-    return f" Did you mean '{leaves[near.split(chr(39))[1]]}'?" if near else ""
+    leaf = nearest(given.rpartition(".")[2], leaves)
+    return f" Did you mean '{leaves[leaf]}'?" if leaf is not None else ""
 
 
 def _subclasses(base: type) -> Iterator[type]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
+
+from fedlightning.core.arguments import unknown_argument
 from fedlightning.core.validation import is_integer, is_number
 from fedlightning.errors import ConfigError
+from fedlightning.federation.settings import Federation
 
-__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags"]
+__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags", "check_trainer_names"]
 
 UNSUPPORTED_FLAGS: Mapping[str, tuple[Any, str]] = {
     "overfit_batches": (
@@ -66,6 +71,28 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "log_every_n_steps": (_whole(0), "counts rounds and must be an integer >= 0"),
     "num_sanity_val_steps": (_whole(-1), "must be an integer >= -1"),
 }
+
+
+def check_trainer_names(names: Iterable[str]) -> None:
+    """Refuse arguments that the Trainer does not have.
+
+    Raises:
+        ConfigError: If there is one; the message says what was probably meant.
+
+    Example:
+        >>> check_trainer_names(["cohort_size"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: FederatedTrainer has no setting 'cohort_size'; ...
+    """
+    known = [*inspect.signature(pl.Trainer).parameters, "federation"]
+    if (unknown := next((name for name in names if name not in known), None)) is None:
+        return
+    if unknown in inspect.signature(Federation).parameters:
+        raise ConfigError(
+            f"FederatedTrainer has no setting {unknown!r}; it belongs to the federation: "
+            f"FederatedTrainer(federation=Federation({unknown}=...))."
+        )
+    raise ConfigError(unknown_argument("FederatedTrainer", unknown, known))
 
 
 def check_trainer_flags(flags: Mapping[str, Any]) -> None:
