@@ -1,4 +1,4 @@
-"""The one family of errors for users' mistakes and failing runs, with their exit codes."""
+"""Errors that a user can correct, with their exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class FedLightningError(Exception):
-    """Something that a person can mend; its text names the thing, the value and the way out.
+    """An error that the user can correct; its text has the key, the value and the way out.
 
     The command line prints it as one line, ``error: <text>``, and exits with ``exit_code``.
     """
@@ -40,7 +40,7 @@ class DataError(FedLightningError):
 
 
 class CheckpointError(FedLightningError):
-    """A checkpoint that is missing, damaged or of something else."""
+    """A checkpoint that is missing, damaged or from something else."""
 
     exit_code = 4
 
@@ -52,13 +52,13 @@ class FederationError(FedLightningError):
 
 
 class WorkerLost(FederationError):
-    """Another process of the run died, stopped or failed, so that the run cannot go on.
+    """Another process of the run died, stopped or failed, so the run cannot continue.
 
     Args:
-        rank: Which worker.
+        rank: The rank of the worker.
         text: What happened to it.
-        exit_code: What this process returns because of it.
-        died: Whether it was killed or stopped, rather than ended by an error of its own.
+        exit_code: The exit code of this process.
+        died: Whether it was killed or stopped, rather than ended by its own error.
     """
 
     def __init__(self, rank: int, text: str, exit_code: int = 5, died: bool = True) -> None:
@@ -69,7 +69,7 @@ class WorkerLost(FederationError):
 
 
 class EnvironmentFailure(FedLightningError):
-    """The machine: a missing package, a full disk, a folder that cannot be written."""
+    """A fault of the machine: a missing package, a full disk, a folder that is not writable."""
 
     exit_code = 6
 

@@ -1,4 +1,4 @@
-"""`FederatedTrainer`: Lightning's Trainer, with rounds for epochs and clients for batches."""
+"""`FederatedTrainer`: Lightning's Trainer, with rounds as epochs and clients as batches."""
 
 from __future__ import annotations
 
@@ -61,13 +61,12 @@ class FederatedTrainer(RunKeepingTrainer):
     updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
     ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
     clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
-    cohort (one by default, with ``"auto"`` one for each core, or each GPU). The metrics always go
-    to a CSV file, and to TensorBoard too where it is installed and no logger is given.
-    ``checkpoints/last.ckpt`` is written after every round, by an
-    :class:`~fedlightning.AtomicCheckpointIO`.
+    cohort (one by default; with ``"auto"`` one per core or GPU). Metrics always go to a CSV file,
+    and also to TensorBoard if it is installed and no logger is given. An
+    :class:`~fedlightning.AtomicCheckpointIO` writes ``checkpoints/last.ckpt`` after every round.
 
     Args:
-        federation: How clients learn together; FedBABU with a tenth of the clients by default.
+        federation: The federated settings; by default FedBABU with a tenth of the clients.
         **kwargs: Arguments of :class:`pytorch_lightning.Trainer`.
 
     Raises:
@@ -94,7 +93,7 @@ class FederatedTrainer(RunKeepingTrainer):
         kwargs["devices"] = devices_of(kwargs, self.federation.cohort_size)
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
-        self._refuse_unsupported()
+        self._check_unsupported()
         loop = FederatedLoop(
             self, self.federation, min_epochs=self.min_epochs, max_epochs=self.max_epochs
         )
@@ -127,23 +126,22 @@ class FederatedTrainer(RunKeepingTrainer):
     ) -> None:
         """Train for ``max_epochs`` rounds.
 
-        Nobody else may be at work in the run's folder. A run that is resumed from the newest
-        checkpoint of a run under the same ``default_root_dir`` goes on in that run's folder; from
-        any other checkpoint it branches off into a new one.
+        No other process may use the run's folder. A run resumed from the newest checkpoint of a run
+        under the same ``default_root_dir`` continues in that run's folder; from any other
+        checkpoint it starts a new folder.
 
         Args:
             model: The client's module.
-            train_dataloaders: A FederatedDataModule may be given here, too, as with the stock
-                Trainer.
-            val_dataloaders: A loader to validate the global model on, in place of the clients'
-                data.
+            train_dataloaders: The FederatedDataModule, if it is not passed as ``datamodule``.
+            val_dataloaders: Loaders to validate the global model on, instead of the clients'
+                validation data.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint to go on from; ``"last"`` is the newest run's under
+            ckpt_path: Checkpoint to resume from; ``"last"`` is the newest run's under
                 ``default_root_dir``.
             **kwargs: Further arguments of ``pytorch_lightning.Trainer.fit``.
 
         Raises:
-            FedLightningError: If something a person can mend is wrong.
+            FedLightningError: For any mistake that the user can correct.
         """
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
@@ -158,14 +156,14 @@ class FederatedTrainer(RunKeepingTrainer):
             super().fit(model, datamodule=data, ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the global model on the clients' validation and test data, and personalise."""
+        """Evaluate the global model on the clients' validation and test data, and personalize."""
         _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the global model on the clients' test data, and personalise."""
+        """Evaluate the global model on the clients' test data, and personalize."""
         _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
         with self._at_work(), evaluation_steps(model or self.lightning_module):
@@ -186,27 +184,27 @@ class FederatedTrainer(RunKeepingTrainer):
         clients: ChosenClients = None,
         verbose: bool = True,
     ) -> Any:
-        """Personalise clients from a finished run, whether they took part in it or not.
+        """Personalize clients after a run, whether they took part in it or not.
 
         The settings are those of the trainer's :class:`PersonalizationCallback`, or its defaults.
-        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``; the models are
-        those that the run itself gives, bit for bit. With other data than the run's, clients are
-        new and start from the global model.
+        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``. The models are
+        bit for bit those of the run itself. If the data differs from the run's, all clients are new
+        and start from the global model.
 
         Args:
             model: The client's module.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None means
-                the module as it is.
-            clients: Ids of the clients, a list or a text such as ``"3,7,10-19"``; None means those
-                that the data evaluate.
+            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None uses
+                the module's own weights.
+            clients: Ids of the clients, a list or a string such as ``"3,7,10-19"``; None means all
+                that are evaluated.
             verbose: Whether to print the metrics.
 
         Returns:
             The metrics, as ``test`` does.
 
         Raises:
-            FedLightningError: If something a person can mend is wrong.
+            FedLightningError: For any mistake that the user can correct.
         """
         check_inputs(model, [datamodule], ckpt_path)
         ckpt_path = self._found(ckpt_path)
@@ -229,7 +227,7 @@ class FederatedTrainer(RunKeepingTrainer):
 
     @property
     def logger(self) -> Logger | None:
-        """The user's first logger; the CSV file that every run has only if it is alone."""
+        """The user's first logger; the CSV logger of every run only if there is no other."""
         others = [logger for logger in self.loggers if not isinstance(logger, RoundCSVLogger)]
         return next(iter(others or self.loggers), None)
 
@@ -251,9 +249,9 @@ class FederatedTrainer(RunKeepingTrainer):
         finally:
             torch.set_num_threads(before)
 
-    # -- what is refused -----------------------------------------------------------------------
+    # -- checks ---------------------------------------------------------------------------------
 
-    def _refuse_unsupported(self) -> None:
+    def _check_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
             raise ConfigError(
                 f"trainer.strategy={type(self.strategy).__name__} has no federated meaning: "
@@ -268,7 +266,7 @@ class FederatedTrainer(RunKeepingTrainer):
 
 
 def _checked(federation: Any) -> Federation:
-    """Return what is a federation; an algorithm in its place is the usual slip."""
+    """Return ``federation`` if it is one; an algorithm instead is the usual mistake."""
     algorithm = federation if isinstance(federation, type) else type(federation)
     if issubclass(algorithm, Algorithm):
         raise ConfigError(
@@ -288,7 +286,7 @@ def _check_evaluation(
 
 @contextmanager
 def _validating_on(data: Any, loaders: Any) -> Iterator[None]:
-    """Have a data module give other validation loaders, inside the ``with`` block."""
+    """Replace the validation loaders of a data module, inside the ``with`` block."""
     if loaders is None or data is None:
         yield
         return
@@ -300,13 +298,13 @@ def _validating_on(data: Any, loaders: Any) -> Iterator[None]:
 
 
 def _plain_values_only() -> dict[str, Any]:
-    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
+    """Return the argument that keeps a checkpoint from running code, if Lightning has it."""
     known = inspect.signature(pl.Trainer.test).parameters
     return {"weights_only": True} if "weights_only" in known else {}
 
 
 def loggers_of(given: Any, root: Path) -> list[Logger]:
-    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
+    """Return the loggers: a CSV logger always comes first, because its folder is the run's."""
     if given is False:
         return []
     loggers = [] if given is None or given is True else _several(given)
@@ -319,7 +317,7 @@ def loggers_of(given: Any, root: Path) -> list[Logger]:
 
 
 def plugins_of(given: Any) -> list[Any]:
-    """Return the user's plugins, and one that writes checkpoints as a whole or not at all."""
+    """Return the user's plugins, and one that writes checkpoints atomically."""
     plugins = _several(given) if given is not None else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(AtomicCheckpointIO())
@@ -327,7 +325,7 @@ def plugins_of(given: Any) -> list[Any]:
 
 
 def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
-    """Return the user's callbacks and those that every federated run has."""
+    """Return the user's callbacks, and those of every federated run."""
     callbacks: list[Callback] = _several(kwargs.get("callbacks") or [])
     for callback in callbacks:
         check_instance("trainer.callbacks", callback, Callback)
@@ -341,7 +339,7 @@ def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
 
 
 def _several(given: Any) -> list[Any]:
-    """Return one or more things as a list; a class or a text is one."""
+    """Return one or several objects as a list; a class or a string is one object."""
     return (
         list(given)
         if isinstance(given, Iterable) and not isinstance(given, (str, type))

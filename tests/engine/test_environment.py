@@ -116,7 +116,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("given", ["0", "65536", "-1", "http", ""])
 def test_what_is_no_port_is_refused(given):
-    with pytest.raises(EnvironmentFailure, match=r"MASTER_PORT=.* is no port .*not in use"):
+    with pytest.raises(EnvironmentFailure, match=r"MASTER_PORT=.* is not a port .*not in use"):
         check_port(given, listens=False)
 
 

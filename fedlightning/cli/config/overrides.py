@@ -1,4 +1,4 @@
-"""Laying a few settings over a config, by the keys that users write."""
+"""Apply settings to a config, by the keys that users write."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
 
 def apply_overrides(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with settings laid over it; both stay as they are.
+    """Return a copy of a config with settings applied to it.
 
     A key may be dotted, a value a mapping of further keys. Within a class's settings ``init_args``
-    may be left out. A class that is named anew begins with settings of its own. An item of a list
-    of classes goes by its class's name, ``null`` removes it, and ``key+`` appends to a list.
+    may be left out. A class that is set again starts with its own settings. An item of a list of
+    classes is addressed by its class's name, ``null`` removes it, and ``key+`` appends to a list.
 
     Args:
-        config: As YAML reads it.
-        settings: What to change.
+        config: The parsed YAML.
+        settings: The settings to apply.
 
     Raises:
-        ConfigError: A key leads into a value that has no settings.
+        ConfigError: A key continues below a value that has no settings.
 
     Example:
         >>> base = {"model": {"class_path": "MLP", "init_args": {"lr": 0.1}}}
@@ -100,7 +100,7 @@ def _set_item(items: list[Any], path: list[str], value: Any, key: str) -> None:
     if path[0] not in names:
         above = key.removesuffix("." + ".".join(path))
         raise ConfigError(
-            f"{key}: there is no {path[0]} in {above}, only {', '.join(filter(None, names))}."
+            f"{key}: {above} has no {path[0]}, only {', '.join(filter(None, names))}."
             f"{did_you_mean(path[0], filter(None, names))} {above}+ appends to the list."
         )
     index = names.index(path[0])
@@ -118,14 +118,14 @@ def _set_item(items: list[Any], path: list[str], value: Any, key: str) -> None:
 
 
 def _inner(node: dict[str, Any], name: str, key: str) -> Any:
-    """Return what a key leads into: a mapping or a list; a class's bare name becomes a mapping."""
+    """Return the mapping or list at a key; the bare name of a class becomes a mapping."""
     found = node.get(name)
     if isinstance(found, str) and _is_class(found):
         found = node[name] = {"class_path": found}
     if found is None:
         found = node[name] = {}
     if not isinstance(found, (dict, list)):
-        raise ConfigError(f"{key}: {name} is {found!r}, which has no settings of its own.")
+        raise ConfigError(f"{key}: {name} is {found!r}, which has no settings.")
     return found
 
 

@@ -1,8 +1,8 @@
 """``${data.num_clients}``: references between settings, by the keys that users write.
 
-A class's settings stand under ``init_args`` in the parsed config, and the whole config under the
-command's name. Neither is a user's business, so a reference is looked up by a resolver that knows
-of both. It runs when files and command line are merged, and therefore sees the final values.
+In the parsed config a class's settings are under ``init_args``, and everything is under the
+command's name. Users write neither, so references have a resolver that adds both. It runs after
+files and command line are merged, and therefore sees the final values.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _open: ContextVar[tuple[str, ...]] = ContextVar("open_references", default=())
 
 
 def mark_references(value: Any) -> Any:
-    """Return a value, list or mapping with its references handed to our resolver.
+    """Return a value, list or mapping with its references rewritten for our resolver.
 
-    References that begin with a dot and other resolvers' (``${oc.env:HOME}``) stay as they are. A
-    list with references among its values becomes a reference as a whole: jsonargparse waits with a
-    value's type for text only.
+    References that begin with a dot, and those to other resolvers (``${oc.env:HOME}``), stay. A
+    list that contains references becomes one reference: jsonargparse defers type checks for strings
+    only.
 
     Example:
         >>> mark_references({"lr": "${model.lr}", "home": "${oc.env:HOME}"})
@@ -52,8 +52,8 @@ def mark_references(value: Any) -> Any:
 
 
 def install_resolver() -> None:
-    """Make OmegaConf resolve the marked references."""
-    # OmegaConf 2.4 gave it a new name, which an older release uses for something else
+    """Register the resolver of the marked references with OmegaConf."""
+    # OmegaConf 2.4 renamed it to a name that older releases use for something else
     register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
     if "replace" not in inspect.signature(register).parameters:
         register = OmegaConf.register_new_resolver
@@ -92,7 +92,7 @@ def _walk(root: Container, reference: str) -> Any:
 
 
 def _step(node: Any, name: str) -> tuple[Any, Any] | None:
-    """Return where a node holds ``name``: in itself, or in the ``init_args`` of its class."""
+    """Return the holder of ``name``: a node itself, or the ``init_args`` of its class."""
     if isinstance(node, ListConfig):
         return (node, int(name)) if name.isdigit() and int(name) < len(node) else None
     if not isinstance(node, DictConfig):
@@ -124,7 +124,7 @@ def _nothing(reference: str, number: int, name: str, node: Any) -> str:
 
 
 def _literal(item: Any) -> str:
-    """Return a value as OmegaConf's grammar spells it."""
+    """Return a value in OmegaConf's grammar."""
     if isinstance(item, str) and not item.startswith("${"):
         escaped = item.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"

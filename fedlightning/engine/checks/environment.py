@@ -1,4 +1,4 @@
-"""What a run needs of the machine, looked at before it has made a folder or started a worker."""
+"""Checks of the machine, before a run creates a folder or starts a worker."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SECONDS = 5.0
 
 
 def check_environment(trainer: pl.Trainer) -> None:
-    """Refuse a run that could not write its files, connect its workers, or log where it shall.
+    """Refuse a run that could not write its files, connect its workers or reach its loggers.
 
     Args:
         trainer: The trainer, before it runs.
 
     Raises:
-        EnvironmentFailure: From every check here.
+        EnvironmentFailure: A check fails.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -48,7 +48,7 @@ def check_environment(trainer: pl.Trainer) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to; nothing is made.
+    """Refuse a folder that cannot be created or written to; create nothing.
 
     Raises:
         EnvironmentFailure: The folder, or the nearest one above that exists, is not writable.
@@ -57,10 +57,10 @@ def check_folder(folder: Path) -> None:
         >>> check_folder(getfixture("tmp_path") / "runs" / "version_0")
     """
     path = folder.absolute()
-    # os.path, because a Path raises where a folder above may not be looked into
+    # os.path, because a Path raises where a folder above is not readable
     present = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
     if not present.is_dir() or os.access(present, os.W_OK | os.X_OK):
-        return  # a file in the way is named by whoever makes the folder
+        return  # a file in its place is reported when the folder is created
     way_out = "choose another trainer.default_root_dir."
     if present == path:
         raise EnvironmentFailure(f"{folder} is not writable; {way_out}")
@@ -68,26 +68,26 @@ def check_folder(folder: Path) -> None:
 
 
 def check_port(given: str | None, listens: bool = True) -> None:
-    """Refuse a port that workers could not meet at.
+    """Refuse a port that workers could not use.
 
     Args:
-        given: What ``MASTER_PORT`` says; ``None`` lets a free port be found.
-        listens: Whether this process is the one to listen there.
+        given: The value of ``MASTER_PORT``; ``None`` means any free port.
+        listens: Whether this process will listen there.
 
     Raises:
-        EnvironmentFailure: It is no port, or somebody else's.
+        EnvironmentFailure: It is not a port, or it is in use.
 
     Example:
         >>> check_port("70000")
         Traceback (most recent call last):
-        fedlightning.errors.EnvironmentFailure: MASTER_PORT=70000 is no port (1..65535); choose ...
+        fedlightning.errors.EnvironmentFailure: MASTER_PORT=70000 is not a port (1..65535); ...
     """
     if given is None:
         return
-    way_out = "unset MASTER_PORT to have a free one found"
+    way_out = "unset MASTER_PORT to use any free port"
     if not given.isdecimal() or not 1 <= int(given) <= 65535:
         raise EnvironmentFailure(
-            f"MASTER_PORT={given} is no port (1..65535); choose one that is not in use, or "
+            f"MASTER_PORT={given} is not a port (1..65535); choose one that is not in use, or "
             f"{way_out}."
         )
     if not listens:
@@ -95,7 +95,7 @@ def check_port(given: str | None, listens: bool = True) -> None:
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
         with socket.socket(family) as probe:
-            if os.name == "posix":  # what a run has just left does not count, a listener does
+            if os.name == "posix":  # a port that a run has just released is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -103,7 +103,7 @@ def check_port(given: str | None, listens: bool = True) -> None:
             probe.listen()
     except PermissionError as error:
         raise EnvironmentFailure(
-            f"port {given} (MASTER_PORT) may not be opened: {error.strerror}; choose one above "
+            f"port {given} (MASTER_PORT) cannot be opened: {error.strerror}; choose one above "
             f"1023 that is not in use, or {way_out}."
         ) from error
     except OSError as error:
@@ -114,12 +114,12 @@ def check_port(given: str | None, listens: bool = True) -> None:
 
 
 def check_wandb(settings: dict[str, Any]) -> None:
-    """Refuse a W&B run that has no key or no network: it would wait, and fail later.
+    """Refuse a W&B run without key or network: it would wait, and fail later.
 
-    W&B itself is asked where it logs to and whether it has a key; it may ask on a terminal.
+    The package itself knows its server and its key; it may prompt for the latter.
 
     Args:
-        settings: What ``wandb.init`` will get.
+        settings: The arguments of ``wandb.init``.
 
     Raises:
         EnvironmentFailure: The package, a key or the network is missing.
@@ -151,7 +151,7 @@ def check_wandb(settings: dict[str, Any]) -> None:
 
 
 def _folders(trainer: pl.Trainer) -> Iterator[Path]:
-    """Yield where a run writes, as far as its loggers say."""
+    """Yield the folders that loggers and callbacks write to."""
     for logger in trainer.loggers:
         place = getattr(logger, "root_dir", None) or logger.save_dir
         if isinstance(place, (str, Path)) and "://" not in str(place):
@@ -165,7 +165,7 @@ def _folders(trainer: pl.Trainer) -> Iterator[Path]:
 
 
 def _first_hop(url: str) -> tuple[str, int]:
-    """Return host and port of a server, or of the proxy on the way to it."""
+    """Return host and port of a server, or of the proxy in front of it."""
     target = urlsplit(url)
     host = target.hostname or url
     proxy = urllib.request.getproxies().get(target.scheme or "https")

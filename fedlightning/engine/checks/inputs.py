@@ -1,4 +1,4 @@
-"""What ``fit``, ``test`` and the others are called with, checked before anything is made."""
+"""Checks of the arguments of ``fit``, ``test`` and the others, before anything is created."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["check_inputs", "check_local", "check_training_data"]
 
 
 def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
-    """Refuse classes in the place of objects, objects of the package ``lightning``, and URLs.
+    """Refuse classes instead of objects, objects of the package ``lightning``, and URLs.
 
     Args:
-        model: The module, ``None`` for the one that the trainer has.
+        model: The module; ``None`` means the trainer's own.
         data: Data modules and loaders.
-        ckpt_path: The checkpoint's path or name.
+        ckpt_path: Path or name of the checkpoint.
 
     Raises:
-        ConfigError: From the model or the data.
-        CheckpointError: From the path.
+        ConfigError: The model or the data is refused.
+        CheckpointError: The path is refused.
     """
     if model is not None:
         compiled = getattr(model, "_orig_mod", None)  # what torch.compile wraps
@@ -37,10 +37,10 @@ def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
 
 
 def check_training_data(data: Any) -> None:
-    """Refuse training data that does not say which examples are whose.
+    """Refuse training data without clients.
 
     Raises:
-        ConfigError: It is something else than a data module of clients.
+        ConfigError: It is not a FederatedDataModule.
     """
     if data is not None and not isinstance(data, FederatedDataModule):
         raise ConfigError(
@@ -62,7 +62,7 @@ def check_local(ckpt_path: Any) -> None:
         fedlightning.errors.CheckpointError: ckpt_path='s3://bucket/last.ckpt': remote paths are ...
     """
     text = "" if ckpt_path is None else str(ckpt_path)
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has one slash left, a drive one letter
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path drops a slash; a drive is one letter
         raise CheckpointError(
             f"ckpt_path={text!r}: remote paths are not read; download the file and pass its path."
         )
