@@ -107,7 +107,7 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
     """
     with os_errors_as_failures("create", run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
-    resumes = can_go_on(run.folder)
+    resumes = can_resume(run.folder)
     if not resumes:  # what was left before the first round
         for version in run.folder.glob("*/version_*"):
             shutil.rmtree(version, ignore_errors=True)
@@ -127,7 +127,7 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
     return begun, words + (["--ckpt_path", "last"] if resumes else [])
 
 
-def can_go_on(folder: Path) -> bool:
+def can_resume(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
     return any(
         path.is_file()
