@@ -12,8 +12,9 @@ import re
 from contextvars import ContextVar
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
+from fedlightning.cli.config.overrides import find_setting
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["install_resolver", "mark_references", "unmark_references"]
@@ -80,27 +81,21 @@ def _look_up(reference: str, *, _root_: Container) -> Any:
 
 def _walk(root: Container, reference: str) -> Any:
     node: Any = root
-    for number, name in enumerate(reference.split(".")):
-        inner = _step(node, name)
-        if inner is None and number == 0:
-            inner = next((step for sub in _commands(root) if (step := _step(sub, name))), None)
-        if inner is None:
-            raise ConfigError(_nothing(reference, number, name, node if number else _top(root)))
-        holder, key = inner
+    names = reference.split(".")
+    for number, name in enumerate(names):
+        found = find_setting(node, name)
+        if found is None and number == 0:  # below the command's name
+            found = next(filter(None, (find_setting(each, name) for each in _commands(root))), None)
+        if found is None:
+            top = next((each for each in _commands(root) if "trainer" in each), root)
+            hint = did_you_mean(name, _names(node if number else top))
+            where = f"{'.'.join(names[:number])} has" if number else "there is"
+            raise ConfigError(
+                f"${{{reference}}} refers to nothing: {where} no setting {name!r}.{hint}"
+            )
+        holder, key = found
         node = holder[key]
     return node
-
-
-def _step(node: Any, name: str) -> tuple[Any, Any] | None:
-    """Return the holder of ``name``: a node itself, or the ``init_args`` of its class."""
-    if isinstance(node, ListConfig):
-        return (node, int(name)) if name.isdigit() and int(name) < len(node) else None
-    if not isinstance(node, DictConfig):
-        return None
-    if name in node:
-        return node, name
-    arguments = node.get("init_args") if "class_path" in node else None
-    return (arguments, name) if isinstance(arguments, DictConfig) and name in arguments else None
 
 
 def _commands(root: Container) -> list[DictConfig]:
@@ -108,19 +103,11 @@ def _commands(root: Container) -> list[DictConfig]:
     return [value for value in values if isinstance(value, DictConfig)]
 
 
-def _top(root: Container) -> Any:
-    return next((command for command in _commands(root) if "trainer" in command), root)
-
-
-def _nothing(reference: str, number: int, name: str, node: Any) -> str:
-    above = ".".join(reference.split(".")[:number])
-    names: list[str] = []
-    if isinstance(node, DictConfig):
-        arguments = node.get("init_args") if "class_path" in node else None
-        names = [str(key) for key in (arguments if isinstance(arguments, DictConfig) else node)]
-    hint = did_you_mean(name, names)
-    where = f"{above} has no setting {name!r}" if above else f"there is no setting {name!r}"
-    return f"${{{reference}}} refers to nothing: {where}.{hint}"
+def _names(node: Any) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    settings = node.get("init_args") if "class_path" in node else None
+    return [str(key) for key in (settings if isinstance(settings, DictConfig) else node)]
 
 
 def _literal(item: Any) -> str:
