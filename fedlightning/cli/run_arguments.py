@@ -62,7 +62,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
             if any((folder / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
                 return str(good_checkpoint(folder))
         raise CheckpointError(
-            f"ckpt_path={str(path)!r} is a folder without a checkpoint: it has neither "
+            f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither "
             "checkpoints/last.ckpt nor last.ckpt."
         )
     if not path.is_file():

@@ -11,14 +11,20 @@ from fedlightning.core.arguments import NamedArguments
 from fedlightning.errors import ConfigError, nearest
 
 __all__ = [
+    "USE_PYTORCH_LIGHTNING",
     "Setting",
     "check_instance",
     "check_integer",
     "check_number",
     "is_integer",
     "is_number",
-    "is_of_lightning",
+    "other_lightning",
 ]
+
+USE_PYTORCH_LIGHTNING = (
+    "fedlightning uses `pytorch_lightning`, which has its own copies of these classes: write "
+    "`import pytorch_lightning as pl` instead of `import lightning as L`."
+)
 
 
 class Setting(NamedArguments):
@@ -177,12 +183,8 @@ def check_instance(name: str, value: object, kind: type) -> None:
         names = [cls.__name__ for cls in _subclasses(kind) if not cls.__name__.startswith("_")]
         if (near := nearest(value, names)) is not None:
             way_out = f". Did you mean {near}(...)?"
-    if is_of_lightning(value):
-        way_out = (
-            ", which is made of the package `lightning`. fedlightning works with "
-            "`pytorch_lightning`, a package of its own with the same classes: write `import "
-            "pytorch_lightning as pl` in place of `import lightning as L`."
-        )
+    if hint := other_lightning(value):
+        way_out = f", {hint}"
     raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}{way_out}")
 
 
@@ -192,10 +194,12 @@ def _subclasses(kind: type) -> Iterator[type]:
         yield from _subclasses(child)
 
 
-def is_of_lightning(value: object) -> bool:
-    """Whether a class, or an object's, is derived from one of the package ``lightning``."""
+def other_lightning(value: object) -> str:
+    """Return what to change if a class, or an object's class, is built on package ``lightning``."""
     cls = value if isinstance(value, type) else type(value)
-    return any(base.__module__.partition(".")[0] == "lightning" for base in cls.__mro__)
+    if all(base.__module__.partition(".")[0] != "lightning" for base in cls.__mro__):
+        return ""
+    return f"a class of the package `lightning`; {USE_PYTORCH_LIGHTNING}"
 
 
 def _refusal(name: str, expected: str, other: str, value: object) -> ConfigError:

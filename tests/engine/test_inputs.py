@@ -238,8 +238,8 @@ def other_lightning(monkeypatch):
 def test_classes_of_the_package_lightning(other_lightning):
     L = other_lightning
     message = (
-        r", which is made of the package `lightning`\. .* `pytorch_lightning`.*: write "
-        r"`import pytorch_lightning as pl` in place of `import lightning as L`\.$"
+        r", a class of the package `lightning`; fedlightning uses `pytorch_lightning`.*: write "
+        r"`import pytorch_lightning as pl` instead of `import lightning as L`\.$"
     )
 
     class Module(L.LightningModule): ...

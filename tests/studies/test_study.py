@@ -33,7 +33,10 @@ def read(tmp_path):
         (GOOD + "grid: {a: 3}\n", "grid.a must be a list of values, got 3"),
         (GOOD + "grid: {a: [1, 1]}\n", "has duplicates"),
         (GOOD + "settings: {seed_everything: 1}\n", "belong under seeds"),
-        ("base: {model: MLP}\nvariants: [FedAvg, FedAvg]\n", "FedAvg occurs twice; write a mapping"),
+        (
+            "base: {model: MLP}\nvariants: [FedAvg, FedAvg]\n",
+            "FedAvg occurs twice; write a map",
+        ),
         ("base: {model: MLP}\nvariants: {a/b: {}}\n", "'a/b' is not a valid name"),
         ("base: {model: MLP}\nvariants: {a: 3}\n", "variants.a must be a mapping"),
         ("base: nowhere.yaml\nvariants: [FedAvg]\n", "config nowhere.yaml not found"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from fedlightning.core.validation import check_instance, is_of_lightning
+from fedlightning.core.validation import check_instance, other_lightning
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError, ConfigError
 
@@ -31,7 +31,7 @@ def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
         compiled = getattr(model, "_orig_mod", None)  # what torch.compile wraps
         check_instance("model", model if compiled is None else compiled, pl.LightningModule)
     for given in data:
-        if isinstance(given, type) or is_of_lightning(given):
+        if isinstance(given, type) or other_lightning(given):
             check_instance("datamodule", given, FederatedDataModule)
     check_local(ckpt_path)
 
