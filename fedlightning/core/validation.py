@@ -189,7 +189,8 @@ def check_instance(name: str, value: object, kind: type) -> None:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    for child in type.__subclasses__(kind):
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
         yield child
         yield from _subclasses(child)
 

@@ -49,7 +49,8 @@ def test_a_client_that_raises_is_named_and_earlier_rounds_are_kept(run, plugin, 
     assert ended.code == 5
     assert "round 1: ValueError: a bug of mine (plugin.py:31)" in ended.error
     assert ended.error.startswith("error: client ")
-    saved = "lightning_logs/version_0/checkpoints/last.ckpt holds round 0; resume with --ckpt_path last."
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    saved = f"{last} holds round 0; resume with --ckpt_path last."
     assert ended.err.splitlines()[-1] == saved
     assert (version / "checkpoints" / "last.ckpt").exists()
 
