@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     6: environment or I/O. 130: interrupted. 143: terminated. 1: a bug in fedlightning.
 
     Args:
-        argv: The words after the program's name; by default those of this process.
+        argv: The arguments after the program's name; by default those of this process.
 
     Example:
         >>> main(["--version"])  # doctest: +ELLIPSIS

@@ -227,7 +227,7 @@ class FederatedTrainer(RunKeepingTrainer):
 
     @property
     def logger(self) -> Logger | None:
-        """The user's first logger; the CSV logger of every run only if there is no other."""
+        """The user's first logger; the CSV logger only if it is alone."""
         others = [logger for logger in self.loggers if not isinstance(logger, RoundCSVLogger)]
         return next(iter(others or self.loggers), None)
 

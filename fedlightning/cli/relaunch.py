@@ -27,7 +27,7 @@ def relaunch_if_wanted(error: BaseException, watch: RunMonitor, words: Sequence[
     Args:
         error: The error that ended the run.
         watch: The run's monitor.
-        words: The words of the command line after the program's name.
+        words: The arguments after the program's name.
     """
     trainer = watch.trainer
     if not (isinstance(error, WorkerLost) and error.died and isinstance(trainer, FederatedTrainer)):

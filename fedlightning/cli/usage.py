@@ -44,7 +44,7 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     """Return the answer to a command line that runs nothing, else ``None``.
 
     Args:
-        arguments: The words after the program's name.
+        arguments: The arguments after the program's name.
 
     Example:
         >>> answer(["fti"]).text  # doctest: +ELLIPSIS

@@ -55,7 +55,7 @@ def compare(words: Sequence[str]) -> int:
     """Run what is left of a study, then write the report.
 
     Args:
-        words: The words after ``compare``.
+        words: The arguments after ``compare``.
 
     Returns:
         The exit code: 0 if all runs are done; 130 or 143 after a signal.

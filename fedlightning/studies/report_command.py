@@ -44,7 +44,7 @@ def report(words: Sequence[str]) -> int:
     """Write a report on the runs in some folders.
 
     Args:
-        words: The words after ``report``.
+        words: The arguments after ``report``.
 
     Returns:
         The exit code, 0.

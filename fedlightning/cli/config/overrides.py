@@ -71,7 +71,7 @@ def settings_in(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def find_setting(node: Any, name: str) -> tuple[Any, Any] | None:
-    """Return the holder of a setting and its key there, ``None`` if there is no such setting.
+    """Return the holder of a setting and its key there, ``None`` if it does not exist.
 
     A mapping holds it itself or in the ``init_args`` of its class; a list by class name or index.
 

@@ -70,7 +70,7 @@ def find_config(name: str) -> Path:
     ``.yaml`` and ``configs/``.
 
     Raises:
-        ConfigError: There is no such file, or it cannot be read.
+        ConfigError: The file does not exist, or cannot be read.
     """
     if "://" in name:
         raise ConfigError(
