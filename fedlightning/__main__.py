@@ -1,4 +1,4 @@
-"""``python -m fedlightning``: a command, its exit code, and a line about what went wrong."""
+"""``python -m fedlightning``: run a command, report an error in one line, return an exit code."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
-    0: all done. 2: usage or config. 3: data. 4: checkpoint. 5: federation or training.
-    6: environment or I/O. 130: interrupted. 143: terminated. 1: a bug of ours.
+    0: success. 2: usage or config. 3: data. 4: checkpoint. 5: federation or training.
+    6: environment or I/O. 130: interrupted. 143: terminated. 1: a bug in fedlightning.
 
     Args:
-        argv: The words after the program's name; by default those of this process.
+        argv: The arguments after the program's name; by default those of this process.
 
     Example:
         >>> main(["--version"])  # doctest: +ELLIPSIS
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(known.text, file=sys.stderr if known.exit_code else sys.stdout)
         return known.exit_code
     watches: list[RunMonitor] = []
-    words = arguments if argv is None else None  # only a process of our own starts again
+    words = arguments if argv is None else None  # only the command's own process restarts
     report = partial(_report, watches=watches, words=words)
     with _signals(), quiet():
         try:
@@ -67,7 +67,7 @@ def _run(
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
         print_warning(warning)
-    _find_own_classes()
+    _make_user_classes_importable()
     if command.name == "check":
         from fedlightning.cli.check import check
 
@@ -85,7 +85,7 @@ def _run(
 
 
 def _study(arguments: Sequence[str]) -> int:
-    _find_own_classes()
+    _make_user_classes_importable()
     if arguments[0] == "compare":
         from fedlightning.studies.compare_command import compare
 
@@ -95,9 +95,9 @@ def _study(arguments: Sequence[str]) -> int:
     return report(arguments[1:])
 
 
-def _find_own_classes() -> None:
+def _make_user_classes_importable() -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # one's own classes, also for the installed script
+        sys.path.insert(0, os.getcwd())  # the user's classes, also for the installed script
 
 
 def _report(error: BaseException, watches: list[RunMonitor], words: Sequence[str] | None) -> int:
@@ -106,7 +106,7 @@ def _report(error: BaseException, watches: list[RunMonitor], words: Sequence[str
     watch = watches[0] if watches else None
     failure = diagnose(error, watch)
     if watch is not None and failure.exit_code:
-        watch.remove_half_made()
+        watch.remove_empty_run()
     if watch is not None and words is not None and watch.trainer is not None:
         from fedlightning.cli.relaunch import relaunch_if_wanted
 
@@ -115,7 +115,7 @@ def _report(error: BaseException, watches: list[RunMonitor], words: Sequence[str
         traceback.print_exception(error)
     reports_errors = watch is None or watch.reports_errors
     if not (is_first_process() or (failure.leaves_work and reports_errors)):
-        return failure.exit_code  # the same on all ranks, and the first one says it
+        return failure.exit_code  # the same on all ranks; the first one reports it
     if failure.text:
         (print_error if failure.is_error else print_note)(failure.text)
     if watch is not None and failure.leaves_work and (saved := watch.saved()):
@@ -125,10 +125,10 @@ def _report(error: BaseException, watches: list[RunMonitor], words: Sequence[str
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Have SIGTERM end the process as an exception does; put the handlers back afterwards.
+    """Turn SIGTERM into an exception inside the ``with`` block.
 
-    A running Trainer has a handler of its own, which calls this one, too: it stops after the client
-    that is at work.
+    A running Trainer installs its own handler, which calls this one too: it stops after the current
+    client.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

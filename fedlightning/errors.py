@@ -1,4 +1,4 @@
-"""The one family of errors for users' mistakes and failing runs, with their exit codes."""
+"""Errors that a user can correct, with their exit codes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = [
     "FederationError",
     "WorkerLost",
     "did_you_mean",
+    "nearest",
 ]
 
 
 class FedLightningError(Exception):
-    """Something that a person can mend; its text names the thing, the value and the way out.
+    """An error that the user can correct; its text has the key, the value and the way out.
 
     The command line prints it as one line, ``error: <text>``, and exits with ``exit_code``.
     """
@@ -39,7 +40,7 @@ class DataError(FedLightningError):
 
 
 class CheckpointError(FedLightningError):
-    """A checkpoint that is missing, damaged or of something else."""
+    """A checkpoint that is missing, damaged or from something else."""
 
     exit_code = 4
 
@@ -51,13 +52,13 @@ class FederationError(FedLightningError):
 
 
 class WorkerLost(FederationError):
-    """Another process of the run died, stopped or failed, so that the run cannot go on.
+    """Another process of the run died, stopped or failed, so the run cannot continue.
 
     Args:
-        rank: Which worker.
+        rank: The rank of the worker.
         text: What happened to it.
-        exit_code: What this process returns because of it.
-        died: Whether it was killed or stopped, rather than ended by an error of its own.
+        exit_code: The exit code of this process.
+        died: Whether it was killed or stopped, rather than ended by its own error.
     """
 
     def __init__(self, rank: int, text: str, exit_code: int = 5, died: bool = True) -> None:
@@ -68,7 +69,7 @@ class WorkerLost(FederationError):
 
 
 class EnvironmentFailure(FedLightningError):
-    """The machine: a missing package, a full disk, a folder that cannot be written."""
+    """A fault of the machine: a missing package, a full disk, a folder that is not writable."""
 
     exit_code = 6
 
@@ -79,17 +80,25 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("net.cf", ["net.fc", "net.conv1"])
         " Did you mean 'net.fc'?"
-        >>> did_you_mean("FedBabu", ["FedAvg", "FedBN", "FedBABU"])
-        " Did you mean 'FedBABU'?"
         >>> did_you_mean("zebra", ["net.fc"])
         ''
     """
+    near = nearest(name, choices)
+    return "" if near is None else f" Did you mean '{near}'?"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """Return the choice nearest to ``name``, ``None`` if none is near.
+
+    Example:
+        >>> nearest("FedBabu", ["FedAvg", "FedBN", "FedBABU"])
+        'FedBABU'
+    """
     known = list(choices)
     by_lower = {choice.lower(): choice for choice in reversed(known)}
-    near = (
-        [by_lower[name.lower()]]
-        if name.lower() in by_lower
-        else difflib.get_close_matches(name, known, n=1)
-        or [by_lower[key] for key in difflib.get_close_matches(name.lower(), list(by_lower), n=1)]
-    )
-    return f" Did you mean '{near[0]}'?" if near else ""
+    if name.lower() in by_lower:
+        return by_lower[name.lower()]
+    alike = difflib.get_close_matches(name, known, n=1) or [
+        by_lower[key] for key in difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    ]
+    return next(iter(alike), None)

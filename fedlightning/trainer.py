@@ -1,4 +1,4 @@
-"""`FederatedTrainer`: Lightning's Trainer, with rounds for epochs and clients for batches."""
+"""`FederatedTrainer`: Lightning's Trainer, with rounds as epochs and clients as batches."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from fedlightning.algorithms import Algorithm
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
@@ -32,7 +34,8 @@ from fedlightning.engine._lightning.trainer_hooks import (
     install_loops,
 )
 from fedlightning.engine.checks.environment import check_environment
-from fedlightning.engine.checks.trainer_flags import check_trainer_flags
+from fedlightning.engine.checks.inputs import check_inputs, check_training_data
+from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_trainer_names
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -58,13 +61,12 @@ class FederatedTrainer(RunKeepingTrainer):
     updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
     ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
     clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
-    cohort (one by default, with ``"auto"`` one for each core, or each GPU). The metrics always go
-    to a CSV file, and to TensorBoard too where it is installed and no logger is given.
-    ``checkpoints/last.ckpt`` is written after every round, by an
-    :class:`~fedlightning.AtomicCheckpointIO`.
+    cohort (one by default; with ``"auto"`` one per core or GPU). Metrics always go to a CSV file,
+    and also to TensorBoard if it is installed and no logger is given. An
+    :class:`~fedlightning.AtomicCheckpointIO` writes ``checkpoints/last.ckpt`` after every round.
 
     Args:
-        federation: How clients learn together; FedBABU with a tenth of the clients by default.
+        federation: The federated settings; by default FedBABU with a tenth of the clients.
         **kwargs: Arguments of :class:`pytorch_lightning.Trainer`.
 
     Raises:
@@ -77,8 +79,9 @@ class FederatedTrainer(RunKeepingTrainer):
     """
 
     def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
+        check_trainer_names(kwargs)
         check_trainer_flags(kwargs)
-        self.federation = federation if federation is not None else Federation()
+        self.federation = _checked(federation) if federation is not None else Federation()
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)
         if kwargs["log_every_n_steps"] is None:
@@ -90,7 +93,7 @@ class FederatedTrainer(RunKeepingTrainer):
         kwargs["devices"] = devices_of(kwargs, self.federation.cohort_size)
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
-        self._refuse_unsupported()
+        self._check_unsupported()
         loop = FederatedLoop(
             self, self.federation, min_epochs=self.min_epochs, max_epochs=self.max_epochs
         )
@@ -123,58 +126,57 @@ class FederatedTrainer(RunKeepingTrainer):
     ) -> None:
         """Train for ``max_epochs`` rounds.
 
-        Nobody else may be at work in the run's folder. A run that is resumed from the newest
-        checkpoint of a run under the same ``default_root_dir`` goes on in that run's folder; from
-        any other checkpoint it branches off into a new one.
+        No other process may use the run's folder. A run resumed from the newest checkpoint of a run
+        under the same ``default_root_dir`` continues in that run's folder; from any other
+        checkpoint it starts a new folder.
 
         Args:
             model: The client's module.
-            train_dataloaders: A FederatedDataModule may be given here, too, as with the stock
-                Trainer.
-            val_dataloaders: A loader to validate the global model on, in place of the clients'
-                data.
+            train_dataloaders: The FederatedDataModule, if it is not passed as ``datamodule``.
+            val_dataloaders: Loaders to validate the global model on, instead of the clients'
+                validation data.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint to go on from; ``"last"`` is the newest run's under
+            ckpt_path: Checkpoint to resume from; ``"last"`` is the newest run's under
                 ``default_root_dir``.
             **kwargs: Further arguments of ``pytorch_lightning.Trainer.fit``.
 
         Raises:
-            FedLightningError: If something a person can mend is wrong.
+            FedLightningError: For any mistake that the user can correct.
         """
-        ckpt_path = self._found(ckpt_path)
         data = datamodule if datamodule is not None else train_dataloaders
+        check_inputs(model, [data], ckpt_path)
+        check_training_data(data)
+        ckpt_path = self._found(ckpt_path)
         with (
             self._at_work(model),
             self._resuming(ckpt_path, model, data),
             evaluation_steps(model),
+            _validating_on(data, val_dataloaders),
         ):
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, **kwargs)
+            super().fit(model, datamodule=data, ckpt_path=ckpt_path, **kwargs)
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the global model on the clients' validation and test data, and personalise."""
+        """Evaluate the global model on the clients' validation and test data, and personalize."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
-        with (
-            self._at_work(model or self.lightning_module),
-            evaluation_steps(model or self.lightning_module),
-        ):
+        module = model or self.lightning_module
+        with self._at_work(module), evaluation_steps(module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate the global model on the clients' test data, and personalise."""
+        """Evaluate the global model on the clients' test data, and personalize."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
-        with (
-            self._at_work(model or self.lightning_module),
-            evaluation_steps(model or self.lightning_module),
-        ):
+        module = model or self.lightning_module
+        with self._at_work(module), evaluation_steps(module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
+        _check_evaluation(model, *args, **kwargs)
         self._find(kwargs, model, args)
-        with (
-            self._at_work(model or self.lightning_module),
-            evaluation_steps(model or self.lightning_module),
-        ):
+        module = model or self.lightning_module
+        with self._at_work(module), evaluation_steps(module):
             return super().predict(model, *args, **kwargs)
 
     def personalize(
@@ -185,28 +187,29 @@ class FederatedTrainer(RunKeepingTrainer):
         clients: ChosenClients = None,
         verbose: bool = True,
     ) -> Any:
-        """Personalise clients from a finished run, whether they took part in it or not.
+        """Personalize clients after a run, whether they took part in it or not.
 
         The settings are those of the trainer's :class:`PersonalizationCallback`, or its defaults.
-        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``; the models are
-        those that the run itself gives, bit for bit. With other data than the run's, clients are
-        new and start from the global model.
+        The run folder gets ``clients.csv``, ``clients.png`` and ``personalized``. The models are
+        bit for bit those of the run itself. If the data differs from the run's, all clients are new
+        and start from the global model.
 
         Args:
             model: The client's module.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None means
-                the module as it is.
-            clients: Ids of the clients, a list or a text such as ``"3,7,10-19"``; None means those
-                that the data evaluate.
+            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None uses
+                the module's own weights.
+            clients: Ids of the clients, a list or a string such as ``"3,7,10-19"``; None means all
+                that are evaluated.
             verbose: Whether to print the metrics.
 
         Returns:
             The metrics, as ``test`` does.
 
         Raises:
-            FedLightningError: If something a person can mend is wrong.
+            FedLightningError: For any mistake that the user can correct.
         """
+        check_inputs(model, [datamodule], ckpt_path)
         ckpt_path = self._found(ckpt_path)
         module = model or self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
@@ -227,7 +230,7 @@ class FederatedTrainer(RunKeepingTrainer):
 
     @property
     def logger(self) -> Logger | None:
-        """The user's first logger; the CSV file that every run has only if it is alone."""
+        """The user's first logger; the CSV logger only if it is alone."""
         others = [logger for logger in self.loggers if not isinstance(logger, RoundCSVLogger)]
         return next(iter(others or self.loggers), None)
 
@@ -250,9 +253,9 @@ class FederatedTrainer(RunKeepingTrainer):
         finally:
             torch.set_num_threads(before)
 
-    # -- what is refused -----------------------------------------------------------------------
+    # -- checks ---------------------------------------------------------------------------------
 
-    def _refuse_unsupported(self) -> None:
+    def _check_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
             raise ConfigError(
                 f"trainer.strategy={type(self.strategy).__name__} has no federated meaning: "
@@ -266,36 +269,70 @@ class FederatedTrainer(RunKeepingTrainer):
                 )
 
 
+def _checked(federation: Any) -> Federation:
+    """Return ``federation`` if it is one; an algorithm instead is the usual mistake."""
+    algorithm = federation if isinstance(federation, type) else type(federation)
+    if issubclass(algorithm, Algorithm):
+        raise ConfigError(
+            f"federation must be an instance of Federation, got the algorithm {algorithm.__name__};"
+            f" pass federation=Federation(algorithm={algorithm.__name__}(...))."
+        )
+    check_instance("federation", federation, Federation)
+    assert isinstance(federation, Federation)
+    return federation
+
+
+def _check_evaluation(
+    model: Any, dataloaders: Any = None, ckpt_path: Any = None, *_: Any, **kwargs: Any
+) -> None:
+    check_inputs(model, [dataloaders, kwargs.get("datamodule")], ckpt_path)
+
+
+@contextmanager
+def _validating_on(data: Any, loaders: Any) -> Iterator[None]:
+    """Replace the validation loaders of a data module, inside the ``with`` block."""
+    if loaders is None or data is None:
+        yield
+        return
+    data.val_dataloader = lambda: loaders
+    try:
+        yield
+    finally:
+        del data.val_dataloader
+
+
 def _plain_values_only() -> dict[str, Any]:
-    """Return the argument that keeps a checkpoint from running code, where Lightning has it."""
+    """Return the argument that keeps a checkpoint from running code, if Lightning has it."""
     known = inspect.signature(pl.Trainer.test).parameters
     return {"weights_only": True} if "weights_only" in known else {}
 
 
 def loggers_of(given: Any, root: Path) -> list[Logger]:
-    """Return the loggers to use: a CSV file always comes first, because its folder is the run's."""
+    """Return the loggers: a CSV logger always comes first, because its folder is the run's."""
     if given is False:
         return []
+    loggers = [] if given is None or given is True else _several(given)
+    for logger in loggers:
+        check_instance("trainer.logger", logger, Logger)
     csv = RoundCSVLogger(root)
     if given is None or given is True:
         return [csv, TensorBoardBeside(csv)] if RequirementCache("tensorboard") else [csv]
-    loggers = list(given) if isinstance(given, Iterable) else [given]
     return loggers if any(isinstance(logger, CSVLogger) for logger in loggers) else [csv, *loggers]
 
 
 def plugins_of(given: Any) -> list[Any]:
-    """Return the user's plugins, and one that writes checkpoints as a whole or not at all."""
-    several = isinstance(given, Iterable) and not isinstance(given, str)
-    plugins = list(given) if several else [given] if given is not None else []
+    """Return the user's plugins, and one that writes checkpoints atomically."""
+    plugins = _several(given) if given is not None else []
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(AtomicCheckpointIO())
     return plugins
 
 
 def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
-    """Return the user's callbacks and those that every federated run has."""
-    given = kwargs.get("callbacks") or []
-    callbacks: list[Callback] = [given] if isinstance(given, Callback) else list(given)
+    """Return the user's callbacks, and those of every federated run."""
+    callbacks: list[Callback] = _several(kwargs.get("callbacks") or [])
+    for callback in callbacks:
+        check_instance("trainer.callbacks", callback, Callback)
     if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
         callbacks.append(RoundProgressBar())
     if kwargs["logger"] and not _has(callbacks, RunRecord):
@@ -303,6 +340,15 @@ def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
     if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
         callbacks.append(LastCheckpoint())
     return callbacks
+
+
+def _several(given: Any) -> list[Any]:
+    """Return one or several objects as a list; a class or a string is one object."""
+    return (
+        list(given)
+        if isinstance(given, Iterable) and not isinstance(given, (str, type))
+        else [given]
+    )
 
 
 def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:

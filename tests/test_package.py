@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 import zipfile
@@ -52,6 +54,16 @@ def test_public_names_are_where_they_are_said_to_be():
         _ = fedlightning.Nonsense
 
 
+def test_type_checkers_see_the_same_names():
+    stub = ast.parse((ROOT / "fedlightning" / "__init__.pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    assert sorted(alias.asname for node in imports for alias in node.names) == fedlightning.__all__
+    for node in imports:
+        for alias in node.names:
+            defined = getattr(importlib.import_module(node.module), alias.name)
+            assert defined is getattr(fedlightning, alias.asname)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
@@ -76,4 +88,4 @@ def test_the_wheel_brings_recipes_and_types(wheel):
     assert {
         name.removeprefix("fedlightning/configs/") for name in names if "configs" in name
     } >= recipes
-    assert "fedlightning/py.typed" in names
+    assert {"fedlightning/py.typed", "fedlightning/__init__.pyi"} <= set(names)

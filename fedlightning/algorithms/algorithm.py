@@ -10,6 +10,7 @@ from fedlightning.algorithms.aggregation import Accumulator, WeightedMean
 from fedlightning.algorithms.composition import deciding, joined
 from fedlightning.algorithms.method import ClientHook, LocalMethod
 from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.messages import ClientUpdate, Up, declared
 from fedlightning.core.parts import (
     RESERVED,
@@ -66,7 +67,7 @@ class WeightedUpdates:
         return self._rule.result()
 
 
-class Algorithm:
+class Algorithm(NamedArguments):
     """Federated learning as a few choices that are independent of each other.
 
     Each round the cohort's clients start from the global model, train the part ``train`` and send

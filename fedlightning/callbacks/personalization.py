@@ -12,6 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.parts import canonical
 from fedlightning.core.validation import check_integer, check_number
 from fedlightning.core.views import EvaluationView
@@ -37,7 +38,7 @@ from fedlightning.storage.checkpoint_reader import loop_state
 __all__ = ["PersonalizationCallback"]
 
 
-class PersonalizationCallback(pl.Callback):
+class PersonalizationCallback(NamedArguments, pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
 
     Runs at the end of training, after every ``every_n_rounds`` rounds, and in ``validate``,

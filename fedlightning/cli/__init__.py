@@ -3,14 +3,14 @@
 In the order in which a command passes through them:
 
 - ``usage``, ``config/command``, ``config/recipes``, ``config/strict_yaml``: help, the command, its
-  config files. They do not need torch, so that a misspelt file name is answered at once.
-- ``parser``, ``config/references``: what jsonargparse and OmegaConf make of files and options.
-- ``diagnostics``: what is wrong with options.
-- ``run_arguments``: options that are refused, or looked up.
-- ``config/class_names``, ``check``: which classes a config names, and whether it would be accepted.
-- ``federated_cli``: the command that runs.
-- ``run_watch``: what a run was doing when it ended, and what it leaves.
-- ``exit_codes``, ``terminal``: exit codes, and what is shown.
+  config files. They do not need torch, so a misspelt file name is answered at once.
+- ``parser``, ``config/references``: jsonargparse and OmegaConf read files and options.
+- ``diagnostics``: one-line errors about options.
+- ``run_arguments``: options that are checked or resolved before the run.
+- ``config/class_names``, ``check``: the classes a config names, and whether it would be accepted.
+- ``federated_cli``: runs the command.
+- ``run_watch``: what a run was doing when it failed, and what it has saved.
+- ``exit_codes``, ``terminal``: exit codes and console output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FederatedCLI", "module_from_run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the two public names when they are first used: both of them need torch."""
+    """Import the two public names on first use: both need torch."""
     if name == "FederatedCLI":
         from fedlightning.cli.federated_cli import FederatedCLI
 

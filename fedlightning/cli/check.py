@@ -1,6 +1,6 @@
-"""``python -m fedlightning check``: what a config would import, and whether it would be accepted.
+"""``python -m fedlightning check``: the classes a config imports, and whether it is accepted.
 
-Nothing is trained, no data are read, and no class of another package is imported.
+Nothing is trained, no data is read, and no class of another package is imported.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["check"]
 
 
 def check(command: Command) -> str:
-    """Check a command's configs and options; return what there is to say of them.
+    """Check a command's configs and options, and return a report on them.
 
     Raises:
-        FedLightningError: They would be refused.
+        FedLightningError: ``fit`` would refuse them.
     """
     configs, options = _split(command.options)
     if not configs:
@@ -50,7 +50,7 @@ def check(command: Command) -> str:
 
 
 def _split(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the config files, and the other options in the form ``--key=value``."""
+    """Return the config files and the other options, in the form ``--key=value``."""
     configs, others = [], []
     words = iter(options)
     for word in words:
@@ -64,7 +64,7 @@ def _split(options: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _kept(options: Sequence[str], foreign: Sequence[NamedClass]) -> list[str]:
-    """Return the options that are not about a class that is left out."""
+    """Return the options that do not concern a class that is left out."""
     keys = {found.key.removesuffix(".class_path").removesuffix("+") for found in foreign}
     return [
         word
@@ -82,7 +82,7 @@ def _parse(files: Sequence[Path], options: Sequence[str]) -> None:
 
     class Parsing(FederatedCLI):
         def fit(self, **kwargs: Any) -> None:
-            """Run nothing: all has been built, so all has been checked."""
+            """Run nothing: building the objects has checked them."""
 
     prepare_parsing(strict=True)
     configs = [word for path in files for word in ("--config", str(path))]

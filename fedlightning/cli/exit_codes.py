@@ -1,4 +1,4 @@
-"""Every way in which a command can end, as an exit code and one line."""
+"""The exit code and the one-line message for every way a command can end."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _UNKNOWN_METRIC = (
 
 @dataclass(frozen=True)
 class Failure:
-    """How a command ended.
+    """The way a command ended.
 
     Args:
-        exit_code: What the process returns.
-        text: What to print, on one line; empty for nothing.
-        is_error: Whether ``error: `` goes before it.
+        exit_code: The exit code of the process.
+        text: The line to print; empty for none.
+        is_error: Whether ``error: `` precedes it.
     """
 
     exit_code: int
@@ -38,16 +38,16 @@ class Failure:
 
     @property
     def leaves_work(self) -> bool:
-        """Whether a run that ended so may have rounds worth going on from."""
+        """Whether the run may have saved rounds to resume from."""
         return self.is_error and self.exit_code in (1, 5, 6)
 
 
 def diagnose(error: BaseException, watch: Any = None) -> Failure:
-    """Return how a command ended that raised ``error``.
+    """Return exit code and message for a command that raised ``error``.
 
     Args:
-        error: What came out of it.
-        watch: The run's :class:`~fedlightning.cli.run_watch.RunMonitor`, if it came so far.
+        error: The exception.
+        watch: The run's :class:`~fedlightning.cli.run_watch.RunMonitor`, if there is one yet.
 
     Example:
         >>> diagnose(PermissionError(13, "Permission denied", "runs"))
@@ -55,7 +55,7 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
     """
     chain = list(causes(error))
     interrupted = watch.interruption() if watch is not None else "interrupted."
-    # Lightning makes an exit of Ctrl+C: `sys.exit(1)`, with the interrupt as its context
+    # Lightning turns Ctrl+C into `sys.exit(1)`, with the interrupt as its context
     if any(isinstance(link, KeyboardInterrupt) for link in chain):
         return Failure(128 + signal.SIGINT, interrupted, is_error=False)
     if isinstance(error, SystemExit):
@@ -67,20 +67,20 @@ def diagnose(error: BaseException, watch: Any = None) -> Failure:
         return Failure(ours.exit_code, interrupted, is_error=False)
     if ours is not None:
         client_failed = getattr(ours, "failure", None) is not None
-        return (client_failed and _of_the_machine_beneath(ours)) or _failure(
-            ours.exit_code, _in_place(ours, chain)
+        return (client_failed and _machine_failure_below(ours)) or _failure(
+            ours.exit_code, _with_reference(ours, chain)
         )
     if watch is not None and watch.checkpoint and while_restoring(error):
         return _failure(4, f"ckpt_path={watch.checkpoint!r}: {what_is_wrong(error)}")
     where = watch.where if watch is not None else ""
-    at_work = watch is not None and watch.client is not None
+    training = watch is not None and watch.client is not None
     for link in chain:
-        if found := _of_the_machine(link, at_work):
+        if found := _machine_failure(link, training):
             return found
-    if found := _of_a_library(error):
+    if found := _library_failure(error):
         return found
     described = f"{type(error).__name__}: {error}".rstrip(": ")
-    if at_work or (watch is not None and watch.trainer is not None and raised_by_user(error)):
+    if training or (watch is not None and watch.trainer is not None and raised_by_user(error)):
         return _failure(5, f"{where}: {described}{place_of(error)}".removeprefix(": "))
     if raised_by_user(error):
         return _failure(2, f"{described}{place_of(error)}")
@@ -95,34 +95,37 @@ def _exit(error: SystemExit) -> Failure:
     return _failure(1, str(error.code))
 
 
-def _of_the_machine(error: BaseException, at_work: bool) -> Failure | None:
-    """Memory, disk, files, packages; while a client works, files are its own business."""
+def _machine_failure(error: BaseException, training: bool) -> Failure | None:
+    """Return a failure of memory, disk, files or packages.
+
+    While a client trains, an ``OSError`` counts only if the disk is the cause.
+    """
     name, module = type(error).__name__, type(error).__module__
     text = str(error)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return _failure(
-            6, f"out of memory: {text or 'the machine has no more'}; lower data.batch_size."
+            6, f"out of memory: {text or 'the machine has none left'}; lower data.batch_size."
         )
     if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|inline_container", text):
         return _failure(6, f"cannot write a checkpoint, no space left on the device? {text}")
-    if isinstance(error, OSError) and (not at_work or error.errno in _DISK):
+    if isinstance(error, OSError) and (not training or error.errno in _DISK):
         where = f": {error.filename}" if error.filename else ""
         return _failure(6, f"{error.strerror or text or name}{where}")
-    if isinstance(error, ModuleNotFoundError) and not at_work and not raised_by_user(error):
+    if isinstance(error, ModuleNotFoundError) and not training and not raised_by_user(error):
         return _failure(6, text)
     if module.partition(".")[0] == "wandb":
         return _failure(6, f"wandb: {text}; WANDB_MODE=offline logs without key and network.")
     return None
 
 
-def _of_the_machine_beneath(error: BaseException) -> Failure | None:
-    """The machine's trouble in what made a client fail: more memory helps, another client not."""
-    found = (_of_the_machine(link, at_work=True) for link in list(causes(error))[1:])
+def _machine_failure_below(error: BaseException) -> Failure | None:
+    """Return a failure of the machine that made a client fail."""
+    found = (_machine_failure(link, training=True) for link in list(causes(error))[1:])
     return next(filter(None, found), None)
 
 
-def _of_a_library(error: BaseException) -> Failure | None:
-    """What Lightning and OmegaConf say of settings."""
+def _library_failure(error: BaseException) -> Failure | None:
+    """Return what Lightning or OmegaConf reports about a setting."""
     name, module = type(error).__name__, type(error).__module__.partition(".")[0]
     text = str(error)
     if module == "omegaconf":
@@ -140,8 +143,8 @@ def _of_a_library(error: BaseException) -> Failure | None:
     return None
 
 
-def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:
-    """Return the text of an error of ours, with the setting whose reference it is about."""
+def _with_reference(error: FedLightningError, chain: list[BaseException]) -> str:
+    """Return the text of a FedLightningError, with the key of the reference that caused it."""
     text = str(error)
     keys = (str(getattr(link, "full_key", None) or "") for link in chain)
     key = next(filter(None, keys), "")
@@ -149,7 +152,7 @@ def _in_place(error: FedLightningError, chain: list[BaseException]) -> str:
 
 
 def _short_key(full_key: str) -> str:
-    """Return a config's key as one writes it: without the command's name and ``init_args``."""
+    """Return a config key as users write it: without the command's name and ``init_args``."""
     return re.sub(r"\.init_args\b", "", full_key.partition(".")[2] or full_key)
 
 
@@ -172,14 +175,14 @@ _OBJECT = re.compile(r"Unsupported global: GLOBAL (\S+)")
 
 
 def while_restoring(error: BaseException) -> bool:
-    """Whether Lightning was reading a checkpoint, or putting one into model and callbacks."""
+    """Whether Lightning was reading a checkpoint, or restoring model and callbacks from one."""
     frames = traceback.extract_tb(error.__traceback__)
     names = [frame.name for frame in frames if frame.filename.endswith("checkpoint_connector.py")]
     return any(re.search("restore|resume", name) for name in names)
 
 
 def what_is_wrong(error: BaseException) -> str:
-    """Return what an error in restoring a checkpoint says of it.
+    """Return what is wrong with a checkpoint, from the error that restoring it raised.
 
     Example:
         >>> what_is_wrong(KeyError("pytorch-lightning_version"))
@@ -189,7 +192,7 @@ def what_is_wrong(error: BaseException) -> str:
     if found := _OTHER_SHAPE.search(text):
         return f"{found[1]} is ({found[2]}) in the checkpoint, vs ({found[3]}) in the model."
     if found := _OTHER_KEYS.search(text):
-        return f"it is of another network: {found[1]}"
+        return f"it belongs to another network: {found[1]}"
     if found := _OBJECT.search(text):
         return f"it holds an object of {found[1]}; only tensors and plain values are loaded."
     if isinstance(error, KeyError) and "pytorch-lightning_version" in text:

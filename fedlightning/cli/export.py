@@ -21,17 +21,17 @@ _USAGE = "python -m fedlightning export --run DIR --client ID --output FILE [--f
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of ours."""
+    """An argparse parser that raises ConfigError."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message.removeprefix('argument ')}: {_USAGE}")
 
 
 def export(command: Command) -> str:
-    """Write the model that a command asks for; return what was written.
+    """Write the model that a command names, and return a line about the file.
 
     Raises:
-        FedLightningError: It cannot be done.
+        FedLightningError: The model cannot be written.
     """
     given = read_options(command.options)
     client = _client(given.client)
@@ -45,7 +45,7 @@ def export(command: Command) -> str:
 
     output, chosen = Path(given.output), format_of(given.output, given.format)
     if output.exists() and not output.is_dir() and not given.overwrite:
-        raise ConfigError(f"output: {output} exists: give another name, or --overwrite.")
+        raise ConfigError(f"output: {output} exists: choose another name, or pass --overwrite.")
     module = client_model(
         given.run,
         client,
@@ -64,7 +64,7 @@ def read_options(options: Sequence[str]) -> argparse.Namespace:
     """Return the options of the command.
 
     Raises:
-        ConfigError: One is unknown, missing, or without its value.
+        ConfigError: An option is unknown, missing, or lacks its value.
     """
     parser = _parser()
     names = [
@@ -95,17 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", metavar="DIR", help="a run's folder, with personalized/ in it")
     parser.add_argument("--client", metavar="ID", help="the client, or global")
-    parser.add_argument("--output", metavar="FILE", help="where to write")
+    parser.add_argument("--output", metavar="FILE", help="the file to write")
     parser.add_argument(
         "--format",
-        help="state_dict, safetensors, exported_program or onnx; by default what FILE ends with: "
-        ".pt, .safetensors, .pt2, .onnx",
+        help="state_dict, safetensors, exported_program or onnx; by default the "
+        "one that FILE ends with: .pt, .safetensors, .pt2, .onnx",
     )
     parser.add_argument(
         "--input_shape",
         metavar="SHAPE",
-        help="shape of one input, e.g. 3,32,32, for formats that hold the computation, where the "
-        "run does not say it",
+        help="shape of one input, e.g. 3,32,32, for formats that store the computation, if the run "
+        "does not record it",
     )
     parser.add_argument("--ckpt_path", metavar="PATH", help="checkpoint with the global model")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
@@ -121,7 +121,7 @@ def _client(text: str) -> int | Literal["global"]:
     if text == "global":
         return "global"
     if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"client must be a client's id or global, got {text!r}.")
+        raise ConfigError(f"client must be a client id or global, got {text!r}.")
     return int(text)
 
 
@@ -135,26 +135,26 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.LightningModule:
-    """Build the module that a run's ``config.yaml`` names; its other entries are not read.
+    """Build the module that a run's ``config.yaml`` names; ignore its other entries.
 
-    This runs the code of the class that the config names.
+    This runs the code of the named class.
 
     Args:
         run: The run's folder.
-        strict: Whether the config may name only classes of this package, torch and Lightning, for
+        strict: Whether the config may name classes of this package, torch and Lightning only, for
             the rest of this process.
 
     Returns:
-        The module, with the weights of its constructor.
+        The module, as its constructor initialises it.
 
     Raises:
-        ConfigError: The config is missing or names no module that can be built.
+        ConfigError: The config is missing, or its module cannot be built.
         EnvironmentFailure: The config cannot be read.
     """
     import pytorch_lightning as pl
     import yaml
 
-    import fedlightning.models  # noqa: F401  # classes go by their bare names once imported
+    import fedlightning.models  # noqa: F401  # imported classes can be named without their module
     from fedlightning.cli.config.strict_yaml import check_config
     from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
     from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
@@ -164,8 +164,8 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: there is no such file, so nothing says what the model is; in Python, "
-            "client_model(run, client, module) takes it."
+            f"{path}: not found, so the model is unknown; in Python, pass it: "
+            "client_model(run, client, module)."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
@@ -176,8 +176,8 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
     model = yaml.safe_load(text).get("model")
     if not isinstance(model, dict) or "class_path" not in model:
         raise ConfigError(
-            f"{path}: model names no class_path, as where a program of one's own says which class "
-            "it is; in Python, client_model(run, client, module) takes it."
+            f"{path}: model names no class_path, so the class is known to the program that "
+            "trained it only; in Python, pass the module: client_model(run, client, module)."
         )
     parser = FederatedArgumentParser()
     parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)

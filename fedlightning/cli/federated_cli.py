@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import fedlightning.algorithms
 
-# Classes go by their bare names once they are imported.
+# Imported classes can be named without their module.
 import fedlightning.algorithms.aggregation
 import fedlightning.callbacks
 import fedlightning.datamodules
@@ -29,10 +29,10 @@ from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
 from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.cli.run_arguments import (
     HIDDEN_FLAGS,
+    check_logger_names,
     find_checkpoint,
     hidden_flag,
     plain_values_only,
-    refuse_paths_in_names,
 )
 from fedlightning.cli.run_watch import RunMonitor, SaveRunConfig
 from fedlightning.cli.usage import usage
@@ -56,17 +56,17 @@ _TITLES = {
 class FederatedCLI(LightningCLI):
     """LightningCLI with the keys ``model``, ``data``, ``federation`` and ``trainer``.
 
-    For a program of one's own it is used as LightningCLI is: ``FederatedCLI(MyModule, MyData)``.
+    Use it in a script as you use LightningCLI: ``FederatedCLI(MyModule, MyData)``.
     ``python -m fedlightning`` is ``FederatedCLI()``, for any module and data module.
 
     Args:
         model_class: The module's class; any LightningModule by default.
         datamodule_class: The data module's class; any FederatedDataModule by default.
-        watch: Follows the run for what is said when it fails.
+        watch: Records what the run is doing, for error messages.
         **kwargs: Arguments of LightningCLI.
 
     Raises:
-        FedLightningError: If something a person can mend is wrong.
+        FedLightningError: For any mistake that the user can correct.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class FederatedCLI(LightningCLI):
         return super().init_parser(**kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add model, data, federation, and what a Trainer has that means something here."""
+        """Add model, data, federation, and the Trainer arguments that have a federated meaning."""
         for key, kind, any_subclass in (
             ("model", self._model_class, self.subclass_mode_model),
             ("data", self._datamodule_class, self.subclass_mode_data),
@@ -133,7 +133,7 @@ class FederatedCLI(LightningCLI):
                 "--clients",
                 type=chosen_clients,
                 default=SUPPRESS,
-                help="Whose models to make, e.g. 3,7,10-19; by default those that data evaluate.",
+                help="Clients to personalize, e.g. 3,7,10-19; by default all that are evaluated.",
             )
         for key, title in _TITLES.items():
             if parser.groups and key in parser.groups:
@@ -141,7 +141,7 @@ class FederatedCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands, and the arguments of each that are no settings."""
+        """Return the commands, and the arguments of each that are not options."""
         skip = {"model", "datamodule", "weights_only", "verbose", "return_predictions"}
         return {
             "fit": {*skip, "train_dataloaders", "val_dataloaders"},
@@ -154,7 +154,7 @@ class FederatedCLI(LightningCLI):
     # -- from options to objects ---------------------------------------------------------------
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; unlike LightningCLI's, arguments that are given count whatever the process has."""
+        """Parse ``args`` if given, else ``sys.argv``; LightningCLI warns if there are both."""
         if args is not None and not isinstance(args, (list, tuple)):
             self.config = parser.parse_object(args)
             return
@@ -162,7 +162,7 @@ class FederatedCLI(LightningCLI):
         self.config = parser.parse_args([mark_references(word) for word in words])
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the config as it is: a checkpoint's hyperparameters override nothing."""
+        """Keep the config: a checkpoint's hyperparameters override nothing."""
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -171,11 +171,11 @@ class FederatedCLI(LightningCLI):
         super()._set_seed()
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer; what a constructor refuses is named by its key."""
+        """Build data, model and trainer; name the key of an argument that a constructor refuses."""
         settings = self.config.get(str(self.subcommand), self.config)
-        refuse_paths_in_names(settings["trainer"].get("logger"))
+        check_logger_names(settings["trainer"].get("logger"))
         if settings.get("lr_scheduler") and not settings.get("optimizer"):
-            raise ConfigError("lr_scheduler does nothing without optimizer: give both, or neither.")
+            raise ConfigError("lr_scheduler does nothing without optimizer: set both, or neither.")
         if self.subcommand is not None:
             root = Path(settings["trainer"].get("default_root_dir") or ".")
             found = find_checkpoint(settings.get("ckpt_path"), self.subcommand, root)
@@ -208,7 +208,7 @@ class FederatedCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
-        self._make_ready()
+        self._prepare_data()
         self.trainer.fit(**kwargs, **plain_values_only(pl.Trainer.fit))
         done, wanted = self.trainer.current_epoch, self.trainer.max_epochs or 0
         if not self.watch.rounds_run and 0 < wanted <= done:
@@ -216,19 +216,19 @@ class FederatedCLI(LightningCLI):
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate on the clients' validation data."""
-        self._make_ready()
+        self._prepare_data()
         self.trainer.validate(**kwargs, **plain_values_only(pl.Trainer.validate))
-        self._say_where()
+        self._print_folder()
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate on the clients' test data."""
-        self._make_ready()
+        self._prepare_data()
         self.trainer.test(**kwargs, **plain_values_only(pl.Trainer.test))
-        self._say_where()
+        self._print_folder()
 
     def personalize(self, **kwargs: Any) -> None:
-        """Make clients' own models from a checkpoint."""
-        self._make_ready()
+        """Fine-tune personal models from a checkpoint."""
+        self._prepare_data()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, PersonalizationCallback) for callback in callbacks):
             callbacks.append(chosen := PersonalizationCallback())
@@ -239,11 +239,11 @@ class FederatedCLI(LightningCLI):
                 )
         assert isinstance(self.trainer, FederatedTrainer)
         self.trainer.personalize(**kwargs, clients=self._get(self.config_init, "clients"))
-        self._say_where()
+        self._print_folder()
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions on the clients' test data."""
-        self._make_ready()
+        self._prepare_data()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, PredictionWriter) for callback in callbacks):
             callbacks.append(PredictionWriter())
@@ -256,8 +256,8 @@ class FederatedCLI(LightningCLI):
                 "PersonalizationCallback evaluates personalised models"
             )
 
-    def _make_ready(self) -> None:
-        """Read and check the data, while there is no run folder yet."""
+    def _prepare_data(self) -> None:
+        """Read and check the data, before the run folder exists."""
         self.watch.before_run(self.trainer)
         try:
             rank_zero_only(self.datamodule.prepare_data)()
@@ -268,7 +268,7 @@ class FederatedCLI(LightningCLI):
             name = type(self.datamodule).__name__
             raise DataError(f"data: {name}: {type(error).__name__}: {error}") from error
 
-    def _say_where(self) -> None:
+    def _print_folder(self) -> None:
         if (folder := self.watch.run_folder()) is not None:
             print(f"files: {folder}")
 
@@ -282,8 +282,8 @@ def run_command(
 
     Args:
         command: What to run.
-        watches: Gets the run's watch, for whoever has to explain a failure.
-        report: Explains a failure, where the process cannot come to its end by itself.
+        watches: Receives the run's monitor, which explains a failure.
+        report: Reports a failure where the process has to be ended from another thread.
     """
     if command.strict:
         prepare_parsing(strict=True)

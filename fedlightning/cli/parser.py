@@ -1,4 +1,4 @@
-"""The argument parser: no abbreviations, strict YAML, references by short keys, errors of ours."""
+"""The argument parser: no abbreviations, strict YAML, references by short keys, one-line errors."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class FederatedArgumentParser(LightningArgumentParser):
 
     Args:
         *args: Arguments of Lightning's parser.
-        command: The command whose options it reads, for who adds options to one command alone.
+        command: The command whose options it parses.
         **kwargs: Arguments of Lightning's parser.
 
     Raises:
-        ConfigError: Wherever jsonargparse would print its usage and exit.
+        ConfigError: Instead of jsonargparse's usage message and exit.
     """
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
@@ -49,8 +49,10 @@ class FederatedArgumentParser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what is wrong, in one line."""
-        if not self.exit_on_error:  # an attempt at a class's settings; the outer parser reports
+        """Raise the error as one line."""
+        if (
+            not self.exit_on_error
+        ):  # an attempt to parse a class's settings; the outer parser reports
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         if found := re.match(r"argument (--\S+): expected", message):
@@ -60,10 +62,10 @@ class FederatedArgumentParser(LightningArgumentParser):
         raise ConfigError(explain(message, parser.option_names())) from ex
 
     def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Any:
-        """Return the defaults; of a class that is one, without its settings.
+        """Return the defaults, without the settings of a default class.
 
-        They are filled in at the end. A class that is named in its place would inherit those of
-        the same name: FedAvg the uniform weights of FedBABU.
+        They are filled in at the end. Another class in its place would inherit settings of the same
+        name: FedAvg the uniform weights of FedBABU.
         """
         defaults = super().get_defaults(skip_validation, **kwargs)
         for action in self._actions:
@@ -85,7 +87,7 @@ class FederatedArgumentParser(LightningArgumentParser):
 
 
 def _without_value(option: str, words: Sequence[str]) -> str:
-    """Return the option without a value as it was written: a class's settings have longer names."""
+    """Return the option that lacks a value as it was written; argparse names its prefix."""
     for word, after in zip(words, [*words[1:], "--"], strict=True):
         if word.startswith(option) and "=" not in word and after.startswith("--"):
             return word
@@ -93,11 +95,11 @@ def _without_value(option: str, words: Sequence[str]) -> str:
 
 
 def prepare_parsing(strict: bool = False) -> None:
-    """Set how jsonargparse reads values in this process: local files, and no dangerous classes.
+    """Configure jsonargparse in this process: local files only, no dangerous classes.
 
     Args:
         strict: Refuse classes of other packages than this one, torch and Lightning, before they are
-            imported. What is refused once stays refused.
+            imported. A refused class stays refused.
 
     Raises:
         ConfigError: This jsonargparse cannot be strict.
@@ -113,7 +115,7 @@ def prepare_parsing(strict: bool = False) -> None:
         raise ConfigError("--strict needs a newer jsonargparse; upgrade it.")
     set_parsing_settings(**{name: value for name, value in wanted.items() if name in known})
     set_loader(_MODE, _load, (yaml.YAMLError,))
-    # some defaults of Lightning's, such as Timer's interval, are of a type that YAML cannot write
+    # some defaults of Lightning, such as Timer's interval, have types that YAML cannot write
     yaml.SafeDumper.add_multi_representer(StrEnum, _write_enum)
     install_resolver()
 
@@ -130,5 +132,5 @@ def _load(text: str, path: str = "") -> Any:
         if path or not isinstance(error.__cause__, (yaml.YAMLError, ValueError, OverflowError)):
             raise
         if not isinstance(error.__cause__, yaml.YAMLError):
-            return text  # the setting's type says what it should have been
+            return text  # the check of the setting's type reports it
     return mark_references(get_loader("yaml")(text))

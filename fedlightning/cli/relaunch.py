@@ -1,4 +1,4 @@
-"""Starting a command again, from the last round that is safe, when one of its workers has died."""
+"""Restart a command from its last checkpoint when one of its workers has died."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _COUNT = "FEDLIGHTNING_RELAUNCHES"
 
 
 def relaunch_if_wanted(error: BaseException, watch: RunMonitor, words: Sequence[str]) -> None:
-    """Become the same command, resumed, if a worker died and the federation is to bear it.
+    """Replace this process by the same command, resumed, if ``on_client_failure`` tolerates it.
 
-    A process group cannot take in another process, so all workers start again. A round that was
-    under way is run again, and gives the same bits. Returns if there is nothing to start again.
+    A process group cannot admit another process, so all workers restart. The interrupted round is
+    run again, with the same bits. Returns if the command is not to be restarted.
 
     Args:
-        error: What ended the run.
-        watch: Has followed it.
-        words: The words of the command line after the program's name.
+        error: The error that ended the run.
+        watch: The run's monitor.
+        words: The arguments after the program's name.
     """
     trainer = watch.trainer
     if not (isinstance(error, WorkerLost) and error.died and isinstance(trainer, FederatedTrainer)):
@@ -43,7 +43,7 @@ def relaunch_if_wanted(error: BaseException, watch: RunMonitor, words: Sequence[
     checkpoint = watch.last_checkpoint()
     source = checkpoint or watch.checkpoint or "the start"
     print_warning(
-        f"{error}; starting all workers again from {source} ({done + 1} of "
+        f"{error}; restarting all workers from {source} ({done + 1} of "
         f"{federation.max_retries} times)"
     )
     strategy.end_children(seconds=5.0)
@@ -52,7 +52,7 @@ def relaunch_if_wanted(error: BaseException, watch: RunMonitor, words: Sequence[
 
 
 def resuming(words: Sequence[str], checkpoint: str | None) -> list[str]:
-    """Return a command's words with another checkpoint to start from, if there is one.
+    """Return a command's words with ``checkpoint`` as the one to start from, if there is one.
 
     Example:
         >>> resuming(["fit", "--ckpt_path", "a.ckpt", "--model=MLP"], "b.ckpt")

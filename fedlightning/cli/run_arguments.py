@@ -1,4 +1,4 @@
-"""Which file ``--ckpt_path`` means, and how it is loaded."""
+"""Options that are checked or resolved before the run: checkpoints, Trainer flags, run names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from fedlightning.cli.diagnostics.suggestions import find_class
+from fedlightning.engine.checks.inputs import check_local
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
@@ -19,10 +20,10 @@ from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIO
 
 __all__ = [
     "HIDDEN_FLAGS",
+    "check_logger_names",
     "find_checkpoint",
     "hidden_flag",
     "plain_values_only",
-    "refuse_paths_in_names",
 ]
 
 
@@ -32,20 +33,21 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
     Args:
         given: A file, a run folder, ``last`` (the newest run's) or ``hpc`` (Lightning's own for a
             requeued job).
-        command: What is to be done with it.
+        command: The command that loads it.
         root: The folder that holds ``lightning_logs``.
 
     Raises:
-        ConfigError: A command that needs a trained model gets none.
-        CheckpointError: There is no such file.
+        ConfigError: The command needs a checkpoint and got none.
+        CheckpointError: The file does not exist, is empty or is not on this machine.
     """
     if given in (None, ""):
         if command == "fit":
             return None
         raise ConfigError(
-            f"{command} needs a trained model: give --ckpt_path FILE, or --ckpt_path last for the "
+            f"{command} needs a trained model: pass --ckpt_path FILE, or --ckpt_path last for the "
             "newest run's."
         )
+    check_local(given)
     if given == "hpc":
         return "hpc"
     if given == "last":
@@ -53,7 +55,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
     path = Path(os.fspath(given))
     if given == "best" and not path.exists():
         raise ConfigError(
-            "ckpt_path='best' is known only while a run lasts: give the file's path, or 'last'."
+            "ckpt_path='best' is known only during a run: pass the file's path, or 'last'."
         )
     if path.is_dir():
         for folder in (path / CHECKPOINTS, path):
@@ -65,15 +67,15 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
         )
     if not path.is_file():
         raise CheckpointError(
-            f"ckpt_path={str(path)!r}: there is no such file; `last` finds the newest run's."
+            f"ckpt_path={str(path)!r}: no such file; `last` finds the newest run's."
         )
     if path.stat().st_size == 0:
-        raise CheckpointError(f"ckpt_path={str(path)!r} is empty: its writing was cut short.")
+        raise CheckpointError(f"ckpt_path={str(path)!r} is empty: writing it was interrupted.")
     return str(path)
 
 
 def plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
-    """Return the argument that keeps a checkpoint from running code, where Lightning has it.
+    """Return the argument that keeps a checkpoint from running code, if Lightning has it.
 
     Args:
         method: ``fit``, ``validate``, ``test`` or ``predict`` of Lightning's Trainer.
@@ -82,16 +84,16 @@ def plain_values_only(method: Callable[..., Any]) -> dict[str, Any]:
 
 
 HIDDEN_FLAGS = ("federation", "use_distributed_sampler", "model_registry", *UNSUPPORTED_FLAGS)
-"""Without federated meaning, of no use here, or set by the trainer itself."""
+"""Flags without federated meaning, without use on the command line, or set by the trainer."""
 
 
 def hidden_flag(name: str) -> Callable[[Any], Any]:
-    """Return the type of a flag that may be given, as in Lightning's configs, but not changed."""
+    """Return the type of a flag that Lightning's configs contain and that must keep its default."""
 
     def check(value: Any) -> Any:
         if name == "federation":
             raise ConfigError(
-                "trainer.federation is no setting: federation stands at the top, as in "
+                "trainer.federation is not a setting: federation is a top-level key, as in "
                 "federation.algorithm."
             )
         parsed = yaml.safe_load(value) if isinstance(value, str) else value
@@ -101,14 +103,14 @@ def hidden_flag(name: str) -> Callable[[Any], Any]:
     return check
 
 
-def refuse_paths_in_names(loggers: Any) -> None:
-    """Refuse a logger's name that leads out of its folder.
+def check_logger_names(loggers: Any) -> None:
+    """Refuse a logger name that points outside its folder.
 
     Args:
-        loggers: What the config says of ``trainer.logger``.
+        loggers: The value of ``trainer.logger`` in the config.
 
     Raises:
-        ConfigError: A name or a version has a path separator in it.
+        ConfigError: A name or a version contains a path separator.
     """
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         spec = vars(logger) if hasattr(logger, "__dict__") else logger
@@ -122,5 +124,5 @@ def refuse_paths_in_names(loggers: Any) -> None:
             if isinstance(value, str) and (value == ".." or {"/", "\\"} & set(value)):
                 raise ConfigError(
                     f"trainer.logger.{key}={value!r}: path separators are not allowed in a run's "
-                    "name; trainer.default_root_dir says where runs are."
+                    "name; set trainer.default_root_dir to choose the folder."
                 )

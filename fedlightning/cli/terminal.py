@@ -1,4 +1,4 @@
-"""What a run shows: warnings as one line each, and none of Lightning's small talk."""
+"""Console output: one line per warning, Lightning's informational messages suppressed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 __all__ = ["debugging", "is_first_process", "print_error", "print_note", "print_warning", "quiet"]
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-# Which devices there are, which seed was set, advice on other products: nobody asked.
+# They list the devices, repeat the seed and advertise other products.
 _CHATTY = (
     "lightning_fabric.utilities.distributed",
     "lightning_fabric.utilities.seed",
@@ -22,26 +22,26 @@ _CHATTY = (
 )
 _ADVICE = re.compile(
     r".*does not have many workers"
-    r"|.*\.configure_optimizers` will be overridden by"  # that is what `optimizer:` is for
-    r"|Checkpoint directory .* exists and is not empty"  # a run that goes on in its own folder
+    r"|.*\.configure_optimizers` will be overridden by"  # which is the purpose of `optimizer:`
+    r"|Checkpoint directory .* exists and is not empty"  # a run resumed in its own folder
     r"|The `srun` command is available"
     r"|.*isinstance\(treespec, LeafSpec\)"
 )
 
 
 def debugging() -> bool:
-    """Whether ``FEDLIGHTNING_DEBUG`` asks for tracebacks and everything Lightning has to say."""
+    """Whether ``FEDLIGHTNING_DEBUG`` asks for tracebacks and all of Lightning's messages."""
     return os.environ.get("FEDLIGHTNING_DEBUG", "") not in ("", "0")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a distributed run that reports_errors for all."""
+    """Whether this is the process of a distributed run that reports for all of them."""
     return all(os.environ.get(name, "0") in ("", "0") for name in _RANKS)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out, inside the ``with`` block, what is of no use to whoever runs a federation."""
+    """Suppress, inside the ``with`` block, messages that do not concern a federated run."""
     if debugging():
         yield
         return
@@ -62,17 +62,17 @@ def quiet() -> Iterator[None]:
 
 
 def print_warning(text: str) -> None:
-    """Print a warning, on one line of stderr."""
+    """Print a warning as one line on stderr."""
     _print("warning: " + text)
 
 
 def print_error(text: str) -> None:
-    """Print an error, on one line of stderr."""
+    """Print an error as one line on stderr."""
     _print("error: " + text)
 
 
 def print_note(text: str) -> None:
-    """Print what is neither result nor error, on one line of stderr."""
+    """Print a note as one line on stderr."""
     _print(text)
 
 
@@ -91,5 +91,5 @@ def _show(
 
 def _print(text: str) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
-        print(flush=True)  # a progress bar may have left the cursor within its line
+        print(flush=True)  # a progress bar may have left the cursor in its line
     print(" ".join(text.split()), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the command line says of itself: answers that need no parser and no torch."""
+"""Help, version and unknown commands: answers that need neither the parser nor torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COMMANDS = {
     "fit": "train: rounds of local training and aggregation, then personalization",
     "validate": "evaluate a checkpoint on the clients' validation data",
     "test": "evaluate a checkpoint on the clients' test data, with and without personalization",
-    "personalize": "make clients' own models from a checkpoint, of new clients, too",
+    "personalize": "fine-tune personal models from a checkpoint, also for new clients",
     "predict": "write a checkpoint's predictions on the clients' test data to a file",
     "export": "write a client's full model, or the global one, for use elsewhere",
-    "check": "say which classes a config would import, and whether it would be accepted",
+    "check": "list the classes that a config would import, and say whether it is accepted",
     "compare": "run a study: several algorithms, seeds and settings, and a report on them",
     "report": "compare finished runs: tables, tests and figures in one HTML file",
 }
@@ -29,26 +29,26 @@ _EXPECTED = f"expected one of {', '.join(COMMANDS)}"
 
 @dataclass(frozen=True)
 class Answer:
-    """A text that answers a command, and the exit code that goes with it."""
+    """The text that answers a command, and its exit code."""
 
     text: str
     exit_code: int
 
 
 def usage(command: str = "COMMAND") -> str:
-    """Return how to write a command."""
+    """Return the usage of a command."""
     return f"python -m fedlightning {command} --config FILE [--key=value ...]"
 
 
 def answer(arguments: Sequence[str]) -> Answer | None:
-    """Return what answers a command line without running anything, or ``None``.
+    """Return the answer to a command line that runs nothing, else ``None``.
 
     Args:
-        arguments: The words after the program's name.
+        arguments: The arguments after the program's name.
 
     Example:
         >>> answer(["fti"]).text  # doctest: +ELLIPSIS
-        "error: 'fti' is no command: expected one of fit, ... Did you mean 'fit'?"
+        "error: unknown command 'fti'; expected one of fit, ... Did you mean 'fit'?"
         >>> answer(["fit", "--config", "mine.yaml"]) is None
         True
     """
@@ -64,8 +64,9 @@ def answer(arguments: Sequence[str]) -> Answer | None:
     if first in COMMANDS:
         return None
     if first.startswith("-"):
-        return Answer(f"error: the command comes first, then {first}: {_EXPECTED}.", 2)
-    return Answer(f"error: {first!r} is no command: {_EXPECTED}.{did_you_mean(first, COMMANDS)}", 2)
+        return Answer(f"error: the command must precede {first}; {_EXPECTED}.", 2)
+    hint = did_you_mean(first, COMMANDS)
+    return Answer(f"error: unknown command {first!r}; {_EXPECTED}.{hint}", 2)
 
 
 def _help() -> str:
@@ -82,10 +83,10 @@ def _help() -> str:
             "quickstart",
             f"  {_QUICKSTART}",
             "",
-            "recipes that come along; --config finds them by name from any folder",
+            "recipes of the package; --config finds them by name from any folder",
             *_columns(recipes),
             "",
-            "studies that come along, for compare",
+            "studies of the package, for compare",
             *_columns({name: recipe_title(path) for name, path in shipped_studies().items()}),
             "",
             "more",
@@ -94,8 +95,8 @@ def _help() -> str:
                     "fit --help": "every option",
                     "fit --model.help MLP": "the settings of one class; --data.help Digits, ...",
                     "fit --config FILE --print_config": "every setting, as a config that runs",
-                    "fit --ckpt_path last": "go on with the newest run",
-                    "FEDLIGHTNING_DEBUG=1": "in the environment: tracebacks, and Lightning's log",
+                    "fit --ckpt_path last": "resume the newest run",
+                    "FEDLIGHTNING_DEBUG=1": "environment variable: tracebacks, and Lightning's log",
                 }
             ),
         ]

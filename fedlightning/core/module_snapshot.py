@@ -94,19 +94,15 @@ class ModuleSnapshot:
             gone = frozenset(entries.keys() - own.keys() - self._ignored)
             if new or gone:
                 rebound.append((own, new, gone))
-        contents = [
-            (
-                container,
-                container.detach().clone() if isinstance(container, Tensor) else container.copy(),
-            )
-            for container, before, version in self._contents
-            if not _same(container, before, version)
+        held: list[tuple[Any, Any]] = [
+            (value, value.detach().clone() if isinstance(value, Tensor) else value.copy())
+            for value, before, version in self._contents
+            if not _same(value, before, version)
         ]
-        held: list[tuple[Any, Any]] = []
         for _, new, _ in rebound:
             for value in new.values():
                 _contents_of(value, self._state, held)
-        return Changes(rebound, [*contents, *held])
+        return Changes(rebound, held)
 
     def _rebind(self, own: dict[str, Any], entries: dict[str, Any]) -> None:
         ignored = self._ignored

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterator
 from typing import TypeGuard
 
-from fedlightning.errors import ConfigError
+from fedlightning.core.arguments import NamedArguments
+from fedlightning.errors import ConfigError, nearest
 
 __all__ = [
+    "USE_PYTORCH_LIGHTNING",
     "Setting",
     "check_instance",
     "check_integer",
     "check_number",
     "is_integer",
     "is_number",
+    "other_lightning",
 ]
 
+USE_PYTORCH_LIGHTNING = (
+    "fedlightning uses `pytorch_lightning`, which has its own copies of these classes: write "
+    "`import pytorch_lightning as pl` instead of `import lightning as L`."
+)
 
-class Setting:
+
+class Setting(NamedArguments):
     """A setting whose attributes are exactly the arguments of its constructor.
 
     Settings of one class are equal if their attributes are; ``repr`` shows the call that makes one.
@@ -150,21 +159,48 @@ def check_number(
 
 
 def check_instance(name: str, value: object, kind: type) -> None:
-    """Refuse a value that is not an instance of ``kind``.
+    """Refuse a value that is not an instance of ``kind``, and say what was probably meant.
 
     Raises:
-        ConfigError: It is not; a class in place of an instance is the usual slip.
+        ConfigError: It is a class, a class's name, an object of another kind, or of the package
+            ``lightning``.
 
     Example:
-        >>> check_instance("partition", int, kind=int)
+        >>> check_instance("size", int, kind=int)
         Traceback (most recent call last):
-        fedlightning.errors.ConfigError: partition must be an instance of int, got the class int
+        fedlightning.errors.ConfigError: size must be an instance of int, got the class int; ...
     """
-    if not isinstance(value, kind):
-        got = type(value).__name__
-        if isinstance(value, type):
-            got = f"the class {value.__name__}"
-        raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}")
+    if isinstance(value, kind):
+        return
+    got, way_out = type(value).__name__, "."
+    if isinstance(value, type):
+        got = f"the class {value.__name__}"
+        if issubclass(value, kind):
+            way_out = f"; create an instance: {value.__name__}(...)."
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        got = repr(value)
+    if isinstance(value, str):
+        names = [cls.__name__ for cls in _subclasses(kind) if not cls.__name__.startswith("_")]
+        if (near := nearest(value, names)) is not None:
+            way_out = f". Did you mean {near}(...)?"
+    if hint := other_lightning(value):
+        way_out = f", {hint}"
+    raise ConfigError(f"{name} must be an instance of {kind.__name__}, got {got}{way_out}")
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    children: list[type] = type.__subclasses__(kind)
+    for child in children:
+        yield child
+        yield from _subclasses(child)
+
+
+def other_lightning(value: object) -> str:
+    """Return what to change if a class, or an object's class, is built on package ``lightning``."""
+    cls = value if isinstance(value, type) else type(value)
+    if all(base.__module__.partition(".")[0] != "lightning" for base in cls.__mro__):
+        return ""
+    return f"a class of the package `lightning`; {USE_PYTORCH_LIGHTNING}"
 
 
 def _refusal(name: str, expected: str, other: str, value: object) -> ConfigError:

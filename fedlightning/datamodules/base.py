@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.batches import SPLITS, Batch, Split, check_split
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.validation import check_instance, check_integer, check_number
@@ -33,7 +34,7 @@ from fedlightning.errors import ConfigError, DataError, FederationError
 __all__ = ["FederatedDataModule"]
 
 
-class FederatedDataModule(pl.LightningDataModule, ABC):
+class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     """Holds the clients' data; a subclass implements :meth:`load`.
 
     Args:

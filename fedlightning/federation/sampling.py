@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.seeding import Key
 from fedlightning.core.validation import is_number
 from fedlightning.errors import ConfigError
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-class ClientSampler(ABC):
+class ClientSampler(NamedArguments, ABC):
     """Chooses the cohort of a round.
 
     Attributes:

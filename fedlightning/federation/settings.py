@@ -9,8 +9,9 @@ from typing import get_args
 
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.algorithms.aggregation import Aggregator
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.seeding import Key
-from fedlightning.core.validation import check_integer, check_number
+from fedlightning.core.validation import check_instance, check_integer, check_number, is_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.federation.failures import Policy
 from fedlightning.federation.sampling import (
@@ -30,7 +31,7 @@ _MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
-class Federation:
+class Federation(NamedArguments):
     """How clients learn together.
 
     Args:
@@ -103,34 +104,29 @@ class Federation:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.algorithm, Algorithm):
-            raise ConfigError(
-                "federation.algorithm must be an Algorithm such as FedBABU(), "
-                f"got {self.algorithm!r}."
-            )
+        check_instance("federation.algorithm", self.algorithm, Algorithm)
         self._check_server()
         for name in ("local_epochs", "clients_per_kernel"):
             check_integer(f"federation.{name}", getattr(self, name), at_least=1)
-        if self.sampler is not None and not isinstance(self.sampler, ClientSampler):
-            raise ConfigError(f"federation.sampler must be a ClientSampler, got {self.sampler!r}.")
-        if self.seed is not None and not 0 <= self.seed < 2**32:
+        if self.sampler is not None:
+            check_instance("federation.sampler", self.sampler, ClientSampler)
+        if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**32):
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None:
             check_integer(
                 "federation.num_threads", self.num_threads, at_least=1, at_most=_MOST_THREADS
             )
-        if not self.personal_memory_mb >= 0:
-            raise ConfigError(
-                f"federation.personal_memory_mb must be >= 0, got {self.personal_memory_mb}."
-            )
+        megabytes = self.personal_memory_mb
+        if not (isinstance(megabytes, (int, float)) and megabytes >= 0):
+            raise ConfigError(f"federation.personal_memory_mb must be >= 0, got {megabytes}.")
         check_cohort_size(self.cohort_size)
         self._check_faults()
 
     def _check_server(self) -> None:
         for name, kind in (("aggregator", Aggregator), ("compression", Compression)):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ConfigError(f"federation.{name} must be a {kind.__name__}, got {value!r}.")
+            if value is not None:
+                check_instance(f"federation.{name}", value, kind)
             if value is not None and self.algorithm.share == "none":
                 raise ConfigError(
                     f"federation.{name}: {self.algorithm.name} shares nothing, so {value!r} has "
@@ -141,14 +137,13 @@ class Federation:
                 f"federation.uplink must be a list of UplinkStage, got {self.uplink!r}."
             )
         for stage in self.uplink:
-            if not isinstance(stage, UplinkStage):
-                raise ConfigError(f"federation.uplink must hold UplinkStage, got {stage!r}.")
+            check_instance("federation.uplink", stage, UplinkStage)
         if any(isinstance(stage, Compression) for stage in self.stages[:-1]):
             raise ConfigError(
                 "federation.uplink: compression must be the last stage, and there can be only one."
             )
-        if self.schedule is not None and not isinstance(self.schedule, Schedule):
-            raise ConfigError(f"federation.schedule must be a Schedule, got {self.schedule!r}.")
+        if self.schedule is not None:
+            check_instance("federation.schedule", self.schedule, Schedule)
         if self.aggregator is None:
             return
         check_robust(self.aggregator, self.algorithm.hooks)

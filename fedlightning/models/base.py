@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.validation import check_number
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-class FederatedModule(pl.LightningModule):
+class FederatedModule(NamedArguments, pl.LightningModule):
     """One client's model: a body, a head, and default steps for classification.
 
     A subclass sets ``self.body`` and ``self.head`` and needs nothing else. A network that is built

@@ -2,9 +2,11 @@
 
 In the order in which a study passes through them:
 
-- ``study``, ``overlay``, ``plan``: the study file, and the runs that it means.
-- ``validation``: whether each run's config would be accepted.
-- ``run_state``, ``study_lock``: what is known of a run, and who may work in the study's folder.
-- ``processes``, ``progress``, ``compare_command``: running what is left to run.
-- ``report_command`` and what it imports: tables, tests, figures and one HTML file.
+- ``options``: the words of the command line.
+- ``study``, ``plan``: the study file, and its runs.
+- ``validation``: checks each run's config.
+- ``run_state``: the state of a run, as its folder records it.
+- ``runner``, ``progress``, ``compare_command``: run what is left of the study.
+- ``run_reader``, ``results``, ``statistics``, ``paired_tests``: read finished runs, compare them.
+- ``report_command``, ``report``: tables, tests and figures in one HTML file.
 """

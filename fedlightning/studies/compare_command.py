@@ -1,4 +1,4 @@
-"""``python -m fedlightning compare``: all runs of a study, and a report on them."""
+"""``python -m fedlightning compare``: run a study, and report on its runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_state import (
     RunState,
     archive,
-    can_go_on,
+    can_resume,
     changes,
     rounds_done,
     state_of,
@@ -38,31 +38,31 @@ _VALUES = ("config", "only", *_OF_STUDY)
 _MOST_NAMED = 5
 _HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...]
 
-  --config STUDY     the study file, or the name of one that comes along (studies/digits.yaml)
+  --config STUDY     a study file, or the name of one of the package (studies/digits.yaml)
   --workers N        runs at the same time
-  --seeds [0,1]      in place of the file's seeds
+  --seeds [0,1]      instead of the file's seeds
   --output DIR       the folder of the study
   --baseline NAME    the variant that the others are tested against
-  --only PATTERN     only runs of that name, e.g. 'FedAvg*' or '*seed 0'
-  --dry-run          say what would run
-  --rerun            run again what has other settings by now; the old runs go to replaced/
-  --no-report        leave the report out
+  --only PATTERN     only runs with matching names, e.g. 'FedAvg*' or '*seed 0'
+  --dry-run          print what would run
+  --rerun            repeat runs whose settings have changed; the old ones move to replaced/
+  --no-report        do not write the report
   --strict           refuse classes of other packages
   --KEY.KEY=VALUE    a setting of all runs, e.g. --trainer.max_epochs=2"""
 
 
 def compare(words: Sequence[str]) -> int:
-    """Run what is left to run of a study, then write the report.
+    """Run what is left of a study, then write the report.
 
     Args:
-        words: The words after ``compare``.
+        words: The arguments after ``compare``.
 
     Returns:
         The exit code: 0 if all runs are done; 130 or 143 after a signal.
 
     Raises:
-        ConfigError: The study file, or one of its configs, is wrong.
-        EnvironmentFailure: Another command is at work in the study's folder.
+        ConfigError: The study file, or one of its configs, is refused.
+        EnvironmentFailure: Another command uses the study's folder.
         FederationError: A run failed; all others have been run.
     """
     if {"-h", "--help"} & set(words):
@@ -73,22 +73,22 @@ def compare(words: Sequence[str]) -> int:
     study = read_study(path, {key: given.values[key] for key in _OF_STUDY if key in given.values})
     study = replace(study, output=Path(os.path.normpath(study.output)))
     if "seed_everything" in given.settings:
-        raise ConfigError("--seed_everything: give --seeds=[...]; each run has one of them.")
+        raise ConfigError("--seed_everything: pass --seeds=[...]; each run uses one of them.")
     everything = plan(study, given.settings)
     runs = _chosen(everything, given.values.get("only"))
     strict = "strict" in given.flags or os.environ.get("FEDLIGHTNING_STRICT", "0") not in ("", "0")
     check_runs(runs, strict)
     if "dry-run" in given.flags:
-        _say_plan(study, runs, "rerun" in given.flags)
+        _print_plan(study, runs, "rerun" in given.flags)
         return 0
     with study_lock(study.output) as lock:
         _replace_changed(study, runs, "rerun" in given.flags)
         write_atomically(study.output / "study.yaml", path.read_bytes())
         left = [run for run in runs if state_of(run).state != "done"]
-        _say_start(study, runs, left)
+        _print_start(study, runs, left)
         ended = _run(study, runs, left, lock, strict)
         if ended.signal:
-            _say_interrupted(runs)
+            _print_interrupted(runs)
             return 128 + ended.signal
         if "no-report" not in given.flags and any(state_of(run).state == "done" for run in runs):
             _report(study, everything)
@@ -117,19 +117,19 @@ def _chosen(runs: Sequence[PlannedRun], pattern: object) -> list[PlannedRun]:
         if fnmatch.fnmatchcase(run.name, str(pattern)) or run.variant == str(pattern)
     ]
     if not chosen:
-        raise ConfigError(f"--only={pattern}: no run's name is like that; one is '{runs[0].name}'.")
+        raise ConfigError(f"--only={pattern} matches no run; the first one is '{runs[0].name}'.")
     return chosen
 
 
 def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
-    """Refuse runs whose settings are others than before, or move the old ones away."""
+    """Refuse runs whose settings have changed, or archive the old ones."""
     changed = [(run, found) for run in runs if (found := changes(run, state_of(run)))]
     if changed and not rerun:
         named = [f"{run.name} ({'; '.join(found[:3])})" for run, found in changed[:_MOST_NAMED]]
         more = f", and {len(changed) - len(named)} more" if len(changed) > len(named) else ""
         raise ConfigError(
-            f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun runs "
-            "these again and moves the old ones to replaced/; or choose another output."
+            f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun "
+            "repeats them and moves the old ones to replaced/; or choose another output."
         )
     for run, _ in changed:
         print_note(f"{run.name}: the old run is now in {archive(run, study.output)}")
@@ -166,25 +166,25 @@ def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
     )
 
 
-def _say_plan(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
+def _print_plan(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
     print(f"{_count(study, runs)}, {study.workers} at a time, in {study.output}")
     width = max(len(run.name) for run in runs)
     for run in runs:
-        print(f"  {run.name:<{width}}  {_what_next(run, state_of(run), rerun)}")
+        print(f"  {run.name:<{width}}  {_next_step(run, state_of(run), rerun)}")
 
 
-def _what_next(run: PlannedRun, state: RunState, rerun: bool) -> str:
+def _next_step(run: PlannedRun, state: RunState, rerun: bool) -> str:
     if found := changes(run, state):
         what = "to be run again" if rerun else "refused without --rerun"
-        return f"other settings than before ({'; '.join(found[:3])}): {what}"
+        return f"settings have changed ({'; '.join(found[:3])}): {what}"
     if state.state == "done":
         return "done"
-    if can_go_on(run.folder):
-        return f"to go on after round {rounds_done(run.folder)}"
+    if can_resume(run.folder):
+        return f"to be resumed after round {rounds_done(run.folder)}"
     return "to be run again" if state.attempts else "to be run"
 
 
-def _say_start(study: Study, runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
+def _print_start(study: Study, runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
     text = f"{_count(study, runs)} in {study.output}"
     done = len(runs) - len(left)
     print(text + (f"; {done} done before" if done else ""), flush=True)
@@ -202,10 +202,10 @@ def _count(study: Study, runs: Sequence[PlannedRun]) -> str:
     return f"{study.name}: {number} ({' x '.join(parts)})"
 
 
-def _say_interrupted(runs: Sequence[PlannedRun]) -> None:
+def _print_interrupted(runs: Sequence[PlannedRun]) -> None:
     done = sum(state_of(run).state == "done" for run in runs)
     sys.stdout.flush()
-    print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command goes on.")
+    print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command resumes.")
 
 
 def _failures(ended: RunOutcomes, total: int) -> str:

@@ -14,13 +14,13 @@ __all__ = ["Options", "read_words"]
 
 @dataclass(frozen=True)
 class Options:
-    """What a command line says.
+    """The parsed words of a command line.
 
     Args:
-        positional: Options that are no options.
+        positional: Words that are not options.
         flags: Options without a value.
-        values: Options with one, as YAML reads it.
-        settings: Dotted keys, the settings of a config.
+        values: Options with a value, parsed as YAML.
+        settings: Settings of a config, by dotted key.
     """
 
     positional: tuple[str, ...] = ()
@@ -32,12 +32,12 @@ class Options:
 def read_words(
     words: Sequence[str], command: str, flags: Sequence[str], values: Sequence[str]
 ) -> Options:
-    """Sort the words after a command.
+    """Parse the words after a command.
 
     Args:
         words: The words.
-        command: Its name, for messages.
-        flags: Options that stand alone.
+        command: The command's name, for messages.
+        flags: Options without a value.
         values: Options that take a value, ``--workers 2`` or ``--workers=2``.
 
     Raises:
@@ -68,7 +68,7 @@ def read_words(
         else:
             known = [*flags, *values]
             raise ConfigError(
-                f"{command}: --{name} is no option of it.{did_you_mean(name, known)} "
+                f"{command} has no option --{name}.{did_you_mean(name, known)} "
                 f"Options: {', '.join(f'--{option}' for option in known)}."
             )
     return Options(tuple(positional), frozenset(found_flags), found, settings)

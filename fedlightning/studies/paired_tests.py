@@ -1,4 +1,4 @@
-"""Whether two variants differ, client by client: Wilcoxon's signed-rank test."""
+"""Test whether two variants differ, client by client: Wilcoxon's signed-rank test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedlightning.studies.run_reader import Numbers
 __all__ = ["FEWEST_PAIRS", "PairedTest", "against_baseline", "all_pairs", "compare_groups", "holm"]
 
 FEWEST_PAIRS = 6
-"""With five pairs that all point the same way the two-sided p is 1/16: nothing can be found."""
+"""With five pairs that all differ in the same direction the two-sided p is still 1/16."""
 
 Family = Literal["baseline", "all pairs"]
 
@@ -31,21 +31,21 @@ class PairedTest:
     Args:
         condition: The point of the grid.
         family: The comparisons that are corrected together.
-        variant: The one.
-        other: The other one.
-        pairs: Pairs, ties included.
-        seeds: Seeds that both have, with the same partition.
-        mean_difference: Mean of the variant's accuracy less the other's.
-        median_difference: Median of the same.
-        better: Pairs in which the variant is better.
-        ties: Pairs without a difference.
-        worse: Pairs in which it is worse.
-        seeds_better: Seeds in which its mean over clients is higher.
-        rank_biserial: Effect size in -1..1: the share of rank sums in favour less that against.
-        statistic: Wilcoxon's.
-        p_value: Two-sided; nan where there are too few pairs.
+        variant: The first variant.
+        other: The second variant.
+        pairs: Number of pairs, including ties.
+        seeds: Number of seeds that both have, with the same partition.
+        mean_difference: Mean difference in accuracy, first minus second.
+        median_difference: Median difference.
+        better: Number of pairs in which the first is better.
+        ties: Number of pairs without a difference.
+        worse: Number of pairs in which the first is worse.
+        seeds_better: Number of seeds in which its mean over clients is higher.
+        rank_biserial: Effect size in -1..1: the share of the rank sum in favour minus that against.
+        statistic: Wilcoxon's statistic.
+        p_value: Two-sided p-value; nan for too few pairs.
         p_holm: Corrected within the family by Holm's method.
-        note: What is special about it.
+        note: Remarks.
     """
 
     condition: str
@@ -89,13 +89,13 @@ def compare_groups(
 ) -> PairedTest:
     """Test whether two groups differ in a number of their clients.
 
-    Zero differences take part in the ranking and in neither sum (Pratt). Seeds whose partitions
-    differ are left out: their clients are not the same.
+    Zero differences are ranked, but belong to neither sum (Pratt). Seeds with different partitions
+    are left out: their clients are not the same.
 
     Args:
-        one: The one.
-        two: The other one.
-        family: What it will be corrected with.
+        one: The first group.
+        two: The second group.
+        family: The comparisons that are corrected together.
         metric: A column of ``clients.csv``.
 
     Source:
@@ -118,7 +118,7 @@ def compare_groups(
             for run in (first, second)
         )
         shared = sorted(mine.keys() & its.keys())
-        # accuracies are float32 quotients: rounded, what should be a tie is one
+        # accuracies are float32 quotients: rounding makes equal ones ties
         by_seed.append(np.round([mine[client] - its[client] for client in shared], 6))
     every = np.concatenate(by_seed) if by_seed else np.empty(0)
     statistic, p_value = _wilcoxon(every)
@@ -176,7 +176,7 @@ def _wilcoxon(differences: Numbers) -> tuple[float, float]:
     if np.count_nonzero(differences) < FEWEST_PAIRS:
         return math.nan, math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the sample is small for the normal approximation
+        warnings.simplefilter("ignore")  # that the sample is small
         result = wilcoxon(differences, zero_method="pratt")
     return float(result.statistic), float(result.pvalue)
 

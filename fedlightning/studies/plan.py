@@ -1,4 +1,4 @@
-"""The runs that a study means: every variant at every point of the grid with every seed."""
+"""The runs of a study: every variant at every point of the grid with every seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedlightning.studies.study import Study
 
 __all__ = ["PlannedRun", "changed_settings", "plan", "settings_digest"]
 
-# Where data and results lie, and what is shown meanwhile: no result depends on these.
+# Places of data and results, and console output: no result depends on these.
 _FREE = (
     "data.root", "data.download", "data.num_workers", "trainer.default_root_dir",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.logger",
@@ -30,10 +30,10 @@ class PlannedRun:
 
     Args:
         variant: Name of the variant.
-        point: Where in the grid: the point's name on each axis.
+        point: The name of its grid point on each axis.
         seed: ``seed_everything``.
-        folder: Where the run lives, ``runs/<variant>/<point>/seed_<n>`` in the study's folder.
-        config: What ``fit`` is to run.
+        folder: Its folder, ``runs/<variant>/<point>/seed_<n>`` in the study's folder.
+        config: The config that ``fit`` runs.
     """
 
     variant: str
@@ -44,7 +44,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The run, for messages.
+        """The run's name, for messages.
 
         Example:
             >>> PlannedRun("FedAvg", {"data.batch_size": "batch_size=5"}, 0, Path(), {}).name
@@ -54,22 +54,22 @@ class PlannedRun:
 
     @property
     def digest(self) -> str:
-        """A digest of the settings that matter."""
+        """A digest of the settings that results depend on."""
         return settings_digest(self.config)
 
     @property
     def rounds(self) -> int | None:
-        """How many rounds the config asks for, if it says so in a number."""
+        """The number of rounds in the config, ``None`` if it is not a number."""
         rounds = (self.config.get("trainer") or {}).get("max_epochs")
         return rounds if isinstance(rounds, int) and rounds > 0 else None
 
 
 def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[PlannedRun]:
-    """Return the runs of a study, all of one seed before those of the next.
+    """Return the runs of a study, ordered by seed first.
 
     Args:
         study: The study.
-        overrides: Settings of the command line, laid over each run's.
+        overrides: Settings of the command line, applied to each run.
 
     Raises:
         ConfigError: A variant sets what the grid varies, or two runs would share a folder.
@@ -96,45 +96,45 @@ def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Plann
         config: dict[str, Any] = dict(study.base)
         for axis, name in point.items():
             config = apply_overrides(config, study.grid[axis][name])
-        config = _laid(config, study.variants[variant], f"variants.{variant}")
-        config = _laid(config, overrides or {}, "command line")
+        config = _apply(config, study.variants[variant], f"variants.{variant}")
+        config = _apply(config, overrides or {}, "command line")
         config = {"seed_everything": seed, **config} | {"seed_everything": seed}
         parts = [slug(variant), *([slug(",".join(names))] if names else []), f"seed_{seed}"]
         folder = study.output.joinpath("runs", *parts)
         runs.append(PlannedRun(variant, point, seed, folder, config))
-    _refuse_shared_folders(runs)
+    _check_folders(runs)
     return runs
 
 
 def settings_digest(config: Mapping[str, Any]) -> str:
-    """Return a digest of a config's settings, without those that no result depends on.
+    """Return a digest of the settings in a config that results depend on.
 
     Example:
         >>> one = settings_digest({"data": {"class_path": "Digits", "init_args": {"root": "/a"}}})
         >>> one == settings_digest({"data": {"class_path": "Digits"}})
         True
     """
-    text = json.dumps(_that_matter(config), sort_keys=True, default=str)
+    text = json.dumps(_relevant_settings(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two configs, in words.
+    """Return the settings that differ between two configs, in words.
 
     Example:
         >>> changed_settings({"model": {"lr": 0.1}}, {"model": {"lr": 0.2}})
-        ['model.lr: 0.1 then, 0.2 now']
+        ['model.lr: 0.1 -> 0.2']
     """
-    then, present = _that_matter(before), _that_matter(now)
+    then, present = _relevant_settings(before), _relevant_settings(now)
     return [
-        f"{key}: {then.get(key, 'not set')} then, {present.get(key, 'not set')} now"
+        f"{key}: {then.get(key, 'not set')} -> {present.get(key, 'not set')}"
         for key in sorted(then.keys() | present.keys())
         if then.get(key) != present.get(key)
     ]
 
 
 def slug(name: str) -> str:
-    """Return a name as a folder may bear it.
+    """Return a name as a valid folder name.
 
     Example:
         >>> slug("FedProx (mu 0.1)")
@@ -143,14 +143,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.,=+()-]+", "_", name)[:120]
 
 
-def _laid(config: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _apply(config: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return apply_overrides(config, settings)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _that_matter(config: Mapping[str, Any]) -> dict[str, Any]:
+def _relevant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings_in(config).items()
@@ -158,12 +158,12 @@ def _that_matter(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_shared_folders(runs: list[PlannedRun]) -> None:
+def _check_folders(runs: list[PlannedRun]) -> None:
     seen: dict[str, PlannedRun] = {}
     for run in runs:
         other = seen.setdefault(str(run.folder).lower(), run)
         if other is not run:
             raise ConfigError(
                 f"the runs '{other.name}' and '{run.name}' would share the folder {run.folder}; "
-                "give them names that differ in letters or digits."
+                "choose names that differ in letters or digits."
             )

@@ -1,4 +1,4 @@
-"""What ``compare`` shows while runs are at work."""
+"""Console output of ``compare`` while runs are active."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _REDRAW = 1.0
 
 
 class Progress:
-    """A line for each run that ends; on a terminal, below them, one line about those at work.
+    """Prints a line per finished run and, on a terminal, a live line about the active ones.
 
     Args:
-        total: Runs of the study.
-        done: Those that were done before.
-        rounds: Rounds that are left, ``None`` if a config does not say.
-        stream: Where to.
+        total: Number of runs in the study.
+        done: Number of runs that were finished before.
+        rounds: Number of rounds left, ``None`` if a config does not say.
+        stream: The stream to print to.
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class Progress:
         self._before: dict[str, int] = {}
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._clear()
         print(text, file=self._stream, flush=True)
 
     def started(self, run: PlannedRun) -> None:
-        """A run starts, maybe from a round that it has reached before."""
+        """Report that a run starts, or resumes."""
         self._before[run.name] = at = rounds_done(run.folder)
         if at:
-            self.say(f"        {run.name}: goes on after round {at}")
+            self.say(f"        {run.name}: resumes after round {at}")
 
     def milestone(self, run: PlannedRun, line: str) -> None:
-        """A run has printed how far it is; where there is no live line, that is shown."""
+        """Forward a line about a run's rounds, unless there is a live line."""
         if not self._live:
             self.say(f"        {run.name}: {line}")
 
     def ended(self, run: PlannedRun, text: str, done: bool) -> None:
-        """A run has ended."""
+        """Report that a run has ended."""
         self.done += done
         self._ended_rounds += max(0, rounds_done(run.folder) - self._before.pop(run.name, 0))
         width = len(str(self.total))
         self.say(f"[{self.done:>{width}}/{self.total}] {run.name}: {text}")
 
     def draw(self, runs: Sequence[PlannedRun]) -> None:
-        """Show the runs at work, on a terminal, once a second."""
+        """Update the live line about the active runs, once a second."""
         if not self._live or not runs or time.monotonic() - self._drawn < _REDRAW:
             return
         self._drawn = time.monotonic()
@@ -78,7 +78,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Leave the terminal's line free."""
+        """Clear the live line."""
         self._clear()
 
     def _clear(self) -> None:
@@ -87,7 +87,7 @@ class Progress:
         self._drawn = -_REDRAW
 
     def _left(self, rounds: dict[str, int]) -> str:
-        """Return how much longer it may take, once there is something to tell it from."""
+        """Return an estimate of the time left, once enough rounds have been timed."""
         fresh = sum(max(0, at - self._before.get(name, 0)) for name, at in rounds.items())
         made, elapsed = self._ended_rounds + fresh, time.monotonic() - self._started
         if self._rounds is None or made < 3 or elapsed < 10 or made >= self._rounds:

@@ -33,18 +33,18 @@ _FILES = ("summary.csv", "tests.csv", "curves.csv", CLIENTS)
 _MOST_WARNED = 6
 _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
 
-  DIR...             folders with runs in them, at any depth
-  --output DIR       where the report goes; by default DIR, or report/ if there are several
+  DIR...             folders that contain runs, at any depth
+  --output DIR       the folder of the report; by default DIR, or report/ if there are several
   --baseline NAME    the variant that the others are tested against
-  --metric NAME      what is tested: acc_after (the default) or acc_before
+  --metric NAME      the metric to test: acc_after (the default) or acc_before
   --title TEXT       the report's title"""
 
 
 def report(words: Sequence[str]) -> int:
-    """Write a report on run folders.
+    """Write a report on the runs in some folders.
 
     Args:
-        words: The words after ``report``.
+        words: The arguments after ``report``.
 
     Returns:
         The exit code, 0.
@@ -94,12 +94,12 @@ def write_report(
     """Write ``report.html``, ``summary.csv``, ``clients.csv``, ``curves.csv`` and ``tests.csv``.
 
     Args:
-        folders: Where runs are, at any depth.
+        folders: Folders that contain runs, at any depth.
         output: The folder of the report.
         title: Its title.
         baseline: The variant that the others are tested against; by default FedBABU's, else the
             best one.
-        order: Variants in the order in which they are shown.
+        order: The first variants in the report, in order.
         metric: The column of ``clients.csv`` that is tested.
         missing: Names of runs without any files yet.
 
@@ -162,7 +162,7 @@ def _baselines(
 
 
 def _study_in(folder: Path) -> dict[str, Any]:
-    """Return the study file in a study's folder, if there is one that can be read."""
+    """Return the content of the study file in a folder; empty if there is none."""
     try:
         return load_yaml(folder / "study.yaml")
     except FedLightningError:

@@ -1,4 +1,4 @@
-"""The runs that are compared, by condition, variant and seed, and warnings about them."""
+"""The finished runs by condition, variant and seed, and warnings about them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Collection", "Group", "collect", "differing_settings"]
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one variant under one condition: one for each seed.
+    """The runs of one variant under one condition, one per seed.
 
     Args:
         condition: The point of the grid; empty without a grid.
         variant: The variant.
-        runs: By seed.
+        runs: The runs, by seed.
     """
 
     condition: str
@@ -75,12 +75,12 @@ class Collection:
 def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
     """Read all runs in and below some folders.
 
-    Runs that are not finished, or cannot be read, are left out and named. A run that no study
-    names is called after its algorithm, and what sets it apart from others with the same one.
+    Runs that are unfinished or unreadable are left out and named. A run outside a study is named
+    by its algorithm, and by the settings that differ from other runs of it.
 
     Args:
-        folders: Where to look.
-        order: Variants in the order in which they are shown; others follow.
+        folders: The folders to search.
+        order: The first variants in the report, in order; others follow.
 
     Raises:
         ConfigError: A folder does not exist.
@@ -100,18 +100,20 @@ def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
             f"no finished run in {', '.join(map(str, folders))}."
             + (f" {warnings[0]}" if warnings else " A run folder has config.yaml and metrics.csv.")
         )
-    groups = _grouped(_named(runs), order, warnings)
-    return Collection(groups, [*warnings, *_mixtures(groups)])
+    groups = _grouped(_with_names(runs), order, warnings)
+    return Collection(groups, [*warnings, *_inconsistencies(groups)])
 
 
 def differing_settings(runs: Iterable[Run]) -> list[str]:
     """Return the settings that are not the same in all runs, in alphabetical order."""
     given = [run.settings for run in runs]
     keys = {key for settings in given for key in settings}
-    return sorted(key for key in keys if len({_text(settings.get(key)) for settings in given}) > 1)
+    return sorted(
+        key for key in keys if len({_as_text(settings.get(key)) for settings in given}) > 1
+    )
 
 
-def _named(runs: Sequence[Run]) -> list[Run]:
+def _with_names(runs: Sequence[Run]) -> list[Run]:
     nameless: dict[str, list[Run]] = {}
     for run in runs:
         if not run.variant:
@@ -120,7 +122,7 @@ def _named(runs: Sequence[Run]) -> list[Run]:
     for algorithm, same in nameless.items():
         keys = differing_settings(same)
         for run in same:
-            apart = [f"{_last(key)}={_text(run.settings.get(key))}" for key in keys[:4]]
+            apart = [f"{_last(key)}={_as_text(run.settings.get(key))}" for key in keys[:4]]
             names[run.folder] = f"{algorithm} ({', '.join(apart)})" if apart else algorithm
     return [replace(run, variant=names.get(run.folder, run.variant)) for run in runs]
 
@@ -157,8 +159,8 @@ def _grouped(runs: Sequence[Run], order: Sequence[str], warnings: list[str]) -> 
     return [Group(*key, dict(sorted(found[key].items()))) for key in sorted(found, key=place)]
 
 
-def _mixtures(groups: Sequence[Group]) -> list[str]:
-    """Return warnings about runs that should share partition, cohorts and seeds, and do not."""
+def _inconsistencies(groups: Sequence[Group]) -> list[str]:
+    """Return warnings about runs that differ in partition, cohorts, seeds or versions."""
     warnings: list[str] = []
     for condition in dict.fromkeys(group.condition for group in groups):
         here = [group for group in groups if group.condition == condition]
@@ -198,13 +200,13 @@ def _has_clients(group: Group) -> bool:
 
 
 def _place(folder: Path) -> str:
-    """Return what tells a run folder from others: its path without what all of them have."""
+    """Return the parts of a path that distinguish run folders."""
     parts = [part for part in folder.parts if part not in ("runs", "lightning_logs", "/", "..")]
     return "/".join(parts[-4:])
 
 
 def _by_numbers(name: str) -> list[tuple[int, float, str]]:
-    """Return a key that sorts numbers within names by their size."""
+    """Return a sort key that orders numbers within names by size."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [
         (0, float(part), "") if at % 2 else (1, 0.0, part.lower()) for at, part in enumerate(parts)
@@ -215,5 +217,5 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _text(value: object) -> str:
+def _as_text(value: object) -> str:
     return "not set" if value is None else str(value)

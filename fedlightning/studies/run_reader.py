@@ -1,4 +1,4 @@
-"""Reading run folders: one record per run."""
+"""Read run folders: one record per run."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ class Run:
     """One run.
 
     Args:
-        folder: Where its files are.
+        folder: The folder of its files.
         algorithm: The class of its algorithm.
         seed: ``seed_everything``.
-        variant: What it is a run of; empty if no study says so.
-        point: Where in a study's grid.
+        variant: The variant of a study; empty outside a study.
+        point: The point of a study's grid.
         views: Clients before and after personalization, by the name of the evaluation view; the
-            main view, of the clients that could take part, has none.
+            main view, of the clients that may train, has none.
         metrics: Columns of ``metrics.csv``, one value per round; nan where a cell is empty.
         rounds: The round of each row.
         seconds: Training seconds of each row's round, nan if unknown.
-        cohorts: Check sums of the cohorts by round.
+        cohorts: Checksums of the cohorts, by round.
         partition: Digest of the partition, empty if unknown.
         settings: All settings that a result may depend on.
         versions: Versions of the packages that it ran with.
-        wall_seconds: From the command's start to its end, over all attempts; nan if unknown.
-        unfinished: Why it is not finished, empty if it is.
+        wall_seconds: Duration of the command, over all attempts; nan if unknown.
+        unfinished: The reason why it is not finished, empty if it is.
     """
 
     folder: Path
@@ -82,12 +82,12 @@ class Run:
 
     @property
     def clients(self) -> Sequence[ClientRecord]:
-        """The clients that could take part, before and after personalization."""
+        """The clients that may train, before and after personalization."""
         return self.views.get("", ())
 
     @property
     def condition(self) -> str:
-        """The point of the grid, as headings name it; empty without a grid."""
+        """The point of the grid, for headings; empty without a grid."""
         return ", ".join(self.point.values())
 
     @property

@@ -1,4 +1,4 @@
-"""What is known of a run of a study: how far it came, with which settings."""
+"""The state of a run of a study, as its folder records it."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ State = Literal["new", "running", "interrupted", "failed", "done"]
 
 @dataclass(frozen=True)
 class RunState:
-    """What ``study_run.json`` in a run's folder says.
+    """The content of ``study_run.json`` in a run's folder.
 
     Args:
         variant: Name of the variant.
-        point: The point's name on each axis of the grid.
+        point: The name of its grid point on each axis.
         seed: ``seed_everything``.
-        digest: Of the settings that matter.
-        state: How far it came; ``running`` for one whose end nobody has seen.
-        exit_code: Of its last attempt.
-        seconds: Of all attempts.
-        attempts: How often it was started.
-        error: The last attempt's error.
-        versions: Of what it ran with.
+        digest: Digest of the settings that results depend on.
+        state: Its progress; ``running`` if its end was not recorded.
+        exit_code: Exit code of the last attempt.
+        seconds: Duration of all attempts.
+        attempts: Number of attempts.
+        error: Error of the last attempt.
+        versions: Versions of the packages that it ran with.
     """
 
     variant: str
@@ -62,7 +62,7 @@ class RunState:
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write it, all of it or nothing."""
+        """Write the state atomically."""
         text = json.dumps({"format": 1, **asdict(self)}, indent=1, ensure_ascii=False)
         write_atomically(folder / RECORD, text.encode() + b"\n")
 
@@ -73,7 +73,7 @@ class RunState:
 
 
 def read_state(folder: Path) -> RunState | None:
-    """Return what is known of the run in a folder, ``None`` if that is nothing."""
+    """Return the state of the run in a folder, ``None`` if it has none."""
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         names = RunState.__dataclass_fields__
@@ -83,13 +83,13 @@ def read_state(folder: Path) -> RunState | None:
 
 
 def state_of(run: PlannedRun) -> RunState:
-    """Return the state of a planned run: what its folder says, or that of a new one."""
+    """Return the state of a planned run, or that of a new one."""
     known = read_state(run.folder)
     return known or RunState(run.variant, dict(run.point), run.seed, run.digest)
 
 
 def changes(run: PlannedRun, state: RunState) -> list[str]:
-    """Return what differs between a planned run's settings and those that its folder has."""
+    """Return the settings of a planned run that differ from those in its folder."""
     if state.digest == run.digest:
         return []
     try:
@@ -107,8 +107,8 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
     """
     with os_errors_as_failures("create", run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
-    resumes = can_go_on(run.folder)
-    if not resumes:  # what was left before the first round
+    resumes = can_resume(run.folder)
+    if not resumes:  # leftovers of attempts that saved no round
         for version in run.folder.glob("*/version_*"):
             shutil.rmtree(version, ignore_errors=True)
     write_atomically(run.folder / CONFIG, config_text(run).encode())
@@ -127,7 +127,7 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
     return begun, words + (["--ckpt_path", "last"] if resumes else [])
 
 
-def can_go_on(folder: Path) -> bool:
+def can_resume(folder: Path) -> bool:
     """Whether a run has left a checkpoint."""
     return any(
         path.is_file()
@@ -137,7 +137,7 @@ def can_go_on(folder: Path) -> bool:
 
 
 def rounds_done(folder: Path) -> int:
-    """Return how many rounds a run has behind it, from the last line of its table of rounds."""
+    """Return the number of finished rounds of a run, from the last line of its table of rounds."""
     tables = sorted(folder.glob(f"*/*/{ROUNDS}"))
     if not tables:
         return 0
@@ -152,7 +152,7 @@ def rounds_done(folder: Path) -> int:
 
 
 def archive(run: PlannedRun, output: Path) -> Path:
-    """Move a run's folder away, so that another one can take its place; return where it is."""
+    """Move a run's folder away, to make room for another run; return its new place."""
     if not run.folder.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"{run.folder} is not in the study's folder {output}.")
     stamp = time.strftime("%Y%m%d-%H%M%S")

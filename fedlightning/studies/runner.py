@@ -1,4 +1,4 @@
-"""Running the runs of a study, several at a time, each as a ``fit`` in a process of its own."""
+"""Execute the runs of a study, several at a time, each as a ``fit`` in its own process."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _OF_ANOTHER_RUN = re.compile(r"PL_|RANK$|LOCAL_RANK$|NODE_RANK$|WORLD_SIZE$|FEDL
 
 @dataclass(frozen=True)
 class RunOutcomes:
-    """What came of the runs.
+    """The outcome of the runs.
 
     Args:
         failed: The runs that failed, each with its error.
-        signal: The signal that ended the command, 0 if none did.
+        signal: The signal that ended the command, 0 for none.
     """
 
     failed: tuple[tuple[PlannedRun, str], ...]
@@ -61,45 +61,45 @@ def run_all(
     lock: int | None = None,
     options: Sequence[str] = (),
 ) -> RunOutcomes:
-    """Run them, at most ``workers`` at a time; one that fails does not stop the others.
+    """Execute runs, at most ``workers`` at a time; a failed run does not stop the others.
 
-    On SIGINT or SIGTERM no further run starts, and those at work are told to stop: they leave a
-    checkpoint from which they go on another time. A second signal ends them at once.
+    On SIGINT or SIGTERM no further run starts and the active ones are asked to stop; they leave a
+    checkpoint to resume from. A second signal kills them.
 
     Args:
-        runs: What to run, in this order.
-        workers: Processes at the same time.
-        progress: Shows how it goes.
-        lock: A file descriptor that they inherit.
-        options: Options put at the end of each command line.
+        runs: The runs, in order.
+        workers: Number of processes at the same time.
+        progress: Console output.
+        lock: A file descriptor that the processes inherit.
+        options: Options appended to each command line.
     """
-    waiting, at_work = list(runs), list[_Child]()
+    waiting, active = list(runs), list[_Child]()
     failed: list[tuple[PlannedRun, str]] = []
     with _signals() as received:
-        told, deadline = 0, 0.0
-        while waiting or at_work:
-            if received and told < min(len(received), 2):
-                told = min(len(received), 2)
+        signals_sent, deadline = 0, 0.0
+        while waiting or active:
+            if received and signals_sent < min(len(received), 2):
+                signals_sent = min(len(received), 2)
                 waiting.clear()
                 deadline = time.monotonic() + _GRACE
-                if told == 1 and at_work:
-                    progress.say("stopping after the clients at work ... (again: at once)")
-                _tell(at_work, signal.SIGTERM if told == 1 else signal.SIGKILL)
-            elif told and time.monotonic() > deadline:
-                _tell(at_work, signal.SIGKILL)
-            while waiting and len(at_work) < workers:
+                if signals_sent == 1 and active:
+                    progress.say("stopping after the current clients ... (again: at once)")
+                _tell(active, signal.SIGTERM if signals_sent == 1 else signal.SIGKILL)
+            elif signals_sent and time.monotonic() > deadline:
+                _tell(active, signal.SIGKILL)
+            while waiting and len(active) < workers:
                 run = waiting.pop(0)
-                at_work.append(_start(run, lock, options))
+                active.append(_start(run, lock, options))
                 progress.started(run)
-            for child in [child for child in at_work if child.process.poll() is not None]:
-                at_work.remove(child)
-                if error := _end(child, progress, bool(told)):
+            for child in [child for child in active if child.process.poll() is not None]:
+                active.remove(child)
+                if error := _end(child, progress, signals_sent > 0):
                     failed.append((child.run, error))
-            for child in at_work:
+            for child in active:
                 _forward(child, progress)
-            progress.draw([child.run for child in at_work])
-            if at_work:
-                _wait(at_work)
+            progress.draw([child.run for child in active])
+            if active:
+                _wait(active)
     progress.close()
     return RunOutcomes(tuple(failed), received[0] if received else 0)
 
@@ -116,22 +116,22 @@ def _start(run: PlannedRun, lock: int | None, options: Sequence[str]) -> _Child:
             stderr=subprocess.STDOUT,
             env=_environment(os.environ),
             pass_fds=(lock,) if lock is not None else (),
-            start_new_session=True,  # Ctrl+C is ours to pass on
+            start_new_session=True,  # Ctrl+C is passed on by this process
         )
     return _Child(run, state, process, at, at, time.monotonic())
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in own.items() if not _OF_ANOTHER_RUN.match(name)}
-    folder = str(Path(__file__).resolve().parents[2])  # this package, however it was found
+    folder = str(Path(__file__).resolve().parents[2])  # this package, wherever it is
     paths = [path for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path]
     kept["PYTHONPATH"] = os.pathsep.join([*paths, *([] if folder in paths else [folder])])
     defaults = {**dict.fromkeys(_ONE_THREAD, "1"), "PYTHONUNBUFFERED": "1"}
     return {**defaults, **kept}
 
 
-def _end(child: _Child, progress: Progress, told: bool) -> str:
-    """Record how a run has ended; return its error, empty for none."""
+def _end(child: _Child, progress: Progress, interrupted: bool) -> str:
+    """Record how a run has ended; return its error, or an empty string."""
     _forward(child, progress)
     code, seconds = child.process.returncode, time.monotonic() - child.started
     code = code if code >= 0 else 128 - code
@@ -140,7 +140,7 @@ def _end(child: _Child, progress: Progress, told: bool) -> str:
         shown = ", ".join(f"{key} {value:.3f}" for key, value in final_metrics(child.run.folder))
         progress.ended(child.run, f"done in {duration(seconds)}; {shown}".rstrip("; "), True)
         return ""
-    if told and code in (130, 143, 137):
+    if interrupted and code in (130, 143, 137):
         child.state.ended(code, "interrupted", seconds, "").write(child.run.folder)
         progress.ended(child.run, "interrupted", False)
         return ""
@@ -151,7 +151,7 @@ def _end(child: _Child, progress: Progress, told: bool) -> str:
 
 
 def _error(child: _Child) -> str:
-    """Return the last line of the run's log that says what was wrong."""
+    """Return the last error in the run's log."""
     with (child.run.folder / LOG).open("rb") as log:
         log.seek(child.log_from)
         lines = log.read().decode(errors="replace").splitlines()
@@ -167,7 +167,7 @@ def _error(child: _Child) -> str:
 
 
 def _forward(child: _Child, progress: Progress) -> None:
-    """Show what the run has printed about its rounds."""
+    """Forward what the run has printed about its rounds."""
     with (child.run.folder / LOG).open("rb") as log:
         log.seek(child.read_to)
         new = log.read()
@@ -179,7 +179,7 @@ def _forward(child: _Child, progress: Progress) -> None:
 
 
 def _wait(children: Sequence[_Child]) -> None:
-    """Wait a moment, less if a run ends."""
+    """Wait briefly, or until a run ends."""
     until = time.monotonic() + _POLL
     while time.monotonic() < until and all(child.process.poll() is None for child in children):
         time.sleep(_POLL / 10)
@@ -189,7 +189,7 @@ def _tell(children: Sequence[_Child], number: int) -> None:
     for child in children:
         try:
             if number == signal.SIGKILL:
-                os.killpg(child.process.pid, number)  # its workers, too
+                os.killpg(child.process.pid, number)  # including its workers
             else:
                 child.process.send_signal(number)
         except ProcessLookupError:
@@ -198,7 +198,7 @@ def _tell(children: Sequence[_Child], number: int) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Note signals inside the ``with`` block, instead of what they would do otherwise."""
+    """Record signals inside the ``with`` block, without acting on them."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -19,14 +19,14 @@ __all__ = ["Summary", "best", "local_only", "plain_fedavg", "summarise"]
 
 @dataclass(frozen=True)
 class Summary:
-    """One variant under one condition. Each number is a mean over seeds unless it says otherwise.
+    """One variant under one condition. Each number is a mean over seeds unless stated otherwise.
 
     Args:
         condition: The point of the grid.
         variant: The variant.
         algorithm: The class of its algorithm.
-        seeds: How many runs.
-        clients: How many clients have an accuracy, of the run with fewest.
+        seeds: Number of runs.
+        clients: Number of clients with an accuracy, in the run with the fewest.
         acc_before: Mean accuracy over clients before personalization.
         acc_before_std_seeds: Its standard deviation over seeds (``ddof=1``); nan for one seed.
         acc_after: Mean accuracy over clients after personalization.
@@ -38,13 +38,13 @@ class Summary:
         acc_after_worst_decile: Mean over the worst tenth of the clients, see :class:`Spread`.
         acc_after_jain: Jain's index of fairness, 1 where all clients have the same accuracy.
         global_acc: Accuracy of the global model in the last round that measured it.
-        gain_over_local: Mean accuracy after personalization less that of LocalOnly.
-        gain_over_fedavg_ft: The same less that of FedAvg with personalization.
+        gain_over_local: Mean accuracy after personalization minus that of LocalOnly.
+        gain_over_fedavg_ft: The same minus that of FedAvg with personalization.
         bytes_up_per_round: Bytes that all clients of a round send together.
         bytes_down_per_round: Bytes that are sent to them.
-        rounds: Rounds.
-        seconds_training: Of all rounds, without evaluation.
-        seconds_wall: Of the whole command.
+        rounds: Number of rounds.
+        seconds_training: Duration of training in all rounds, without evaluation.
+        seconds_wall: Duration of the whole command.
     """
 
     condition: str
@@ -73,7 +73,7 @@ class Summary:
 
 
 def summarise(groups: Sequence[Group], view: str = "") -> list[Summary]:
-    """Return one summary for each group of one condition.
+    """Return one summary per group of one condition.
 
     Args:
         groups: The groups.
@@ -156,7 +156,7 @@ def _per_round(run: Run, column: str) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nothing: nan
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of an empty slice is nan
         return float(np.nanmean(values)) if len(values) else math.nan
 
 

@@ -1,4 +1,4 @@
-"""The study file: which variants of which config, with which seeds."""
+"""The study file: variants of a config, seeds and a grid."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says.
+    """The content of a study file.
 
     Args:
-        name: For headings; the file's own name unless it says ``title``.
+        name: The title; by default the file's name.
         output: The folder of the study.
         base: The config that all runs share.
-        variants: What is compared: the settings of each, by its name.
+        variants: The settings of each variant, by its name.
         seeds: ``seed_everything`` of the runs of each variant.
-        grid: Further axes, crossed with the variants: settings by the name of each point of each.
-        workers: Runs at the same time.
-        baseline: The variant that the others are tested against, if the file says which.
+        grid: Further axes, crossed with the variants: for each point its name and settings.
+        workers: Number of runs at the same time.
+        baseline: The variant that the others are tested against, if the file names one.
     """
 
     name: str
@@ -52,10 +52,10 @@ _KEYS = {
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file under the rules of configs; numbers such as ``1e-3`` are numbers.
+    """Read a YAML file by the rules of configs; ``1e-3`` is a number.
 
     Raises:
-        ConfigError: It is no proper YAML, or no mapping.
+        ConfigError: It is not valid YAML, or not a mapping.
         EnvironmentFailure: It cannot be read.
     """
     from jsonargparse import get_loader
@@ -76,10 +76,10 @@ def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
 
     Args:
         path: The file.
-        changes: What the command line says in place of the file's own keys.
+        changes: Keys of the file that the command line replaces.
 
     Raises:
-        ConfigError: Something in it is wrong; the message names the key.
+        ConfigError: The file is refused; the message names the key.
 
     Example:
         >>> path = getfixture("tmp_path") / "two.yaml"
@@ -91,9 +91,9 @@ def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
     given = {**load_yaml(path), **(changes or {})}
     for key in given:
         if key not in _KEYS:
-            text = f"{path}: {key} is no key of a study.{did_you_mean(str(key), _KEYS)}"
+            text = f"{path}: a study has no key {key!r}.{did_you_mean(str(key), _KEYS)}"
             if key in ("model", "data", "trainer", "federation"):
-                text += " Settings of all runs stand under settings, or under base."
+                text += " Settings of all runs belong under settings, or under base."
             raise ConfigError(f"{text} Its keys: {', '.join(sorted(_KEYS))}.")
     for key in ("base", "variants"):
         if given.get(key) in (None, "", [], {}):
@@ -128,7 +128,7 @@ def _base(given: Any, common: Settings, folder: Path) -> Settings:
     if not isinstance(given, Mapping):
         raise ConfigError(f"base must be a recipe, a path or a mapping, got {given!r}.")
     if "seed_everything" in common:
-        raise ConfigError("settings.seed_everything: the seeds of a study stand under seeds.")
+        raise ConfigError("settings.seed_everything: the seeds of a study belong under seeds.")
     return apply_overrides(given, common)
 
 
@@ -145,14 +145,14 @@ def _variants(given: Any) -> dict[str, Settings]:
         name = _name(_class(item) or "")
         if name in found:
             raise ConfigError(
-                f"variants: {name} twice; write a mapping, which gives each a name of its own."
+                f"variants: {name} occurs twice; write a mapping, which gives each its own name."
             )
         found[name] = {"federation.algorithm": copy.deepcopy(item)}
     return found
 
 
 def _variant(value: Any, name: str) -> Settings:
-    """Return a variant's settings; an algorithm alone stands for itself, nothing for the base."""
+    """Return a variant's settings; a bare algorithm is a setting, ``None`` is the base itself."""
     if _class(value) is not None:
         return {"federation.algorithm": copy.deepcopy(value)}
     return _settings(value if value is not None else {}, f"variants.{name}")
@@ -168,14 +168,16 @@ def _settings(given: Any, where: str) -> Settings:
         raise ConfigError(f"{where} must be a mapping of settings, got {given!r}.")
     for key in given:
         if str(key) == "seed_everything" and where != "settings":
-            raise ConfigError(f"{where}.{key}: the seeds of a study stand under seeds.")
+            raise ConfigError(f"{where}.{key}: the seeds of a study belong under seeds.")
     return {str(key): value for key, value in given.items()}
 
 
 def _name(given: Any) -> str:
     name = str(given).strip()
     if not name or any(sign in name for sign in "/\\\n") or name.startswith("."):
-        raise ConfigError(f"variants: {given!r} is no name: it becomes the name of a folder.")
+        raise ConfigError(
+            f"variants: {given!r} is not a valid name: it becomes the name of a folder."
+        )
     return name
 
 
@@ -188,7 +190,7 @@ def _seeds(given: Any) -> tuple[int, ...]:
         if not is_integer(seed) or not 0 <= seed <= _MOST_SEED:
             raise ConfigError(f"seeds: {seed!r} is none: they are within 0..{_MOST_SEED}.")
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds: {list(seeds)} has one twice.")
+        raise ConfigError(f"seeds: {list(seeds)} has duplicates.")
     return tuple(seeds)
 
 
@@ -207,7 +209,7 @@ def _grid(given: Any) -> dict[str, dict[str, Settings]]:
             named = [(_point(axis, value, at), {axis: value}) for at, value in enumerate(points)]
             grid[axis] = dict(named)
             if len(grid[axis]) < len(points):
-                raise ConfigError(f"grid.{axis}: {points} has one twice.")
+                raise ConfigError(f"grid.{axis}: {points} has duplicates.")
         else:
             raise ConfigError(f"grid.{axis} must be a list of values, got {points!r}.")
     return grid
@@ -234,6 +236,6 @@ def _baseline(given: Any, variants: Any) -> str | None:
     if given is None or str(given) in names:
         return None if given is None else str(given)
     raise ConfigError(
-        f"baseline {given!r} is no variant.{did_you_mean(str(given), names)} "
-        f"They are: {', '.join(names)}."
+        f"baseline {given!r} is not a variant.{did_you_mean(str(given), names)} "
+        f"The variants are: {', '.join(names)}."
     )

@@ -1,4 +1,4 @@
-"""Whether the runs of a study would be accepted, found out before the first one starts."""
+"""Check the runs of a study before the first one starts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["check_runs", "config_text"]
 def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
     """Parse each config, and build model, data module and trainer from it, as ``fit`` would.
 
-    Seeds change nothing about that, so one run of each variant at each point of the grid is
-    checked. Nothing is trained, and no data are read.
+    One run of each variant at each point of the grid is checked, whatever its seed. Nothing is
+    trained, and no data is read.
 
     Args:
         runs: The runs.
         strict: Whether configs may name classes of this package, torch and Lightning only.
 
     Raises:
-        FedLightningError: One would be refused; the message begins with the run's name.
+        FedLightningError: A run is refused; the message begins with its name.
     """
     checked: set[tuple[str, ...]] = set()
     environment = dict(os.environ)
@@ -38,7 +38,7 @@ def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
             if place not in checked:
                 checked.add(place)
                 _check(run, ", ".join(place), strict)
-    finally:  # seed_everything writes into it, and the runs would inherit that
+    finally:  # seed_everything writes into it, and the runs would inherit its value
         os.environ.clear()
         os.environ.update(environment)
 
@@ -54,7 +54,7 @@ def _check(run: PlannedRun, name: str, strict: bool) -> None:
         raise ConfigError(f"{name}: trainer.logger=false leaves nothing to compare.")
     if run.config.get("ckpt_path"):
         raise ConfigError(
-            f"{name}: ckpt_path: a study starts its runs from the start; leave it out."
+            f"{name}: ckpt_path: a study trains its runs from the start; leave it out."
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
@@ -72,7 +72,7 @@ def _parse(path: Path, strict: bool) -> None:
 
     class Parsing(FederatedCLI):
         def fit(self, **kwargs: Any) -> None:
-            """Run nothing: all has been built, so all has been checked."""
+            """Run nothing: building the objects has checked them."""
 
     prepare_parsing(strict=strict)
     Parsing(args=["fit", "--config", str(path)])

@@ -54,9 +54,9 @@ def test_settings_of_the_default_algorithm_need_no_name(run, write, version):
     ("words", "error"),
     [
         (["FedProx", "mu=-1"], "algorithm.mu must be a finite number >= 0, got -1"),
-        (["FedPrx"], "'FedPrx' is no known Algorithm. Did you mean 'FedProx'?"),
-        (["Scaffold"], "'Scaffold' is no known Algorithm. Did you mean 'SCAFFOLD'?"),
-        (["FedProx", "muu=1"], "federation.algorithm.muu is no setting of FedProx"),
+        (["FedPrx"], "'FedPrx' is not a known Algorithm. Did you mean 'FedProx'?"),
+        (["Scaffold"], "'Scaffold' is not a known Algorithm. Did you mean 'SCAFFOLD'?"),
+        (["FedProx", "muu=1"], "federation.algorithm.muu: FedProx has no setting 'muu'"),
         (["APFL", "alpha=2"], "algorithm.alpha must be in [0, 1], got 2"),
         (["PerFedAvg", "variant=exact"], "variant"),
         (["FedAdam", "beta1=1"], "algorithm.beta1 must be in [0, 1), got 1"),

@@ -36,8 +36,8 @@ def test_a_bad_file(run, write, tmp_path, text, message):
 
 
 def test_what_is_missing(run):
-    assert run("fit").error.startswith("error: data and model are required; name a config")
-    assert run("fit", "--model=MLP").error.startswith("error: data is required; name a config")
+    assert run("fit").error.startswith("error: data and model are required; pass a config")
+    assert run("fit", "--model=MLP").error.startswith("error: data is required; pass a config")
 
 
 def test_neutral_values_of_flags_without_federated_meaning_are_accepted(run):
@@ -69,7 +69,11 @@ def function(): ...
     [
         (MINE, "--model=net.Net", "model.width is required by Net."),
         (MINE, "--model=net.Nett", "model: cannot import Nett from net ("),
-        (MINE, "--model=net.function", "model='net.function' is no LightningModule."),
+        (
+            MINE,
+            "--model=net.function",
+            "model='net.function' is not a subclass of LightningModule.",
+        ),
         (
             MINE,
             "--model=net.Net --model.width=2 --model.depth=-1",
@@ -90,3 +94,33 @@ def test_a_class_of_ones_own(run, write, monkeypatch, file, options, message):
     ended = run("B", *options.split())
     assert ended.code == 2
     assert ended.error.startswith(f"error: {message}")
+
+
+OTHER = """
+import sys, types
+package = sys.modules["lightning"] = types.ModuleType("lightning")
+package.LightningModule = type("LightningModule", (), {"__module__": "lightning.pytorch"})
+import lightning as L
+
+class Net(L.LightningModule):
+    def __init__(self, width: int = 1): ...
+"""
+
+
+@pytest.mark.parametrize("options", ["--model=other.Net", "--model=other.Net --model.width=3"])
+def test_a_class_of_the_package_lightning(run, write, monkeypatch, options):
+    monkeypatch.delitem(sys.modules, "other", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    write("other.py", OTHER)
+    ended = run("B", *options.split())
+    assert ended.code == 2
+    assert ended.error.startswith("error: model='other.Net' is not a subclass of LightningModule, ")
+    assert "but a class of the package `lightning`; fedlightning uses `pytorch_" in ended.error
+
+
+def test_a_class_that_needs_the_package_lightning(run, write, monkeypatch):
+    monkeypatch.delitem(sys.modules, "needing", raising=False)
+    write("needing.py", """raise ModuleNotFoundError("No module named 'lightning'")""")
+    error = run("B", "--model=needing.Net").error
+    assert error.startswith("error: model: cannot import needing.Net")
+    assert "write `import pytorch_lightning as pl` instead of `import lightning as L`" in error

@@ -49,9 +49,8 @@ def test_a_client_that_raises_is_named_and_earlier_rounds_are_kept(run, plugin, 
     assert ended.code == 5
     assert "round 1: ValueError: a bug of mine (plugin.py:31)" in ended.error
     assert ended.error.startswith("error: client ")
-    saved = (
-        "lightning_logs/version_0/checkpoints/last.ckpt holds round 0; go on with --ckpt_path last."
-    )
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    saved = f"{last} holds round 0; resume with --ckpt_path last."
     assert ended.err.splitlines()[-1] == saved
     assert (version / "checkpoints" / "last.ckpt").exists()
 
@@ -90,7 +89,7 @@ def test_a_run_that_goes_on_and_fails_at_once_leaves_what_was_there(run, plugin,
     checkpoint = (version / "checkpoints" / "last.ckpt").read_bytes()
     ended = run("B", "--ckpt_path=last", "--trainer.max_epochs=2", "--model=plugin.Raises")
     assert ended.code == 5
-    assert "last.ckpt holds round 0; go on with --ckpt_path last" in ended.err.splitlines()[1]
+    assert "last.ckpt holds round 0; resume with --ckpt_path last" in ended.err.splitlines()[1]
     assert [path.name for path in version.parent.iterdir()] == ["version_0"]
     assert (version / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
@@ -110,7 +109,7 @@ def test_an_interrupted_run_says_what_is_saved(run, plugin, name, code):
     assert ended.code == code
     assert ended.err == (
         "interrupted in round 1: lightning_logs/version_0/checkpoints/last.ckpt holds round 0; "
-        "go on with --ckpt_path last.\n"
+        "resume with --ckpt_path last.\n"
     )
     ended = run("B", "--trainer.default_root_dir=r", *options, "--trainer.callbacks.round=0")
     assert ended.code == code

@@ -106,7 +106,7 @@ def test_an_earlier_runs_folder_is_never_removed(tmp_path):
     watch = RunMonitor()
     with pytest.raises(ConfigError, match="head='fc' matches no parameter"):
         FederatedCLI(MLP, Digits, watch=watch, args=[*arguments, "--model.head=fc"])
-    watch.remove_half_made()
+    watch.remove_empty_run()
     after = sorted(path.name for path in (tmp_path / "logs" / "mine" / "version_7").iterdir())
     assert set(before) <= set(after)
 
@@ -118,7 +118,7 @@ def test_a_half_made_folder_is_removed_with_the_folders_made_for_it(tmp_path):
     with pytest.raises(ConfigError):
         FederatedCLI(MLP, Digits, watch=watch, args=["fit", *options])
     assert (root / "lightning_logs" / "version_0").exists()
-    watch.remove_half_made()
+    watch.remove_empty_run()
     assert not (tmp_path / "a").exists()
 
 

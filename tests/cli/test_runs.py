@@ -107,7 +107,7 @@ def test_validate_test_and_predict_take_the_newest_checkpoint_or_a_run_folder(ru
 def test_no_random_weights_are_evaluated_silently(run, tmp_path, command):
     ended = run(command, "--config=ok.yaml")
     assert ended.code == 2
-    assert ended.error.startswith(f"error: {command} needs a trained model: give --ckpt_path")
+    assert ended.error.startswith(f"error: {command} needs a trained model: pass --ckpt_path")
     assert [path.name for path in tmp_path.iterdir()] == ["ok.yaml"]
 
 
@@ -124,7 +124,8 @@ def test_checkpoints_that_are_none(run, tmp_path):
     (tmp_path / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
     before = sorted(tmp_path.iterdir())
     for path, message in {
-        "nofile.ckpt": "ckpt_path='nofile.ckpt': there is no such file",
+        "nofile.ckpt": "ckpt_path='nofile.ckpt': no such file",
+        "s3://bucket/last.ckpt": "ckpt_path='s3://bucket/last.ckpt': remote paths are not read",
         str(tmp_path): f"ckpt_path='{tmp_path}' is a folder with no checkpoint in it",
         "last": "ckpt_path='last': no lightning_logs/version_*",
         "empty.ckpt": "ckpt_path='empty.ckpt' is empty",

@@ -1,7 +1,9 @@
 """What a run needs of the machine is looked at before there is a folder or a second process."""
 
 import os
+import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,26 +12,24 @@ import pytest
 from pytorch_lightning.loggers import WandbLogger
 
 from fedlightning import FedAvg
-from fedlightning.engine.checks import environment
 from fedlightning.engine.checks.environment import check_folder, check_port, check_wandb
 from fedlightning.errors import EnvironmentFailure
 from tests.toys import fit, net
 
+ROOT = Path(__file__).parents[2]
 CLOSED = "http://127.0.0.1:9"  # the discard service: nobody listens there
 
 
 @pytest.fixture
-def wandb(monkeypatch, tmp_path):
-    """A package wandb that nobody has logged in to, and a home without a key."""
+def wandb(monkeypatch):
+    """A package wandb that is logged in, at a server that nothing answers for."""
     for name in list(os.environ):
         if name.startswith("WANDB_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_DIR"):
-        monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", CLOSED)
-    monkeypatch.setattr(environment, "_can_ask", lambda: False)
-    package = SimpleNamespace(run=None, login=lambda **_: False)
+    settings = SimpleNamespace(mode="online", base_url=CLOSED)
+    package = SimpleNamespace(
+        run=None, settings=settings, login=lambda: True, setup=lambda: package
+    )
     monkeypatch.setitem(sys.modules, "wandb", package)
     monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", True)
     return package
@@ -42,55 +42,65 @@ def server():
         yield listener.getsockname()[1]
 
 
-def test_wandb_without_a_key_is_refused_and_leaves_nothing(wandb, tmp_path):
+def no_key():
+    raise ValueError("No API key configured. Use `wandb login` to log in.")
+
+
+def test_wandb_without_a_key_is_refused_and_leaves_nothing(wandb, tmp_path, server):
+    wandb.settings.base_url = f"http://127.0.0.1:{server}"
+    check_wandb({})
+    wandb.login = no_key
     runs = tmp_path / "runs"
-    with pytest.raises(EnvironmentFailure, match=r"no API key for 127.0.0.1.*WANDB_MODE=offline"):
+    with pytest.raises(EnvironmentFailure, match=r"wandb: No API key .* Or WANDB_MODE=offline"):
         fit(net(), FedAvg(), folder=runs, logger=WandbLogger(save_dir=tmp_path))
     assert not runs.exists()
+    check_wandb({"settings": SimpleNamespace(api_key="key")})
 
 
-def test_wandb_without_network_is_refused_at_once(wandb, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "key")
+def test_wandb_without_network_is_refused_at_once(wandb, tmp_path):
     with pytest.raises(EnvironmentFailure, match=r"127.0.0.1:9 cannot be reached .*MODE=offline"):
         fit(net(), FedAvg(), folder=tmp_path / "runs", logger=WandbLogger(save_dir=tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("kept", ["variable", "netrc", "settings", "login"])
-def test_a_key_is_found_where_wandb_keeps_it(wandb, tmp_path, monkeypatch, server, kept):
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server}")
-    with pytest.raises(EnvironmentFailure, match="no API key"):
-        check_wandb({})
-    if kept == "variable":
-        monkeypatch.setenv("WANDB_API_KEY", "key")
-    elif kept == "netrc":
-        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password key\n")
-        (tmp_path / "netrc").chmod(0o600)
-    elif kept == "settings":
-        (tmp_path / "settings").write_text("[default]\napi_key = key\n")
-    else:
-        wandb.login = lambda prompt, verify: not prompt and not verify
-    check_wandb({})
-
-
-@pytest.mark.parametrize("how", ["variable", "argument", "file", "running"])
-def test_wandb_that_stays_offline_needs_neither_key_nor_network(wandb, tmp_path, monkeypatch, how):
+@pytest.mark.parametrize("how", ["variable", "argument", "settings", "running"])
+def test_wandb_that_stays_offline_needs_neither_key_nor_network(wandb, monkeypatch, how):
+    wandb.login = no_key
     given = {}
     if how == "variable":
         monkeypatch.setenv("WANDB_MODE", "offline")
     elif how == "argument":
         given = {"mode": "disabled"}
-    elif how == "file":
-        (tmp_path / "wandb").mkdir()
-        (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
+    elif how == "settings":
+        wandb.settings.mode = "offline"
     else:
         wandb.run = object()
     check_wandb(given)
 
 
+def test_the_installed_wandb_says_where_it_logs_to_and_that_it_has_no_key(monkeypatch, tmp_path):
+    code = (
+        "from fedlightning.engine.checks.environment import check_wandb\n"
+        "from fedlightning.errors import EnvironmentFailure\n"
+        "try: check_wandb({})\n"
+        "except EnvironmentFailure as error: print(error)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        environment = {
+            **{name: value for name, value in kept.items() if not name.startswith("WANDB_")},
+            **{"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": url},
+        }
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert re.match(r"wandb: .*API key.*WANDB_MODE=offline", ended.stdout), ended
+
+
 def test_a_proxy_is_the_way_to_the_network(wandb, monkeypatch, server):
-    monkeypatch.setenv("WANDB_API_KEY", "key")
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    wandb.settings.base_url = "https://wandb.example"
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server}")
     check_wandb({})
     monkeypatch.setenv("https_proxy", CLOSED)
@@ -106,7 +116,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("given", ["0", "65536", "-1", "http", ""])
 def test_what_is_no_port_is_refused(given):
-    with pytest.raises(EnvironmentFailure, match=r"MASTER_PORT=.* is no port .*not in use"):
+    with pytest.raises(EnvironmentFailure, match=r"MASTER_PORT=.* is not a port .*not in use"):
         check_port(given, listens=False)
 
 

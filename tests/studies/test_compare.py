@@ -102,17 +102,17 @@ def test_a_study_stopped_in_the_middle_goes_on_to_the_same_bits(study, tmp_path,
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
-    assert "interrupted: 0 of 4 runs are done; the same command goes on." in error
+    assert "interrupted: 0 of 4 runs are done; the same command resumes." in error
     stopped = states(out)
     assert {state["state"] for state in stopped.values()} == {"interrupted"}
     assert not (out / "report.html").exists()
     assert max(rounds_in(out)) < 6
 
     assert main(["compare", "study.yaml", "--dry-run"]) == 0
-    assert "to go on after round" in capsys.readouterr().out
+    assert "to be resumed after round" in capsys.readouterr().out
     assert main(["compare", "study.yaml"]) == 0
     shown = capsys.readouterr().out
-    assert "goes on after round" in shown
+    assert "resumes after round" in shown
     assert "[4/4]" in shown
     done = states(out)
     assert list(done) == ["FedAvg/seed_0", "FedAvg/seed_1", "FedBABU/seed_0", "FedBABU/seed_1"]
@@ -151,7 +151,7 @@ def _other_settings_are_refused_or_run_again(out, capsys):
     words = ["compare", "study.yaml", "--no-report", "--model.lr=0.5", "--only=FedAvg, seed 1"]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "FedAvg, seed 1 (model.lr: not set then, 0.5 now)" in error
+    assert "FedAvg, seed 1 (model.lr: not set -> 0.5)" in error
     assert "--rerun" in error
     assert main([*words, "--rerun", "--dry-run"]) == 0
     assert "to be run again" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named(study, tmp_path, capsys):
         (["none.yaml"], "config none.yaml not found"),
         (["study.yaml", "--worker=2"], "Did you mean 'workers'"),
         (["study.yaml", "--workers=0"], "workers must be an integer"),
-        (["study.yaml", "--only=X"], "no run's name is like that"),
+        (["study.yaml", "--only=X"], "--only=X matches no run"),
         (["study.yaml", "--federation.cohort_sise=3"], "Did you mean 'federation.cohort_size'"),
         (["study.yaml", "--federation.algorithm=FedBabu"], "Did you mean 'FedBABU'"),
         (["study.yaml", "--trainer.logger=false"], "leaves nothing to compare"),

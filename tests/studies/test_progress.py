@@ -39,7 +39,7 @@ def test_elsewhere_each_run_says_how_far_it_is(run):
     progress.milestone(run, "Round 3/4: global/acc=0.5")
     progress.ended(run, "interrupted", done=False)
     assert [line.strip() for line in stream.getvalue().splitlines()] == [
-        "FedAvg, seed 0: goes on after round 2",
+        "FedAvg, seed 0: resumes after round 2",
         "FedAvg, seed 0: Round 3/4: global/acc=0.5",
         "[0/3] FedAvg, seed 0: interrupted",
     ]

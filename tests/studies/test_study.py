@@ -22,19 +22,22 @@ def read(tmp_path):
     [
         ("variants: [FedAvg]\n", "a study needs base"),
         ("base: {model: MLP}\n", "a study needs variants"),
-        (GOOD + "variant: 1\n", "variant is no key of a study. Did you mean 'variants'"),
-        (GOOD + "trainer: {max_epochs: 1}\n", "Settings of all runs stand under settings"),
+        (GOOD + "variant: 1\n", "a study has no key 'variant'. Did you mean 'variants'"),
+        (GOOD + "trainer: {max_epochs: 1}\n", "Settings of all runs belong under settings"),
         (GOOD + "base: x\n", r"duplicate key base \(lines 1, 3\)"),
         (GOOD + "seeds: []\n", "seeds must be a list"),
-        (GOOD + "seeds: [0, 0]\n", "has one twice"),
+        (GOOD + "seeds: [0, 0]\n", "has duplicates"),
         (GOOD + "seeds: [-1]\n", "seeds: -1 is none"),
         (GOOD + "workers: 0\n", "workers must be an integer >= 1 and <= 1024, got 0"),
-        (GOOD + "baseline: FedAVG\n", "no variant. Did you mean 'FedAvg'"),
+        (GOOD + "baseline: FedAVG\n", "not a variant. Did you mean 'FedAvg'"),
         (GOOD + "grid: {a: 3}\n", "grid.a must be a list of values, got 3"),
-        (GOOD + "grid: {a: [1, 1]}\n", "has one twice"),
-        (GOOD + "settings: {seed_everything: 1}\n", "stand under seeds"),
-        ("base: {model: MLP}\nvariants: [FedAvg, FedAvg]\n", "FedAvg twice; write a mapping"),
-        ("base: {model: MLP}\nvariants: {a/b: {}}\n", "'a/b' is no name"),
+        (GOOD + "grid: {a: [1, 1]}\n", "has duplicates"),
+        (GOOD + "settings: {seed_everything: 1}\n", "belong under seeds"),
+        (
+            "base: {model: MLP}\nvariants: [FedAvg, FedAvg]\n",
+            "FedAvg occurs twice; write a map",
+        ),
+        ("base: {model: MLP}\nvariants: {a/b: {}}\n", "'a/b' is not a valid name"),
         ("base: {model: MLP}\nvariants: {a: 3}\n", "variants.a must be a mapping"),
         ("base: nowhere.yaml\nvariants: [FedAvg]\n", "config nowhere.yaml not found"),
         ("base: !!python/name:os.system\nvariants: [FedAvg]\n", "tag"),
@@ -110,4 +113,4 @@ def test_the_digest_is_of_what_results_depend_on():
     assert settings_digest(one) == settings_digest(two)
     other = {**two, "model": {"class_path": "MLP", "init_args": {"lr": 1}}}
     assert settings_digest(other) != settings_digest(two)
-    assert changed_settings(two, other) == ["model.lr: not set then, 1 now"]
+    assert changed_settings(two, other) == ["model.lr: not set -> 1"]

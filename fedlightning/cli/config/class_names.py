@@ -1,4 +1,4 @@
-"""Which classes a config names: read off its text, with nothing imported."""
+"""The classes that a config names, found without importing anything."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class NamedClass:
     """A class that a config names.
 
     Args:
-        path: As the config writes it: an import path, or a bare name.
-        key: Where, e.g. ``trainer.callbacks``.
-        place: The keys and list indices that lead to it in the parsed config.
+        path: As written in the config: an import path, or a bare name.
+        key: Its key, e.g. ``trainer.callbacks``.
+        place: Keys and list indices of it in the parsed config.
     """
 
     path: str
@@ -58,7 +58,7 @@ class NamedClass:
 
     @property
     def trusted(self) -> bool:
-        """Whether ``--strict`` allows it; a bare name can only mean a class that is imported."""
+        """Whether ``--strict`` allows it; a bare name can only be an imported class."""
         return "." not in self.path or any(
             self.path.startswith(f"{package}.") for package in TRUSTED
         )
@@ -67,12 +67,12 @@ class NamedClass:
 def named_classes(config: Any) -> list[NamedClass]:
     """Return the classes that a config names, in its order.
 
-    Counted are values of ``class_path``, values where a class is expected, and any other text that
-    reads like an import path whose package can be found: where a class of somebody else's expects a
-    class, such a text would be imported.
+    These are values of ``class_path``, values where a class is expected, and any other string that
+    reads like the import path of an installed package: a class of another package may expect a
+    class there, and the string would be imported.
 
     Args:
-        config: A config as YAML reads it.
+        config: The parsed YAML.
 
     Example:
         >>> config = {"model": {"class_path": "mine.Net"}, "trainer": {"callbacks": ["Timer"]}}
@@ -83,7 +83,7 @@ def named_classes(config: Any) -> list[NamedClass]:
 
 
 def without_classes(config: Any, classes: Iterable[NamedClass]) -> Any:
-    """Return a copy of a config without some classes and their settings; required ones get others.
+    """Return a copy of a config without some classes and their settings; replace required ones.
 
     Example:
         >>> config = {"model": {"class_path": "mine.Net"}, "trainer": {"callbacks": ["a.B", "C"]}}
@@ -94,7 +94,7 @@ def without_classes(config: Any, classes: Iterable[NamedClass]) -> Any:
 
 
 def read_option(word: str) -> tuple[str, Any]:
-    """Return key and value of ``--key=value``, the value as YAML reads it."""
+    """Return key and value of ``--key=value``, the value parsed as YAML."""
     key, _, text = word.removeprefix("--").partition("=")
     try:
         return key, yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""A command's words before the parser sees them: config files are found, repetitions noticed."""
+"""Read a command line before the parser does: find config files, notice repeated options."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STRICT = "FEDLIGHTNING_STRICT"
 
 @dataclass(frozen=True)
 class Command:
-    """What to run.
+    """A command to run.
 
     Args:
         name: A command (see :data:`fedlightning.cli.usage.COMMANDS`).
         options: The words after it, with the paths of the config files in place of their names.
-        warnings: What is allowed but likely a slip.
+        warnings: What is allowed, but is probably a mistake.
         strict: Whether configs may name classes of this package, torch and Lightning only.
     """
 
@@ -42,7 +42,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     ``--strict``, or ``FEDLIGHTNING_STRICT=1`` in the environment, makes it strict.
 
     Raises:
-        ConfigError: A config file is missing, or is no proper YAML.
+        ConfigError: A config file is missing, or is not valid YAML.
         OSError: A config file cannot be read.
 
     Example:
@@ -85,7 +85,7 @@ def _repetitions(options: Sequence[str]) -> Iterator[str]:
     for key in (word[2:].partition("=")[0] for word in options if word.startswith("--")):
         if key == "config":
             continue
-        # a class named anew starts with settings of its own, and so does an item put on a list
+        # a class set again starts with its own settings, and so does an item appended to a list
         for inner in [seen for seen in counts if seen.startswith(key.removesuffix("+") + ".")]:
             del counts[inner]
         if not key.endswith("+"):

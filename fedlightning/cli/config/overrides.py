@@ -1,31 +1,31 @@
-"""Laying a few settings over a config, by the keys that users write."""
+"""Apply settings to a config, by the keys that users write."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["apply_overrides", "settings_in"]
+__all__ = ["apply_overrides", "find_setting", "settings_in"]
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
 
 def apply_overrides(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with settings laid over it; both stay as they are.
+    """Return a copy of a config with settings applied to it.
 
     A key may be dotted, a value a mapping of further keys. Within a class's settings ``init_args``
-    may be left out. A class that is named anew begins with settings of its own. An item of a list
-    of classes goes by its class's name, ``null`` removes it, and ``key+`` appends to a list.
+    may be left out. A class that is set again starts with its own settings. An item of a list of
+    classes is addressed by its class's name, ``null`` removes it, and ``key+`` appends to a list.
 
     Args:
-        config: As YAML reads it.
-        settings: What to change.
+        config: The parsed YAML.
+        settings: The settings to apply.
 
     Raises:
-        ConfigError: A key leads into a value that has no settings.
+        ConfigError: A key continues below a value that has no settings.
 
     Example:
         >>> base = {"model": {"class_path": "MLP", "init_args": {"lr": 0.1}}}
@@ -70,70 +70,78 @@ def settings_in(config: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: config} if prefix else {}
 
 
-def _set(node: Any, path: list[str], value: Any, key: str) -> None:
-    if isinstance(node, list):
-        _set_item(node, path, value, key)
-        return
-    if "class_path" in node and path[0] not in _OF_CLASSES:
-        node = _mapping_at(node, "init_args")
-    name, rest = path[0], path[1:]
-    if rest:
-        _set(_inner(node, name, key), rest, value, key)
-    elif name.endswith("+"):
-        kept = node.get(name[:-1]) or []
+def find_setting(node: Any, name: str) -> tuple[Any, Any] | None:
+    """Return the holder of a setting and its key there, ``None`` if it does not exist.
+
+    A mapping holds it itself or in the ``init_args`` of its class; a list by class name or index.
+
+    Args:
+        node: A mapping or list, plain or OmegaConf's.
+        name: One part of a dotted key.
+
+    Example:
+        >>> find_setting({"class_path": "MLP", "init_args": {"lr": 0.1}}, "lr")
+        ({'lr': 0.1}, 'lr')
+        >>> find_setting(["Timer", "EarlyStopping"], "EarlyStopping")
+        (['Timer', 'EarlyStopping'], 1)
+    """
+    if isinstance(node, Mapping):
+        if name in node:
+            return node, name
+        inner = node.get("init_args") if "class_path" in node else None
+        return (inner, name) if isinstance(inner, Mapping) and name in inner else None
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        names = [_class_name(item) for item in node]
+        if name in names:
+            return node, names.index(name)
+        if name.isdigit() and int(name) < len(node):
+            return node, int(name)
+    return None
+
+
+def _set(node: Any, path: Sequence[str], value: Any, key: str) -> None:
+    for name in path[:-1]:
+        node = _inner(*_place(node, name, key), key)
+    holder, name = _place(node, path[-1], key)
+    if isinstance(name, str) and name.endswith("+"):
+        kept = holder.get(name[:-1]) or []
         kept = kept if isinstance(kept, list) else [kept]
-        node[name[:-1]] = [*kept, *(value if isinstance(value, list) else [value])]
-    elif isinstance(value, Mapping) and "class_path" not in value and node.get(name) is not None:
-        inner = _inner(node, name, key)
+        holder[name[:-1]] = [*kept, *(value if isinstance(value, list) else [value])]
+    elif isinstance(value, Mapping) and "class_path" not in value:
+        inner = _inner(holder, name, key)
         for deeper, item in value.items():
             _set(inner, str(deeper).split("."), item, f"{key}.{deeper}")
-    elif isinstance(value, Mapping) and "class_path" not in value:
-        node[name] = {}
-        for deeper, item in value.items():
-            _set(node[name], str(deeper).split("."), item, f"{key}.{deeper}")
+    elif isinstance(holder, list) and value is None:
+        del holder[name]
     else:
-        node[name] = value
+        holder[name] = value
 
 
-def _set_item(items: list[Any], path: list[str], value: Any, key: str) -> None:
-    names = [_class_name(item) for item in items]
-    if path[0] not in names:
-        above = key.removesuffix("." + ".".join(path))
+def _place(node: Any, name: str, key: str) -> tuple[Any, Any]:
+    """Return the holder and key of a setting that exists or is to be created."""
+    if (found := find_setting(node, name)) is not None:
+        return found
+    if isinstance(node, list):
+        names = list(filter(None, map(_class_name, node)))
+        above = key.rpartition(f".{name}")[0]
         raise ConfigError(
-            f"{key}: there is no {path[0]} in {above}, only {', '.join(filter(None, names))}."
-            f"{did_you_mean(path[0], filter(None, names))} {above}+ appends to the list."
+            f"{key}: {above} has no {name}, only {', '.join(names)}.{did_you_mean(name, names)} "
+            f"{above}+ appends to the list."
         )
-    index = names.index(path[0])
-    if isinstance(items[index], str):
-        items[index] = {"class_path": items[index]}
-    if path[1:]:
-        _set(items[index], path[1:], value, key)
-    elif value is None:
-        del items[index]
-    elif isinstance(value, Mapping) and "class_path" not in value:
-        for deeper, inner in value.items():
-            _set(items[index], str(deeper).split("."), inner, f"{key}.{deeper}")
-    else:
-        items[index] = value
+    inside = "class_path" in node and name not in _OF_CLASSES
+    return (_inner(node, "init_args", key) if inside else node), name
 
 
-def _inner(node: dict[str, Any], name: str, key: str) -> Any:
-    """Return what a key leads into: a mapping or a list; a class's bare name becomes a mapping."""
-    found = node.get(name)
+def _inner(holder: Any, name: Any, key: str) -> Any:
+    """Return the mapping or list at a key; the bare name of a class becomes a mapping."""
+    found = holder[name] if isinstance(holder, list) else holder.get(name)
     if isinstance(found, str) and _is_class(found):
-        found = node[name] = {"class_path": found}
+        found = holder[name] = {"class_path": found}
     if found is None:
-        found = node[name] = {}
+        found = holder[name] = {}
     if not isinstance(found, (dict, list)):
-        raise ConfigError(f"{key}: {name} is {found!r}, which has no settings of its own.")
+        raise ConfigError(f"{key}: {name} is {found!r}, which has no settings.")
     return found
-
-
-def _mapping_at(node: dict[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(node.get(name), dict):
-        node[name] = {}
-    inner: dict[str, Any] = node[name]
-    return inner
 
 
 def _class_name(item: Any) -> str | None:

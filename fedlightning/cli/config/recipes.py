@@ -1,4 +1,4 @@
-"""Finding config files: those a user names, and the recipes that come with the package."""
+"""Find config files: the user's own, and the recipes of the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STUDIES = "studies/"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, by name, in alphabetical order.
+    """Return the recipes of the package, by name, in alphabetical order.
 
     Example:
         >>> "quickstart.yaml" in shipped_recipes()
@@ -23,7 +23,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """Return the study files that come with the package, by name, for ``compare``.
+    """Return the study files of the package, by name, for ``compare``.
 
     Example:
         >>> "studies/digits.yaml" in shipped_studies()
@@ -44,7 +44,7 @@ def recipes_folder(package: Path) -> Path | None:
     """Return the recipes' folder: package data when installed, ``configs/`` in a clone.
 
     Args:
-        package: The folder of the package.
+        package: The package's folder.
     """
     clone = package.parent
     if (package / "configs").is_dir():
@@ -55,7 +55,7 @@ def recipes_folder(package: Path) -> Path | None:
 
 
 def recipe_title(path: Path) -> str:
-    """Return the first clause of the comment at a recipe's top, or an empty string."""
+    """Return the first clause of a recipe's leading comment, or an empty string."""
     with path.open(encoding="utf-8") as file:
         first = file.readline().strip()
     if not first.startswith("#"):
@@ -70,11 +70,11 @@ def find_config(name: str) -> Path:
     ``.yaml`` and ``configs/``.
 
     Raises:
-        ConfigError: There is no such file, or it is none that can be read.
+        ConfigError: The file does not exist, or cannot be read.
     """
     if "://" in name:
         raise ConfigError(
-            f"config {name}: remote configs are not read; download the file and give its path."
+            f"config {name}: remote configs are not read; download the file and pass its path."
         )
     path = Path(name)
     here = [path, *(path.with_name(path.name + suffix) for suffix in _SUFFIXES if path.name)]
@@ -87,12 +87,12 @@ def find_config(name: str) -> Path:
         if candidate_name in recipes:
             return recipes[candidate_name]
     if path.is_dir():
-        raise ConfigError(f"config {name} is a directory; give a YAML file.")
+        raise ConfigError(f"config {name} is a directory; pass a YAML file.")
     if path.exists():
-        raise ConfigError(f"config {name} is no regular file; give a YAML file.")
+        raise ConfigError(f"config {name} is not a regular file; pass a YAML file.")
     names = [*_files_beside(path), *recipes, *(Path(recipe).stem for recipe in recipes)]
     raise ConfigError(
-        f"config {name} not found: no such file, and no such recipe."
+        f"config {name} not found: neither a file nor a recipe."
         f"{did_you_mean(path.name, names)} `python -m fedlightning --help` lists the recipes."
     )
 

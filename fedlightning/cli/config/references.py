@@ -1,8 +1,8 @@
 """``${data.num_clients}``: references between settings, by the keys that users write.
 
-A class's settings stand under ``init_args`` in the parsed config, and the whole config under the
-command's name. Neither is a user's business, so a reference is looked up by a resolver that knows
-of both. It runs when files and command line are merged, and therefore sees the final values.
+In the parsed config a class's settings are under ``init_args``, and everything is under the
+command's name. Users write neither, so references have a resolver that adds both. It runs after
+files and command line are merged, and therefore sees the final values.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 from contextvars import ContextVar
 from typing import Any
 
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
+from fedlightning.cli.config.overrides import find_setting
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["install_resolver", "mark_references", "unmark_references"]
@@ -25,11 +26,11 @@ _open: ContextVar[tuple[str, ...]] = ContextVar("open_references", default=())
 
 
 def mark_references(value: Any) -> Any:
-    """Return a value, list or mapping with its references handed to our resolver.
+    """Return a value, list or mapping with its references rewritten for our resolver.
 
-    References that begin with a dot and other resolvers' (``${oc.env:HOME}``) stay as they are. A
-    list with references among its values becomes a reference as a whole: jsonargparse waits with a
-    value's type for text only.
+    References that begin with a dot, and those to other resolvers (``${oc.env:HOME}``), stay. A
+    list that contains references becomes one reference: jsonargparse defers type checks for strings
+    only.
 
     Example:
         >>> mark_references({"lr": "${model.lr}", "home": "${oc.env:HOME}"})
@@ -52,8 +53,8 @@ def mark_references(value: Any) -> Any:
 
 
 def install_resolver() -> None:
-    """Make OmegaConf resolve the marked references."""
-    # OmegaConf 2.4 gave it a new name, which an older release uses for something else
+    """Register the resolver of the marked references with OmegaConf."""
+    # OmegaConf 2.4 renamed it to a name that older releases use for something else
     register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
     if "replace" not in inspect.signature(register).parameters:
         register = OmegaConf.register_new_resolver
@@ -80,27 +81,21 @@ def _look_up(reference: str, *, _root_: Container) -> Any:
 
 def _walk(root: Container, reference: str) -> Any:
     node: Any = root
-    for number, name in enumerate(reference.split(".")):
-        inner = _step(node, name)
-        if inner is None and number == 0:
-            inner = next((step for sub in _commands(root) if (step := _step(sub, name))), None)
-        if inner is None:
-            raise ConfigError(_nothing(reference, number, name, node if number else _top(root)))
-        holder, key = inner
+    names = reference.split(".")
+    for number, name in enumerate(names):
+        found = find_setting(node, name)
+        if found is None and number == 0:  # below the command's name
+            found = next(filter(None, (find_setting(each, name) for each in _commands(root))), None)
+        if found is None:
+            top = next((each for each in _commands(root) if "trainer" in each), root)
+            hint = did_you_mean(name, _names(node if number else top))
+            where = f"{'.'.join(names[:number])} has" if number else "there is"
+            raise ConfigError(
+                f"${{{reference}}} refers to nothing: {where} no setting {name!r}.{hint}"
+            )
+        holder, key = found
         node = holder[key]
     return node
-
-
-def _step(node: Any, name: str) -> tuple[Any, Any] | None:
-    """Return where a node holds ``name``: in itself, or in the ``init_args`` of its class."""
-    if isinstance(node, ListConfig):
-        return (node, int(name)) if name.isdigit() and int(name) < len(node) else None
-    if not isinstance(node, DictConfig):
-        return None
-    if name in node:
-        return node, name
-    arguments = node.get("init_args") if "class_path" in node else None
-    return (arguments, name) if isinstance(arguments, DictConfig) and name in arguments else None
 
 
 def _commands(root: Container) -> list[DictConfig]:
@@ -108,23 +103,15 @@ def _commands(root: Container) -> list[DictConfig]:
     return [value for value in values if isinstance(value, DictConfig)]
 
 
-def _top(root: Container) -> Any:
-    return next((command for command in _commands(root) if "trainer" in command), root)
-
-
-def _nothing(reference: str, number: int, name: str, node: Any) -> str:
-    above = ".".join(reference.split(".")[:number])
-    names: list[str] = []
-    if isinstance(node, DictConfig):
-        arguments = node.get("init_args") if "class_path" in node else None
-        names = [str(key) for key in (arguments if isinstance(arguments, DictConfig) else node)]
-    hint = did_you_mean(name, names)
-    where = f"{above} has no setting {name!r}" if above else f"there is no setting {name!r}"
-    return f"${{{reference}}} refers to nothing: {where}.{hint}"
+def _names(node: Any) -> list[str]:
+    if not isinstance(node, DictConfig):
+        return []
+    settings = node.get("init_args") if "class_path" in node else None
+    return [str(key) for key in (settings if isinstance(settings, DictConfig) else node)]
 
 
 def _literal(item: Any) -> str:
-    """Return a value as OmegaConf's grammar spells it."""
+    """Return a value in OmegaConf's grammar."""
     if isinstance(item, str) and not item.startswith("${"):
         escaped = item.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"

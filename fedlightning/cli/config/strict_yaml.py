@@ -1,4 +1,4 @@
-"""YAML that says what is wrong with it: duplicate keys, alias bombs, tags, in a named line."""
+"""Check YAML for duplicate keys, alias bombs and tags, and name the line."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _HINTS = {
 
 
 def check_config(text: str, name: str) -> None:
-    """Check a config file: what :func:`check_text` checks, and that it is a mapping.
+    """Check a config file as :func:`check_text` does, and that it is a mapping.
 
     Args:
-        text: What is in the file.
+        text: The file's content.
         name: The file's name, for the message.
 
     Raises:
-        ConfigError: The text is no config.
+        ConfigError: The text is not a config.
 
     Example:
         >>> check_config("- 1", "list.yaml")  # doctest: +ELLIPSIS
@@ -49,17 +49,17 @@ def check_config(text: str, name: str) -> None:
 
 
 def check_text(text: str, name: str) -> yaml.Node | None:
-    """Check that YAML is well-formed, of plain values, without duplicate keys or alias bombs.
+    """Check that YAML is well-formed, with plain values, no duplicate keys and no alias bombs.
 
     Args:
         text: The YAML.
-        name: Where it comes from, for the message.
+        name: Its origin, for the message.
 
     Returns:
         The parsed tree, ``None`` for an empty text.
 
     Raises:
-        ConfigError: It is not; the message names the line.
+        ConfigError: The check fails; the message names the line.
 
     Example:
         >>> check_text("{lr: 1, lr: 2}", "dup.yaml")
@@ -95,13 +95,13 @@ def _check_depth(text: str, name: str) -> None:
 
 
 def _check_size(root: yaml.Node, name: str) -> None:
-    """Count the values that the tree unfolds to, without unfolding it."""
+    """Count the values that the tree expands to, without expanding it."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if id(node) in open_nodes:
-            raise ConfigError(f"{name}:{_at(node)}: an alias that refers to itself.")
+            raise ConfigError(f"{name}:{_at(node)}: an alias refers to itself.")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
@@ -111,7 +111,7 @@ def _check_size(root: yaml.Node, name: str) -> None:
     if (values := size(root)) > _MOST_VALUES:
         count = str(values) if values < 10**12 else f"about 10^{len(str(values)) - 1}"
         raise ConfigError(
-            f"{name}: too many aliases or values: it unfolds to {count} values, at most "
+            f"{name}: too many aliases or values: it expands to {count} values; at most "
             f"{_MOST_VALUES} are read."
         )
 
@@ -127,7 +127,7 @@ def _check_nodes(root: yaml.Node, name: str) -> None:
         if node.tag.removeprefix(_STANDARD) not in _PLAIN:
             tag = node.tag.replace(_STANDARD, "!!")
             raise ConfigError(
-                f"{name}:{_at(node)}: the tag {tag} is not allowed; write plain values."
+                f"{name}:{_at(node)}: the tag {tag} is not allowed; use plain values."
             )
         if isinstance(node, yaml.MappingNode):
             _check_keys(node, name)
@@ -137,13 +137,13 @@ def _check_nodes(root: yaml.Node, name: str) -> None:
 
 
 def _check_value(node: yaml.Node, name: str) -> None:
-    """Refuse what looks like a number or a date and is none, such as the 99th of May."""
+    """Refuse an invalid number or date, such as the 99th of May."""
     try:
         yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, OverflowError) as error:
         value = node.value if len(node.value) <= _LONGEST else f"{node.value[:_LONGEST]}..."
         raise ConfigError(
-            f"{name}:{_at(node)}: {value} cannot be read ({error}); quote it if it is a text."
+            f"{name}:{_at(node)}: {value} cannot be read ({error}); quote it if it is a string."
         ) from error
 
 

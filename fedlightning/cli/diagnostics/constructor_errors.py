@@ -1,4 +1,4 @@
-"""Naming the setting that a constructor refused."""
+"""Name the setting that a constructor refused."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _BUGS = (NameError, AttributeError, AssertionError)
 
 @contextmanager
 def name_failing_setting(config: Any, groups: Mapping[str, str]) -> Iterator[None]:
-    """Turn what goes wrong while objects are built into an error that begins with a key.
+    """Turn an exception of a constructor into an error that begins with a key.
 
-    A constructor says ``lr must be > 0``; the user wants to know that it was ``model.lr``. Whose
-    constructor it was is in the traceback; where the config names that class gives the key.
+    A constructor says ``lr must be > 0``; the user has set ``model.lr``. The traceback tells whose
+    constructor failed, and the place of that class in the config is the key.
 
     Args:
         config: The parsed config of the command.
-        groups: The keys of classes that the config does not name, by the class's name.
+        groups: The keys of classes that the config does not name, by class name.
 
     Raises:
-        ConfigError: In place of any other exception that a constructor raises.
+        ConfigError: Instead of another exception of a constructor.
         EnvironmentFailure: A package is missing.
-        FedLightningError: One of ours, with the key put before its text.
+        FedLightningError: A constructor raised it; the key precedes its text.
     """
     try:
         yield
@@ -42,16 +42,16 @@ def name_failing_setting(config: Any, groups: Mapping[str, str]) -> Iterator[Non
         if found is None or (isinstance(cause, _BUGS) and not raised_by_user(cause)):
             raise cause from (error if error is not cause else error.__cause__)
         key, owner = found
-        raise _named(cause, key, owner) from error
+        raise _with_key(cause, key, owner) from error
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return the error of ours behind an error, else the one that started it all."""
+    """Return the FedLightningError in the chain of causes, else the first cause."""
     chain = list(causes(error))
     return next((link for link in chain if isinstance(link, FedLightningError)), chain[-1])
 
 
-def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
+def _with_key(cause: BaseException, key: str, owner: type) -> FedLightningError:
     text = str(cause)
     if isinstance(cause, ModuleNotFoundError):
         extra = next((name for name in _EXTRAS if re.search(rf"\b{name}\b", text)), None)
@@ -69,7 +69,7 @@ def _named(cause: BaseException, key: str, owner: type) -> FedLightningError:
 
 
 def _constructor(error: BaseException, keys: Mapping[str, str]) -> tuple[str, type] | None:
-    """Return key and class of the innermost constructor under way that the config asked for."""
+    """Return key and class of the innermost active constructor of a class in the config."""
     found = None
     for instance in _under_construction(error.__traceback__):
         for cls in type(instance).__mro__:
@@ -88,7 +88,7 @@ def _under_construction(trace: TracebackType | None) -> Iterator[Any]:
 
 
 def _class_keys(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield class name and key of each class that a config names, as one writes the key."""
+    """Yield class name and key, as users write it, of each class in a config."""
     if isinstance(node, list):
         for number, item in enumerate(node):
             yield from _class_keys(item, f"{key}[{number}]" if len(node) > 1 else key)

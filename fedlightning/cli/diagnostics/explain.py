@@ -1,4 +1,4 @@
-"""One line that teaches, for each error of the parser."""
+"""Turn each error of the parser into one line with key, value and way out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fedlightning.cli.config.strict_yaml import check_config
 from fedlightning.cli.diagnostics.parser_errors import (
     Complaint,
     any_of,
+    format_value,
     literal,
     read_complaints,
-    shown,
 )
 from fedlightning.cli.diagnostics.suggestions import (
     expected_classes,
@@ -24,26 +24,29 @@ from fedlightning.cli.diagnostics.suggestions import (
     setting_names,
     subclass_names,
 )
-from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.core.arguments import unknown_argument
+from fedlightning.core.validation import USE_PYTORCH_LIGHTNING, other_lightning
+from fedlightning.errors import ConfigError, did_you_mean, nearest
 
 __all__ = ["explain"]
 
 _MOST_NAMES = 25
 _EXPECTED = "Expected a "
+_OF_CLASSES = ["class_path", "init_args"]
 _CLASS_NAME = "Expected a dot import path string: (.*)"
 _NO_MAPPING = r"""Parser key "([^"]+)":.*Unable to load config ['"](.*?)['"]"""
 _REQUIRED = (
-    "{missing} required; name a config, e.g. --config quickstart.yaml, or see configs/ and "
+    "{missing} required; pass a config, e.g. --config quickstart.yaml, or see configs/ and "
     "`python -m fedlightning --help`."
 )
 
 
 def explain(message: str, options: Sequence[str]) -> str:
-    """Return what is wrong in one line: the full key, the value, what is expected, a near name.
+    """Return one line for an error: the full key, the value, what is expected, the nearest name.
 
     Args:
-        message: What jsonargparse says.
-        options: The names of the options that there are.
+        message: The message of jsonargparse.
+        options: The names of all options.
 
     Example:
         >>> explain("unrecognized arguments: --trainer.max_epoch=3", ["trainer.max_epochs"])
@@ -67,12 +70,12 @@ def explain(message: str, options: Sequence[str]) -> str:
     if found := re.match(r"Key must be a string, got: (.*?)\.?$", message):
         return f"a setting's name must be a word, got {found[1]}."
     complaints = read_complaints(message)
-    telling = [
+    specific = [
         complaint for complaint in complaints if not _mistaken_for_class(complaint, complaints)
     ]
-    if not any(complaint.keys for complaint in telling):
+    if not any(complaint.keys for complaint in specific):
         return _one_line(message)
-    return _one_line(_teach(min(telling, key=_rank), telling))
+    return _one_line(_explain_complaint(min(specific, key=_rank), specific))
 
 
 def _unrecognized(words: list[str], options: Sequence[str]) -> str:
@@ -87,7 +90,7 @@ def _unknown_option(key: str, options: Sequence[str]) -> str:
 
 
 def _bad_file(path: Path) -> str | None:
-    """Return what is wrong with a file that a config names, if it can be found from here."""
+    """Return what is wrong with a file that a config names, if that is known."""
     try:
         check_config(path.read_text(encoding="utf-8"), str(path))
     except ConfigError as error:
@@ -102,17 +105,16 @@ def _missing(keys: str) -> str:
     return _REQUIRED.format(missing=f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}")
 
 
-# -- complaints about a value, the most telling first ----------------------------------------
+# -- complaints about a value, the most specific first ---------------------------------------
 
 
 def _unknown_setting(complaint: Complaint, found: re.Match[str]) -> str | None:
     owner = find_class(complaint.owner) if complaint.owner else None
-    name = _short(complaint.owner)
-    first, dot, rest = found[1].partition(".")
+    first = found[1].partition(".")[0]
     names = setting_names(owner) if owner else []
-    hint = did_you_mean(first, names) or did_you_mean(first, ["class_path", "init_args"])
-    known = "" if hint or len(names) > _MOST_NAMES else f" (its settings: {', '.join(names)})"
-    return f"{complaint.key}.{first}{dot}{rest} is no setting of {name}.{hint}{known}"
+    if nearest(first, names) is None and nearest(first, _OF_CLASSES) is not None:
+        names = _OF_CLASSES
+    return f"{complaint.key}.{found[1]}: {unknown_argument(_short(complaint.owner), first, names)}"
 
 
 def _missing_setting(complaint: Complaint, found: re.Match[str]) -> str:
@@ -126,7 +128,9 @@ def _not_importable(complaint: Complaint, found: re.Match[str]) -> str:
     if path == missing or path.startswith(f"{missing}."):
         hint = "is it in the current folder or installed?"
         return f"{complaint.key}: cannot import {missing} for class_path={path!r}: {hint}"
-    return f"{complaint.key}: cannot import {path}: it needs {missing!r}, which is not installed."
+    other = missing.partition(".")[0] == "lightning"
+    way_out = f"; {USE_PYTORCH_LIGHTNING}" if other else ", which is not installed."
+    return f"{complaint.key}: cannot import {path}: it needs {missing!r}{way_out}"
 
 
 def _no_attribute(complaint: Complaint, found: re.Match[str]) -> str:
@@ -146,12 +150,14 @@ def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
     kind, names = " or ".join(base.__name__ for base in bases), subclass_names(bases)
     hint = did_you_mean(found[1], names)
     known = f" (known: {', '.join(names)})" if len(names) <= _MOST_NAMES else ""
-    path = "" if hint else " A class of your own goes by its import path, e.g. mymodule.MyClass."
-    return f"{complaint.key}={found[1]!r} is no known {kind}.{hint}{path}{known}"
+    path = "" if hint else " Name your own class by its import path, e.g. mymodule.MyClass."
+    return f"{complaint.key}={found[1]!r} is not a known {kind}.{hint}{path}{known}"
 
 
 def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
-    return f"{complaint.key}={shown(complaint.value)} is no {found[1]}."
+    cls = find_class(complaint.owner or complaint.value or "")
+    hint = f", but {other}" if (other := other_lightning(cls)) else "."
+    return f"{complaint.key}={format_value(complaint.value)} is not a subclass of {found[1]}{hint}"
 
 
 def _denied(complaint: Complaint, found: re.Match[str]) -> str:
@@ -161,7 +167,7 @@ def _denied(complaint: Complaint, found: re.Match[str]) -> str:
     return f"{complaint.key}: {found[1]} not allowed: {why}."
 
 
-_TELLING: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ...] = (
+_SPECIFIC: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ...] = (
     (r"Importing '([\w.]+)' is not allowed(?:, denied by the '(.+?)' entry)?", _denied),
     (r"Option '([^']+)' is not accepted", _unknown_setting),
     (r"the following arguments are required: (.*)", _missing_setting),
@@ -173,20 +179,20 @@ _TELLING: tuple[tuple[str, Callable[[Complaint, re.Match[str]], str | None]], ..
 
 
 def _rank(complaint: Complaint) -> tuple[int, int]:
-    """Return how telling a complaint is (less is more), the innermost setting first."""
+    """Return the rank of a complaint: the most specific first, then the innermost setting."""
     depth = -len(complaint.keys)
     if _stray_setting(complaint) is not None:
         return 0, depth
-    for rank, (pattern, _) in enumerate(_TELLING):
+    for rank, (pattern, _) in enumerate(_SPECIFIC):
         if re.match(pattern, complaint.text):
             return rank, depth
     if complaint.text.startswith(_EXPECTED):
-        return len(_TELLING) + 1, depth
-    return len(_TELLING) + (2 if complaint.text.startswith("Not a valid subclass") else 0), depth
+        return len(_SPECIFIC) + 1, depth
+    return len(_SPECIFIC) + (2 if complaint.text.startswith("Not a valid subclass") else 0), depth
 
 
 def _mistaken_for_class(complaint: Complaint, complaints: Sequence[Complaint]) -> bool:
-    """Whether a value was tried as a class that may be something plain, and has no class's name."""
+    """Whether a value that may be a plain one was tried as a class, without a class's name."""
     found = re.match(_CLASS_NAME, complaint.text)
     if found is None or re.fullmatch(r"[A-Z]\w*|[A-Za-z_]\w*(\.\w+)+", found[1]):
         return False
@@ -194,25 +200,25 @@ def _mistaken_for_class(complaint: Complaint, complaints: Sequence[Complaint]) -
     return any(plain.match(other.text) for other in complaints if other.keys == complaint.keys)
 
 
-def _teach(complaint: Complaint, all_complaints: Sequence[Complaint]) -> str:
+def _explain_complaint(complaint: Complaint, all_complaints: Sequence[Complaint]) -> str:
     if (stray := _stray_setting(complaint)) is not None:
         return stray
-    for pattern, teach in _TELLING:
+    for pattern, answer in _SPECIFIC:
         found = re.match(pattern, complaint.text)
-        if found and (text := teach(complaint, found)):
+        if found and (text := answer(complaint, found)):
             return text
     if complaint.text.startswith(_EXPECTED):
         alike = [other.text for other in all_complaints if other.keys == complaint.keys]
         types = [text.removeprefix(_EXPECTED) for text in alike if text.startswith(_EXPECTED)]
-        return f"{complaint.key} must be {any_of(types)}, got {shown(complaint.value)}."
+        return f"{complaint.key} must be {any_of(types)}, got {format_value(complaint.value)}."
     if complaint.value and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", complaint.value):
         return f"{complaint.key}: cannot import {complaint.value}: {complaint.text}."
-    got = f" (got {shown(complaint.value)})" if complaint.value else ""
+    got = f" (got {format_value(complaint.value)})" if complaint.value else ""
     return f"{complaint.key}: {complaint.text}{got}" if complaint.keys else complaint.text
 
 
 def _stray_setting(complaint: Complaint) -> str | None:
-    """Explain a setting that stands beside ``class_path`` in place of under ``init_args``."""
+    """Explain a setting that is beside ``class_path`` instead of under ``init_args``."""
     value = literal(complaint.value or "")
     if not isinstance(value, dict) or "class_path" not in value:
         return None

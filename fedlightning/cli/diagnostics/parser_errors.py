@@ -1,7 +1,7 @@
-"""Reading jsonargparse's error messages: a tree of attempts, drawn with indentation.
+"""Parse jsonargparse's error messages: an indented tree of attempts.
 
-A value of a union type is tried as each member of it, and the message lists all the failures, the
-beside-the-point ones as well. What a user wants to know is the most specific of them.
+A value of a union type is tried as each member of it, and the message lists all failures, relevant
+or not. :mod:`explain` picks the most specific one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Complaint", "any_of", "literal", "read_complaints", "shown"]
+__all__ = ["Complaint", "any_of", "format_value", "literal", "read_complaints"]
 
 _KEY = re.compile(r'Parser key "([^"]+)"(?: element (\d+))?:\s*(.*)')
 _OWNER = re.compile(r"Problem with given class_path '([^']+)':")
@@ -29,11 +29,11 @@ class Complaint:
     """One failure.
 
     Args:
-        keys: The setting that it is about, from the outermost key to the innermost.
+        keys: The setting, from the outermost key to the innermost.
         owner: Import path of the class whose setting ``keys[-1]`` is, or whose settings are wrong.
         owner_key: How many of ``keys`` lead to the owner.
-        text: What jsonargparse says.
-        value: The value it says it of, as text.
+        text: The message of jsonargparse.
+        value: The refused value, as text.
     """
 
     keys: tuple[str, ...]
@@ -44,7 +44,7 @@ class Complaint:
 
     @property
     def key(self) -> str:
-        """The setting, as one writes it."""
+        """The setting, as users write it."""
         return ".".join(self.keys)
 
 
@@ -56,7 +56,7 @@ class _Frame:
 
 
 def read_complaints(message: str) -> list[Complaint]:
-    """Return what an error message of jsonargparse complains about, in its order.
+    """Return the failures that an error message of jsonargparse lists, in its order.
 
     Example:
         >>> read_complaints('Parser key "seed": Expected an int. Got value: x')
@@ -99,11 +99,11 @@ def _complaint(frames: list[_Frame], content: str) -> Complaint:
     return Complaint(keys, owner, owner_key, text, value if got else None)
 
 
-def _with_value(complaint: Complaint, shown: str) -> Complaint:
+def _with_value(complaint: Complaint, text: str) -> Complaint:
     if complaint.value is not None:
         return complaint
-    nested = _NESTED.fullmatch(shown)
-    value = nested[1].strip("'\"") if nested else shown
+    nested = _NESTED.fullmatch(text)
+    value = nested[1].strip("'\"") if nested else text
     return Complaint(complaint.keys, complaint.owner, complaint.owner_key, complaint.text, value)
 
 
@@ -111,7 +111,7 @@ _TYPES = {
     "int": "an integer",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
     "NoneType": "null",
     "list": "a list",
     "Sequence": "a list",
@@ -121,7 +121,7 @@ _TYPES = {
 
 
 def any_of(types: Sequence[str]) -> str:
-    """Return what jsonargparse calls the types of a setting in words.
+    """Return the types of a setting, as jsonargparse prints them, in words.
 
     Example:
         >>> any_of(["<class 'int'>", "<class 'NoneType'>"])
@@ -147,15 +147,15 @@ def any_of(types: Sequence[str]) -> str:
 
 
 def literal(text: str) -> Any:
-    """Return the Python value that a text spells, ``None`` if it spells none."""
+    """Return the Python value of a literal, ``None`` if the text is not one."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return None
 
 
-def shown(value: str | None) -> str:
-    """Return a value as messages show it: not too long, numbers without quotes."""
+def format_value(value: str | None) -> str:
+    """Format a value for a message: shortened, numbers without quotes."""
     if value is None:
         return "null"
     text = value if len(value) <= 80 else f"{value[:77]}..."

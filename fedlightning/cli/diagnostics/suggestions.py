@@ -1,4 +1,4 @@
-"""What could have been meant: the names of classes and of their settings."""
+"""Names to suggest: classes and their settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.errors import did_you_mean
+from fedlightning.errors import did_you_mean, nearest
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import FederatedModule
 
@@ -42,7 +42,7 @@ def find_class(path: str) -> type | None:
 
 
 def setting_names(owner: type) -> list[str]:
-    """Return the names of a class's settings, those of the classes it extends included.
+    """Return the names of a class's settings, including those of its base classes.
 
     Example:
         >>> from fedlightning.datamodules import Digits
@@ -57,7 +57,7 @@ def setting_names(owner: type) -> list[str]:
 
 
 def subclass_names(bases: Sequence[type]) -> list[str]:
-    """Return the names that may be given where one of ``bases`` is expected.
+    """Return the names of the classes that can be used where one of ``bases`` is expected.
 
     Example:
         >>> from fedlightning.datamodules import Partition
@@ -72,11 +72,11 @@ def subclass_names(bases: Sequence[type]) -> list[str]:
 
 
 def expected_classes(keys: Sequence[str], owner: str | None) -> list[type]:
-    """Return the classes of which a setting must be one.
+    """Return the classes that a setting accepts.
 
     Args:
         keys: The setting.
-        owner: Import path of the class whose setting it is, ``None`` for those at the top.
+        owner: Import path of the class that has the setting, ``None`` for a top-level one.
     """
     path = [part.partition("[")[0] for key in keys for part in key.split(".")]
     if owner is None and path[0] in _CLASSES:
@@ -97,8 +97,8 @@ def nearest_option(given: str, options: Iterable[str]) -> str:
     if near := did_you_mean(given, names):
         return near
     leaves = {name.rpartition(".")[2]: name for name in reversed(names)}
-    near = did_you_mean(given.rpartition(".")[2], leaves)
-    return f" Did you mean '{leaves[near.split(chr(39))[1]]}'?" if near else ""
+    leaf = nearest(given.rpartition(".")[2], leaves)
+    return f" Did you mean '{leaves[leaf]}'?" if leaf is not None else ""
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -109,7 +109,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 
 def _is_offered(cls: type) -> bool:
-    """Whether a package above a library's class offers it; one's own classes all count."""
+    """Whether a library exports a class from a package above its module; users' classes count."""
     parts = cls.__module__.split(".")
     if parts[0] not in _LIBRARIES:
         return True

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.errors import DataError
 
@@ -30,7 +31,7 @@ class Assignment:
     test: Sequence[np.ndarray]
 
 
-class Partition(ABC):
+class Partition(NamedArguments, ABC):
     """A rule that divides training and test examples over clients in the same way.
 
     A subclass takes its settings in ``__init__``, stores each under its own name (``repr`` shows

@@ -50,7 +50,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._own_state: Changes | None = None
         self._state: State = {}
 
-    def run(self) -> list[Any]:
+    def run(self) -> Any:
         """Evaluate; within ``fit``, the module is afterwards as it was.
 
         What the module remembers of its validations (lists, metric objects, a best value) lasts

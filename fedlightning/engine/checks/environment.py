@@ -1,13 +1,9 @@
-"""What a run needs of the machine, looked at before it has made a folder or started a worker."""
+"""Checks of the machine, before a run creates a folder or starts a worker."""
 
 from __future__ import annotations
 
-import configparser
-import contextlib
-import netrc
 import os
 import socket
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,13 +25,13 @@ _SECONDS = 5.0
 
 
 def check_environment(trainer: pl.Trainer) -> None:
-    """Refuse a run that could not write its files, connect its workers, or log where it shall.
+    """Refuse a run that could not write its files, connect its workers or reach its loggers.
 
     Args:
         trainer: The trainer, before it runs.
 
     Raises:
-        EnvironmentFailure: From every check here.
+        EnvironmentFailure: A check fails.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
@@ -52,7 +48,7 @@ def check_environment(trainer: pl.Trainer) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to; nothing is made.
+    """Refuse a folder that cannot be created or written to; create nothing.
 
     Raises:
         EnvironmentFailure: The folder, or the nearest one above that exists, is not writable.
@@ -61,10 +57,10 @@ def check_folder(folder: Path) -> None:
         >>> check_folder(getfixture("tmp_path") / "runs" / "version_0")
     """
     path = folder.absolute()
-    # os.path, because a Path raises where a folder above may not be looked into
+    # os.path, because a Path raises where a folder above is not readable
     present = next((place for place in (path, *path.parents) if os.path.exists(place)), path)
     if not present.is_dir() or os.access(present, os.W_OK | os.X_OK):
-        return  # a file in the way is named by whoever makes the folder
+        return  # a file in its place is reported when the folder is created
     way_out = "choose another trainer.default_root_dir."
     if present == path:
         raise EnvironmentFailure(f"{folder} is not writable; {way_out}")
@@ -72,26 +68,26 @@ def check_folder(folder: Path) -> None:
 
 
 def check_port(given: str | None, listens: bool = True) -> None:
-    """Refuse a port that workers could not meet at.
+    """Refuse a port that workers could not use.
 
     Args:
-        given: What ``MASTER_PORT`` says; ``None`` lets a free port be found.
-        listens: Whether this process is the one to listen there.
+        given: The value of ``MASTER_PORT``; ``None`` means any free port.
+        listens: Whether this process will listen there.
 
     Raises:
-        EnvironmentFailure: It is no port, or somebody else's.
+        EnvironmentFailure: It is not a port, or it is in use.
 
     Example:
         >>> check_port("70000")
         Traceback (most recent call last):
-        fedlightning.errors.EnvironmentFailure: MASTER_PORT=70000 is no port (1..65535); choose ...
+        fedlightning.errors.EnvironmentFailure: MASTER_PORT=70000 is not a port (1..65535); ...
     """
     if given is None:
         return
-    way_out = "unset MASTER_PORT to have a free one found"
+    way_out = "unset MASTER_PORT to use any free port"
     if not given.isdecimal() or not 1 <= int(given) <= 65535:
         raise EnvironmentFailure(
-            f"MASTER_PORT={given} is no port (1..65535); choose one that is not in use, or "
+            f"MASTER_PORT={given} is not a port (1..65535); choose one that is not in use, or "
             f"{way_out}."
         )
     if not listens:
@@ -99,7 +95,7 @@ def check_port(given: str | None, listens: bool = True) -> None:
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
         with socket.socket(family) as probe:
-            if os.name == "posix":  # what a run has just left does not count, a listener does
+            if os.name == "posix":  # a port that a run has just released is free
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -107,7 +103,7 @@ def check_port(given: str | None, listens: bool = True) -> None:
             probe.listen()
     except PermissionError as error:
         raise EnvironmentFailure(
-            f"port {given} (MASTER_PORT) may not be opened: {error.strerror}; choose one above "
+            f"port {given} (MASTER_PORT) cannot be opened: {error.strerror}; choose one above "
             f"1023 that is not in use, or {way_out}."
         ) from error
     except OSError as error:
@@ -118,10 +114,12 @@ def check_port(given: str | None, listens: bool = True) -> None:
 
 
 def check_wandb(settings: dict[str, Any]) -> None:
-    """Refuse a W&B run that has no key, or no network: it would wait, and fail, later on.
+    """Refuse a W&B run without key or network: it would wait, and fail later.
+
+    The package itself knows its server and its key; it may prompt for the latter.
 
     Args:
-        settings: What ``wandb.init`` will get.
+        settings: The arguments of ``wandb.init``.
 
     Raises:
         EnvironmentFailure: The package, a key or the network is missing.
@@ -132,30 +130,28 @@ def check_wandb(settings: dict[str, Any]) -> None:
         raise EnvironmentFailure(
             "trainer.logger: the package wandb is missing: pip install fedlightning[wandb]."
         ) from error
-    stored = _stored_settings()
-    mode = os.environ.get("WANDB_MODE") or settings.get("mode") or stored.get("mode") or "online"
-    disabled = os.environ.get("WANDB_DISABLED") or stored.get("disabled") or "false"
-    if mode in _OFFLINE or disabled.lower() == "true" or getattr(wandb, "run", None) is not None:
+    known = wandb.setup().settings
+    modes = {settings.get("mode"), os.environ.get("WANDB_MODE"), known.mode}
+    if modes & _OFFLINE or wandb.run is not None:
         return
-    url = os.environ.get("WANDB_BASE_URL") or stored.get("base_url") or _default_url(wandb)
-    host = urlsplit(url).hostname or url
-    if not (_has_key(host, settings, stored) or _is_logged_in(wandb) or _can_ask()):
-        raise EnvironmentFailure(
-            f"wandb: there is no API key for {host}: run `wandb login`, set WANDB_API_KEY, or "
-            f"else {_WAY_OUT}."
-        )
     try:
-        with socket.create_connection(_first_hop(url), timeout=_SECONDS):
+        with socket.create_connection(_first_hop(known.base_url), timeout=_SECONDS):
             pass
     except OSError as error:
         raise EnvironmentFailure(
-            f"wandb: {url} cannot be reached ({error.strerror or error}); {_WAY_OUT}, and "
-            "`wandb sync` uploads later."
+            f"wandb: {known.base_url} cannot be reached ({error.strerror or error}); {_WAY_OUT}, "
+            "and `wandb sync` uploads later."
         ) from error
+    if getattr(settings.get("settings"), "api_key", None):
+        return
+    try:
+        wandb.login()
+    except Exception as error:
+        raise EnvironmentFailure(f"wandb: {error} Or {_WAY_OUT}.") from error
 
 
 def _folders(trainer: pl.Trainer) -> Iterator[Path]:
-    """Yield where a run writes, as far as its loggers say."""
+    """Yield the folders that loggers and callbacks write to."""
     for logger in trainer.loggers:
         place = getattr(logger, "root_dir", None) or logger.save_dir
         if isinstance(place, (str, Path)) and "://" not in str(place):
@@ -168,47 +164,8 @@ def _folders(trainer: pl.Trainer) -> Iterator[Path]:
         yield Path(trainer.default_root_dir)
 
 
-def _has_key(host: str, settings: dict[str, Any], stored: dict[str, str]) -> bool:
-    given = getattr(settings.get("settings"), "api_key", None) or stored.get("api_key")
-    if given or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(path).authenticators(host) is not None:
-                return True
-    return False
-
-
-def _can_ask() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _is_logged_in(wandb: Any) -> bool:
-    """Ask W&B itself, where it can be asked without it asking back."""
-    with contextlib.suppress(Exception):
-        return bool(wandb.login(prompt=False, verify=False))
-    return False
-
-
-def _stored_settings() -> dict[str, str]:
-    """Return what ``wandb login`` and ``wandb offline`` have written, the folder's own last."""
-    everywhere = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
-    here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
-    parser = configparser.ConfigParser(interpolation=None)
-    with contextlib.suppress(configparser.Error, OSError):
-        parser.read([Path(everywhere) / "settings", here / "settings"])
-    return dict(parser["default"]) if parser.has_section("default") else {}
-
-
-def _default_url(wandb: Any) -> str:
-    with contextlib.suppress(Exception):
-        return str(wandb.Settings().base_url)
-    return "https://api.wandb.ai"
-
-
 def _first_hop(url: str) -> tuple[str, int]:
-    """Return host and port of a server, or of the proxy on the way to it."""
+    """Return host and port of a server, or of the proxy in front of it."""
     target = urlsplit(url)
     host = target.hostname or url
     proxy = urllib.request.getproxies().get(target.scheme or "https")

@@ -1,38 +1,43 @@
-"""Trainer flags that mean nothing to a federation, or nothing at all, and the reasons."""
+"""Checks of Trainer flags: names, flags without federated meaning, ranges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
+
+from fedlightning.core.arguments import unknown_argument
 from fedlightning.core.validation import is_integer, is_number
 from fedlightning.errors import ConfigError
+from fedlightning.federation.settings import Federation
 
-__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags"]
+__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags", "check_trainer_names"]
 
 UNSUPPORTED_FLAGS: Mapping[str, tuple[Any, str]] = {
     "overfit_batches": (
         0.0,
-        "clients differ, so there is no batch to overfit; set federation.cohort_size",
+        "clients differ, so no single batch can be overfitted; set federation.cohort_size",
     ),
     "val_check_interval": (
         None,
-        "validation belongs to a round's end; set trainer.check_val_every_n_epoch",
+        "validation runs at the end of a round; set trainer.check_val_every_n_epoch",
     ),
     "reload_dataloaders_every_n_epochs": (
         0,
-        "clients' data is indexed afresh every round anyway",
+        "clients' data is indexed anew every round anyway",
     ),
     "sync_batchnorm": (
         False,
-        "clients do not share batches; choose a norm layer without statistics",
+        "clients do not share batches; use a norm layer without batch statistics",
     ),
     "barebones": (
         False,
-        "a federated run is nothing without logging; switch off single features",
+        "a federated run needs its loggers; switch off single features",
     ),
 }
-"""Name, the value that changes nothing, and why another value is refused."""
+"""For each flag its neutral value, and the reason why another is refused."""
 
 
 def _whole(least: int, also: int | None = None) -> Callable[[Any], bool]:
@@ -47,11 +52,11 @@ def _some_batches(value: Any) -> bool:
     return _whole(1)(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
-# Lightning lets these pass, and trains on nothing, never ends, or fails in a client's turn.
+# Lightning accepts these, and trains on nothing, never ends, or fails in a client update.
 _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_epochs": (
         _whole(1, also=-1),
-        "counts rounds and must be an integer >= 1 (or -1 for no end)",
+        "counts rounds and must be an integer >= 1 (or -1 for no limit)",
     ),
     "min_epochs": (_whole(0), "counts rounds and must be an integer >= 0"),
     "max_steps": (
@@ -68,8 +73,30 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def check_trainer_names(names: Iterable[str]) -> None:
+    """Refuse arguments that the Trainer does not have.
+
+    Raises:
+        ConfigError: If there is one; the message says what was probably meant.
+
+    Example:
+        >>> check_trainer_names(["cohort_size"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: FederatedTrainer has no setting 'cohort_size'; ...
+    """
+    known = [*inspect.signature(pl.Trainer).parameters, "federation"]
+    if (unknown := next((name for name in names if name not in known), None)) is None:
+        return
+    if unknown in inspect.signature(Federation).parameters:
+        raise ConfigError(
+            f"FederatedTrainer has no setting {unknown!r}; it belongs to the federation: "
+            f"FederatedTrainer(federation=Federation({unknown}=...))."
+        )
+    raise ConfigError(unknown_argument("FederatedTrainer", unknown, known))
+
+
 def check_trainer_flags(flags: Mapping[str, Any]) -> None:
-    """Refuse trainer arguments that have no federated meaning, or no meaning at all.
+    """Refuse Trainer arguments that have no federated meaning, or are out of range.
 
     Raises:
         ConfigError: If there is one; the message says why.
@@ -92,7 +119,7 @@ def check_trainer_flags(flags: Mapping[str, Any]) -> None:
     if least is not None and most is not None and 0 <= most < least:
         raise ConfigError(
             f"trainer.min_epochs={least} with trainer.max_epochs={most} can never be met; lower "
-            "the one or raise the other."
+            "the former or raise the latter."
         )
     root = flags.get("default_root_dir")
     if root is not None and "://" in str(root):

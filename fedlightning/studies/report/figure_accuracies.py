@@ -1,4 +1,4 @@
-"""How accuracies are spread over clients, variant by variant."""
+"""Figures of the accuracies over clients, variant by variant."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
                 label=group.variant,
             )
         ax.set_xlabel("accuracy after personalization (%)")
-        ax.set_ylabel("clients with at most that (%)")
+        ax.set_ylabel("clients with at most that accuracy (%)")
         ax.set_ylim(0, 101)
         ax.grid(linewidth=0.6)
-        headline(ax, "Who is left behind", "the lower on the left, the fewer clients served badly")
+        headline(ax, "Cumulative accuracies", "lower on the left: fewer low accuracies")
         ax.legend(loc="upper left", ncols=2 if len(groups) > 6 else 1)
     return figure
 

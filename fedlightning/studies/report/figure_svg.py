@@ -23,7 +23,7 @@ Look = tuple[str, object]
 
 
 def styles_for(variants: Sequence[str]) -> dict[str, Look]:
-    """Return how each variant is drawn in all figures.
+    """Return the colour and line style of each variant.
 
     Example:
         >>> styles_for(["FedAvg", "FedBABU"])["FedAvg"]
@@ -37,11 +37,11 @@ def styles_for(variants: Sequence[str]) -> dict[str, Look]:
 
 
 def svg(figure: Figure, label: str) -> str:
-    """Return a figure as an ``<svg>`` element without anything outside it.
+    """Return a figure as a self-contained ``<svg>`` element.
 
     Args:
         figure: The figure.
-        label: What it shows, for those who cannot see it.
+        label: A description, for screen readers.
     """
     import html
 

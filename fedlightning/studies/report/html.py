@@ -1,4 +1,4 @@
-"""The bricks of the report's page: a document without anything from outside it."""
+"""Building blocks of the report's page: a self-contained HTML document."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 DASH = "\u2013"
-"""What stands for a number that is not known."""
+"""Shown for an unknown number."""
 
 MINUS = "\u2212"
 """As long as a plus, unlike a hyphen."""
@@ -90,7 +90,7 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def section(title: str, anchor: str, parts: Iterable[str], level: int = 2) -> str:
-    """Return a heading and what stands below it."""
+    """Return a heading with its content."""
     heading = f'<h{level} id="{html.escape(anchor)}">{html.escape(title)}</h{level}>'
     return "\n".join([heading, *parts])
 
@@ -102,7 +102,7 @@ def paragraph(text: str, note: bool = False) -> str:
 
 
 def collapsible(summary: str, content: str) -> str:
-    """Return what is shown when one asks for it."""
+    """Return content that is shown on a click."""
     return f"<details><summary>{html.escape(summary)}</summary>\n{content}\n</details>"
 
 
@@ -112,12 +112,12 @@ def table(
     best: Iterable[tuple[int, int]] = (),
     wide: Iterable[int] = (),
 ) -> str:
-    r"""Return a table that scrolls in itself where the screen is narrow.
+    r"""Return a table that scrolls horizontally on a narrow screen.
 
     Args:
         header: The columns' names; ``\n`` breaks them.
         rows: The cells, as HTML; the first of a row names it.
-        best: Row and column of cells to stress.
+        best: Row and column of cells to emphasise.
         wide: Columns of text that may wrap.
     """
     stressed, wrapping = set(best), set(wide)
@@ -136,7 +136,7 @@ def table(
 
 
 def percent(value: float, spread: float = math.nan, signed: bool = False) -> str:
-    """Return a share of 1 in percent, with what goes after the ±.
+    """Return a fraction in percent, with the spread after a ±.
 
     Example:
         >>> percent(0.5), percent(-0.011, signed=True), percent(float("nan"))
@@ -152,7 +152,7 @@ def percent(value: float, spread: float = math.nan, signed: bool = False) -> str
 
 
 def number(value: float, unit: str = "") -> str:
-    """Return a number with three digits that matter, or a dash.
+    """Return a number with three significant digits, or a dash.
 
     Example:
         >>> number(1234567.0), number(0.5, "s"), number(float("nan"))

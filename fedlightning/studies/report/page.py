@@ -46,19 +46,19 @@ _TABLE_NOTE = (
     "Each number is a mean over seeds of a number over clients. ± beside an accuracy is the "
     "standard deviation of that mean over seeds (with n-1 in the denominator; none for a single "
     "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
-    "worst tenth is the mean over the tenth of the clients, rounded down but at least one, that is "
-    "served worst. Jain's index is 1 where all clients have the same accuracy. A client whose "
-    "accuracy is undefined counts for no number over clients. Bytes are those of all clients of a "
-    "round together. Bold: the best of a column."
+    "worst tenth is the mean over the worst tenth of the clients, rounded down but at least one. "
+    "Jain's index is 1 where all clients have the same accuracy. A client whose accuracy is "
+    "undefined is left out of every number over clients. Bytes are those of all clients of a round "
+    "together. Bold: the best of a column."
 )
 _TEST_NOTE = (
-    "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. What is paired: "
-    "the same client, with the same data, of the same seed, under both variants. Zero differences "
-    "are ranked and counted for neither side (Pratt). p is corrected by Holm's method over the "
-    "tests of each table, at the level 0.05. What is assumed: that the pairs are independent of "
-    "one another. Clients of one seed share a model, and a client of one seed may have examples "
-    "of another client of another seed, so they are so only in part, and p is smaller than it "
-    "should be: read it together with the number of seeds in which a variant is better."
+    "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. A pair is the "
+    "same client, with the same data and seed, under both variants. Zero differences are ranked "
+    "and counted for neither side (Pratt). p is corrected by Holm's method over the tests of each "
+    "table, at the level 0.05. The test assumes independent pairs. Clients of one seed share a "
+    "model, and clients of different seeds may share examples, so the pairs are only partly "
+    "independent and p is too small: read it together with the number of seeds in which a variant "
+    "is better."
 )
 
 
@@ -110,7 +110,7 @@ def page(findings: ReportData) -> str:
             body.append(section(condition, f"c{at}", parts))
         else:
             body += [f'<div id="c{at}"></div>', *parts]
-    body.append(section("Who has which data", "partitions", _partitions(collection)))
+    body.append(section("Data per client", "partitions", _partitions(collection)))
     body.append(section("Settings", "settings", _settings(findings)))
     return document(findings.title, body)
 
@@ -191,7 +191,7 @@ def _view(
 
 def _view_title(view: str) -> str:
     if view == HELD_OUT:
-        return "Clients that could not take part in training"
+        return "Clients held out of training"
     return f"Evaluation view {view}"
 
 
@@ -203,8 +203,8 @@ def _partitions(collection: Collection) -> Iterator[str]:
         if run.seed == first and (run.folder / PARTITION_TABLE).is_file():
             shown.setdefault(run.partition or str(run.folder), run)
     digests = {run.partition for run in collection.runs if run.partition}
-    yield paragraph(f"{counted(len(digests), 'partition')} in all; shown is that of seed {first}."
-                    if digests else "No run says how its data were divided.")  # fmt: skip
+    yield paragraph(f"{counted(len(digests), 'partition')} in all; seed {first} is shown."
+                    if digests else "No run records its partition.")  # fmt: skip
     for run in list(shown.values())[:_MOST_PARTITIONS]:
         counts = _class_counts(run.folder / PARTITION_TABLE)
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
@@ -228,12 +228,12 @@ def _settings(findings: ReportData) -> Iterator[str]:
     differing, common = settings_tables(findings.collection)
     yield paragraph("What differs between the variants, besides the seed:")
     yield differing
-    yield collapsible("what all runs have in common", common)
+    yield collapsible("settings of all runs", common)
     runs = findings.collection.runs
     yield collapsible(
         f"all {len(runs)} runs", runs_table(runs, lambda run: _relative(run, findings.folder))
     )
-    yield collapsible("what they ran with", versions_table(runs))
+    yield collapsible("versions", versions_table(runs))
     yield paragraph(f"Made by fedlightning {__version__}.", note=True)
 
 

@@ -159,7 +159,7 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
         if key not in differing and value is not None
     ]
     return (
-        table(["variant", *keys], rows) if differing else "<p>Nothing but the seed.</p>",
+        table(["variant", *keys], rows) if differing else "<p>Only the seed.</p>",
         table(["setting", "value"], common, wide=[1]),
     )
 

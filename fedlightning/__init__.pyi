@@ -1,0 +1,36 @@
+# ruff: noqa: I001  # one statement for each home
+
+from fedlightning._version import __version__ as __version__
+from fedlightning.algorithms import (
+    APFL as APFL,
+    SCAFFOLD as SCAFFOLD,
+    Algorithm as Algorithm,
+    ClientUpdate as ClientUpdate,
+    Composite as Composite,
+    Ditto as Ditto,
+    FedAdagrad as FedAdagrad,
+    FedAdam as FedAdam,
+    FedAvg as FedAvg,
+    FedAvgM as FedAvgM,
+    FedBABU as FedBABU,
+    FedBN as FedBN,
+    FedPer as FedPer,
+    FedProx as FedProx,
+    FedRep as FedRep,
+    FedRoD as FedRoD,
+    FedYogi as FedYogi,
+    LGFedAvg as LGFedAvg,
+    LocalMethod as LocalMethod,
+    LocalOnly as LocalOnly,
+    PerFedAvg as PerFedAvg,
+    PFedMe as PFedMe,
+    ServerData as ServerData,
+)
+from fedlightning.callbacks import PersonalizationCallback as PersonalizationCallback
+from fedlightning.datamodules import FederatedDataModule as FederatedDataModule
+from fedlightning.engine.loop import FederatedLoop as FederatedLoop
+from fedlightning.errors import FedLightningError as FedLightningError
+from fedlightning.federation import Federation as Federation
+from fedlightning.models.base import FederatedModule as FederatedModule
+from fedlightning.storage.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+from fedlightning.trainer import FederatedTrainer as FederatedTrainer
