@@ -1,0 +1,408 @@
+"""Where a federation shows other numbers than plain Lightning, as a list of differences."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.loops.optimization.automatic import Closure
+
+from fedlightning import FedLightningError, PersonalizationCallback
+from tests.lightning_parity import federated, plain
+from tests.lightning_parity.clients import Clients, pooled_loader, stock_loader
+from tests.lightning_parity.federated import Refused
+from tests.lightning_parity.idiom import Idiom
+from tests.lightning_parity.runs import Numbers, Run, Shown, State, numbers, state_of, seeded
+
+RELATIVE, ABSOLUTE = 1e-6, 1e-7
+FINE_TUNING_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is not as it should be.
+
+    Args:
+        what: A name, and where it was looked at.
+        right: What plain Lightning gives.
+        got: What the federation gives.
+    """
+
+    what: str
+    right: Any
+    got: Any
+
+    def __str__(self) -> str:
+        return f"{self.what}: right {self.right}, got {self.got}"
+
+
+@dataclass
+class Outcome:
+    """What a comparison has found.
+
+    Args:
+        differences: Empty if all is right.
+        right: The number to show in a table, by plain Lightning.
+        got: The same of the federation.
+        refusal: What the federation said if it refused the idiom.
+    """
+
+    differences: list[Difference] = field(default_factory=list)
+    right: float | str = ""
+    got: float | str = ""
+    refusal: str = ""
+
+
+def one_client(idiom: Idiom) -> Outcome:
+    """Compare plain Lightning with a federation of one client that holds all its data."""
+    outcome = Outcome()
+    clients = Clients(idiom.data, 1)
+    reference = None
+    with _warning_of(idiom, "plain Lightning", outcome):
+        if not idiom.in_plain_too and (idiom.refused is None or idiom.may_be_refused):
+            reference = plain.fit(idiom, clients, 0, idiom.rounds * idiom.epochs)
+    try:
+        with _warning_of(idiom, "the federation", outcome):
+            ours = federated.fit(idiom, clients)
+    except Refused as refused:
+        return _refusal(idiom, refused, reference, outcome)
+    if reference is None:
+        outcome.differences.append(Difference("the run", f"refused: {idiom.refused}", "no refusal"))
+        return outcome
+    add = outcome.differences.extend
+    rights = reference.epochs
+    if len(ours.epochs) * idiom.epochs != len(rights) and not idiom.resumes:
+        add([Difference("rounds", len(rights) // idiom.epochs, len(ours.epochs))])
+    for back, shown in enumerate(reversed(ours.epochs)):
+        stop = len(rights) - back * idiom.epochs
+        epochs = rights[max(stop - idiom.epochs, 0) : stop]
+        if not epochs:
+            break
+        where = f"round {len(ours.epochs) - 1 - back}"
+        add(_numbers(idiom, where, _of_a_round(epochs), shown.metrics))
+        add(_places(where, epochs[-1], shown))
+        add(_states(idiom, where, epochs[-1].state, shown.state))
+        if idiom.tests_in_fit:
+            test = stock_loader(clients, 0, "test")
+            right = plain.evaluate(idiom, test, "test", epochs[-1].state)
+            add(_numbers(idiom, f"{where}, test data", right, shown.metrics))
+    add(_notes(reference, ours))
+    outcome.right = rights[-1].metrics.get(idiom.show, math.nan) if rights else math.nan
+    outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan) if ours.epochs else math.nan
+    for split in ("val", "test"):
+        loader = stock_loader(clients, 0, split)
+        right = plain.evaluate(idiom, loader, split, module=reference.module)
+        add(_numbers(idiom, f"trainer.{split} after fit", right, _evaluated(ours, clients, split)))
+    return outcome
+
+
+def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
+    """Compare a federation of three clients with plain Lightning on each, and a mean by hand.
+
+    Args:
+        idiom: The idiom.
+        fine_tune: Whether each client gets its own model at the end.
+    """
+    outcome = Outcome()
+    clients = Clients(idiom.data, 3)
+    rounds = list(_by_hand(idiom, clients))
+    personalization = PersonalizationCallback(
+        epochs=1, part="full", lr=FINE_TUNING_RATE, momentum=0.0, nearest_mean=False
+    )
+    try:
+        ours = federated.fit(idiom, clients, [personalization] if fine_tune else [])
+    except Refused as refused:
+        outcome.differences.append(Difference("the run", "three clients train", str(refused)))
+        return outcome
+    add = outcome.differences.extend
+    if len(ours.epochs) != len(rounds):
+        add([Difference("rounds", len(rounds), len(ours.epochs))])
+    for index, (right, shown) in enumerate(zip(rounds, ours.epochs, strict=False)):
+        where = f"round {index}"
+        add(_numbers(idiom, where, right.train, shown.metrics))
+        add(_states(idiom, where, right.state, shown.state))
+        add(_choice(idiom, f"{where}, validation", right.val, shown.metrics))
+        if idiom.tests_in_fit:
+            add(_choice(idiom, f"{where}, test data", right.test, shown.metrics))
+    last = rounds[-1]
+    outcome.right = {**last.train, **last.val.mean, **last.test.mean}.get(idiom.show, math.nan)
+    outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan)
+    if fine_tune:
+        add(_personal(idiom, clients, last, ours, personalization))
+    for split in ("val", "test"):
+        right = last.val if split == "val" else last.test
+        if right.mean:
+            add(_choice(idiom, f"trainer.{split} after fit", right, _evaluated(ours, clients, split)))
+    return outcome
+
+
+def two_workers(idiom: Idiom, folder: Path) -> list[Difference]:
+    """Compare two workers with one: numbers and weights must be the same bits."""
+    one, two = (
+        federated.fit_with_workers(idiom, Clients(idiom.data, 3), workers, folder / f"{workers}.pt")
+        for workers in (1, 2)
+    )
+    if len(one) != len(two):
+        return [Difference("rounds", len(one), len(two))]
+    differences = []
+    for index, (right, got) in enumerate(zip(one, two, strict=True)):
+        for name in sorted({*right.metrics, *got.metrics}):
+            a, b = right.metrics.get(name), got.metrics.get(name)
+            if a != b and not (a is not None and b is not None and math.isnan(a) and math.isnan(b)):
+                differences.append(Difference(f"round {index}, {name}", a, b))
+        for key in sorted({*right.state, *got.state}):
+            if not torch.equal(right.state[key].to_dense(), got.state[key].to_dense()):
+                differences.append(Difference(f"round {index}, {key}", "the same bits", "others"))
+    return differences
+
+
+# -- three clients by hand ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is right for the global model on all clients' validation, or test, data.
+
+    Args:
+        mean: The mean over clients of what plain Lightning logs on each, each counting once.
+        pooled: What plain Lightning logs on all clients' batches.
+    """
+
+    mean: Numbers
+    pooled: Numbers
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is right after a round."""
+
+    train: Numbers
+    val: Evaluation
+    test: Evaluation
+    state: State
+
+
+def _by_hand(idiom: Idiom, clients: Clients) -> Iterator[Round]:
+    """Train each client from the global weights, take the mean, evaluate it."""
+    weights = [len(stock_loader(clients, c, "train").dataset) for c in range(3)]
+    validator = plain.new_module(idiom)  # validation goes on from round to round
+    state: State | None = None
+    for index in range(idiom.rounds):
+        runs = [
+            plain.fit(
+                idiom, clients, client, idiom.epochs, state, index * idiom.epochs, validates=False
+            )
+            for client in range(3)
+        ]
+        before = state if state is not None else runs[0].start
+        state = plain.mean_state([run.epochs[-1].state for run in runs], weights, before)
+        trained = [_of_a_round(run.epochs) for run in runs]
+        yield Round(
+            plain.mean_numbers(
+                [{n: v for n, v in shown.items() if n.startswith("train")} for shown in trained],
+                weights,
+            ),
+            _evaluation(idiom, clients, "val", state, validator),
+            _evaluation(idiom, clients, "test", state, plain.new_module(idiom)),
+            state,
+        )
+
+
+def _evaluation(
+    idiom: Idiom, clients: Clients, split: str, state: State, pooled: Any
+) -> Evaluation:
+    return Evaluation(
+        plain.mean_numbers(
+            [
+                plain.evaluate(idiom, stock_loader(clients, client, split), split, state)
+                for client in range(3)
+            ]
+        ),
+        plain.evaluate(idiom, pooled_loader(clients, split), split, state, pooled),
+    )
+
+
+def _personal(
+    idiom: Idiom,
+    clients: Clients,
+    last: Round,
+    ours: Run,
+    personalization: PersonalizationCallback,
+) -> Iterator[Difference]:
+    """Compare every client's own model, before and after fine-tuning."""
+    shown = ours.epochs[-1].metrics
+    moments: dict[str, list[Numbers]] = {"initial": [], "personalized": []}
+    for client, result in enumerate(personalization.results):
+        tuned = plain.fine_tuned(idiom, clients, client, last.state, FINE_TUNING_RATE)
+        for moment, state, got in (
+            ("initial", last.state, result.before),
+            ("personalized", tuned.epochs[-1].state, result.after),
+        ):
+            right = _short(
+                plain.evaluate(idiom, stock_loader(clients, client, "test"), "test", state)
+            ) | _short(
+                plain.evaluate(idiom, stock_loader(clients, client, "val"), "val", state), "val_"
+            )
+            moments[moment].append(right)
+            yield from _numbers(idiom, f"client {client}, {moment}", right, got)
+    for moment, clients_numbers in moments.items():
+        means = plain.mean_numbers(clients_numbers)
+        right = {f"{moment}/{name}": value for name, value in means.items()}
+        yield from _numbers(idiom, "personalization", right, shown)
+
+
+def _short(metrics: Numbers, prefix: str = "") -> Numbers:
+    """Return metrics under the names that personalization gives them."""
+    short = {re.sub(r"^(test|val)[/_]", "", name): value for name, value in metrics.items()}
+    return {prefix + name: value for name, value in short.items()}
+
+
+# -- one thing after another -------------------------------------------------------------------
+
+
+def _of_a_round(epochs: Sequence[Shown]) -> Numbers:
+    """Return what a round of so many local epochs shows: of training, the epochs' mean."""
+    last = epochs[-1].metrics
+    training = plain.mean_numbers(
+        [{n: v for n, v in e.metrics.items() if n.startswith("train")} for e in epochs]
+    )
+    return {**last, **training}
+
+
+def _evaluated(ours: Run, clients: Clients, split: str) -> Numbers:
+    step = ours.trainer.validate if split == "val" else ours.trainer.test
+    step(ours.module, datamodule=clients, verbose=False)
+    return numbers(ours.trainer.callback_metrics)
+
+
+def _numbers(idiom: Idiom, where: str, right: Numbers, got: Numbers) -> Iterator[Difference]:
+    for name, value in right.items():
+        if name in idiom.unlike:
+            continue
+        if name not in got:
+            yield Difference(f"{where}, {name}", _shown(value), "nothing of that name")
+        elif not _close(value, got[name]):
+            yield Difference(f"{where}, {name}", _shown(value), _shown(got[name]))
+
+
+def _choice(idiom: Idiom, where: str, right: Evaluation, got: Numbers) -> Iterator[Difference]:
+    """Compare by what a name means: a mean over clients, or all examples at once."""
+    pooled = {n: v for n, v in right.pooled.items() if n in idiom.pooled}
+    objects = {n: v for n, v in right.mean.items() if n in idiom.objects}
+    means = {n: v for n, v in right.mean.items() if n not in {*idiom.pooled, *idiom.objects}}
+    yield from _numbers(idiom, f"{where}, mean over clients", means, got)
+    yield from _numbers(idiom, f"{where}, all clients' examples", pooled, got)
+    for name, value in objects.items():
+        either = (value, right.pooled[name])
+        if name not in got or not any(_close(choice, got[name]) for choice in either):
+            yield Difference(
+                f"{where}, {name}",
+                f"{_shown(either[0])} (mean over clients) or {_shown(either[1])} (all examples)",
+                _shown(got[name]) if name in got else "nothing of that name",
+            )
+
+
+def _places(where: str, right: Shown, got: Shown) -> Iterator[Difference]:
+    """Compare where numbers go: to the loggers, to the progress bar."""
+    for place in ("logged", "bar"):
+        expected, found = (
+            {name for name in getattr(shown, place) if name in right.metrics}
+            for shown in (right, got)
+        )
+        if expected != found:
+            what = {"logged": "logged_metrics", "bar": "progress_bar_metrics"}[place]
+            yield Difference(f"{where}, {what}", sorted(expected), sorted(found))
+
+
+def _states(idiom: Idiom, where: str, right: State, got: State) -> Iterator[Difference]:
+    if right.keys() != got.keys():
+        yield Difference(f"{where}, keys of the state", sorted(right), sorted(got))
+        return
+    for key, value in right.items():
+        other = got[key]
+        if value.dtype != other.dtype or value.shape != other.shape:
+            kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (value, other)]
+            yield Difference(f"{where}, {key}", *kinds)
+            continue
+        if not (value.is_floating_point() or value.is_complex() or idiom.integers):
+            continue
+        a, b = (_wide(tensor) for tensor in (value, other))
+        if not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
+            gap = float((a - b).abs().max())
+            yield Difference(f"{where}, {key}", "plain Lightning's weights", f"off by {gap:.2g}")
+
+
+def _notes(right: Run, got: Run) -> Iterator[Difference]:
+    for about in dict.fromkeys([*right.notes, *got.notes]):
+        expected, found = right.notes.get(about, []), got.notes.get(about, [])
+        if about.startswith("test"):
+            continue
+        if len(expected) != len(found) or not all(map(_same_note, expected, found)):
+            yield Difference(f"noted of {about}", expected, found)
+
+
+def _refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome: Outcome) -> Outcome:
+    """Return the outcome of an idiom that was refused: right, if it was said well and early."""
+    outcome.refusal = str(refused.error)
+    add = outcome.differences.append
+    if reference is not None:
+        outcome.right = reference.epochs[-1].metrics.get(idiom.show, math.nan)
+    outcome.got = "refused"
+    if idiom.refused is None:
+        add(Difference("the run", "as plain Lightning", str(refused)))
+        return outcome
+    if not isinstance(refused.error, FedLightningError):
+        add(Difference("the refusal", "a FedLightningError", str(refused)))
+    if not re.search(idiom.refused, outcome.refusal, re.IGNORECASE):
+        add(Difference("the refusal", f"says {idiom.refused!r}", outcome.refusal))
+    if "\n" in outcome.refusal.strip():
+        add(Difference("the refusal", "one line", outcome.refusal))
+    if not refused.early:
+        add(Difference("the refusal", "before round 0", "after a client had begun"))
+    return outcome
+
+
+@contextmanager
+def _warning_of(idiom: Idiom, who: str, outcome: Outcome) -> Iterator[None]:
+    """See to it that the warning is there, if there is one to come."""
+    Closure.warning_cache.clear()  # which keeps Lightning from warning twice
+    if idiom.warns is None:
+        with warnings.catch_warnings():
+            if idiom.ignores is not None:
+                warnings.filterwarnings("ignore", f".*{idiom.ignores}")
+            yield
+        return
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        yield
+    if not any(re.search(idiom.warns, str(warning.message)) for warning in seen):
+        outcome.differences.append(Difference(f"warnings of {who}", idiom.warns, "none"))
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_dense().to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) or (
+        math.isnan(a) and math.isnan(b)
+    )
+
+
+def _same_note(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same_note, a, b))
+    if isinstance(a, float) or isinstance(b, float):
+        return isinstance(a, (int, float)) and isinstance(b, (int, float)) and _close(a, b)
+    return bool(a == b)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.7g}"
