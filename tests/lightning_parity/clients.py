@@ -51,8 +51,7 @@ def stock_loader(clients: Clients, client: int, split: str) -> DataLoader[Any] |
     clients.setup()
     data: Data = clients._data
     chosen = [
-        clients.sample_number(client, split, int(index))
-        for index in clients.indices(client, split)
+        clients.sample_number(client, split, int(index)) for index in clients.indices(client, split)
     ]
     if not chosen:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from tests.lightning_parity import federated, plain
 from tests.lightning_parity.clients import Clients, pooled_loader, stock_loader
 from tests.lightning_parity.federated import Refused
 from tests.lightning_parity.idiom import Idiom
-from tests.lightning_parity.runs import Numbers, Run, Shown, State, numbers, state_of, seeded
+from tests.lightning_parity.runs import Numbers, Run, Shown, State, numbers
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 FINE_TUNING_RATE = 0.05
@@ -76,31 +76,49 @@ def one_client(idiom: Idiom) -> Outcome:
     if reference is None:
         outcome.differences.append(Difference("the run", f"refused: {idiom.refused}", "no refusal"))
         return outcome
-    add = outcome.differences.extend
-    rights = reference.epochs
-    if len(ours.epochs) * idiom.epochs != len(rights) and not idiom.resumes:
-        add([Difference("rounds", len(rights) // idiom.epochs, len(ours.epochs))])
-    for back, shown in enumerate(reversed(ours.epochs)):
-        stop = len(rights) - back * idiom.epochs
-        epochs = rights[max(stop - idiom.epochs, 0) : stop]
-        if not epochs:
-            break
-        where = f"round {len(ours.epochs) - 1 - back}"
-        add(_numbers(idiom, where, _of_a_round(epochs), shown.metrics))
-        add(_places(where, epochs[-1], shown))
-        add(_states(idiom, where, epochs[-1].state, shown.state))
-        if idiom.tests_in_fit:
-            test = stock_loader(clients, 0, "test")
-            right = plain.evaluate(idiom, test, "test", epochs[-1].state)
-            add(_numbers(idiom, f"{where}, test data", right, shown.metrics))
-    add(_notes(reference, ours))
-    outcome.right = rights[-1].metrics.get(idiom.show, math.nan) if rights else math.nan
-    outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan) if ours.epochs else math.nan
+    outcome.right = reference.epochs[-1].metrics.get(idiom.show, math.nan)
+    outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan)
+    outcome.differences += _rounds_of_one(idiom, clients, reference, ours)
+    outcome.differences += _notes(reference, ours)
+    state = reference.epochs[-1].state
     for split in ("val", "test"):
         loader = stock_loader(clients, 0, split)
-        right = plain.evaluate(idiom, loader, split, module=reference.module)
-        add(_numbers(idiom, f"trainer.{split} after fit", right, _evaluated(ours, clients, split)))
+        if idiom.apart:
+            right = plain.evaluate(idiom, loader, split, state)
+        else:
+            right = plain.evaluate(idiom, loader, split, module=reference.module)
+        outcome.differences += _after_fit(ours, clients, split, right, idiom)
     return outcome
+
+
+def _rounds_of_one(
+    idiom: Idiom, clients: Clients, reference: Run, ours: Run
+) -> Iterator[Difference]:
+    """Compare round by round; a resumed run shows only the rounds after that."""
+    epochs, rounds = reference.epochs, ours.epochs
+    if len(rounds) * idiom.epochs != len(epochs) and not idiom.resumes:
+        yield Difference("rounds", len(epochs) // idiom.epochs, len(rounds))
+    first = len(epochs) // idiom.epochs - len(rounds)
+    for index, shown in enumerate(rounds):
+        round_index = first + index if idiom.resumes else index
+        of_round = epochs[round_index * idiom.epochs : (round_index + 1) * idiom.epochs]
+        if len(of_round) < idiom.epochs:
+            return
+        where, state = f"round {round_index}", of_round[-1].state
+        right = _of_a_round(of_round)
+        if idiom.apart:
+            right = {
+                **right,
+                **plain.evaluate(idiom, stock_loader(clients, 0, "val"), "val", state),
+            }
+        yield from _numbers(idiom, where, right, shown.metrics)
+        yield from _places(where, of_round[-1], shown)
+        yield from _states(where, state, shown.state)
+    if idiom.tests_in_fit and rounds:
+        module = reference.module if idiom.resumes else None
+        test = stock_loader(clients, 0, "test")
+        right = plain.evaluate(idiom, test, "test", epochs[-1].state, module)
+        yield from _numbers(idiom, "last round, test data", right, rounds[-1].metrics)
 
 
 def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
@@ -112,7 +130,7 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
     """
     outcome = Outcome()
     clients = Clients(idiom.data, 3)
-    rounds = list(_by_hand(idiom, clients))
+    reference = by_hand(idiom)
     personalization = PersonalizationCallback(
         epochs=1, part="full", lr=FINE_TUNING_RATE, momentum=0.0, nearest_mean=False
     )
@@ -121,46 +139,24 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
     except Refused as refused:
         outcome.differences.append(Difference("the run", "three clients train", str(refused)))
         return outcome
-    add = outcome.differences.extend
+    rounds = reference.rounds
     if len(ours.epochs) != len(rounds):
-        add([Difference("rounds", len(rounds), len(ours.epochs))])
-    for index, (right, shown) in enumerate(zip(rounds, ours.epochs, strict=False)):
+        outcome.differences.append(Difference("rounds", len(rounds), len(ours.epochs)))
+        return outcome
+    for index, (right, shown) in enumerate(zip(rounds, ours.epochs, strict=True)):
         where = f"round {index}"
-        add(_numbers(idiom, where, right.train, shown.metrics))
-        add(_states(idiom, where, right.state, shown.state))
-        add(_choice(idiom, f"{where}, validation", right.val, shown.metrics))
-        if idiom.tests_in_fit:
-            add(_choice(idiom, f"{where}, test data", right.test, shown.metrics))
-    last = rounds[-1]
-    outcome.right = {**last.train, **last.val.mean, **last.test.mean}.get(idiom.show, math.nan)
-    outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan)
+        outcome.differences += _numbers(idiom, where, right.train, shown.metrics)
+        outcome.differences += _states(where, right.state, shown.state)
+        outcome.differences += _choice(idiom, f"{where}, validation", right.val, shown.metrics)
+    last = ours.epochs[-1].metrics
+    if idiom.tests_in_fit:
+        outcome.differences += _choice(idiom, "last round, test data", reference.test, last)
     if fine_tune:
-        add(_personal(idiom, clients, last, ours, personalization))
-    for split in ("val", "test"):
-        right = last.val if split == "val" else last.test
-        if right.mean:
-            add(_choice(idiom, f"trainer.{split} after fit", right, _evaluated(ours, clients, split)))
+        outcome.differences += _personal(idiom, clients, reference, ours, personalization)
+    for split, after in (("val", reference.val_after), ("test", reference.test)):
+        if after.mean:
+            outcome.differences += _after_fit(ours, clients, split, after, idiom)
     return outcome
-
-
-def two_workers(idiom: Idiom, folder: Path) -> list[Difference]:
-    """Compare two workers with one: numbers and weights must be the same bits."""
-    one, two = (
-        federated.fit_with_workers(idiom, Clients(idiom.data, 3), workers, folder / f"{workers}.pt")
-        for workers in (1, 2)
-    )
-    if len(one) != len(two):
-        return [Difference("rounds", len(one), len(two))]
-    differences = []
-    for index, (right, got) in enumerate(zip(one, two, strict=True)):
-        for name in sorted({*right.metrics, *got.metrics}):
-            a, b = right.metrics.get(name), got.metrics.get(name)
-            if a != b and not (a is not None and b is not None and math.isnan(a) and math.isnan(b)):
-                differences.append(Difference(f"round {index}, {name}", a, b))
-        for key in sorted({*right.state, *got.state}):
-            if not torch.equal(right.state[key].to_dense(), got.state[key].to_dense()):
-                differences.append(Difference(f"round {index}, {key}", "the same bits", "others"))
-    return differences
 
 
 # -- three clients by hand ---------------------------------------------------------------------
@@ -181,81 +177,88 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Round:
-    """What is right after a round."""
+    """What is right after a round: numbers of training, of validation, and the weights."""
 
     train: Numbers
     val: Evaluation
-    test: Evaluation
     state: State
 
 
-def _by_hand(idiom: Idiom, clients: Clients) -> Iterator[Round]:
-    """Train each client from the global weights, take the mean, evaluate it."""
-    weights = [len(stock_loader(clients, c, "train").dataset) for c in range(3)]
+@dataclass(frozen=True)
+class Reference:
+    """What is right of a run.
+
+    Args:
+        rounds: Its rounds. Means over clients are there for the last one only.
+        val_after: Of one more validation after the run.
+        test: Of the final model on test data.
+    """
+
+    rounds: tuple[Round, ...]
+    val_after: Evaluation
+    test: Evaluation
+
+
+@cache
+def by_hand(idiom: Idiom) -> Reference:
+    """Train three clients from the global weights, take the mean, evaluate it; round by round."""
+    clients = Clients(idiom.data, 3)
+    weights = [len(stock_loader(clients, client, "train").dataset) for client in range(3)]
     validator = plain.new_module(idiom)  # validation goes on from round to round
+    pools = bool(idiom.pooled or idiom.objects)
+
+    def evaluated(split: str, by_client: bool, whole: Any) -> Evaluation:
+        loaders = [stock_loader(clients, client, split) for client in range(3)]
+        mean = plain.mean_numbers(
+            [plain.evaluate(idiom, loader, split, state) for loader in loaders if by_client]
+        )
+        loader = pooled_loader(clients, split)
+        return Evaluation(mean, plain.evaluate(idiom, loader, split, state, whole) if pools else {})
+
+    rounds: list[Round] = []
     state: State | None = None
     for index in range(idiom.rounds):
+        before = index * idiom.epochs
         runs = [
-            plain.fit(
-                idiom, clients, client, idiom.epochs, state, index * idiom.epochs, validates=False
-            )
+            plain.fit(idiom, clients, client, idiom.epochs, state, before, validates=False)
             for client in range(3)
         ]
-        before = state if state is not None else runs[0].start
-        state = plain.mean_state([run.epochs[-1].state for run in runs], weights, before)
-        trained = [_of_a_round(run.epochs) for run in runs]
-        yield Round(
-            plain.mean_numbers(
-                [{n: v for n, v in shown.items() if n.startswith("train")} for shown in trained],
-                weights,
-            ),
-            _evaluation(idiom, clients, "val", state, validator),
-            _evaluation(idiom, clients, "test", state, plain.new_module(idiom)),
-            state,
-        )
-
-
-def _evaluation(
-    idiom: Idiom, clients: Clients, split: str, state: State, pooled: Any
-) -> Evaluation:
-    return Evaluation(
-        plain.mean_numbers(
-            [
-                plain.evaluate(idiom, stock_loader(clients, client, split), split, state)
-                for client in range(3)
-            ]
-        ),
-        plain.evaluate(idiom, pooled_loader(clients, split), split, state, pooled),
-    )
+        start = state if state is not None else runs[0].start
+        state = plain.mean_state([run.epochs[-1].state for run in runs], weights, start)
+        trained = [_named(_of_a_round(run.epochs), "train") for run in runs]
+        last = index + 1 == idiom.rounds
+        val = evaluated("val", last, validator)
+        rounds.append(Round(plain.mean_numbers(trained, weights), val, state))
+    after = Evaluation(val.mean, evaluated("val", False, validator).pooled)
+    return Reference(tuple(rounds), after, evaluated("test", True, None))
 
 
 def _personal(
     idiom: Idiom,
     clients: Clients,
-    last: Round,
+    reference: Reference,
     ours: Run,
     personalization: PersonalizationCallback,
 ) -> Iterator[Difference]:
     """Compare every client's own model, before and after fine-tuning."""
-    shown = ours.epochs[-1].metrics
     moments: dict[str, list[Numbers]] = {"initial": [], "personalized": []}
+    start = reference.rounds[-1].state
     for client, result in enumerate(personalization.results):
-        tuned = plain.fine_tuned(idiom, clients, client, last.state, FINE_TUNING_RATE)
+        tuned = plain.fine_tuned(idiom, clients, client, start, FINE_TUNING_RATE)
         for moment, state, got in (
-            ("initial", last.state, result.before),
+            ("initial", start, result.before),
             ("personalized", tuned.epochs[-1].state, result.after),
         ):
-            right = _short(
-                plain.evaluate(idiom, stock_loader(clients, client, "test"), "test", state)
-            ) | _short(
-                plain.evaluate(idiom, stock_loader(clients, client, "val"), "val", state), "val_"
-            )
+            right: dict[str, float] = {}
+            for split, prefix in (("test", ""), ("val", "val_")):
+                loader = stock_loader(clients, client, split)
+                right |= _short(plain.evaluate(idiom, loader, split, state), prefix)
             moments[moment].append(right)
             yield from _numbers(idiom, f"client {client}, {moment}", right, got)
     for moment, clients_numbers in moments.items():
         means = plain.mean_numbers(clients_numbers)
         right = {f"{moment}/{name}": value for name, value in means.items()}
-        yield from _numbers(idiom, "personalization", right, shown)
+        yield from _numbers(idiom, "over clients", right, ours.epochs[-1].metrics)
 
 
 def _short(metrics: Numbers, prefix: str = "") -> Numbers:
@@ -269,17 +272,31 @@ def _short(metrics: Numbers, prefix: str = "") -> Numbers:
 
 def _of_a_round(epochs: Sequence[Shown]) -> Numbers:
     """Return what a round of so many local epochs shows: of training, the epochs' mean."""
-    last = epochs[-1].metrics
-    training = plain.mean_numbers(
-        [{n: v for n, v in e.metrics.items() if n.startswith("train")} for e in epochs]
+    training = plain.mean_numbers([_named(epoch.metrics, "train") for epoch in epochs])
+    return {**epochs[-1].metrics, **training}
+
+
+def _named(metrics: Numbers, beginning: str) -> Numbers:
+    return {name: value for name, value in metrics.items() if name.startswith(beginning)}
+
+
+def _after_fit(
+    ours: Run, clients: Clients, split: str, right: Numbers | Evaluation, idiom: Idiom
+) -> Iterator[Difference]:
+    """Compare what ``trainer.validate``, or ``trainer.test``, says of the module after fit."""
+    what, step = (
+        ("trainer.validate after fit", ours.trainer.validate)
+        if split == "val"
+        else ("trainer.test after fit", ours.trainer.test)
     )
-    return {**last, **training}
-
-
-def _evaluated(ours: Run, clients: Clients, split: str) -> Numbers:
-    step = ours.trainer.validate if split == "val" else ours.trainer.test
-    step(ours.module, datamodule=clients, verbose=False)
-    return numbers(ours.trainer.callback_metrics)
+    try:
+        step(ours.module, datamodule=clients, verbose=False)
+    except Exception as error:
+        yield Difference(what, "no error", f"{type(error).__name__}: {error}")
+        return
+    got = numbers(ours.trainer.callback_metrics)
+    compare = _choice if isinstance(right, Evaluation) else _numbers
+    yield from compare(idiom, what, right, got)
 
 
 def _numbers(idiom: Idiom, where: str, right: Numbers, got: Numbers) -> Iterator[Difference]:
@@ -301,6 +318,8 @@ def _choice(idiom: Idiom, where: str, right: Evaluation, got: Numbers) -> Iterat
     yield from _numbers(idiom, f"{where}, all clients' examples", pooled, got)
     for name, value in objects.items():
         either = (value, right.pooled[name])
+        if name not in right.pooled:
+            continue
         if name not in got or not any(_close(choice, got[name]) for choice in either):
             yield Difference(
                 f"{where}, {name}",
@@ -321,7 +340,7 @@ def _places(where: str, right: Shown, got: Shown) -> Iterator[Difference]:
             yield Difference(f"{where}, {what}", sorted(expected), sorted(found))
 
 
-def _states(idiom: Idiom, where: str, right: State, got: State) -> Iterator[Difference]:
+def _states(where: str, right: State, got: State) -> Iterator[Difference]:
     if right.keys() != got.keys():
         yield Difference(f"{where}, keys of the state", sorted(right), sorted(got))
         return
@@ -331,7 +350,8 @@ def _states(idiom: Idiom, where: str, right: State, got: State) -> Iterator[Diff
             kinds = [f"{t.dtype} {tuple(t.shape)}" for t in (value, other)]
             yield Difference(f"{where}, {key}", *kinds)
             continue
-        if not (value.is_floating_point() or value.is_complex() or idiom.integers):
+        # integers and flags are not averaged: the server keeps its own
+        if not (value.is_floating_point() or value.is_complex()):
             continue
         a, b = (_wide(tensor) for tensor in (value, other))
         if not torch.allclose(a, b, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):

@@ -54,9 +54,8 @@ class Refused(Exception):
 def fit_with_workers(idiom: Idiom, clients: Clients, workers: int, file: Path) -> list[Shown]:
     """Train with several workers; return what the first of them showed after each round."""
     recorder = Recorder(file)
-    trainer = _trainer(
-        idiom, idiom.rounds, [recorder], devices=workers, **({"strategy": "ddp_fork"} if workers > 1 else {})
-    )
+    several = {"devices": workers, "strategy": "ddp_fork"} if workers > 1 else {}
+    trainer = _trainer(idiom, idiom.rounds, [recorder], **several)
     trainer.fit(seeded(idiom.module), datamodule=clients)
     return [Shown(*fields) for fields in torch.load(file, weights_only=False)]
 

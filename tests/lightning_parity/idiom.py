@@ -40,7 +40,7 @@ class Data:
         dataset: Makes a client's dataset, where it is not a pair of tensors.
     """
 
-    sizes: tuple[int, ...] = (21, 14, 29)
+    sizes: tuple[int, ...] = (21, 15, 29)
     tests: tuple[int, ...] = (9, 6, 14)
     examples: Callable[[int, int], Examples] = classes
     batch_size: int = 4
@@ -49,7 +49,7 @@ class Data:
     dataset: Callable[[Tensor, Tensor], Dataset[Any]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Idiom:
     """One way to write a module, or to use it, that plain Lightning knows.
 
@@ -82,6 +82,8 @@ class Idiom:
         three: Whether it is compared on three clients.
         personal: Whether the clients are fine-tuned, too.
         start: Runs it, where that is not ``trainer.fit``.
+        apart: Whether the module uses state outside of its ``state_dict``, which is a client's own:
+            then right is what plain Lightning measures of the weights in a new module.
         tests_in_fit: Whether the test data seen by ``fit`` are compared.
         show: The number that the table shows.
         why: Why it is refused, or in what the number differs.
@@ -111,6 +113,7 @@ class Idiom:
     three: bool = True
     personal: bool = False
     start: Callable[[pl.Trainer, pl.LightningModule, dict[str, Any]], None] | None = None
+    apart: bool = False
     tests_in_fit: bool = True
     show: str = "val/loss"
     why: str = ""

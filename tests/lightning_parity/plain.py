@@ -118,8 +118,8 @@ def evaluate(
     if loader is None:
         return {}
     module = module if module is not None else new_module(idiom)
-    flags = {name: value for name, value in idiom.flags.items() if name in _EVALUATION_FLAGS}
-    trainer = pl.Trainer(callbacks=[Begin(state)], **{**QUIET, **flags})
+    precision = idiom.flags.get("precision")
+    trainer = pl.Trainer(callbacks=[Begin(state)], precision=precision, **QUIET)
     step = trainer.validate if split == "val" else trainer.test
     step(module, loader, verbose=False)
     return numbers(trainer.callback_metrics)
@@ -148,9 +148,10 @@ def mean_state(states: Sequence[State], weights: Sequence[int], before: State) -
     for key, value in before.items():
         if value.is_floating_point() or value.is_complex():
             wide = torch.complex128 if value.is_complex() else torch.float64
-            total = sum(
-                weight * state[key].to(wide) for weight, state in zip(weights, states, strict=True)
-            )
+            terms = [w * state[key].to(wide) for w, state in zip(weights, states, strict=True)]
+            total = terms[0]
+            for term in terms[1:]:
+                total = total + term
             merged[key] = (total / sum(weights)).to(value.dtype)
     return merged
 
@@ -171,6 +172,3 @@ def _go_to_epoch(trainer: pl.Trainer, epoch: int) -> None:
     progress = trainer.fit_loop.epoch_progress
     for counts in (progress.total, progress.current):
         counts.ready = counts.started = counts.processed = counts.completed = epoch
-
-
-_EVALUATION_FLAGS = ("precision", "inference_mode", "accelerator")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.lightning_parity.idioms.base import Net
 from tests.lightning_parity.idioms.layers import BatchNorm
@@ -25,6 +26,24 @@ class CompiledInPlace(BatchNorm):
         self.net.compile(backend="aot_eager")
 
 
+class LogsOutside(Net):
+    """Logs in hooks only, which are not compiled: tracing ``self.log`` takes long."""
+
+    validation_step = None  # type: ignore[assignment]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("train/loss", outputs["loss"], on_step=False, on_epoch=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", outputs, batch_size=len(batch[1]), on_epoch=True)
+
+
 def compiled_module() -> Any:
-    """Return a module compiled as a whole, as Lightning's documentation does."""
-    return torch.compile(Net(), backend="eager")
+    """Return a module compiled as a whole, as in Lightning's documentation."""
+    return torch.compile(LogsOutside(), backend="eager")

@@ -70,7 +70,9 @@ class ValidationBatches(Net):
         self.log("val/loss", loss)
         return {"loss": loss}
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         note("val: size of batch", (batch_idx, len(batch[1])))
 
     def on_validation_batch_end(
@@ -164,7 +166,7 @@ class CountsEpochs(pl.Callback):
 
 
 class SavesMore(Net):
-    """State in a checkpoint that is no tensor: ``on_save_checkpoint`` and ``on_load_checkpoint``."""
+    """``on_save_checkpoint`` and ``on_load_checkpoint`` with something that is no tensor."""
 
     def __init__(self) -> None:
         super().__init__()

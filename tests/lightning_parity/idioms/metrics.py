@@ -508,6 +508,24 @@ class ListsOfOutputs(Net):
         self.test_outputs.clear()
 
 
+class Gathers(ListsOfOutputs):
+    """Outputs that are gathered from all processes in epoch-end hooks, as a cautious user would."""
+
+    def on_train_epoch_end(self) -> None:
+        self._log_all("train", self.train_outputs)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_all("val", self.val_outputs)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_all("test", self.test_outputs)
+
+    def _log_all(self, split: str, outputs: list[Tensor]) -> None:
+        everyones = self.all_gather(torch.stack(outputs))
+        self.log(f"{split}/stacked", everyones.mean(), sync_dist=True)
+        outputs.clear()
+
+
 class PredictionsForSklearn(Net):
     """Collect predictions in a dictionary of lists, and ask scikit-learn at the end."""
 

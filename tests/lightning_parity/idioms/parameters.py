@@ -141,7 +141,12 @@ class ChannelsLast(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(4, CLASSES)]
+        layers = [
+            nn.Unflatten(1, (1, 2, 2)),
+            nn.Conv2d(1, 4, 2),
+            nn.Flatten(),
+            nn.Linear(4, CLASSES),
+        ]
         self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 

@@ -77,7 +77,7 @@ class Queue(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x = batch[0]
         note("train: place", int(self.place))
-        loss = self.loss(batch) + 0.01 * self(self.queue).square().mean()
+        loss = self.loss(batch) + 0.01 * self(self.queue.clone()).square().mean()
         rows = (int(self.place) + torch.arange(len(x))) % len(self.queue)
         self.queue[rows] = x
         self.place[0] = (int(self.place) + len(x)) % len(self.queue)
