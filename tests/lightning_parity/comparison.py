@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tests.lightning_parity import federated, plain
 from tests.lightning_parity.clients import Clients, pooled_loader, stock_loader
 from tests.lightning_parity.federated import Refused
 from tests.lightning_parity.idiom import Idiom
-from tests.lightning_parity.runs import Numbers, Run, Shown, State, numbers
+from tests.lightning_parity.runs import Numbers, Run, Shown, State, numbers, seeded
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-7
 FINE_TUNING_RATE = 0.05
@@ -63,6 +64,12 @@ class Outcome:
 def one_client(idiom: Idiom) -> Outcome:
     """Compare plain Lightning with a federation of one client that holds all its data."""
     outcome = Outcome()
+    with _ignoring(idiom):
+        _one_client(idiom, outcome)
+    return outcome
+
+
+def _one_client(idiom: Idiom, outcome: Outcome) -> None:
     clients = Clients(idiom.data, 1)
     reference = None
     with _warning_of(idiom, "plain Lightning", outcome):
@@ -72,10 +79,11 @@ def one_client(idiom: Idiom) -> Outcome:
         with _warning_of(idiom, "the federation", outcome):
             ours = federated.fit(idiom, clients)
     except Refused as refused:
-        return _refusal(idiom, refused, reference, outcome)
+        _note_refusal(idiom, refused, reference, outcome)
+        return
     if reference is None:
         outcome.differences.append(Difference("the run", f"refused: {idiom.refused}", "no refusal"))
-        return outcome
+        return
     outcome.right = reference.epochs[-1].metrics.get(idiom.show, math.nan)
     outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan)
     outcome.differences += _rounds_of_one(idiom, clients, reference, ours)
@@ -87,8 +95,9 @@ def one_client(idiom: Idiom) -> Outcome:
             right = plain.evaluate(idiom, loader, split, state)
         else:
             right = plain.evaluate(idiom, loader, split, module=reference.module)
-        outcome.differences += _after_fit(ours, clients, split, right, idiom)
-    return outcome
+        outcome.differences += _after_fit(idiom, ours, clients, split, right)
+    if idiom.resumes:
+        outcome.differences += _from_file(idiom, ours, clients, right)
 
 
 def _rounds_of_one(
@@ -129,6 +138,12 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
         fine_tune: Whether each client gets its own model at the end.
     """
     outcome = Outcome()
+    with _ignoring(idiom):
+        _three_clients(idiom, fine_tune, outcome)
+    return outcome
+
+
+def _three_clients(idiom: Idiom, fine_tune: bool, outcome: Outcome) -> None:
     clients = Clients(idiom.data, 3)
     reference = by_hand(idiom)
     personalization = PersonalizationCallback(
@@ -138,11 +153,11 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
         ours = federated.fit(idiom, clients, [personalization] if fine_tune else [])
     except Refused as refused:
         outcome.differences.append(Difference("the run", "three clients train", str(refused)))
-        return outcome
+        return
     rounds = reference.rounds
     if len(ours.epochs) != len(rounds):
         outcome.differences.append(Difference("rounds", len(rounds), len(ours.epochs)))
-        return outcome
+        return
     for index, (right, shown) in enumerate(zip(rounds, ours.epochs, strict=True)):
         where = f"round {index}"
         outcome.differences += _numbers(idiom, where, right.train, shown.metrics)
@@ -153,10 +168,10 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
         outcome.differences += _choice(idiom, "last round, test data", reference.test, last)
     if fine_tune:
         outcome.differences += _personal(idiom, clients, reference, ours, personalization)
-    for split, after in (("val", reference.val_after), ("test", reference.test)):
-        if after.mean:
-            outcome.differences += _after_fit(ours, clients, split, after, idiom)
-    return outcome
+    if reference.test.pooled:  # else it is what the last round has shown
+        for split, after in (("val", reference.val_after), ("test", reference.test)):
+            if after.mean:
+                outcome.differences += _after_fit(idiom, ours, clients, split, after)
 
 
 # -- three clients by hand ---------------------------------------------------------------------
@@ -243,6 +258,8 @@ def _personal(
     """Compare every client's own model, before and after fine-tuning."""
     moments: dict[str, list[Numbers]] = {"initial": [], "personalized": []}
     start = reference.rounds[-1].state
+    if len(personalization.results) != 3:
+        yield Difference("clients with a model of their own", 3, len(personalization.results))
     for client, result in enumerate(personalization.results):
         tuned = plain.fine_tuned(idiom, clients, client, start, FINE_TUNING_RATE)
         for moment, state, got in (
@@ -281,7 +298,7 @@ def _named(metrics: Numbers, beginning: str) -> Numbers:
 
 
 def _after_fit(
-    ours: Run, clients: Clients, split: str, right: Numbers | Evaluation, idiom: Idiom
+    idiom: Idiom, ours: Run, clients: Clients, split: str, right: Numbers | Evaluation
 ) -> Iterator[Difference]:
     """Compare what ``trainer.validate``, or ``trainer.test``, says of the module after fit."""
     what, step = (
@@ -297,6 +314,21 @@ def _after_fit(
     got = numbers(ours.trainer.callback_metrics)
     compare = _choice if isinstance(right, Evaluation) else _numbers
     yield from compare(idiom, what, right, got)
+
+
+def _from_file(idiom: Idiom, ours: Run, clients: Clients, right: Numbers) -> Iterator[Difference]:
+    """Compare what ``trainer.test`` says of the final checkpoint."""
+    checkpoint = Path("final.ckpt").absolute()
+    ours.trainer.save_checkpoint(checkpoint)
+    try:
+        ours.trainer.test(
+            seeded(idiom.module), datamodule=clients, ckpt_path=checkpoint, verbose=False
+        )
+    except Exception as error:
+        yield Difference("trainer.test of the file", "no error", f"{type(error).__name__}: {error}")
+        return
+    got = numbers(ours.trainer.callback_metrics)
+    yield from _numbers(idiom, "trainer.test of the file", right, got)
 
 
 def _numbers(idiom: Idiom, where: str, right: Numbers, got: Numbers) -> Iterator[Difference]:
@@ -368,8 +400,8 @@ def _notes(right: Run, got: Run) -> Iterator[Difference]:
             yield Difference(f"noted of {about}", expected, found)
 
 
-def _refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome: Outcome) -> Outcome:
-    """Return the outcome of an idiom that was refused: right, if it was said well and early."""
+def _note_refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome: Outcome) -> None:
+    """Note that an idiom was refused, which is right if it was to be, early, and in one line."""
     outcome.refusal = str(refused.error)
     add = outcome.differences.append
     if reference is not None:
@@ -377,7 +409,7 @@ def _refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome: Out
     outcome.got = "refused"
     if idiom.refused is None:
         add(Difference("the run", "as plain Lightning", str(refused)))
-        return outcome
+        return
     if not isinstance(refused.error, FedLightningError):
         add(Difference("the refusal", "a FedLightningError", str(refused)))
     if not re.search(idiom.refused, outcome.refusal, re.IGNORECASE):
@@ -386,7 +418,6 @@ def _refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome: Out
         add(Difference("the refusal", "one line", outcome.refusal))
     if not refused.early:
         add(Difference("the refusal", "before round 0", "after a client had begun"))
-    return outcome
 
 
 @contextmanager
@@ -394,16 +425,21 @@ def _warning_of(idiom: Idiom, who: str, outcome: Outcome) -> Iterator[None]:
     """See to it that the warning is there, if there is one to come."""
     Closure.warning_cache.clear()  # which keeps Lightning from warning twice
     if idiom.warns is None:
-        with warnings.catch_warnings():
-            if idiom.ignores is not None:
-                warnings.filterwarnings("ignore", f".*{idiom.ignores}")
-            yield
+        yield
         return
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         yield
     if not any(re.search(idiom.warns, str(warning.message)) for warning in seen):
         outcome.differences.append(Difference(f"warnings of {who}", idiom.warns, "none"))
+
+
+@contextmanager
+def _ignoring(idiom: Idiom) -> Iterator[None]:
+    with warnings.catch_warnings():
+        if idiom.ignores is not None:
+            warnings.filterwarnings("ignore", f".*{idiom.ignores}")
+        yield
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

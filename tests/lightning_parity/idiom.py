@@ -40,8 +40,8 @@ class Data:
         dataset: Makes a client's dataset, where it is not a pair of tensors.
     """
 
-    sizes: tuple[int, ...] = (21, 15, 29)
-    tests: tuple[int, ...] = (9, 6, 14)
+    sizes: tuple[int, ...] = (15, 9, 21)
+    tests: tuple[int, ...] = (6, 5, 9)
     examples: Callable[[int, int], Examples] = classes
     batch_size: int = 4
     val_fraction: float = 1 / 3

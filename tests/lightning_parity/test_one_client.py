@@ -12,9 +12,3 @@ from tests.lightning_parity.idioms import IDIOMS
 def test_one_client_is_plain_lightning(idiom):
     outcome = one_client(idiom)
     assert not outcome.differences, "\n".join(map(str, outcome.differences))
-
-
-def test_idioms_have_names_of_their_own():
-    assert len(IDIOMS) >= 40
-    assert len({idiom.name for idiom in IDIOMS}) == len({idiom.title for idiom in IDIOMS})
-    assert len({idiom.name for idiom in IDIOMS}) == len(IDIOMS)

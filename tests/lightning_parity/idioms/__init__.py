@@ -20,7 +20,7 @@ from tests.lightning_parity.idioms import (
 )
 from tests.lightning_parity.idioms.base import Net
 
-__all__ = ["IDIOMS"]
+__all__ = ["IDIOMS", "THEMES"]
 
 # What stays with a client from epoch to epoch is compared in one round of three local epochs.
 ONE_ROUND: dict[str, Any] = {"rounds": 1, "epochs": 3}
@@ -127,6 +127,7 @@ METRICS = (
         metrics.ListStates,
         pooled=("val/auroc", "val/median"),
         show="val/auroc",
+        ignores="No (positive|negative) samples",
     ),
     Idiom("module_dict", "metrics in an `nn.ModuleDict`", metrics.ModuleDictOfMetrics, **F1),
     Idiom("unregistered", "metrics in a plain dictionary", metrics.UnregisteredMetrics, **F1),
@@ -444,7 +445,11 @@ HOOKS = (
         **NO_SANITY,
     ),
     Idiom(
-        "batch_transfer", "hooks around the transfer of a batch", hooks.BatchTransfer, personal=True
+        "batch_transfer",
+        "hooks around the transfer of a batch",
+        hooks.BatchTransfer,
+        ignores="You have overridden `on_",
+        personal=True,
     ),
     Idiom(
         "forward_hooks",
@@ -769,16 +774,19 @@ COMPILED = (
     ),
 )
 
-IDIOMS: tuple[Idiom, ...] = (
-    *METRICS,
-    *LOGS,
-    *BATCHES,
-    *OPTIMIZATION,
-    *HOOKS,
-    *STATE,
-    *PARAMETERS,
-    *LAYERS,
-    *CALLBACKS,
-    *HYPERPARAMETERS,
-    *COMPILED,
-)
+THEMES: dict[str, tuple[Idiom, ...]] = {
+    "Metrics": METRICS,
+    "Logging": LOGS,
+    "Batches": BATCHES,
+    "Optimization": OPTIMIZATION,
+    "Hooks": HOOKS,
+    "State": STATE,
+    "Parameters": PARAMETERS,
+    "Layers": LAYERS,
+    "Callbacks": CALLBACKS,
+    "Hyperparameters": HYPERPARAMETERS,
+    "Compilation": COMPILED,
+}
+"""All idioms by theme, as the documentation shows them."""
+
+IDIOMS: tuple[Idiom, ...] = tuple(idiom for theme in THEMES.values() for idiom in theme)

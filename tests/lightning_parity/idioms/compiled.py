@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class CompiledInPlace(BatchNorm):
 class LogsOutside(Net):
     """Logs in hooks only, which are not compiled: tracing ``self.log`` takes long."""
 
-    validation_step = None  # type: ignore[assignment]
+    validation_step = pl.LightningModule.validation_step
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
