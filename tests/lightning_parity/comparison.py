@@ -64,7 +64,7 @@ class Outcome:
 def one_client(idiom: Idiom) -> Outcome:
     """Compare plain Lightning with a federation of one client that holds all its data."""
     outcome = Outcome()
-    with _ignoring(idiom):
+    with ignoring(idiom):
         _one_client(idiom, outcome)
     return outcome
 
@@ -121,7 +121,7 @@ def _rounds_of_one(
                 **plain.evaluate(idiom, stock_loader(clients, 0, "val"), "val", state),
             }
         yield from _numbers(idiom, where, right, shown.metrics)
-        yield from _places(where, of_round[-1], shown)
+        yield from _places(idiom, where, of_round[-1], shown)
         yield from _states(where, state, shown.state)
     if idiom.tests_in_fit and rounds:
         module = reference.module if idiom.resumes else None
@@ -138,7 +138,7 @@ def three_clients(idiom: Idiom, fine_tune: bool = False) -> Outcome:
         fine_tune: Whether each client gets its own model at the end.
     """
     outcome = Outcome()
-    with _ignoring(idiom):
+    with ignoring(idiom):
         _three_clients(idiom, fine_tune, outcome)
     return outcome
 
@@ -360,12 +360,11 @@ def _choice(idiom: Idiom, where: str, right: Evaluation, got: Numbers) -> Iterat
             )
 
 
-def _places(where: str, right: Shown, got: Shown) -> Iterator[Difference]:
+def _places(idiom: Idiom, where: str, right: Shown, got: Shown) -> Iterator[Difference]:
     """Compare where numbers go: to the loggers, to the progress bar."""
     for place in ("logged", "bar"):
         expected, found = (
-            {name for name in getattr(shown, place) if name in right.metrics}
-            for shown in (right, got)
+            {*getattr(shown, place)} & {*right.metrics} - {*idiom.unlike} for shown in (right, got)
         )
         if expected != found:
             what = {"logged": "logged_metrics", "bar": "progress_bar_metrics"}[place]
@@ -410,12 +409,14 @@ def _note_refusal(idiom: Idiom, refused: Refused, reference: Run | None, outcome
     if idiom.refused is None:
         add(Difference("the run", "as plain Lightning", str(refused)))
         return
-    if not isinstance(refused.error, FedLightningError):
-        add(Difference("the refusal", "a FedLightningError", str(refused)))
     if not re.search(idiom.refused, outcome.refusal, re.IGNORECASE):
         add(Difference("the refusal", f"says {idiom.refused!r}", outcome.refusal))
     if "\n" in outcome.refusal.strip():
         add(Difference("the refusal", "one line", outcome.refusal))
+    if idiom.in_plain_too:
+        return  # plain Lightning says so in the first step
+    if not isinstance(refused.error, FedLightningError):
+        add(Difference("the refusal", "a FedLightningError", str(refused)))
     if not refused.early:
         add(Difference("the refusal", "before round 0", "after a client had begun"))
 
@@ -435,7 +436,7 @@ def _warning_of(idiom: Idiom, who: str, outcome: Outcome) -> Iterator[None]:
 
 
 @contextmanager
-def _ignoring(idiom: Idiom) -> Iterator[None]:
+def ignoring(idiom: Idiom) -> Iterator[None]:
     with warnings.catch_warnings():
         if idiom.ignores is not None:
             warnings.filterwarnings("ignore", f".*{idiom.ignores}")

@@ -14,7 +14,7 @@ import torch
 
 from tests.lightning_parity import federated
 from tests.lightning_parity.clients import Clients
-from tests.lightning_parity.comparison import Difference
+from tests.lightning_parity.comparison import Difference, ignoring
 from tests.lightning_parity.idiom import Idiom
 from tests.lightning_parity.runs import Shown
 
@@ -27,7 +27,7 @@ def two_workers(idiom: Idiom, folder: Path) -> list[Difference]:
     runs: list[list[Shown]] = []
     for workers in (1, 2):
         try:
-            with _limited():
+            with _limited(), ignoring(idiom):
                 clients = Clients(idiom.data, 3)
                 runs.append(federated.fit_with_workers(idiom, clients, workers, folder / "run.pt"))
         except Exception as error:

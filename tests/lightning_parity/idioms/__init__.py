@@ -161,6 +161,7 @@ METRICS = (
         "gathers",
         "outputs gathered by `self.all_gather`",
         metrics.Gathers,
+        ignores="torch.distributed",
         pooled=("val/stacked", "test/stacked"),
         show="val/stacked",
         quick_workers=True,
@@ -756,6 +757,7 @@ HYPERPARAMETERS = tuple(
         make,
         resumes=True,
         three=False,
+        ignores="Attribute 'activation' is an instance",
     )
     for name, make in hyperparameters.KINDS.items()
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import pytorch_lightning as pl
@@ -149,7 +150,7 @@ def stopping_on_training() -> list[pl.Callback]:
 
 
 def best_checkpoint() -> list[pl.Callback]:
-    return [BestScore("best", monitor="train/loss_epoch", save_top_k=1)]
+    return [BestScore(tempfile.mkdtemp(), monitor="train/loss_epoch", save_top_k=1)]
 
 
 class BestScore(ModelCheckpoint):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.lightning_parity.idiom import CLASSES, FEATURES, note
-from tests.lightning_parity.idioms.base import Net
+from tests.lightning_parity.idioms.base import RATE, Net
 from tests.lightning_parity.runs import seeded
 
 
@@ -88,7 +88,7 @@ class FrozenInEval(BatchNorm):
         self.net[1].requires_grad_(False).eval()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.net[3].parameters(), 0.2)
+        return torch.optim.SGD(self.net[3].parameters(), RATE)
 
 
 class FrozenByHook(FrozenInEval):

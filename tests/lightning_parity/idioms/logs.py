@@ -145,7 +145,7 @@ class AllKindsOfNumbers(Net):
         self._log("val", self.loss(batch))
 
     def _log(self, split: str, loss: Tensor) -> None:
-        value = float(loss)
+        value = float(loss.detach())
         kinds: dict[str, Any] = {
             "float": value,
             "numpy": np.float64(value),

@@ -554,7 +554,8 @@ class PredictionsForSklearn(Net):
 
     def _score(self, split: str) -> None:
         truth, guess = (torch.cat(self.seen[name]).numpy() for name in ("truth", "guess"))
-        self.log(f"{split}/f1", f1_score(truth, guess, average="macro", labels=[0, 1, 2]))
+        score = f1_score(truth, guess, average="macro", labels=[0, 1, 2], zero_division=0)
+        self.log(f"{split}/f1", score)
         self.seen = defaultdict(list)
 
 
@@ -570,7 +571,7 @@ class PlainSums(Net):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        self.total += float(loss) * len(batch[1])
+        self.total += float(loss.detach()) * len(batch[1])
         self.count += len(batch[1])
         return loss
 

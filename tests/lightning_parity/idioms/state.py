@@ -113,7 +113,7 @@ class Replay(Net):
         for old in self.past:
             loss = loss + 0.5 * self.loss(old)
         self.past.append(batch)
-        self.means["loss"] = 0.9 * self.means.get("loss", 0.0) + 0.1 * float(loss)
+        self.means["loss"] = 0.9 * self.means.get("loss", 0.0) + 0.1 * float(loss.detach())
         note("train: mean loss", self.means["loss"])
         self.log("train/loss", loss, on_step=False, on_epoch=True)
         return loss
