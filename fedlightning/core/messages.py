@@ -27,7 +27,6 @@ __all__ = [
     "belongs_to",
     "declared",
     "num_bytes",
-    "undeclared",
 ]
 
 MergeRule = Literal["mean", "weighted_mean", "sum", "concatenate", "keep"]
@@ -167,11 +166,6 @@ def belongs_to(key: str, name: str) -> bool:
 def declared(key: str, extras: Sequence[Up]) -> Up | None:
     """Return the declaration of an extra, by the key of one of its tensors."""
     return next((extra for extra in extras if belongs_to(key, extra.name)), None)
-
-
-def undeclared(values: Mapping[str, Tensor], extras: Sequence[Up]) -> str | None:
-    """Return the first key that no declaration covers, or ``None``."""
-    return next((key for key in values if declared(key, extras) is None), None)
 
 
 def _check_name(name: str) -> str:

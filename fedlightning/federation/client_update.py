@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.context import ClientContext, Trains
-from fedlightning.core.messages import Broadcast, ClientUpdate, num_bytes, undeclared
+from fedlightning.core.messages import Broadcast, ClientUpdate, num_bytes
 from fedlightning.core.state import State
 from fedlightning.federation.schedule import Job
 from fedlightning.federation.update_checks import BadUpdate, check_tensors, check_weight
@@ -130,7 +130,8 @@ def _check_extras(context: ClientContext, algorithm: Algorithm, steps: int) -> N
             f"{name}, which it keeps or sends along, is non-finite after {steps} steps; "
             "lower the learning rate or set trainer.gradient_clip_val.",
         )
-    if (name := undeclared(context.sent, algorithm.uplinks)) is not None:
+    name = next((key for key in context.sent if algorithm.extra_of(key) is None), None)
+    if name is not None:
         raise BadUpdate(
             "bad_update",
             f"it sends {name}, which {algorithm.name} does not declare: add "
