@@ -99,7 +99,7 @@ def test_nothing_of_a_turn_is_left_in_the_module(name):
 def test_a_skipped_client_leaves_no_trace(name):
     events = net(module=Faulty, at=(1,))
     skipped = run(name, events, federation={"on_client_failure": "skip"})
-    assert events.seen >= 1
+    assert events.counts.seen >= 1
     assert same(everything(skipped), everything(run(name, cohorts=WITHOUT_TWO)))
 
 
