@@ -123,12 +123,16 @@ def test_transform_knows_whether_it_trains():
 def test_loaders_hand_out_tasks():
     data = toy(val_fraction=0.1)
     assert list(data.train_dataloader())[1] == ClientTask(1, "train", 18)
-    assert data.val_dataloader().splits == ("val", "test")
+    assert [(task.client, task.split) for task in data.val_dataloader()][:3] == [
+        (0, "val"),
+        (0, "test"),
+        (1, "val"),
+    ]
     assert len(data.test_dataloader()) == 6
 
 
 def test_without_validation_data_the_test_data_are_validated_on():
-    assert toy().val_dataloader().splits == ("test",)
+    assert {task.split for task in toy().val_dataloader()} == {"test"}
 
 
 def test_predictions_come_client_after_client_as_the_index_says():
