@@ -63,7 +63,7 @@ def test_studies_would_be_accepted(command, capsys):
 @pytest.mark.parametrize("command", commands_of("report"), ids=" ".join)
 def test_reports_lack_nothing_but_their_runs(command, capsys):
     assert main(command) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

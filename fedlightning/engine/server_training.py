@@ -115,9 +115,4 @@ class _Share:
     ) -> Iterator[Batch]:
         data = self._data
         rows = self._rows[data.epoch_order(key, len(self._rows))]
-        return (
-            data.transform_batch(batch, True)
-            for batch in data.pooled.train.batches(
-                rows, data.batch_size, drop_last=data.drop_last, device=device, key=key
-            )
-        )
+        return data.read(data.pooled.train, rows, key=key, device=device)
