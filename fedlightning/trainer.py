@@ -39,9 +39,10 @@ from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
+    Resumption,
     check_loadable,
 )
-from fedlightning.engine.run_folder import RunKeepingTrainer
+from fedlightning.engine.run_folder import RunFolder
 from fedlightning.engine.workers.launch import devices_of, strategy_of
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import ConfigError
@@ -54,7 +55,7 @@ from fedlightning.storage.checkpoint_io import AtomicCheckpointIO
 __all__ = ["FederatedTrainer", "callbacks_of", "loggers_of", "plugins_of"]
 
 
-class FederatedTrainer(RunKeepingTrainer):
+class FederatedTrainer(pl.Trainer):
     """A Trainer whose epoch is a round and whose batch is a client.
 
     All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
@@ -108,12 +109,30 @@ class FederatedTrainer(RunKeepingTrainer):
             inference_mode=kwargs.get("inference_mode", True),
         )
         before_optimizers(self, loop.prepare)
-        after_environment(self, self._open_folder)
-        in_every_checkpoint(self, self._note_loggers)
-        loop.on_begun = self._cut_back
+        self.run_folder = RunFolder(self, loop)
+        after_environment(self, self.run_folder.open)
+        in_every_checkpoint(self, self.run_folder.note_loggers)
+        loop.on_begun = self.run_folder.cut_back
         self.personalizes = False
 
+    @property
+    def federated_loop(self) -> FederatedLoop:
+        """The loop that runs the rounds."""
+        assert isinstance(self.fit_loop, FederatedLoop)
+        return self.fit_loop
+
+    @property
+    def resumption(self) -> Resumption | None:
+        """What the run under way continues; ``None`` if it starts anew."""
+        return self.run_folder.resumption
+
     # -- running -------------------------------------------------------------------------------
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save the global model and the run's state; amid a round, those of its start."""
+        with self.federated_loop.showing_global():
+            super().save_checkpoint(*args, **kwargs)
+        self.run_folder.clear_client_states(Path(args[0] if args else kwargs["filepath"]))
 
     def fit(  # type: ignore[override]  # kwargs: weights_only came with Lightning 2.6
         self,
@@ -146,10 +165,10 @@ class FederatedTrainer(RunKeepingTrainer):
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
         check_training_data(data)
-        ckpt_path = self._found(ckpt_path)
+        ckpt_path = self.run_folder.found(ckpt_path)
         with (
             self._at_work(model),
-            self._resuming(ckpt_path, model, data),
+            self.run_folder.resuming(ckpt_path, model, data),
             evaluation_steps(model),
             _validating_on(data, val_dataloaders),
         ):
@@ -158,7 +177,7 @@ class FederatedTrainer(RunKeepingTrainer):
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalize."""
         _check_evaluation(model, *args, **kwargs)
-        self._find(kwargs, model, args)
+        self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().validate(model, *args, **kwargs)
@@ -166,7 +185,7 @@ class FederatedTrainer(RunKeepingTrainer):
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalize."""
         _check_evaluation(model, *args, **kwargs)
-        self._find(kwargs, model, args)
+        self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().test(model, *args, **kwargs)
@@ -174,7 +193,7 @@ class FederatedTrainer(RunKeepingTrainer):
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
         _check_evaluation(model, *args, **kwargs)
-        self._find(kwargs, model, args)
+        self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().predict(model, *args, **kwargs)
@@ -210,7 +229,7 @@ class FederatedTrainer(RunKeepingTrainer):
             FedLightningError: For any mistake that the user can correct.
         """
         check_inputs(model, [datamodule], ckpt_path)
-        ckpt_path = self._found(ckpt_path)
+        ckpt_path = self.run_folder.found(ckpt_path)
         module = model or self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
             check_loadable(Path(ckpt_path), module)

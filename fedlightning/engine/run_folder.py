@@ -1,4 +1,4 @@
-"""A trainer's dealings with files: checkpoints found, compared and written; a folder of its own."""
+"""The folder of a run: its lock, its checkpoints and what a resumed run continues there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from fedlightning.engine.resume.resumption import (
 )
 from fedlightning.engine.resume.run_settings import warn_of_changes
 from fedlightning.errors import CheckpointError
-from fedlightning.federation.settings import Federation
 from fedlightning.storage.checkpoint_io import latest_checkpoint
 from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.files import remove_stale_files
@@ -37,111 +36,111 @@ from fedlightning.storage.run_layout import (
     remove_unfinished,
 )
 
-__all__ = ["RunKeepingTrainer"]
+__all__ = ["RunFolder"]
 
 
-class RunKeepingTrainer(pl.Trainer):
-    """A Trainer that keeps its run folder to itself and its checkpoints in order."""
+class RunFolder:
+    """What a trainer does with files: find, compare and resume checkpoints, lock its folder.
 
-    federation: Federation
-    resumption: Resumption | None = None
-    _lock: RunLock | None = None
-    _personal_files: ClientStateFiles | None = None
+    Args:
+        trainer: The trainer.
+        loop: Its loop.
 
-    @property
-    def federated_loop(self) -> FederatedLoop:
-        """The loop that runs the rounds."""
-        assert isinstance(self.fit_loop, FederatedLoop)
-        return self.fit_loop
+    Attributes:
+        resumption: What the run under way continues; ``None`` if it starts anew.
+    """
 
-    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save the global model and the run's state; amid a round, those of its start."""
-        with self.federated_loop.showing_global():
-            super().save_checkpoint(*args, **kwargs)
-        self._clear_personal(Path(args[0] if args else kwargs["filepath"]))
+    def __init__(self, trainer: pl.Trainer, loop: FederatedLoop) -> None:
+        self.resumption: Resumption | None = None
+        self._trainer = trainer
+        self._loop = loop
+        self._lock: RunLock | None = None
+        self._client_files: ClientStateFiles | None = None
 
-    def _clear_personal(self, saved: Path) -> None:
+    def clear_client_states(self, saved: Path) -> None:
         """Remove what clients had kept in rounds that no checkpoint goes back to any more."""
-        in_use = self.federated_loop.personal.files
+        in_use = self._loop.client_store.files
         if not in_use:
             return
-        folder = self.log_dir  # every rank must ask
-        if folder is None or not self.is_global_zero or not saved.is_file():
+        folder = self._trainer.log_dir  # every rank must ask
+        if folder is None or not self._trainer.is_global_zero or not saved.is_file():
             return
         run = Path(folder).absolute()
-        files = self._personal_files
+        files = self._client_files
         if files is None or files.folder.parent != run:
-            root = Path(self.default_root_dir).absolute()
-            self._personal_files = files = ClientStateFiles(run / CLIENT_STATES, run, root)
+            root = Path(self._trainer.default_root_dir).absolute()
+            self._client_files = files = ClientStateFiles(run / CLIENT_STATES, run, root)
         files.saved(saved, in_use)
         if saved.name == LAST_CHECKPOINT:
             files.remove_superseded(in_use)
 
-    def _found(self, ckpt_path: Any) -> Any:
+    def found(self, ckpt_path: Any) -> Any:
         """Return the file that a name stands for, a requeued job's own among them."""
         if ckpt_path == "last":
-            return latest_checkpoint(self.default_root_dir)
+            return latest_checkpoint(self._trainer.default_root_dir)
         if ckpt_path == "hpc" or (ckpt_path is None and SLURMEnvironment.detect()):
-            found = requeued_checkpoint(self)
+            found = requeued_checkpoint(self._trainer)
             if found is None and ckpt_path == "hpc":
                 raise CheckpointError(
                     f"ckpt_path='hpc': no hpc_ckpt_*.ckpt of a preempted job in "
-                    f"{self.default_root_dir}; give a path, or 'last'."
+                    f"{self._trainer.default_root_dir}; give a path, or 'last'."
                 )
             return found
         return ckpt_path
 
-    def _find(self, kwargs: dict[str, Any], model: Any, args: tuple[Any, ...]) -> None:
+    def find(self, kwargs: dict[str, Any], model: Any, args: tuple[Any, ...]) -> None:
         """Find the checkpoint to evaluate, and say where it does not go with the settings."""
         if kwargs.get("ckpt_path") in (None, "", "best"):
             return
-        path = kwargs["ckpt_path"] = self._found(kwargs["ckpt_path"])
-        module = model or self.lightning_module
+        path = kwargs["ckpt_path"] = self.found(kwargs["ckpt_path"])
+        module = model or self._trainer.lightning_module
         data = prepared_data(kwargs.get("datamodule") or next(iter(args), None))
-        checkpoint = self.strategy.checkpoint_io.load_checkpoint(path)
-        warn_of_changes(checkpoint, path, self.federation, module, data)
+        checkpoint = self._trainer.strategy.checkpoint_io.load_checkpoint(path)
+        warn_of_changes(checkpoint, path, self._loop.federation, module, data)
 
     @contextmanager
-    def _resuming(self, path: Any, model: pl.LightningModule, data: Any) -> Iterator[None]:
+    def resuming(self, path: Any, model: pl.LightningModule, data: Any) -> Iterator[None]:
         """Check the checkpoint before anything is written; give the folder free at the end."""
-        self.resumption, rounds = None, self.max_epochs
+        self.resumption, rounds = None, self._trainer.max_epochs
         try:
             if path not in (None, "", "best"):
                 self.resumption = self._check_checkpoint(Path(path), model, data)
                 if rounds is not None and 0 <= rounds < self.resumption.round:
-                    self.fit_loop.max_epochs = self.resumption.round  # nothing to do, no mistake
+                    self._trainer.fit_loop.max_epochs = (
+                        self.resumption.round
+                    )  # nothing to do, no mistake
             with warnings.catch_warnings():
                 if self.resumption is not None and self.resumption.in_place:
                     warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
                 yield
         finally:
-            self.fit_loop.max_epochs = rounds
+            self._trainer.fit_loop.max_epochs = rounds
             if self._lock is not None:
                 self._lock.release()
 
     def _check_checkpoint(self, path: Path, model: pl.LightningModule, data: Any) -> Resumption:
-        checkpoint = self.strategy.checkpoint_io.load_checkpoint(path)
+        checkpoint = self._trainer.strategy.checkpoint_io.load_checkpoint(path)
         check_resumable(checkpoint, path, model)
         if (known := prepared_data(data)) is not None:
-            self.federated_loop.compare_settings(checkpoint, model, known)
-        return resumption_of(path, checkpoint, self)
+            self._loop.compare_settings(checkpoint, model, known)
+        return resumption_of(path, checkpoint, self._trainer)
 
-    def _note_loggers(self, checkpoint: dict[str, Any]) -> None:
+    def note_loggers(self, checkpoint: dict[str, Any]) -> None:
         """Note in a checkpoint which loggers the run has."""
-        note_loggers(checkpoint, self.loggers)
+        note_loggers(checkpoint, self._trainer.loggers)
 
-    def _cut_back(self) -> None:
+    def cut_back(self) -> None:
         """Cut the tables of rounds back to the checkpoint: nothing can refuse it any more."""
-        cut_back(self, self.resumption, self.federated_loop.rounds_aggregated)
+        cut_back(self._trainer, self.resumption, self._loop.rounds_aggregated)
 
-    def _open_folder(self) -> None:
+    def open(self) -> None:
         """Take the run's folder, and clear away what a killed process has left there."""
-        if self.state.fn != TrainerFn.FITTING or self.fast_dev_run:  # type: ignore[attr-defined]
+        if self._trainer.state.fn != TrainerFn.FITTING or self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.resumption is not None:
-            self.resumption.continue_loggers(self.loggers)
-        folder, failure = run_folder(self), None
-        if folder is not None and self.is_global_zero:
+            self.resumption.continue_loggers(self._trainer.loggers)
+        folder, failure = run_folder(self._trainer), None
+        if folder is not None and self._trainer.is_global_zero:
             self._lock = RunLock(folder)
             try:
                 self._lock.acquire()
@@ -151,4 +150,4 @@ class RunKeepingTrainer(pl.Trainer):
                 for place in (folder, folder / CHECKPOINTS, folder / CLIENT_STATES):
                     remove_stale_files(place)
                 remove_unfinished(folder)
-        self.federated_loop.workers.agree(failure)
+        self._loop.workers.agree(failure)

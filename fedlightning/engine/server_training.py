@@ -26,7 +26,7 @@ from fedlightning.models.base import freeze_all_but
 
 __all__ = ["ServerTraining"]
 
-_NOBODY = 0  # the server's streams have a purpose of their own, so this is no client's
+_NOBODY = 0  # the server's streams have a purpose of their own, so this is not a client's
 
 
 class ServerTraining:

@@ -176,7 +176,7 @@ class Federation(NamedArguments):
             check_number(name, seconds, above=0, unit="seconds", other="null for none")
         if seconds is not None and self.clients_per_kernel > 1:
             raise ConfigError(
-                "federation.client_timeout needs federation.clients_per_kernel=1: there is no "
+                "federation.client_timeout needs federation.clients_per_kernel=1: there is not a "
                 "clock for each of several clients that train at once."
             )
         if isinstance(self.cohort_size, int):

@@ -56,7 +56,7 @@ def check_tensors(state: Mapping[str, Any], like: Mapping[str, Tensor], steps: i
         value = state[key]
         if not isinstance(value, Tensor):
             raise BadUpdate(
-                "bad_update", f"{key} of its update is no tensor but a {type(value).__name__}"
+                "bad_update", f"{key} of its update is not a tensor but a {type(value).__name__}"
             )
         for what, got, wanted in (
             ("shapes", tuple(value.shape), tuple(model.shape)),

@@ -398,7 +398,7 @@ def test_what_cannot_be_grouped_is_refused_before_the_first_round(module, settin
 
 def test_a_plain_lightning_module_is_refused():
     reason = unsupported_reason(trainer(), pl.LightningModule())
-    assert reason == "LightningModule is no FederatedModule"
+    assert reason == "LightningModule is not a FederatedModule"
 
 
 @pytest.mark.parametrize("value", [0, True, 1.5, "auto"])

@@ -248,7 +248,7 @@ def test_a_bad_weight_is_a_failure_of_that_client(weight):
         (lambda state: state.pop("head.bias"), "its update lacks head.bias"),
         (lambda state: state.update({"x": torch.ones(1)}), "its update has x"),
         (lambda state: state.update({"head.bias": torch.ones(9)}), "shapes differ: head.bias"),
-        (lambda state: state.update({"head.bias": 3.0}), "head.bias of its update is no tensor"),
+        (lambda state: state.update({"head.bias": 3.0}), "head.bias of its update is not a tensor"),
         (
             lambda state: state.update({"head.bias": torch.full((3,), float("nan"))}),
             "head.bias of its update is non-finite",

@@ -153,7 +153,7 @@ def test_damaged_checkpoints_and_other_networks(run):
 
 def test_folders_that_are_no_runs(tmp_path, run):
     folder, _ = run
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         client_model(tmp_path / "nothing", 7)
     with pytest.raises(ConfigError, match="client must be a client's id or 'global', got '7'"):
         client_model(folder, "7")

@@ -100,7 +100,7 @@ class GroupedTraining:
 
     @property
     def gradient_step(self) -> None:
-        """There is no step of one client: hooks are refused where clients train at once."""
+        """None: hooks are refused where clients train at once."""
 
     def no_logging(self) -> AbstractContextManager[None]:
         """Drop what is logged inside the ``with`` block."""
@@ -196,7 +196,7 @@ def unsupported_reason(trainer: pl.Trainer, module: pl.LightningModule) -> str |
     """
     name = type(module).__name__
     if not isinstance(module, FederatedModule):
-        return f"{name} is no FederatedModule"
+        return f"{name} is not a FederatedModule"
     if (reason := unsupported(module)) is not None:
         return reason
     for hook in ("training_step", *LOCAL_HOOKS):

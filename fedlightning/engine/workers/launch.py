@@ -53,7 +53,7 @@ def devices_of(kwargs: dict[str, Any], cohort_size: int | float) -> Any:
 
 
 def _checked_workers(given: Any) -> Any:
-    """Refuse what is no number of processes, or more of them than a machine can start."""
+    """Refuse what is not a number of processes, or more of them than a machine can start."""
     most = max(_MOST_WORKERS, 4 * _usable_cores())
     number = int(given) if isinstance(given, str) and given.isdecimal() else given
     if not is_integer(number) or not 1 <= number <= most:

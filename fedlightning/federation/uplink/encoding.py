@@ -116,7 +116,7 @@ def _unpack_bitmap(reader: Reader, dtype: torch.dtype, size: int) -> Tensor:
 
 def _unpack_levels(reader: Reader, dtype: torch.dtype, size: int) -> Tensor:
     if not dtype.is_floating_point:
-        raise ValueError(f"levels of {dtype}, which is no floating-point type")
+        raise ValueError(f"levels of {dtype}, which is not a floating-point type")
     (step,) = struct.unpack("<d", reader.take(8))
     if step == 0:
         return torch.zeros(size, dtype=dtype)

@@ -74,7 +74,7 @@ def doubt(module: pl.LightningModule) -> str | None:
     else:
         return f"{name} has a forward of its own"
     if not isinstance(scope, nn.Module):
-        return f"{name}.body is no torch module"
+        return f"{name}.body is not a torch module"
     for path, child in scope.named_modules():
         if child is not module and not _one_by_one(child):
             return f"{path or 'body'} is of a type, {type(child).__name__}, that is not known here"
@@ -102,7 +102,7 @@ def _of_head(trainer: pl.Trainer, module: pl.LightningModule, head: nn.Module | 
 def _of_module(module: pl.LightningModule) -> str | None:
     name = type(module).__name__
     if not isinstance(module, FederatedModule):
-        return f"{name} is no FederatedModule, so its steps are its own"
+        return f"{name} is not a FederatedModule, so its steps are its own"
     for method in _STEPS:
         if overrides(module, method, FederatedModule):
             return f"{name} has a {method} of its own"

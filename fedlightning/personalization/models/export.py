@@ -102,7 +102,7 @@ def _load(
     """Return the module with a client's state, that state, and what its predictor has beside it."""
     folder = Path(run)
     if not folder.is_dir():
-        raise ConfigError(f"run={os.fspath(run)!r} is no folder; give a run's folder.")
+        raise ConfigError(f"run={os.fspath(run)!r} is not a folder; give a run's folder.")
     if client != "global" and not isinstance(client, (int, np.integer)):
         raise ConfigError(f"client must be a client's id or 'global', got {client!r}.")
     index = read_index(folder) if client != "global" else _index_if_any(folder)

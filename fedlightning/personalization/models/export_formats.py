@@ -39,7 +39,7 @@ def format_of(path: str | os.PathLike[str], given: str | None = None) -> str:
     """Return the format to write a file in: the one that is given, else what its name ends with.
 
     Raises:
-        ConfigError: There is no such format.
+        ConfigError: The format is unknown.
 
     Example:
         >>> format_of("model.pt2"), format_of("model.bin", "onnx")
@@ -91,7 +91,7 @@ def export_model(
         The file.
 
     Raises:
-        ConfigError: There is no such format, the file exists, or ``forward`` cannot be exported.
+        ConfigError: The format is unknown, the file exists, or ``forward`` cannot be exported.
         EnvironmentFailure: A package is missing, or the file cannot be written.
 
     Example:

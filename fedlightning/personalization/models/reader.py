@@ -51,7 +51,7 @@ def read_index(run: str | os.PathLike[str]) -> PersonalIndex:
             "makes them from a checkpoint."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is no JSON.") from error
+        raise CheckpointError(f"{path} is damaged: it is not JSON.") from error
     number = content.get("format") if isinstance(content, dict) else None
     if isinstance(number, int) and number > FORMAT:
         raise CheckpointError(
