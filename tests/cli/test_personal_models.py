@@ -63,7 +63,7 @@ def test_without_a_callback_it_says_that_the_defaults_count(run, done):
     ("options", "message"),
     [
         (["--clients=x"], "clients must be ids or ranges of ids, such as 3,7,10-19, got 'x'"),
-        (["--clients=9"], "there is no client 9 in Digits, whose clients are 0 to 4"),
+        (["--clients=9"], "no client 9 in Digits, whose clients are 0 to 4"),
         (["--client=3"], "unknown option client. Did you mean 'clients'?"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_choice_of_clients_means_nothing_to_other_commands(run, done):
 def test_checkpoints_that_are_none(run, done, tmp_path):
     ended = run("personalize", "--config=ok.yaml")
     assert ended.code == 2
-    assert ended.error.startswith("error: personalize needs a trained model: give --ckpt_path")
+    assert ended.error.startswith("error: personalize needs a trained model: pass --ckpt_path")
     last = done / "checkpoints" / "last.ckpt"
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(last.read_bytes()[:-1])
@@ -157,7 +157,7 @@ def test_a_file_is_overwritten_only_when_told_to(run, done, write):
     words = ["export", f"--run={done}", "--client=1", "--output=mine.pt"]
     ended = run(*words)
     assert ended.code == 2
-    assert "output: mine.pt exists: give another name, or --overwrite" in ended.error
+    assert "output: mine.pt exists: choose another name, or pass --overwrite" in ended.error
     assert mine.read_text() == "mine"
     assert run(*words, "--overwrite").code == 0
     assert len(torch.load(mine, weights_only=True)) == 4
@@ -183,7 +183,7 @@ def test_damage_and_mismatch_are_the_checkpoints_fault(run, done):
     [
         ([], "export needs run and client and output: python -m fedlightning export --run DIR"),
         (["--run=x", "--client=1"], "export needs output: "),
-        (["--run=x", "--client=a", "--output=m.pt"], "client must be a client's id or global"),
+        (["--run=x", "--client=a", "--output=m.pt"], "client must be a client id or global"),
         (["--run=x", "--client=1", "--output=m.pt"], "run='x' is no folder"),
         (["--run=x", "--client=1", "--output=m"], "the name does not say the format"),
         (["--run=x", "--client=1", "--output=m.pt", "--format=onx"], "Did you mean 'onnx'?"),
