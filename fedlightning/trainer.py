@@ -176,7 +176,7 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalize."""
-        _check_evaluation(model, *args, **kwargs)
+        self._check_evaluation(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
@@ -184,7 +184,7 @@ class FederatedTrainer(pl.Trainer):
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalize."""
-        _check_evaluation(model, *args, **kwargs)
+        self._check_evaluation(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
@@ -192,7 +192,7 @@ class FederatedTrainer(pl.Trainer):
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        _check_evaluation(model, *args, **kwargs)
+        self._check_evaluation(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model or self.lightning_module
         with self._at_work(module), evaluation_steps(module):
@@ -274,6 +274,13 @@ class FederatedTrainer(pl.Trainer):
 
     # -- checks ---------------------------------------------------------------------------------
 
+    def _check_evaluation(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # the arguments as they are: the command line reads the options off the calls with **kwargs
+        names = ("dataloaders", "ckpt_path")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        data = [given.get("dataloaders"), given.get("datamodule")]
+        check_inputs(model, data, given.get("ckpt_path"))
+
     def _check_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
             raise ConfigError(
@@ -299,12 +306,6 @@ def _checked(federation: Any) -> Federation:
     check_instance("federation", federation, Federation)
     assert isinstance(federation, Federation)
     return federation
-
-
-def _check_evaluation(
-    model: Any, dataloaders: Any = None, ckpt_path: Any = None, *_: Any, **kwargs: Any
-) -> None:
-    check_inputs(model, [dataloaders, kwargs.get("datamodule")], ckpt_path)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class OutOfMemoryError(RuntimeError):
         (MisconfigurationException("two\nlines"), 2, "two lines"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), 6, "Permission denied: runs"),
         (OSError(errno.ENOSPC, "No space left on device"), 6, "No space left on device"),
-        (MemoryError(), 6, "out of memory: the machine has no more; lower data.batch_size."),
+        (MemoryError(), 6, "out of memory: the machine has none left; lower data.batch_size."),
         (OutOfMemoryError("CUDA out"), 6, "out of memory: CUDA out; lower data.batch_size."),
         (ModuleNotFoundError("`rich` is not installed"), 6, "`rich` is not installed"),
         (RuntimeError("PytorchStreamWriter failed"), 6, "cannot write a checkpoint, no space left"),
