@@ -262,9 +262,10 @@ class FederatedLoop(RoundLoop):
             self._server_training = ServerTraining(
                 self.trainer, data, self.model, resident, config, self.seed
             )
-        if self._schedule_state is None or self._schedule_state.commit != self.round:
+        commits = self.rounds_aggregated  # a checkpoint may lie between a commit and its evaluation
+        if self._schedule_state is None or self._schedule_state.commit != commits:
             start = self._schedule.start(self.population)
-            self._schedule_state = ScheduleState(self.round, start.time, start.pending, start.extra)
+            self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
 
     def _training_of(self, resident: ResidentModule, log: LocalLog) -> Plans:
         """Return what trains clients, one by one or several at once."""
