@@ -297,7 +297,11 @@ class FederatedLoop(RoundLoop):
         )
         server.load_state_dict(self._server_state)
         server.start(
-            resident.received, model.roles.shared, model.parameters, model.moving, self.round
+            resident.received,
+            model.roles.shared,
+            model.parameters,
+            model.moving,
+            self.rounds_aggregated,
         )
         server.load_versions(self._versions)
         return server
