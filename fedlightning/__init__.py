@@ -13,9 +13,9 @@ from fedlightning._version import __version__ as __version__
 
 _NAMES = {
     "algorithms": (
-        "APFL SCAFFOLD Algorithm ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg FedAvgM "
-        "FedBABU FedBN FedPer FedProx FedRep FedRoD FedYogi LGFedAvg LocalMethod LocalOnly PFedMe "
-        "PerFedAvg ServerData"
+        "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
+        "FedAvgM FedBABU FedBN FedPer FedProx FedRep FedRoD FedYogi LGFedAvg LocalMethod LocalOnly "
+        "PFedMe PerFedAvg ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

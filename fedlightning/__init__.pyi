@@ -5,6 +5,7 @@ from fedlightning.algorithms import (
     APFL as APFL,
     SCAFFOLD as SCAFFOLD,
     Algorithm as Algorithm,
+    ClientHook as ClientHook,
     ClientUpdate as ClientUpdate,
     Composite as Composite,
     Ditto as Ditto,

@@ -13,7 +13,7 @@ from fedlightning import FedAvg, Federation
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.seeding import Key
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.errors import ConfigError, FederationError
+from fedlightning.errors import CheckpointError, ConfigError, FederationError
 from fedlightning.federation.schedule import (
     Job,
     Population,
@@ -252,3 +252,11 @@ def test_a_million_clients_are_planned_at_no_cost():
     jobs, after = Synchronous().next(ScheduleState(commit=7), population)
     assert [job.client for job in jobs] == [7, 8]
     assert after.pending == ()
+
+
+def test_a_run_is_not_resumed_with_another_schedule(tmp_path):
+    run(rounds=1, folder=tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"federation\.schedule: Buffered\(buffer=3\) -> None"
+    ):
+        fit(net(dropout=0.3, lr_milestones=()), FedAvg(), rounds=2, folder=tmp_path, ckpt="last")

@@ -8,7 +8,7 @@ import torch
 from fedlightning import SCAFFOLD, FedAvg, Federation
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.seeding import Key
-from fedlightning.errors import ConfigError
+from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.federation.uplink import (
     ClipNorm,
     GaussianNoise,
@@ -112,3 +112,9 @@ def test_compression_is_the_last_stage():
 def test_settings_out_of_range_are_refused(make, text):
     with pytest.raises(ConfigError, match=text):
         make()
+
+
+def test_a_run_is_not_resumed_with_other_stages(tmp_path):
+    fit(net(), FedAvg(), rounds=1, folder=tmp_path, federation={"uplink": [ClipNorm(1.0)]})
+    with pytest.raises(CheckpointError, match=r"federation\.uplink: .*ClipNorm\(max_norm=1"):
+        fit(net(), FedAvg(), rounds=2, folder=tmp_path, ckpt="last")

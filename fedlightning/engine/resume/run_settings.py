@@ -66,6 +66,8 @@ def settings_that_matter(
         "federation.algorithm": federation.algorithm,
         "federation.aggregator": federation.aggregator,
         "federation.compression": federation.compression,
+        "federation.uplink": federation.uplink or None,
+        "federation.schedule": federation.schedule,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.head": federation.head,
