@@ -8,7 +8,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "fedlightning"
 PUBLIC = {"__init__", "__main__"}
-RE_EXPORTS = {"aggregation": "algorithms.aggregation", "compression": "federation.uplink"}
+RE_EXPORTS = {
+    "aggregation": "algorithms.aggregation",
+    "compression": "federation.uplink",
+    "sampling": "federation.sampling",
+}
 LAYERS: list[set[str]] = [
     {"errors", "_version"},
     {"core"},
