@@ -147,10 +147,10 @@ class LocalEpochs:
                 for index, (batch, last) in enumerate(_mark_last(islice(batches, total))):
                     if progress is not None:
                         progress.on_batch(index, last, total)
+                    self._log.on_batch(batch)
                     if self._hook("on_train_batch_start", batch, index) == -1:
                         break
                     due = last or (index + 1) % accumulate == 0
-                    self._log.on_batch(batch)
                     loss = self._step(batch, index, due)
                     steps += due
                     self._hook("on_train_batch_end", {"loss": loss}, batch, index)

@@ -162,9 +162,7 @@ def test_folders_that_are_no_runs(tmp_path, run):
     with pytest.raises(CheckpointError, match="has no checkpoints: give one with ckpt_path"):
         client_model(tmp_path, "global")
     (folder / "config.yaml").unlink()
-    with pytest.raises(
-        ConfigError, match=r"in Python, pass it: client_model\(run, client, module\)"
-    ):
+    with pytest.raises(ConfigError, match=r"pass it: client_model\(run, client, module\)"):
         client_model(folder, 7)
     assert client_model(folder, 7, module=Conv4(width=4, image_size=16))
 
