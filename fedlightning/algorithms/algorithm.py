@@ -275,6 +275,16 @@ class Algorithm(NamedArguments):
             for item in value if isinstance(value, tuple) else [value] if value else []:
                 if not isinstance(item, kind):
                     raise ConfigError(f"algorithm.{key} must be a {kind.__name__}, got {item!r}.")
+        owners: dict[tuple[str, type], str] = {}
+        for hook in self.claims.get("local", ()):
+            for message in hook.messages:
+                place, name = (message.name, type(message)), type(hook).__name__
+                if place in owners:
+                    raise ConfigError(
+                        f"algorithm.local: {owners[place]} and {name} both have a message "
+                        f"{message.name!r}; give one of them another name."
+                    )
+                owners[place] = name
 
     @property
     def _expressions(self) -> list[str]:

@@ -324,7 +324,13 @@ class LocalTraining:
 
     def _on_loss(self, batch: Batch, loss: Tensor) -> Tensor:
         for hook in self._with_loss:
-            loss = hook.on_loss(self._now, batch, loss)
+            changed = hook.on_loss(self._now, batch, loss)
+            if not isinstance(changed, Tensor):
+                raise ConfigError(
+                    f"{type(hook).__name__}.on_loss returned {changed!r}; return the loss, a "
+                    "tensor."
+                )
+            loss = changed
         return loss
 
 

@@ -240,13 +240,14 @@ class FederatedLoop(RoundLoop):
         settings, data, federation = TrainerSettings(self.trainer), self.data, self.federation
         schedules = [config.scheduler for config in settings.schedulers]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        self._resident = resident = ResidentModule(
+        resident = ResidentModule(
             self.module,
             FreshOptimizers(self.trainer.optimizers, schedules, scaler),
             alone=len(data.training_clients) == 1,
             ignore=tuple(vars(pl.LightningModule())),
         )
         self.server = self._start_server(resident)
+        self._resident = resident
         log = LocalLog(self.module)
         clients = ResidentClients(
             federation, data, self.model, resident, self._training_of(resident, log), log,

@@ -114,8 +114,14 @@ class Server:
             state |= {_OPTIMIZER + name: value for name, value in start.items()}
         moving = {key: model[key] for key in trained}
         for hook in self._algorithm.hooks:
-            own = hook.server_state(moving)
+            own = _entries(hook, "server_state", hook.server_state(moving))
             declared = {message.name for message in hook.messages}
+            for message in hook.messages:
+                if getattr(message, "per_client", False) and message.name in own:
+                    raise ConfigError(
+                        f"{type(hook).__name__}.server_state has {message.name!r}, which is "
+                        f"declared per client; name its entries '{message.name}/CLIENT'."
+                    )
             self._owned[hook] = frozenset({_first(name) for name in own} | declared)
             state |= own
         device = next((value.device for value in model.values()), None)
@@ -198,7 +204,7 @@ class Server:
                 {key: self._model[key] for key in self._shared},
                 merged,
             )
-            self._next |= hook.on_aggregate(aggregation)
+            self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
         shared = frozenset(self._shared)
         still = {key: self._model[key] for key in self._parameters if key not in shared}  # frozen
         moved = self._step({**merged, **still}, received.count)
@@ -393,6 +399,19 @@ def _joined(update: ClientUpdate) -> State:
                 "which a robust rule cannot protect; leave the aggregator out."
             )
     return {_EXTRA + key: value for key, value in update.extras.items()}
+
+
+def _entries(hook: ClientHook, method: str, values: Any) -> State:
+    """Return what a hook's server side gave.
+
+    Raises:
+        ConfigError: If it is not a dict of tensors.
+    """
+    if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise ConfigError(
+            f"{type(hook).__name__}.{method} must return a dict of tensors, got {values!r:.80}."
+        )
+    return values
 
 
 def _first(name: str) -> str:

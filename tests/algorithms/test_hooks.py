@@ -358,3 +358,34 @@ def test_two_hooks_with_a_message_of_one_name_do_not_go_together():
 
     with pytest.raises(ConfigError, match="each has a message 'drift'"):
         _ = algorithm(Lies(1.0)) + algorithm(Other())
+
+
+def hook(**members: Any) -> ClientHook:
+    """Return a hook with some methods or messages."""
+    return type("Odd", (ClientHook,), members)()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"on_loss": lambda *_: None}, r"Odd\.on_loss returned None; return the loss, a tensor"),
+        ({"server_state": lambda *_: None}, r"Odd\.server_state must return a dict of tensors"),
+        ({"on_aggregate": lambda *_: None}, r"Odd\.on_aggregate must return a dict of tensors"),
+        ({"on_aggregate": lambda *_: {"n": 3.0}}, r"must return a dict of tensors, got \{'n': 3"),
+        (
+            {
+                "messages": (Down("d", per_client=True),),
+                "server_state": lambda *_: {"d": torch.ones(1)},
+            },
+            r"'d', which is declared per client; name its entries 'd/CLIENT'",
+        ),
+    ],
+)
+def test_a_hook_that_gives_something_else_is_named(members, text):
+    with pytest.raises(ConfigError, match=text):
+        fit(net(), algorithm(hook(**members)))
+
+
+def test_messages_of_one_name_in_one_algorithm_are_refused():
+    with pytest.raises(ConfigError, match="Odd and Statistics both have a message 'count'"):
+        algorithm(hook(messages=(Up("count", "sum"),)), Statistics())
