@@ -299,7 +299,7 @@ def test_nothing_trainable_is_refused():
 
 
 def test_ordinary_dataloaders_are_refused_because_nobody_knows_whose_data_they_hold():
-    with pytest.raises(ConfigError, match="needs a FederatedDataModule"):
+    with pytest.raises(ConfigError, match="does not say which client has which examples"):
         trainer(FedAvg()).fit(net(), train_dataloaders=DataLoader([1, 2]))
 
 

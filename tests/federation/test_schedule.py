@@ -206,7 +206,9 @@ def test_a_version_that_is_gone_is_named():
 
 
 def test_a_schedule_must_be_one():
-    with pytest.raises(ConfigError, match=r"federation\.schedule must be a Schedule, got 'Buf"):
+    with pytest.raises(
+        ConfigError, match=r"federation\.schedule must be an instance of Schedule, got 'B"
+    ):
         Federation(schedule="Buffered")  # type: ignore[arg-type]
 
 

@@ -160,7 +160,7 @@ def test_an_index_that_is_none(tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
         read_index(tmp_path)
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="not JSON"):
         read_index(tmp_path)
 
 
