@@ -244,7 +244,6 @@ class FederatedLoop(RoundLoop):
             self.module,
             FreshOptimizers(self.trainer.optimizers, schedules, scaler),
             alone=len(data.training_clients) == 1,
-            ignore=tuple(vars(pl.LightningModule())),
         )
         self.server = self._start_server(resident)
         self._resident = resident

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
+import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from fedlightning.core.module_snapshot import ModuleSnapshot, TensorBindings
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.state import State, copy_into, live_state
 
-__all__ = ["ResidentModule"]
+__all__ = ["LIGHTNING_ATTRIBUTES", "ResidentModule"]
+
+LIGHTNING_ATTRIBUTES = frozenset(vars(pl.LightningModule()))
+"""Names of attributes that are Lightning's and not the user's module's own."""
 
 
 class ResidentModule:
@@ -26,20 +30,12 @@ class ResidentModule:
         fresh: Its optimizers.
         alone: Whether a single client trains in the whole run. Its module's attributes then last
             from one of its updates to the next, as in a run of plain Lightning.
-        ignore: Names of attributes that are not the module's own.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        fresh: FreshOptimizers,
-        alone: bool = False,
-        ignore: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, module: nn.Module, fresh: FreshOptimizers, alone: bool = False) -> None:
         self.fresh = fresh
         self._module = module
         self._alone = alone
-        self._ignore = ignore
         self._bindings = TensorBindings(module)
         self._state = live_state(module)
         self._global = {key: value.clone() for key, value in self._state.items()}
@@ -77,7 +73,7 @@ class ResidentModule:
         """
         self._at_work = True
         if not self._alone and (self._snapshot is None or not self._snapshot.unchanged()):
-            self._snapshot = ModuleSnapshot(self._module, self._ignore)
+            self._snapshot = ModuleSnapshot(self._module, LIGHTNING_ATTRIBUTES)
         if received is not None and received is not self._global:
             copy_into(self._state, received)
         copy_into(self._state, kept)

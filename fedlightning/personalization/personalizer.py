@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
@@ -25,6 +24,7 @@ from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalEpochs
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import freeze_all_but
@@ -132,7 +132,7 @@ class Personalizer:
             loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
-        self._snapshot = ModuleSnapshot(module, tuple(vars(pl.LightningModule())))
+        self._snapshot = ModuleSnapshot(module, LIGHTNING_ATTRIBUTES)
         with torch.inference_mode(False), torch.enable_grad():
             try:
                 self._make_trainable()

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
@@ -18,6 +17,7 @@ from fedlightning.core.module_snapshot import Changes, ModuleSnapshot, TensorBin
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.workers.collectives import Workers
 
 __all__ = ["ClientEvaluationLoop", "PersonalizationLoop"]
@@ -59,8 +59,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         if self.trainer.state.fn is not TrainerFn.FITTING:
             return super().run()
         module = self.trainer.lightning_module
-        ignored = tuple(vars(pl.LightningModule()))
-        bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, ignored)
+        bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, LIGHTNING_ATTRIBUTES)
         self._state = {key: value.clone() for key, value in live_state(module).items()}
         if self._own_state is not None:
             self._own_state.apply()
