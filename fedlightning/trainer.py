@@ -103,8 +103,7 @@ class FederatedTrainer(pl.Trainer):
             loop,
             evaluation=partial(
                 ClientEvaluationLoop,
-                evaluate=loop.evaluator.evaluate,
-                summarise=loop.evaluator.summarise,
+                evaluator=loop.evaluator,
             ),
             inference_mode=kwargs.get("inference_mode", True),
         )

@@ -18,7 +18,7 @@ from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.batches import Batch, Split
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
-from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_log import EPOCH, TRAINING_BATCH, LocalLog
 from fedlightning.engine.local_settings import TrainingSettings
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.steps import (
@@ -30,6 +30,7 @@ from fedlightning.engine.steps import (
     overrides,
     through_transfer,
 )
+from fedlightning.engine.workers.apart import apart
 from fedlightning.errors import ConfigError
 from fedlightning.federation.client_update import LocalResult
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
@@ -135,19 +136,22 @@ class LocalEpochs:
         total = batch_limit(self._settings.limit_train_batches, self._data.num_batches(client))
         accumulate = self._settings.accumulate_grad_batches
         progress = self._progress
-        with forked_generators(key, device), self._log.capture():
+        log = self._log
+        with apart(), forked_generators(key, device), log.capture():
+            log.moment = EPOCH
             self._hook("on_train_start")
             for epoch in range(epochs):
                 if on_epoch is not None:
                     on_epoch(epoch)
                 self._hook("on_train_epoch_start")
+                log.moment = TRAINING_BATCH
                 batches = self._data.batches(
                     client, "train", key=key.at(epoch=epoch), device=device
                 )
                 for index, (batch, last) in enumerate(_mark_last(islice(batches, total))):
                     if progress is not None:
                         progress.on_batch(index, last, total)
-                    self._log.on_batch(batch)
+                    log.on_batch(batch)
                     if self._hook("on_train_batch_start", batch, index) == -1:
                         break
                     due = last or (index + 1) % accumulate == 0
@@ -156,11 +160,12 @@ class LocalEpochs:
                     self._hook("on_train_batch_end", {"loss": loss}, batch, index)
                     if after_step is not None:
                         after_step(steps)
+                log.moment = EPOCH
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
             if progress is not None:
                 progress.done()
-            return LocalResult(steps, self._log.collect())
+            return LocalResult(steps, log.collect())
 
     def _hook(self, name: str, *args: Any) -> Any:
         hook = self._hooks.get(name)

@@ -20,6 +20,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import ClientTask, Split, ViewLoader
+from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalEpochs
@@ -238,7 +239,8 @@ class Personalizer:
 
     def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
         key = Key(self._loop.seed, "personalize", client=client)
-        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
+        with at_stage(self._loop.trainer, "train"):
+            self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
     def showing_global(self) -> Iterator[None]:
