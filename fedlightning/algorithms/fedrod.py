@@ -88,7 +88,8 @@ class FedRoD(Algorithm):
     the network with the sum of both heads.
 
     Args:
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Chen, Chao. On Bridging Generic and Personalized Federated Learning for Image

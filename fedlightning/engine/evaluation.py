@@ -211,11 +211,9 @@ class ClientEvaluator:
             measured = [everyones[place] for place in places if place in everyones]
             metrics |= self._metrics_of(view, measured)
             for name, value in self._pooled.get(number, {}).items():
-                flags = self._flags[name]
-                metrics[view.metric(name)] = (
-                    value,
-                    replace(flags, prog_bar=False) if view.name else flags,
-                )
+                shown = self._flags[name]
+                quiet = replace(shown, prog_bar=False)
+                metrics[view.metric(name)] = value, quiet if view.name else shown
             if not view.on_validation_data:
                 accuracies[view.name] = [
                     values["global/acc"] for _, values in measured if "global/acc" in values

@@ -122,6 +122,8 @@ class EvaluationEpoch:
         with ExitStack() as stack:
             stack.enter_context(at_stage(trainer, self._split))
             stack.enter_context(apart())
+            # what the module makes here may be changed later, by a client that is fine-tuned
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
             stack.enter_context(log.capture())
             log.moment = EPOCH

@@ -26,7 +26,7 @@ from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
 from fedlightning.engine.checks.module import check_module
-from fedlightning.engine.checks.monitors import warn_of_test_metrics
+from fedlightning.engine.checks.monitors import say_whose_model, warn_of_test_metrics
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
 from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
@@ -234,6 +234,7 @@ class FederatedLoop(RoundLoop):
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
         warn_of_test_metrics(self.trainer)
+        say_whose_model(self.trainer, self.federation.algorithm.name, self.roles.kept)
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
