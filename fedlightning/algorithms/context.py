@@ -63,7 +63,7 @@ class Trains(Protocol):
 
 
 class Held(Protocol):
-    """The module's own tensors, whatever a client has put in their places."""
+    """The module's own tensors, also where a client has replaced them."""
 
     def view(self) -> State:
         """Return the module's own tensors by key; they change with the module."""

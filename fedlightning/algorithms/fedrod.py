@@ -1,4 +1,4 @@
-"""FedRoD: one body, a head for everybody and a head of one's own."""
+"""FedRoD: one body, a shared head and a private head per client."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ClientEvaluator:
     ) -> dict[str, float]:
         """Return what the module logs in a complete epoch on one client's data.
 
-        The module is afterwards as it was.
+        The module is left unchanged.
 
         Args:
             task: Client and split.
@@ -193,7 +193,7 @@ class ClientEvaluator:
             self._whole.restore()
 
     def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
-        """Return the metrics of every view: means over its clients, on whatever worker they are.
+        """Return the metrics of every view: means over its clients, of all workers.
 
         Args:
             scores: What this worker has measured of single clients.

@@ -56,7 +56,7 @@ class Federation(NamedArguments):
             depend on the number of cores.
         channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
             that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
-            so the last bits do: replaying somebody else's run needs a definite choice.
+            so the last bits do: replaying a published run needs a definite choice.
         clients_per_kernel: How many clients are trained at once, as one network with grouped
             operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast
             where the network and its batches are so small that calls cost more than arithmetic.

@@ -123,13 +123,13 @@ class Personalizer:
 
     @contextmanager
     def at_work(self) -> Iterator[Personalizer]:
-        """Make ready to fine-tune; put everything back at the end."""
+        """Prepare the module for fine-tuning; restore it on exit."""
         loop, module, strategy = self._loop, self._loop.module, self._loop.trainer.strategy
         modes = {child: child.training for child in module.modules()}
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
-        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+        with torch.inference_mode(False):  # otherwise the new weights would be inference tensors
             loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}

@@ -78,11 +78,11 @@ class RoundLoop(_FitLoop):
         """Train one round, put its result into the module, and return the round's metrics."""
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint shall hold besides: primitives and tensors."""
+        """Return what else a checkpoint holds: primitives and tensors."""
         return {}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse what :meth:`extra_state` gave, if this run cannot go on from it."""
+        """Refuse what :meth:`extra_state` gave, if this run cannot continue from it."""
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""
@@ -96,7 +96,7 @@ class RoundLoop(_FitLoop):
 
     @property
     def next_round(self) -> int:
-        """The round that a run resumed now would go on with."""
+        """The round with which a run resumed now would continue."""
         return int(self.epoch_progress.state_dict()["current"]["processed"])
 
     @property

@@ -112,7 +112,7 @@ def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:
 
 
 def continue_logger(logger: Logger, version: int | str | None, step: int) -> None:
-    """Have a logger that has not begun yet go on with an earlier run.
+    """Have a logger that has not started yet continue an earlier run.
 
     Args:
         logger: A TensorBoard or W&B logger; others are left alone.

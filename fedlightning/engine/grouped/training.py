@@ -116,7 +116,7 @@ class GroupedTraining:
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
             if group in self._groups:
-                self._groups.remove(group)  # whoever is tried again is tried by itself
+                self._groups.remove(group)  # a client that is retried is trained by itself
             try:
                 self._train(group, key, epochs, after_step)
             except Exception as error:
@@ -140,7 +140,7 @@ class GroupedTraining:
     ) -> None:
         limit, counts = self._trainer.limit_train_batches, self._data.num_batches
         steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
-        # whoever is done first stands last, so that those at work are a slice of the stack
+        # clients that finish first come last, so that those still training are a slice of the stack
         clients = sorted(
             steps, key=lambda client: (-steps[client], self._data.num_examples(client))
         )
