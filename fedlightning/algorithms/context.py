@@ -88,7 +88,9 @@ class ClientContext:
         round: The number of the client update in its random streams: with synchronous rounds, the
             round's index, from 0.
         version: The version of the global model that the client has received.
-        local_epochs: ``federation.local_epochs``.
+        local_epochs: ``federation.local_epochs``, or the passes that ``local_steps`` need.
+        local_steps: ``federation.local_steps``.
+        epochs: The local epochs of this update, after the hooks' ``num_epochs``.
         num_examples: Number of the client's training examples.
         module: The resident module.
         received: The global model as the client received it; not to be changed.
@@ -114,6 +116,8 @@ class ClientContext:
     held: Held
     counts: Callable[[int, int], Tensor]
     after_step: Callable[[int], None] | None = None
+    local_steps: int | None = None
+    epochs: int = 0
     scratch: dict[str, Any] = field(default_factory=dict)
     kept_after: State = field(default_factory=dict)
     sent: State = field(default_factory=dict)

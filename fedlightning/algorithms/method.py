@@ -100,6 +100,11 @@ class ClientHook(Setting):
         """Whether it changes the loss between the training step and backward."""
         return type(self).on_loss is not ClientHook.on_loss
 
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether it changes the number of local epochs."""
+        return type(self).num_epochs is not ClientHook.num_epochs
+
     def clash(self, other: ClientHook) -> str | None:
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if type(self) is type(other):
@@ -222,6 +227,11 @@ class LocalMethod(ClientHook):
     def changes_gradients(self) -> bool:
         """Whether it changes gradients."""
         return type(self).adjust is not LocalMethod.adjust
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether it changes the number of local epochs."""
+        return type(self).epochs is not LocalMethod.epochs
 
     def epochs(self, local_epochs: int) -> int:
         """See :meth:`ClientHook.num_epochs`."""

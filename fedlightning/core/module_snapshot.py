@@ -237,6 +237,10 @@ class WholeModule:
         if self._bindings.changed():
             self._bindings.restore()
         self._snapshot.restore()
+        self.restore_values()
+
+    def restore_values(self) -> None:
+        """Put back the values of parameters and buffers, and nothing else."""
         for buffer, value in self._buffers:
             _refill(buffer, value)
         for place, (parameter, value, version) in enumerate(self._parameters):

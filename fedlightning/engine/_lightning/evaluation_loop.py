@@ -9,13 +9,16 @@ from typing import Any, Protocol
 
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from fedlightning.core.metrics import LogFlags
+from fedlightning.core.module_snapshot import Changes, WholeModule
 from fedlightning.datamodules import ClientTask, ViewLoader
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.workers.collectives import Workers
 
 __all__ = ["ClientEvaluationLoop", "PersonalizationLoop"]
@@ -57,15 +60,34 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._failure: Exception | None = None
         self._tasks: list[ClientTask] | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._whole: WholeModule | None = None
+        self._memory: Changes | None = None
 
     def run(self) -> Any:
-        """Evaluate; what the module is afterwards, the evaluator says."""
+        """Evaluate; within ``fit``, the module is left unchanged.
+
+        What it remembers of its validations lasts from one of them to the next, and nothing else
+        sees it.
+        """
         try:
             return super().run()
         finally:
             if self._tasks is not None:
                 self._tasks = None
                 self._evaluator.finish()
+            if self._whole is not None:
+                if not self.trainer.sanity_checking:
+                    self._memory = self._whole.changes()
+                self._whole.restore()
+                self._whole = None
+
+    def on_run_start(self) -> None:
+        """Call the hooks, after the module's state is noted where Lightning evaluates it."""
+        if self._tasks is None and self.trainer.state.fn is TrainerFn.FITTING:
+            self._whole = WholeModule(self.trainer.lightning_module, LIGHTNING_ATTRIBUTES)
+            if self._memory is not None:
+                self._memory.apply()
+        super().on_run_start()
 
     @property
     def _workers(self) -> Workers:
@@ -171,6 +193,8 @@ class ClientEvaluationLoop(_EvaluationLoop):
                 Phase.VALIDATED
             )  # a checkpoint made by the hooks below holds the metrics
         if self._tasks is None:
+            if self._whole is not None:
+                self._whole.restore_values()  # before callbacks save the model
             super()._on_evaluation_end(*args, **kwargs)
             return
         self._tell("end")

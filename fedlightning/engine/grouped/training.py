@@ -93,6 +93,10 @@ class GroupedTraining:
         self._trained.clear()
         self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
 
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Refuse: clients that train at once pass over their data together."""
+        raise ConfigError("federation.local_steps needs federation.clients_per_kernel=1.")
+
     @property
     def optimizer(self) -> Optimizer:
         """The module's optimizer."""
