@@ -7,6 +7,7 @@ from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
@@ -55,6 +56,7 @@ __all__ = [
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedNova",
     "FedPer",
     "FedProx",
     "FedRep",
@@ -65,10 +67,12 @@ __all__ = [
     "LGFedAvg",
     "LocalMethod",
     "LocalOnly",
+    "LocalProgress",
     "MetaGradient",
     "Mixture",
     "ModelKeys",
     "MoreauEnvelope",
+    "NormalizedChanges",
     "OwnModel",
     "PFedMe",
     "Parts",

@@ -49,6 +49,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LGFedAvg", "LocalOnly"): _part("share", "head", "none"),
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
+    ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
+    ("FedNova", "LocalOnly"): _NOBODY,
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
