@@ -15,6 +15,7 @@ from fedlightning.algorithms import (
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,
     FedBN as FedBN,
+    FedDyn as FedDyn,
     FedNova as FedNova,
     FedPer as FedPer,
     FedProx as FedProx,

@@ -7,6 +7,7 @@ from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
 from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
@@ -50,12 +51,14 @@ __all__ = [
     "ControlVariates",
     "Ditto",
     "Down",
+    "DynamicRegularizer",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedDyn",
     "FedNova",
     "FedPer",
     "FedProx",
@@ -82,6 +85,7 @@ __all__ = [
     "ServerAdagrad",
     "ServerAdam",
     "ServerData",
+    "ServerDyn",
     "ServerOptimizer",
     "ServerSGD",
     "ServerTraining",

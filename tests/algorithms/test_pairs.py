@@ -30,7 +30,7 @@ def _part(key: str, one: str, other: str) -> str:
 
 
 REFUSED: dict[tuple[str, str], str] = {
-    **dict.fromkeys(combinations((*SERVERS, "PFedMe"), 2), _SERVER),  # PFedMe's with beta
+    **dict.fromkeys(combinations((*SERVERS, "PFedMe", "FedDyn"), 2), _SERVER),  # PFedMe's with beta
     **{(name, "LocalOnly"): _NOBODY for name in ("FedProx", *SERVERS, "SCAFFOLD")},
     **{(name, "LocalOnly"): _NOBODY for name in ("Ditto", "APFL", "PFedMe")},
     ("FedProx", "PFedMe"): "Proximal changes gradients, MoreauEnvelope has its own",
@@ -50,7 +50,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
     ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
-    ("FedNova", "LocalOnly"): _NOBODY,
+    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn")},
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
