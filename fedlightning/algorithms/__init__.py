@@ -17,6 +17,7 @@ from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
+from fedlightning.algorithms.moon import MOON, ModelContrast
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
@@ -40,6 +41,7 @@ ServerTraining = ServerTrainingConfig
 
 __all__ = [
     "APFL",
+    "MOON",
     "SCAFFOLD",
     "Aggregation",
     "Algorithm",
@@ -73,6 +75,7 @@ __all__ = [
     "LocalProgress",
     "MetaGradient",
     "Mixture",
+    "ModelContrast",
     "ModelKeys",
     "MoreauEnvelope",
     "NormalizedChanges",

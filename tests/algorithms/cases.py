@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedlightning import (
     APFL,
+    MOON,
     SCAFFOLD,
     Ditto,
     FedAdagrad,
@@ -53,6 +54,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "FedRoD": FedRoD(),
     "FedNova": FedNova(),
     "FedDyn": FedDyn(alpha=0.5),
+    "MOON": MOON(),
     "LocalOnly": LocalOnly(),
     "ServerData": ServerData(fraction=0.5),
     "FedBABU + FedProx": FedBABU() + FedProx(mu=0.1),

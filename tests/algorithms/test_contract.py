@@ -72,7 +72,7 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    words = ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn")
+    words = ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON")
     return any(word in name for word in words)
 
 

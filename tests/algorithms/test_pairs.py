@@ -50,7 +50,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
     ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
-    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn")},
+    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON")},
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
