@@ -19,6 +19,7 @@ from fedlightning.algorithms import (
     FedDyn as FedDyn,
     FedNova as FedNova,
     FedPer as FedPer,
+    FedProto as FedProto,
     FedProx as FedProx,
     FedRep as FedRep,
     FedRoD as FedRoD,

@@ -11,6 +11,7 @@ from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
 from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
+from fedlightning.algorithms.fedproto import ClassPrototypes, FedProto, NearestPrototype
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
@@ -46,6 +47,7 @@ __all__ = [
     "Aggregation",
     "Algorithm",
     "Broadcast",
+    "ClassPrototypes",
     "ClientContext",
     "ClientHook",
     "ClientUpdate",
@@ -63,6 +65,7 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "FedPer",
+    "FedProto",
     "FedProx",
     "FedRep",
     "FedRoD",
@@ -78,6 +81,7 @@ __all__ = [
     "ModelContrast",
     "ModelKeys",
     "MoreauEnvelope",
+    "NearestPrototype",
     "NormalizedChanges",
     "OwnModel",
     "PFedMe",

@@ -72,14 +72,14 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    words = ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON")
+    words = ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON", "FedProto")
     return any(word in name for word in words)
 
 
 @every_algorithm
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
-    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "FedDyn")
+    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "FedDyn", "FedProto")
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 

@@ -51,6 +51,17 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LocalOnly", "ServerData"): _NOBODY,
     ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
     **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON")},
+    ("FedBABU", "FedProto"): _part("train", "body", "full"),
+    ("FedPer", "FedProto"): _part("share", "body", "none"),
+    ("FedRep", "FedProto"): _part("share", "body", "none"),
+    ("LGFedAvg", "FedProto"): _part("share", "head", "none"),
+    ("FedRoD", "FedProto"): _part("share", "full", "none"),
+    **{
+        (name, "FedProto"): _NOBODY
+        for name in ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
+    },
+    **{(name, "FedProto"): _MODELS for name in ("Ditto", "PFedMe", "APFL")},
+    ("FedProto", "ServerData"): _NOBODY,
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
