@@ -12,6 +12,7 @@ from fedlightning.algorithms import (
     Ditto as Ditto,
     FedAdagrad as FedAdagrad,
     FedAdam as FedAdam,
+    FedALA as FedALA,
     FedAvg as FedAvg,
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,

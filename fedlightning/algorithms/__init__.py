@@ -4,6 +4,7 @@ from fedlightning.algorithms.algorithm import Algorithm, Composite, UpdateAccumu
 from fedlightning.algorithms.apfl import APFL, Mixture
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.ditto import Ditto, OwnModel
+from fedlightning.algorithms.fedala import AdaptiveStart, FedALA
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
@@ -44,6 +45,7 @@ __all__ = [
     "APFL",
     "MOON",
     "SCAFFOLD",
+    "AdaptiveStart",
     "Aggregation",
     "Algorithm",
     "Broadcast",
@@ -56,6 +58,7 @@ __all__ = [
     "Ditto",
     "Down",
     "DynamicRegularizer",
+    "FedALA",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

@@ -20,6 +20,9 @@ from tests.toys import data, fit, loop_of, net, same, state
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 START = state(net(module=Faulty))
+REMEMBERING = (
+    "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON", "FedProto", "FedALA",
+)  # fmt: skip
 
 
 @every_algorithm
@@ -72,8 +75,7 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    words = ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON", "FedProto")
-    return any(word in name for word in words)
+    return any(word in name for word in REMEMBERING)
 
 
 @every_algorithm

@@ -50,7 +50,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
     ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
-    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON")},
+    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON", "FedALA")},
     ("FedBABU", "FedProto"): _part("train", "body", "full"),
     ("FedPer", "FedProto"): _part("share", "body", "none"),
     ("FedRep", "FedProto"): _part("share", "body", "none"),
@@ -62,6 +62,7 @@ REFUSED: dict[tuple[str, str], str] = {
     },
     **{(name, "FedProto"): _MODELS for name in ("Ditto", "PFedMe", "APFL")},
     ("FedProto", "ServerData"): _NOBODY,
+    **{(name, "FedALA"): _MODELS for name in ("Ditto", "PFedMe", "APFL", "FedRoD", "FedProto")},
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
 }
