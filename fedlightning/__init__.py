@@ -13,9 +13,9 @@ from fedlightning._version import __version__ as __version__
 
 _NAMES = {
     "algorithms": (
-        "APFL MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAdagrad "
-        "FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedNova FedPer FedProto FedProx FedRep FedRoD "
-        "FedYogi LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg ServerData"
+        "APFL MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
+        "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedNova FedPer FedProto FedProx "
+        "FedRep FedRoD FedYogi LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

@@ -13,6 +13,7 @@ from fedlightning.algorithms import (
     FedAdagrad as FedAdagrad,
     FedAdam as FedAdam,
     FedALA as FedALA,
+    FedAMP as FedAMP,
     FedAvg as FedAvg,
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,

@@ -5,6 +5,7 @@ from fedlightning.algorithms.apfl import APFL, Mixture
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedala import AdaptiveStart, FedALA
+from fedlightning.algorithms.fedamp import AttentivePull, FedAMP
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
@@ -48,6 +49,7 @@ __all__ = [
     "AdaptiveStart",
     "Aggregation",
     "Algorithm",
+    "AttentivePull",
     "Broadcast",
     "ClassPrototypes",
     "ClientContext",
@@ -59,6 +61,7 @@ __all__ = [
     "Down",
     "DynamicRegularizer",
     "FedALA",
+    "FedAMP",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

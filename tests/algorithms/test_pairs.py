@@ -17,6 +17,7 @@ from tests.algorithms.cases import ALGORITHMS, everything
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
 NAMED = {name: a for name, a in ALGORITHMS.items() if type(a) is not Composite and "," not in name}
+PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
 SERVERS = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad")
 
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
@@ -51,20 +52,23 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LocalOnly", "ServerData"): _NOBODY,
     ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
     **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON", "FedALA")},
-    ("FedBABU", "FedProto"): _part("train", "body", "full"),
-    ("FedPer", "FedProto"): _part("share", "body", "none"),
-    ("FedRep", "FedProto"): _part("share", "body", "none"),
-    ("LGFedAvg", "FedProto"): _part("share", "head", "none"),
-    ("FedRoD", "FedProto"): _part("share", "full", "none"),
+    **{("FedBABU", name): _part("train", "body", "full") for name in PRIVATE},
+    **{("FedPer", name): _part("share", "body", "none") for name in PRIVATE},
+    **{("FedRep", name): _part("share", "body", "none") for name in PRIVATE},
+    **{("LGFedAvg", name): _part("share", "head", "none") for name in PRIVATE},
+    **{("FedRoD", name): _part("share", "full", "none") for name in PRIVATE},
     **{
-        (name, "FedProto"): _NOBODY
+        (name, private): _NOBODY
         for name in ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
+        for private in PRIVATE
     },
-    **{(name, "FedProto"): _MODELS for name in ("Ditto", "PFedMe", "APFL")},
-    ("FedProto", "ServerData"): _NOBODY,
-    **{(name, "FedALA"): _MODELS for name in ("Ditto", "PFedMe", "APFL", "FedRoD", "FedProto")},
+    **{(name, "ServerData"): _NOBODY for name in PRIVATE},
+    **dict.fromkeys(
+        combinations(("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "FedAMP"), 2), _MODELS
+    ),
+    ("FedRoD", "FedALA"): _MODELS,
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
-    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
+    ("Ditto", "FedRoD"): _MODELS,
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]
 
