@@ -34,6 +34,7 @@ from fedlightning.engine._lightning.trainer_hooks import (
     install_loops,
 )
 from fedlightning.engine.checks.environment import check_environment
+from fedlightning.engine.checks.hyperparameters import warn_of_hyperparameters
 from fedlightning.engine.checks.inputs import check_inputs, check_training_data
 from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_trainer_names
 from fedlightning.engine.evaluation import evaluation_steps
@@ -164,6 +165,7 @@ class FederatedTrainer(pl.Trainer):
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
         check_training_data(data)
+        warn_of_hyperparameters(self, model, data)
         ckpt_path = self.run_folder.found(ckpt_path)
         with (
             self._at_work(model),
