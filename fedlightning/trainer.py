@@ -32,6 +32,7 @@ from fedlightning.engine._lightning.trainer_hooks import (
     before_optimizers,
     in_every_checkpoint,
     install_loops,
+    loading_weights,
 )
 from fedlightning.engine.checks.environment import check_environment
 from fedlightning.engine.checks.hyperparameters import warn_of_hyperparameters
@@ -112,6 +113,7 @@ class FederatedTrainer(pl.Trainer):
         self.run_folder = RunFolder(self, loop)
         after_environment(self, self.run_folder.open)
         in_every_checkpoint(self, self.run_folder.note_loggers)
+        loading_weights(self, self.run_folder.load_weights)
         loop.on_begun = self.run_folder.cut_back
         self.personalizes = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "continue_logger",
     "in_every_checkpoint",
     "install_loops",
+    "loading_weights",
     "personalization_loop",
     "requeued_checkpoint",
     "rounds_between_looks",
@@ -93,6 +94,21 @@ def in_every_checkpoint(trainer: pl.Trainer, note: Callable[[dict[str, Any]], No
     """Have ``note`` called with every checkpoint that the trainer makes, before it is written."""
     connector = trainer._checkpoint_connector
     connector.dump_checkpoint = partial(_noted, note, connector.dump_checkpoint)  # type: ignore[method-assign]
+
+
+def loading_weights(
+    trainer: pl.Trainer, load: Callable[[Callable[[], None], Mapping[str, Any]], None]
+) -> None:
+    """Have ``load`` load a checkpoint's weights: called with how to do so, and the checkpoint.
+
+    The module is complete by then, whatever makes its layers.
+    """
+    strategy, stock = trainer.strategy, trainer.strategy.load_model_state_dict
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        load(partial(stock, checkpoint, strict=strict), checkpoint)
+
+    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
 
 
 def _noted(
