@@ -12,12 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.imports import RequirementCache
-from pytorch_lightning.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    LearningRateFinder,
-    ProgressBar,
-)
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -29,11 +24,12 @@ from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
-    before_optimizers,
+    around_optimizers,
     in_every_checkpoint,
     install_loops,
     loading_weights,
 )
+from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.environment import check_environment
 from fedlightning.engine.checks.hyperparameters import warn_of_hyperparameters
 from fedlightning.engine.checks.inputs import check_inputs, check_training_data
@@ -109,7 +105,7 @@ class FederatedTrainer(pl.Trainer):
             ),
             inference_mode=kwargs.get("inference_mode", True),
         )
-        before_optimizers(self, loop.prepare)
+        around_optimizers(self, loop.prepare, loop.note_optimizers)
         self.run_folder = RunFolder(self, loop)
         after_environment(self, self.run_folder.open)
         in_every_checkpoint(self, self.run_folder.note_loggers)
@@ -164,6 +160,7 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: For any mistake that the user can correct.
         """
+        check_callbacks(self)  # which may have come since, from a Tuner
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
         check_training_data(data)
@@ -279,6 +276,7 @@ class FederatedTrainer(pl.Trainer):
 
     def _check_evaluation(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # the arguments as they are: the command line reads the options off the calls with **kwargs
+        check_callbacks(self)
         names = ("dataloaders", "ckpt_path")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         data = [given.get("dataloaders"), given.get("datamodule")]
@@ -290,12 +288,7 @@ class FederatedTrainer(pl.Trainer):
                 f"trainer.strategy={type(self.strategy).__name__} has no federated meaning: "
                 "workers train different clients; leave trainer.strategy at auto."
             )
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
-                raise ConfigError(
-                    f"{type(callback).__name__} has no federated meaning: it trains outside of "
-                    "rounds."
-                )
+        check_callbacks(self)
 
 
 def _checked(federation: Any) -> Federation:

@@ -25,6 +25,7 @@ from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
+from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
 from fedlightning.engine.clients import Plans, ResidentClients
@@ -107,6 +108,7 @@ class FederatedLoop(RoundLoop):
         self._versions: Mapping[int, Mapping[str, Any]] = {}
         self._settings: Settings
         self._compared: Settings | None = None
+        self._optimizers: Settings = {}
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -209,6 +211,7 @@ class FederatedLoop(RoundLoop):
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
+        check_callbacks(self.trainer)  # those of the module's configure_callbacks, too
         self._model = None
         self.model.check()
         self.model.leave_out_frozen()
@@ -224,6 +227,10 @@ class FederatedLoop(RoundLoop):
                 f"{self.federation.algorithm.name}."
             )
         check_module(self.trainer, self.module, self.data, self.evaluator)
+
+    def note_optimizers(self) -> None:
+        """Note how the module has built its optimizers, before callbacks add to their groups."""
+        self._optimizers = optimizer_settings(self.trainer.optimizers)
 
     def set_memory_format(self) -> None:
         """Lay the weights out as they are trained."""
@@ -425,4 +432,4 @@ class FederatedLoop(RoundLoop):
         settings = settings_that_matter(
             self.trainer, self.federation, self.module, self.data, self.seed
         )
-        return settings | optimizer_settings(self.trainer.optimizers)
+        return settings | self._optimizers

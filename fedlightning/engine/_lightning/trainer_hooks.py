@@ -17,7 +17,7 @@ from fedlightning.engine._lightning.round_loop import RoundLoop
 
 __all__ = [
     "after_environment",
-    "before_optimizers",
+    "around_optimizers",
     "continue_logger",
     "in_every_checkpoint",
     "install_loops",
@@ -70,11 +70,18 @@ def personalization_loop(
         trainer.test_loop = before
 
 
-def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
-    """Have ``prepare`` called when the module is complete and its optimizers are not built yet."""
-    trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
-        _prepare_then, prepare, trainer.strategy.setup_optimizers
-    )
+def around_optimizers(
+    trainer: pl.Trainer, prepare: Callable[[], None], built: Callable[[], None]
+) -> None:
+    """Have ``prepare`` called when the module is complete, ``built`` once its optimizers are."""
+    stock = trainer.strategy.setup_optimizers
+
+    def setup_optimizers(trainer: pl.Trainer) -> None:
+        prepare()
+        stock(trainer)
+        built()
+
+    trainer.strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
 
 
 def rounds_between_looks(callback: pl.Callback) -> int:
@@ -153,10 +160,3 @@ def wandb_settings(logger: Logger) -> dict[str, Any] | None:
     if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
         return None
     return dict(logger._wandb_init)
-
-
-def _prepare_then(
-    prepare: Callable[[], None], setup_optimizers: Callable[[pl.Trainer], None], trainer: pl.Trainer
-) -> None:
-    prepare()
-    setup_optimizers(trainer)
