@@ -28,6 +28,7 @@ from fedlightning.engine._lightning.trainer_hooks import (
     in_every_checkpoint,
     install_loops,
     loading_weights,
+    uncompiled,
 )
 from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.environment import check_environment
@@ -163,6 +164,7 @@ class FederatedTrainer(pl.Trainer):
         check_callbacks(self)  # which may have come since, from a Tuner
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
+        model = uncompiled(model)
         check_training_data(data)
         warn_of_hyperparameters(self, model, data)
         ckpt_path = self.run_folder.found(ckpt_path)
@@ -176,25 +178,25 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalize."""
-        self._check_evaluation(model, args, kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalize."""
-        self._check_evaluation(model, args, kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        self._check_evaluation(model, args, kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().predict(model, *args, **kwargs)
 
@@ -229,8 +231,9 @@ class FederatedTrainer(pl.Trainer):
             FedLightningError: For any mistake that the user can correct.
         """
         check_inputs(model, [datamodule], ckpt_path)
+        model = uncompiled(model)
         ckpt_path = self.run_folder.found(ckpt_path)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
             check_loadable(Path(ckpt_path), module)
         data = datamodule or getattr(self, "datamodule", None)
@@ -246,6 +249,20 @@ class FederatedTrainer(pl.Trainer):
                 datamodule=datamodule,
                 **_plain_values_only(),
             )
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Not known: clients take different numbers of steps.
+
+        Raises:
+            ConfigError: Always; the message says by what to schedule instead.
+        """
+        raise ConfigError(
+            "trainer.estimated_stepping_batches has no federated meaning: a schedule by step "
+            "starts anew with every client, and clients take different numbers of steps; schedule "
+            'by round ("interval": "epoch") over trainer.max_epochs rounds, or give the number of '
+            "local steps yourself."
+        )
 
     @property
     def logger(self) -> Logger | None:
@@ -274,13 +291,14 @@ class FederatedTrainer(pl.Trainer):
 
     # -- checks ---------------------------------------------------------------------------------
 
-    def _check_evaluation(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _checked_module(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # the arguments as they are: the command line reads the options off the calls with **kwargs
         check_callbacks(self)
         names = ("dataloaders", "ckpt_path")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         data = [given.get("dataloaders"), given.get("datamodule")]
         check_inputs(model, data, given.get("ckpt_path"))
+        return uncompiled(model)
 
     def _check_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):

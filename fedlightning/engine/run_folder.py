@@ -94,7 +94,7 @@ class RunFolder:
         if kwargs.get("ckpt_path") in (None, "", "best"):
             return
         path = kwargs["ckpt_path"] = self.found(kwargs["ckpt_path"])
-        module = model or self._trainer.lightning_module
+        module = model if model is not None else self._trainer.lightning_module
         data = prepared_data(kwargs.get("datamodule") or next(iter(args), None))
         checkpoint = self._trainer.strategy.checkpoint_io.load_checkpoint(path)
         warn_of_changes(checkpoint, path, self._loop.federation, module, data)

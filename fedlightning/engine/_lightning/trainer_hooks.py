@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities.compile import from_compiled
 
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.round_loop import RoundLoop
@@ -25,6 +26,7 @@ __all__ = [
     "personalization_loop",
     "requeued_checkpoint",
     "rounds_between_looks",
+    "uncompiled",
     "wandb_settings",
 ]
 
@@ -82,6 +84,21 @@ def around_optimizers(
         built()
 
     trainer.strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
+
+
+def uncompiled(model: Any) -> Any:
+    """Return the module that ``torch.compile`` has wrapped, its steps compiled, or what is given.
+
+    Lightning does the same a little later. A step that the module lacks stays missing.
+    """
+    inner = getattr(model, "_orig_mod", None)
+    if not isinstance(inner, pl.LightningModule):
+        return model
+    module = from_compiled(model)
+    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+        if getattr(type(inner), name) is getattr(pl.LightningModule, name):
+            vars(module).pop(name, None)
+    return module
 
 
 def rounds_between_looks(callback: pl.Callback) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.nn.parameter import is_lazy
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
@@ -175,7 +176,8 @@ def load_weights(
 
 def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
     """Compare networks as far as that is possible before the run has set the module up."""
-    if module.strict_loading and not any(overrides(module, h, pl.LightningModule) for h in _LATE):
+    late = any(overrides(module, hook, pl.LightningModule) for hook in _LATE)
+    if module.strict_loading and not late and not any(map(is_lazy, module.parameters())):
         check_network(checkpoint, module)
 
 
