@@ -18,6 +18,7 @@ from fedlightning.algorithms import (
     FedPer as FedPer,
     FedProx as FedProx,
     FedRep as FedRep,
+    FedRes as FedRes,
     FedRoD as FedRoD,
     FedYogi as FedYogi,
     LGFedAvg as LGFedAvg,

@@ -11,6 +11,7 @@ from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
+from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
@@ -58,9 +59,11 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRes",
     "FedRoD",
     "FedYogi",
     "HeadThenBody",
+    "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
     "LocalMethod",
@@ -74,6 +77,7 @@ __all__ = [
     "Parts",
     "PerFedAvg",
     "Proximal",
+    "ResidualPhases",
     "Roles",
     "ServerAdagrad",
     "ServerAdam",

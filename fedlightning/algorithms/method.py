@@ -53,7 +53,8 @@ class ClientHook(Setting):
     ``context.keep`` for good), so an update that fails leaves no trace. The order of the calls is
     :meth:`on_update_start`; in every local epoch :meth:`on_epoch_start`; in every batch
     :meth:`local_step` (where it is overridden), :meth:`on_loss` between the module's training step
-    and backward, and :meth:`on_before_optimizer_step`; at last :meth:`on_update_end`.
+    and backward, and :meth:`on_before_optimizer_step`; :meth:`on_epoch_end`; at last
+    :meth:`on_update_end`.
 
     Attributes:
         messages: The extras that the hook sends and receives, declared with
@@ -141,6 +142,9 @@ class ClientHook(Setting):
 
     def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Change the gradients, before they are clipped and the optimizer steps."""
+
+    def on_epoch_end(self, context: ClientContext, epoch: int) -> None:
+        """Finish a local epoch, after its last batch."""
 
     def on_update_end(self, context: ClientContext) -> None:
         """Finish the update; the module holds what the client has trained."""

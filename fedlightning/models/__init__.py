@@ -3,7 +3,8 @@
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
+from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.torchvision import TorchvisionClassifier
 
-__all__ = ["MLP", "Conv4", "MobileNet", "ResNet18", "TorchvisionClassifier"]
+__all__ = ["MLP", "Conv4", "MobileNet", "ResNet18", "ResidualMLP", "TorchvisionClassifier"]
