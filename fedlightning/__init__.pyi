@@ -21,6 +21,7 @@ from fedlightning.algorithms import (
     FedRes as FedRes,
     FedRoD as FedRoD,
     FedYogi as FedYogi,
+    IterativeDataSmoothing as IterativeDataSmoothing,
     LGFedAvg as LGFedAvg,
     LocalMethod as LocalMethod,
     LocalOnly as LocalOnly,

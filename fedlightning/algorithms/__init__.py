@@ -13,6 +13,7 @@ from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
@@ -63,6 +64,7 @@ __all__ = [
     "FedRoD",
     "FedYogi",
     "HeadThenBody",
+    "IterativeDataSmoothing",
     "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
@@ -87,6 +89,7 @@ __all__ = [
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SmoothedLabels",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

@@ -101,12 +101,19 @@ class ClientHook(Setting):
         """Whether it changes the loss between the training step and backward."""
         return type(self).on_loss is not ClientHook.on_loss
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
+        return type(self).num_epochs is not ClientHook.num_epochs
+
     def clash(self, other: ClientHook) -> str | None:
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if type(self) is type(other):
             return f"both are {type(self).__name__}"
         if self.replaces_step and other.replaces_step:
             return "each says how to train on a batch"
+        if self.has_phases and other.has_phases:
+            return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
         if self.whole_step and other.changes_gradients:
@@ -226,6 +233,11 @@ class LocalMethod(ClientHook):
     def changes_gradients(self) -> bool:
         """Whether it changes gradients."""
         return type(self).adjust is not LocalMethod.adjust
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
+        return type(self).epochs is not LocalMethod.epochs
 
     def epochs(self, local_epochs: int) -> int:
         """See :meth:`ClientHook.num_epochs`."""

@@ -15,6 +15,8 @@ from fedlightning.datamodules.partitions.classes import Classes
 from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
+from fedlightning.datamodules.permuted import PermutedLabels
+from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferences
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -34,6 +36,7 @@ __all__ = [
     "ClientLoader",
     "ClientTask",
     "DatasetExamples",
+    "DigitPreferences",
     "Digits",
     "Dirichlet",
     "EvaluationView",
@@ -45,8 +48,10 @@ __all__ = [
     "GeneratedClients",
     "Partition",
     "PartitionFile",
+    "PermutedLabels",
     "Shards",
     "Split",
     "TensorExamples",
     "ViewLoader",
+    "ZipfPreferences",
 ]

@@ -3,8 +3,19 @@
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
+from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.torchvision import TorchvisionClassifier
 
-__all__ = ["MLP", "Conv4", "MobileNet", "ResNet18", "ResidualMLP", "TorchvisionClassifier"]
+__all__ = [
+    "MLP",
+    "Conv4",
+    "MobileNet",
+    "PreferenceModule",
+    "ResNet18",
+    "ResidualMLP",
+    "RewardMLP",
+    "RewardTable",
+    "TorchvisionClassifier",
+]
