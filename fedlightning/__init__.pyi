@@ -20,6 +20,7 @@ from fedlightning.algorithms import (
     FedRep as FedRep,
     FedRes as FedRes,
     FedRoD as FedRoD,
+    FedVI as FedVI,
     FedYogi as FedYogi,
     IterativeDataSmoothing as IterativeDataSmoothing,
     LGFedAvg as LGFedAvg,

@@ -13,6 +13,7 @@ from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
@@ -43,6 +44,7 @@ __all__ = [
     "SCAFFOLD",
     "Aggregation",
     "Algorithm",
+    "AmortizedHead",
     "Broadcast",
     "ClientContext",
     "ClientHook",
@@ -62,12 +64,14 @@ __all__ = [
     "FedRep",
     "FedRes",
     "FedRoD",
+    "FedVI",
     "FedYogi",
     "HeadThenBody",
     "IterativeDataSmoothing",
     "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
+    "LocalHeadPredictor",
     "LocalMethod",
     "LocalOnly",
     "MetaGradient",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -65,6 +65,7 @@ class ClientHook(Setting):
         whole_step: Whether no other hook may change gradients.
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
             the gradients of the loss alone.
+        stateless: Whether clients may keep nothing, whatever else takes part.
 
     Example:
         A loss term in one method:
@@ -85,6 +86,7 @@ class ClientHook(Setting):
     needs_global = True
     whole_step = False
     first = False
+    stateless = False
 
     @property
     def replaces_step(self) -> bool:
@@ -116,6 +118,8 @@ class ClientHook(Setting):
             return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
+        if self.stateless and other.personal_model:
+            return f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
         if self.whole_step and other.changes_gradients:
             return f"{type(other).__name__} changes gradients, {type(self).__name__} has its own"
         mine, theirs = ({m.name for m in hook.messages} for hook in (self, other))
@@ -165,6 +169,23 @@ class ClientHook(Setting):
         """
         return {}
 
+    @property
+    def adapts(self) -> bool:
+        """Whether a client's examples make a predictor of their own without training."""
+        return type(self).adapt is not ClientHook.adapt
+
+    def adapt(self, batches: Iterable[Batch], module: nn.Module) -> State:
+        """Return what a client's training examples, looked at once, add to what it has kept.
+
+        For predictors that need no training: :meth:`predictor` gets it with the rest. It is called
+        in eval mode, for any client that is personalised, whether it ever trained or not.
+
+        Args:
+            batches: The client's training examples in stored order.
+            module: The network with the client's values in it.
+        """
+        return {}
+
     def predictor(self, kept: Mapping[str, Tensor], module: nn.Module) -> Predictor | None:
         """Return what a client predicts with, if that is more than a state of the network.
 
@@ -173,7 +194,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, or what such a file holds.
+            kept: All that the client has kept, with what :meth:`adapt` adds, or what such a file
+                holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None

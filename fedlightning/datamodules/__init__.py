@@ -8,6 +8,7 @@ from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.few_classes import FewClasses
 from fedlightning.datamodules.generated import GeneratedClients
 from fedlightning.datamodules.loaders import ClientLoader, ClientTask, ViewLoader
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
@@ -45,6 +46,7 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "FewClasses",
     "GeneratedClients",
     "Partition",
     "PartitionFile",

@@ -7,15 +7,23 @@ from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTa
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.torchvision import TorchvisionClassifier
+from fedlightning.models.variational import (
+    PosteriorConstructor,
+    VariationalMLP,
+    VariationalModule,
+)
 
 __all__ = [
     "MLP",
     "Conv4",
     "MobileNet",
+    "PosteriorConstructor",
     "PreferenceModule",
     "ResNet18",
     "ResidualMLP",
     "RewardMLP",
     "RewardTable",
     "TorchvisionClassifier",
+    "VariationalMLP",
+    "VariationalModule",
 ]
