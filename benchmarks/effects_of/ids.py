@@ -1,8 +1,9 @@
 """IDS against maximum likelihood: the cross-entropy of held-out comparisons, in the long run.
 
-A bandit of ten arms met with Zipf's frequencies, five clients with 60 comparisons each. The
-cross-entropy is taken against the true preference probabilities. An experiment is several draws of
-the bandit; what counts is the share of them in which IDS is better at the end.
+A bandit of ten arms met with Zipf's frequencies (exponent 2), five clients with 60 comparisons
+each, 300 rounds of ten steps. The cross-entropy is taken against the true preference probabilities
+of pairs in which all arms are met alike. A seed has several draws of the bandit; what counts is the
+share of draws in which IDS is better at the end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from fedlightning import IterativeDataSmoothing
 from fedlightning.datamodules import ZipfPreferences
 from fedlightning.models import RewardTable
 
-ROUNDS, CLIENTS, COMPARISONS, BATCH, LR, BETA = 300, 5, 60, 6, 0.5, 0.1
-DRAWS = 4
+ROUNDS, CLIENTS, COMPARISONS, BATCH, LR, BETA = 300, 5, 60, 6, 4.0, 0.1
+DRAWS = 2
 """Draws of the bandit for a seed."""
 
 
@@ -27,7 +28,9 @@ def measure(seed: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for draw in range(DRAWS):
         for name, beta in names.items():
-            data = ZipfPreferences(CLIENTS, COMPARISONS, batch_size=BATCH, seed=1000 * seed + draw)
+            data = ZipfPreferences(
+                CLIENTS, COMPARISONS, exponent=2.0, batch_size=BATCH, seed=1000 * seed + draw
+            )
             module = RewardTable(lr=LR, momentum=0.0, lr_milestones=())
             fit(module, data, IterativeDataSmoothing(beta), ROUNDS, seed)
             found.setdefault(name, []).append(_cross_entropy(module, data))

@@ -17,10 +17,11 @@ __all__ = ["DigitPreferences", "ZipfPreferences"]
 class ZipfPreferences(GeneratedClients):
     r"""Clients that compare the items of a bandit, met with Zipf's frequencies.
 
-    An example is a pair of items :math:`(a, b)`, int64, shape (2,); batches have shape (n, 2). Item
-    :math:`i` is met with a frequency proportional to :math:`(i + 1)^{-s}`. In training the label is
-    1 if the client prefers :math:`a`, which it does with probability
-    :math:`\sigma(r_a - r_b)` (Bradley, Terry), else 0; in the test split it is that probability.
+    An example is a pair of items :math:`(a, b)`, int64, shape (2,); batches have shape (n, 2). In
+    training item :math:`i` is met with a frequency proportional to :math:`(i + 1)^{-s}`, and the
+    label is 1 if the client prefers :math:`a`, which it does with probability
+    :math:`\sigma(r_a - r_b)` (Bradley, Terry), else 0. In the test split all items are met alike,
+    so that what was rarely seen counts as much, and the label is that probability.
     True rewards :math:`r` are normal with mean 0; a client's own differ from them by normal
     numbers of standard deviation ``disagreement``.
 
@@ -29,7 +30,7 @@ class ZipfPreferences(GeneratedClients):
         comparisons: Training comparisons per client.
         test_comparisons: Held-out comparisons per client.
         num_items: Number of items.
-        exponent: Zipf's exponent :math:`s`; 0 meets all items alike.
+        exponent: Zipf's exponent :math:`s`; 0 meets all items alike in training, too.
         spread: Standard deviation of the true rewards.
         disagreement: By how much clients differ from each other in their rewards.
         kwargs: ``batch_size``, ``seed``, ``held_out_clients``, ...: see
@@ -86,7 +87,7 @@ class ZipfPreferences(GeneratedClients):
         return rewards
 
     def frequencies(self) -> np.ndarray:
-        """Return how often each item is met, float64, shape (num_items,), with sum 1."""
+        """Return how often each item is met in training, float64, shape (num_items,), sum 1."""
         weights = np.arange(1, self.num_items + 1) ** -self.exponent
         met: np.ndarray = weights / weights.sum()
         return met
@@ -113,7 +114,9 @@ class ZipfPreferences(GeneratedClients):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs of different items and the probability that the first one is preferred."""
         number = self.comparisons if split == "train" else self.test_comparisons
-        scores = rng.exponential(size=(number, self.num_items)) / self.frequencies()
+        scores = rng.exponential(size=(number, self.num_items))
+        if split == "train":
+            scores /= self.frequencies()
         pairs = rng.permuted(np.argsort(scores, axis=1)[:, :2], axis=1)
         rewards = self.rewards(client)
         gaps = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
