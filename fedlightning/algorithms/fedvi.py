@@ -153,8 +153,7 @@ class FedVI(Algorithm):
     def __init__(
         self, tau: float = 1e-3, support: float = 0.5, sampled: bool = True, **choices: Any
     ) -> None:
-        hook = AmortizedHead(tau, support, sampled)
-        super().__init__(share="full", keep=False, local=[hook], **choices)
+        super().__init__(local=[AmortizedHead(tau, support, sampled)], **choices)
 
 
 def _variational(module: nn.Module) -> Any:

@@ -53,7 +53,8 @@ class ResidualMLP(FederatedModule):
         output_bias: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{"parts": {"private": "private"}, **kwargs})
+        kwargs["parts"] = kwargs.get("parts") or {"private": "private"}
+        super().__init__(**kwargs)
         check_integer("in_features", in_features, at_least=1)
         check_integer("num_classes", num_classes, at_least=1)
         for width in (*shared_hidden, *private_hidden):
