@@ -326,7 +326,6 @@ class Algorithm(NamedArguments):
                     "none."
                 )
 
-
     def _check_stateless(self) -> None:
         """Refuse to leave parts to the clients, where nothing may be kept."""
         hook = next((hook for hook in self.local if hook.stateless), None)

@@ -119,7 +119,9 @@ class ClientHook(Setting):
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
         if self.stateless and other.personal_model:
-            return f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
+            return (
+                f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
+            )
         if self.whole_step and other.changes_gradients:
             return f"{type(other).__name__} changes gradients, {type(self).__name__} has its own"
         mine, theirs = ({m.name for m in hook.messages} for hook in (self, other))

@@ -70,7 +70,7 @@ class BatchSource(Protocol):
 
 
 class ClientBatches(BatchSource, Protocol):
-    """The clients' data, as hooks may look at it: with the places of examples, and in their order."""
+    """The clients' data as hooks may look at it: with the places of examples, in stored order."""
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
         """Return the examples in each batch of a local epoch, as positions in stored order."""

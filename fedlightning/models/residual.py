@@ -76,11 +76,9 @@ class ResidualMLP(FederatedModule):
         if self.private_lr is None:
             return trainable
         private = set(self.private.parameters())
-        groups = [
-            {"params": [p for p in trainable if p not in private]},
-            {"params": [p for p in trainable if p in private], "lr": self.private_lr},
-        ]
-        return [group for group in groups if group["params"]]
+        shared_group = {"params": [p for p in trainable if p not in private]}
+        private_group = {"params": [p for p in trainable if p in private], "lr": self.private_lr}
+        return [group for group in (shared_group, private_group) if group["params"]]
 
 
 def _perceptron(widths: Sequence[int], output_bias: bool) -> nn.Sequential:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fedlightning.core.gaussian import DiagonalGaussian
 from fedlightning.core.validation import check_integer, check_number
+from fedlightning.errors import ConfigError
 from fedlightning.models.base import FederatedModule
 
 __all__ = ["PosteriorConstructor", "VariationalMLP", "VariationalModule"]
@@ -39,7 +40,9 @@ class PosteriorConstructor(nn.Module):
         for parameter in self.layers[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, num_classes: int
+    ) -> tuple[Tensor, Tensor]:
         """Return what to add to the prior's means and to its scales before softplus.
 
         Args:
@@ -82,12 +85,17 @@ class VariationalModule(FederatedModule):
             prior_std: The prior's standard deviation at first; its mean is 0.
 
         Raises:
-            ConfigError: If a number is out of its range.
+            ConfigError: If a number is out of its range, or the head is not one linear layer.
         """
         check_integer("constructor_hidden", hidden, at_least=1)
         check_number("prior_std", prior_std, above=0)
-        weight = self.head.weight
-        assert isinstance(weight, Tensor)
+        head = self.head
+        if not isinstance(head, nn.Linear):
+            raise ConfigError(
+                f"a local head is added to a head that is one nn.Linear, and that of "
+                f"{type(self).__name__} is {type(head).__name__}."
+            )
+        weight = head.weight
         self.constructor = PosteriorConstructor(weight.shape[1], hidden)
         self.prior_mean = nn.Parameter(torch.zeros_like(weight))
         self.prior_scale = nn.Parameter(torch.full_like(weight, math.log(math.expm1(prior_std))))

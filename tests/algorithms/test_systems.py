@@ -143,9 +143,7 @@ def test_a_skipped_client_leaves_no_trace(name):
 @every_system
 def test_a_fault_that_passes_leaves_no_trace(name):
     with pytest.warns(UserWarning, match=rf"client {BAD}, round 1: .*\(tried again\)"):
-        retried = run(
-            name, SYSTEMS[name].net(at=(2,)), federation={"on_client_failure": "retry"}
-        )
+        retried = run(name, SYSTEMS[name].net(at=(2,)), federation={"on_client_failure": "retry"})
     assert same(everything(retried), everything(whole(name)))
 
 

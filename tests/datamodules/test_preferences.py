@@ -55,8 +55,8 @@ def test_labels_are_drawn_in_training_and_probabilities_in_test():
 def test_seed_and_client_decide_and_annotators_may_disagree():
     data, again, other = made(), made(), made(seed=1)
     for split in ("train", "test"):
-        assert all(torch.equal(a, b) for a, b in zip(whole(data, 2, split),
-                                                     whole(again, 2, split), strict=True))  # fmt: skip
+        both = zip(whole(data, 2, split), whole(again, 2, split), strict=True)
+        assert all(torch.equal(one, same) for one, same in both)
         assert not torch.equal(whole(data, 2, split)[0], whole(data, 1, split)[0])
         assert not torch.equal(whole(data, 2, split)[0], whole(other, 2, split)[0])
     assert np.array_equal(data.rewards(), data.rewards(client=3))
