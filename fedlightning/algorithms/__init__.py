@@ -11,7 +11,10 @@ from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
+from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
+from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
@@ -41,6 +44,7 @@ __all__ = [
     "SCAFFOLD",
     "Aggregation",
     "Algorithm",
+    "AmortizedHead",
     "Broadcast",
     "ClientContext",
     "ClientHook",
@@ -58,11 +62,16 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRes",
     "FedRoD",
+    "FedVI",
     "FedYogi",
     "HeadThenBody",
+    "IterativeDataSmoothing",
+    "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
+    "LocalHeadPredictor",
     "LocalMethod",
     "LocalOnly",
     "MetaGradient",
@@ -74,6 +83,7 @@ __all__ = [
     "Parts",
     "PerFedAvg",
     "Proximal",
+    "ResidualPhases",
     "Roles",
     "ServerAdagrad",
     "ServerAdam",
@@ -83,6 +93,7 @@ __all__ = [
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SmoothedLabels",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

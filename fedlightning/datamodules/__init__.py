@@ -8,6 +8,7 @@ from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.few_classes import FewClasses
 from fedlightning.datamodules.generated import GeneratedClients
 from fedlightning.datamodules.loaders import ClientLoader, ClientTask, ViewLoader
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
@@ -15,6 +16,8 @@ from fedlightning.datamodules.partitions.classes import Classes
 from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
+from fedlightning.datamodules.permuted import PermutedLabels
+from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferences
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -34,6 +37,7 @@ __all__ = [
     "ClientLoader",
     "ClientTask",
     "DatasetExamples",
+    "DigitPreferences",
     "Digits",
     "Dirichlet",
     "EvaluationView",
@@ -42,11 +46,14 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "FewClasses",
     "GeneratedClients",
     "Partition",
     "PartitionFile",
+    "PermutedLabels",
     "Shards",
     "Split",
     "TensorExamples",
     "ViewLoader",
+    "ZipfPreferences",
 ]

@@ -231,9 +231,13 @@ class Personalizer:
 
     def _predictor_of(self, client: int) -> Predictor | None:
         """Return what a client predicts with, where that is more than a state of the module."""
-        kept = self._loop.client_store.get(client) or {}
-        for hook in self._loop.federation.algorithm.hooks:
-            if (predictor := hook.predictor(kept, self._loop.module)) is not None:
+        loop = self._loop
+        kept = dict(loop.client_store.get(client) or {})
+        for hook in loop.federation.algorithm.hooks:
+            if hook.adapts:
+                with preserve_training_state(loop.module), torch.no_grad():
+                    kept |= hook.adapt(loop.evaluator.batches(client, "train"), loop.module)
+            if (predictor := hook.predictor(kept, loop.module)) is not None:
                 return predictor
         return None
 
