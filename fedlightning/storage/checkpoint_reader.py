@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "FORMAT",
     "check_network",
     "is_good",
+    "load_plain_values",
     "loop_state",
     "read_checkpoint",
     "rounds_in",
@@ -29,6 +31,13 @@ FORMAT = 2
 """Number of the layout that this version writes; a newer one is refused, older ones are read."""
 
 _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
+
+
+def load_plain_values(file: Any, map_location: Any = "cpu") -> Any:
+    """Return the tensors and plain values in an open file; nothing else is ever loaded."""
+    with warnings.catch_warnings():  # torch says how it checks sparse tensors, which is as wanted
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+        return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def read_checkpoint(
@@ -54,7 +63,7 @@ def read_checkpoint(
     try:
         with Path(path).open("rb") as file:
             sealed = verify_digest(file)
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            checkpoint = load_plain_values(file, map_location)
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file; `last` finds the newest run's.") from None
     except OSError as error:
