@@ -7,6 +7,7 @@ from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
@@ -55,6 +56,7 @@ __all__ = [
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedImpro",
     "FedPer",
     "FedProx",
     "FedRep",
@@ -83,6 +85,7 @@ __all__ = [
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SharedFeatures",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

@@ -194,6 +194,20 @@ class ClientContext:
 
     # -- features --------------------------------------------------------------------------------
 
+    def layer(self, name: str) -> nn.Module:
+        """Return a layer of the module by its name, such as ``"body"`` or ``"encoder.layers.3"``.
+
+        Raises:
+            ConfigError: If the module has no such layer.
+        """
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(name for name, _ in self.module.named_children())
+            raise ConfigError(
+                f"{type(self.module).__name__} has no layer {name!r} (layers: {known})."
+            ) from None
+
     def watch(self, layer: str, inputs: bool = False) -> None:
         """Record a layer's output in every forward pass of this update; see :meth:`features`.
 
@@ -204,18 +218,11 @@ class ClientContext:
         Raises:
             ConfigError: If the module has no such layer.
         """
-        try:
-            child = self.module.get_submodule(layer)
-        except AttributeError:
-            known = ", ".join(name for name, _ in self.module.named_children())
-            raise ConfigError(
-                f"{type(self.module).__name__} has no layer {layer!r} (layers: {known})."
-            ) from None
 
         def record(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             self._watched[layer] = given[0] if inputs else output
 
-        self._handles.append(child.register_forward_hook(record))
+        self._handles.append(self.layer(layer).register_forward_hook(record))
 
     def features(self, layer: str) -> Tensor:
         """Return what :meth:`watch` recorded in the last forward pass; gradients flow through it.

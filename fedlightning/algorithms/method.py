@@ -34,6 +34,7 @@ class Aggregation:
         num_training_clients: The number of clients that take part in training.
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
+        version: The number of commits before this one: the round's index.
     """
 
     state: Mapping[str, Tensor]
@@ -43,6 +44,7 @@ class Aggregation:
     num_training_clients: int = 0
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    version: int = 0
 
 
 class ClientHook(Setting):
