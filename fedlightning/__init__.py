@@ -15,7 +15,7 @@ _NAMES = {
     "algorithms": (
         "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
         "FedAvgM FedBABU FedBN FedImpro FedPer FedProx FedRep FedRoD FedYogi LGFedAvg LocalMethod "
-        "LocalOnly PFedMe PerFedAvg ServerData"
+        "LocalOnly PFedMe PerFedAvg PerInvFL ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

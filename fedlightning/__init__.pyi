@@ -25,6 +25,7 @@ from fedlightning.algorithms import (
     LocalMethod as LocalMethod,
     LocalOnly as LocalOnly,
     PerFedAvg as PerFedAvg,
+    PerInvFL as PerInvFL,
     PFedMe as PFedMe,
     ServerData as ServerData,
 )

@@ -17,6 +17,7 @@ from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
@@ -63,6 +64,7 @@ __all__ = [
     "FedRoD",
     "FedYogi",
     "HeadThenBody",
+    "InvariantAndPersonal",
     "KeyRoles",
     "LGFedAvg",
     "LocalMethod",
@@ -75,6 +77,7 @@ __all__ = [
     "PFedMe",
     "Parts",
     "PerFedAvg",
+    "PerInvFL",
     "Proximal",
     "Roles",
     "ServerAdagrad",

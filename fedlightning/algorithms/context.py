@@ -178,6 +178,22 @@ class ClientContext:
         """Return the head's keys."""
         return self.parts().head
 
+    def head_name(self) -> str:
+        """Return the name of the layer that is the head.
+
+        Raises:
+            ConfigError: If the head is not a single layer.
+        """
+        head = head_module(self.module, self.parts())
+        layers = self.module.named_modules()
+        name: str | None = next((name for name, child in layers if child is head), None)
+        if name is not None:
+            return name
+        raise ConfigError(
+            f"the algorithm needs a head that is one layer; the head of "
+            f"{type(self.module).__name__} is several."
+        )
+
     def linear_head(self) -> nn.Linear:
         """Return the head.
 
@@ -327,14 +343,18 @@ class ClientContext:
         finally:
             handle.remove()
 
-    def optimizer_like(self, tensors: Mapping[str, Tensor]) -> FollowingOptimizer:
+    def optimizer_like(
+        self, tensors: Mapping[str, Tensor], lr: float | None = None
+    ) -> FollowingOptimizer:
         """Return an optimizer of the module's kind and settings for other tensors.
 
         Args:
             tensors: By the key of the parameter whose settings they take.
+            lr: A learning rate of its own; ``None`` follows that of the module's optimizer.
         """
         keys = {id(parameter): key for key, parameter in self.module.named_parameters()}
-        return FollowingOptimizer(self.optimizer, lambda p: tensors.get(keys.get(id(p), "")))
+        stand_in = lambda p: tensors.get(keys.get(id(p), ""))  # noqa: E731
+        return FollowingOptimizer(self.optimizer, stand_in, lr)
 
     def train_copy(
         self, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int

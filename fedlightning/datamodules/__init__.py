@@ -5,6 +5,7 @@ from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.colored import ColoredDigits, ColoredImages
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
@@ -33,6 +34,8 @@ __all__ = [
     "ClientDatasets",
     "ClientLoader",
     "ClientTask",
+    "ColoredDigits",
+    "ColoredImages",
     "DatasetExamples",
     "Digits",
     "Dirichlet",

@@ -26,6 +26,7 @@ from fedlightning import (
     LGFedAvg,
     LocalOnly,
     PerFedAvg,
+    PerInvFL,
     PFedMe,
 )
 from fedlightning.algorithms import Algorithm, ServerData
@@ -52,6 +53,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "FedRoD": FedRoD(),
     "LocalOnly": LocalOnly(),
     "FedImpro": FedImpro(),
+    "PerInvFL": PerInvFL(personal_lr=0.05, penalty=100.0, anneal_round=1),
     "ServerData": ServerData(fraction=0.5),
     "FedBABU + FedProx": FedBABU() + FedProx(mu=0.1),
     "FedBABU + FedProx + FedAdam + FedBN": FedBABU() + FedProx(0.1) + FedAdam() + FedBN(),
