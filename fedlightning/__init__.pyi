@@ -16,6 +16,7 @@ from fedlightning.algorithms import (
     FedBABU as FedBABU,
     FedBN as FedBN,
     FedImpro as FedImpro,
+    FedPN as FedPN,
     FedPer as FedPer,
     FedProx as FedProx,
     FedRep as FedRep,

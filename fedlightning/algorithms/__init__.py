@@ -10,9 +10,11 @@ from fedlightning.algorithms.fedbn import FedBN
 from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
+from fedlightning.algorithms.fedpn import FedPN, Switch, SwitchingPredictor
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
@@ -58,11 +60,13 @@ __all__ = [
     "FedBABU",
     "FedBN",
     "FedImpro",
+    "FedPN",
     "FedPer",
     "FedProx",
     "FedRep",
     "FedRoD",
     "FedYogi",
+    "FineTuning",
     "HeadThenBody",
     "InvariantAndPersonal",
     "KeyRoles",
@@ -89,6 +93,8 @@ __all__ = [
     "ServerTrainingConfig",
     "ServerYogi",
     "SharedFeatures",
+    "Switch",
+    "SwitchingPredictor",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

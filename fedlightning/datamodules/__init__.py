@@ -4,6 +4,7 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.class_views import ClassViews, FewClassDigits
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.colored import ColoredDigits, ColoredImages
 from fedlightning.datamodules.dataset_examples import DatasetExamples
@@ -29,6 +30,7 @@ __all__ = [
     "MNIST",
     "Assignment",
     "Batch",
+    "ClassViews",
     "Classes",
     "ClientData",
     "ClientDatasets",
@@ -45,6 +47,7 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "FewClassDigits",
     "GeneratedClients",
     "Partition",
     "PartitionFile",
