@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from effects_of import Demand
 from effects_of._images import fashion_mnist
 from effects_of._runs import fit, seeded
-from fedlightning import FedAdam, FedAvg, PerInvFL
+from fedlightning import FedAdam, FedAvg, LocalOnly, PerInvFL
 from fedlightning.algorithms import Composite
 from fedlightning.algorithms.perinvfl import invariance_penalty
 from fedlightning.datamodules import ColoredImages
 from fedlightning.models import MLP
 
-ROUNDS, ANNEAL, WEIGHT, STRENGTHS = 250, 100, 1e4, (0.0, 1.0, 5.0)
+ROUNDS, ANNEAL, WEIGHT, STRENGTHS, WIDTH = 250, 100, 1e4, (0.0, 1.0, 5.0), 32
 
 
 class Colored(ColoredImages):
@@ -88,7 +88,7 @@ def _penalty(module: Any, data: Colored) -> float:
 
 def _shared(seed: int, data: Colored, ours: bool) -> tuple[Any, Any]:
     """Return the trained module and the trainer."""
-    module = seeded(seed, Network, in_features=2 * 14 * 14, hidden=[128], num_classes=2)
+    module = seeded(seed, Network, in_features=2 * 14 * 14, hidden=[WIDTH], num_classes=2)
     server = FedAdam(lr=1e-3, tau=1e-8)
     algorithm = Composite([_ours() if ours else FedAvg(), server])
     return module, fit(module, data, algorithm, ROUNDS, seed)
@@ -98,11 +98,23 @@ def _ours() -> PerInvFL:
     return PerInvFL(inner_steps=0, penalty=WEIGHT, anneal_round=ANNEAL)
 
 
-def _personal(module: Any, built: Any, data: Colored, strength: float) -> dict[str, float]:
+def _helpers(seed: int, data: Colored) -> dict[int, dict[str, Tensor]]:
+    """Return what clients keep of plain local training: the helpers, which push."""
+    module = seeded(seed, Network, in_features=2 * 14 * 14, hidden=[WIDTH], num_classes=2)
+    module.personal = True
+    store = fit(module, data, LocalOnly(), 60, seed).federated_loop.client_store
+    clients = range(data.num_clients)
+    return {c: {f"perinvfl:helper/{k}": v for k, v in store.get(c).items()} for c in clients}
+
+
+def _personal(
+    module: Any, built: Any, data: Colored, helpers: Any, strength: float
+) -> dict[str, float]:
     """Return accuracies of personal models after 60 steps from the shared one."""
     loop, start = built.federated_loop, {k: v.clone() for k, v in module.state_dict().items()}
     (hook,) = [h for h in built.federation.algorithm.hooks if hasattr(h, "inner_steps")]
     hook.strength, hook.inner_steps, module.personal = strength, 60, True
+    loop.client_store.update(helpers)
     built.fit_loop.max_epochs += 1
     built.fit(module, datamodule=data)
     module.load_state_dict(start)
@@ -119,13 +131,14 @@ def measure(seed: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for flipped in (0, 2):
         data, suffix = _data(seed, flipped), f", {flipped} classes flipped" if flipped else ""
+        helpers = _helpers(seed, data)
         for name in ("ours", "fedavg"):
             module, built = _shared(seed, data, name == "ours")
             found[f"{name}{suffix}"] = _accuracy(module, data, "ood")
             found[f"{name} at home{suffix}"] = _accuracy(module, data, "test")
             found[f"{name} penalty{suffix}"] = _penalty(module, data)
             for strength in STRENGTHS if name == "ours" else ():
-                scores = _personal(module, built, data, strength)
+                scores = _personal(module, built, data, helpers, strength)
                 for split, where in (("ood", "ood"), ("test", "at home")):
                     found[f"personal {where}, strength {strength:g}{suffix}"] = scores[split]
     return found

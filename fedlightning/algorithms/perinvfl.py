@@ -70,7 +70,7 @@ class InvariantAndPersonal(ClientHook):
         strength: :math:`\lambda`, weight of the contrastive term of p.
         push: b, weight of its negative.
         l2: Weight of the squared norm of all weights, in the losses of p and w.
-        inner_steps: K, steps of p in every local step; with 0 there is no personal model.
+        inner_steps: K, steps of p in every local step; with 0 there are neither p nor e.
         personal_lr: Learning rate of p.
         penalty: a, weight of the invariance penalty, from ``anneal_round`` on.
         early_penalty: a before.
@@ -110,26 +110,31 @@ class InvariantAndPersonal(ClientHook):
 
     def on_update_start(self, context: ClientContext) -> None:
         """Take up the helper, at first a copy of the shared model, and its optimizer."""
-        helper = _Model.of(context, context.kept(_HELPER) or context.trained_state())
-        optimizer = context.optimizer_like(helper.weights)
-        _restore(optimizer, helper.weights, under(context.before, _OPTIMIZER))
         layer = context.head_name()
         context.watch(layer, inputs=True)
         penalty = self.penalty if context.version >= self.anneal_round else self.early_penalty
-        context.scratch[_PERSONAL] = _Turn(layer, penalty, helper, optimizer)
+        own: _Private | None = None
+        if self.inner_steps:
+            helper = _Model.of(context, context.kept(_HELPER) or context.trained_state())
+            optimizer = context.optimizer_like(helper.weights)
+            _restore(optimizer, helper.weights, under(context.before, _OPTIMIZER))
+            own = _Private(helper, optimizer, _Model({}, {}))
+        context.scratch[_PERSONAL] = _Turn(layer, penalty, own)
 
     def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Move p away from w, then w, then e; random numbers are those that w alone would draw."""
         turn: _Turn = context.scratch[_PERSONAL]
-        with context.replay_rng(), context.no_logging():
-            self._personal_steps(context, turn, batch, batch_idx)
+        if turn.own is not None:
+            with context.replay_rng(), context.no_logging():
+                self._personal_steps(context, turn, turn.own, batch, batch_idx)
         turn.moving = "shared"
         with self._scaling(context, turn):
             loss = context.gradient(batch, batch_idx)
         context.update(batch_idx)
-        with context.replay_rng(), context.no_logging():
+        if turn.own is not None:
             turn.moving = "helper"
-            self._step(context, turn.helper, turn.optimizer, batch, batch_idx)
+            with context.replay_rng(), context.no_logging():
+                self._step(context, turn.own.helper, turn.own.optimizer, batch, batch_idx)
         return loss
 
     def _scaling(self, context: ClientContext, turn: _Turn) -> AbstractContextManager[None]:
@@ -161,30 +166,28 @@ class InvariantAndPersonal(ClientHook):
 
     def on_update_end(self, context: ClientContext) -> None:
         """Keep helper, its optimizer and the personal model."""
-        turn: _Turn = context.scratch[_PERSONAL]
-        context.keep(_HELPER, turn.helper.state())
-        context.keep(_OPTIMIZER, _memory(turn.optimizer, turn.helper.weights))
-        if turn.personal is not None:
-            context.keep(_PERSONAL, turn.personal.state())
+        own: _Private | None = context.scratch[_PERSONAL].own
+        if own is not None:
+            context.keep(_HELPER, own.helper.state())
+            context.keep(_OPTIMIZER, _memory(own.optimizer, own.helper.weights))
+            context.keep(_PERSONAL, own.personal.state())
 
     def personal(self, kept: Mapping[str, Tensor], model: State) -> State:
         """Return the personal model as it was at the end of the client's last update."""
         return under(kept, _PERSONAL)
 
     def _personal_steps(
-        self, context: ClientContext, turn: _Turn, batch: Batch, batch_idx: int
+        self, context: ClientContext, turn: _Turn, own: _Private, batch: Batch, batch_idx: int
     ) -> None:
-        if not self.inner_steps:
-            return
         turn.moving = "personal"
         if self.strength:
             near = context.forward_with({}, batch[0], layer=turn.layer)
-            far = context.forward_with(turn.helper.state(), batch[0], layer=turn.layer)
+            far = context.forward_with(own.helper.state(), batch[0], layer=turn.layer)
             turn.near, turn.far = near.flatten(1), far.flatten(1)
-        turn.personal = _Model.of(context, context.trained_state())
-        optimizer = context.optimizer_like(turn.personal.weights, self.personal_lr)
+        own.personal = _Model.of(context, context.trained_state())
+        optimizer = context.optimizer_like(own.personal.weights, self.personal_lr)
         for _ in range(self.inner_steps):
-            self._step(context, turn.personal, optimizer, batch, batch_idx)
+            self._step(context, own.personal, optimizer, batch, batch_idx)
 
     def _step(
         self,
@@ -222,14 +225,21 @@ class _Model:
 
 
 @dataclass
+class _Private:
+    """The models that stay with the client."""
+
+    helper: _Model
+    optimizer: FollowingOptimizer
+    personal: _Model
+
+
+@dataclass
 class _Turn:
     """What one client update has beside the module."""
 
     layer: str
     penalty: float
-    helper: _Model
-    optimizer: FollowingOptimizer
-    personal: _Model | None = None
+    own: _Private | None
     moving: str = "shared"
     scale: Tensor = field(default_factory=partial(torch.ones, ()))
     near: Tensor = field(default_factory=partial(torch.ones, ()))
@@ -293,7 +303,7 @@ class PerInvFL(Algorithm):
         strength: :math:`\lambda`.
         push: b.
         l2: c.
-        inner_steps: K. With 0 clients have no personal models.
+        inner_steps: K. With 0 clients have neither personal models nor helpers.
         personal_lr: Learning rate of p.
         penalty: a from ``anneal_round`` on; 1e2 to 1e4 is enough.
         early_penalty: a before it.

@@ -149,6 +149,7 @@ def test_with_all_terms_off_it_is_fedavg_bit_for_bit(module):
     fit(plain, FedAvg(), rounds=3, datamodule=data(SIZES))
     assert same(state(ours), state(plain))
     assert loop.personal_model(0) == {}
+    assert not loop.client_store.get(0)
     with_models = net(module=module)
     on = PerInvFL(strength=1, penalty=0, early_penalty=0, l2=0, inner_steps=2)
     fit(with_models, on, rounds=3, datamodule=data(SIZES))
