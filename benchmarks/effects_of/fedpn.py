@@ -19,12 +19,15 @@ from torchmetrics.functional.classification import binary_auroc
 from effects_of import Demand
 from effects_of._runs import fit, seeded
 from fedlightning import FedAvg, FedPN
+from fedlightning.algorithms import SwitchingPredictor
+from fedlightning.core.state import under
 from fedlightning.datamodules import Classes, FewClassDigits
 from fedlightning.models import MLP, PosteriorNetwork
 from fedlightning.personalization.models import client_predictor
 
 ROUNDS, CLIENTS = 60, 10
 ADAM, BATCH, LOCAL, LAMBDA = 3e-3, 32, 5, 0.001
+QUANTILE, WIDE = 0.9, 0.95
 VIEWS = {"test": "own classes", "ood": "other classes", "mixture": "mixture"}
 
 
@@ -66,7 +69,7 @@ def measure(seed: int) -> dict[str, float]:
         lr=ADAM,
         likelihood_weight=LAMBDA,
     )
-    algorithm = FedPN(quantile=0.9)
+    algorithm = FedPN(quantile=QUANTILE)
     tune = {
         "part": "head + density", "epochs": 20,
         "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=ADAM),
@@ -91,10 +94,16 @@ def measure(seed: int) -> dict[str, float]:
         for client in range(CLIENTS):
             again = seeded(seed, PosteriorNetwork, hidden=[64], features=8, density="gaussian")
             predictor = client_predictor(built.log_dir, client, again, algorithm)
+            calibration, _ = _examples(data, client, "val")
+            wide = SwitchingPredictor(
+                again, under(predictor.state_dict(), "fedpn"),
+                predictor.uncertainty(calibration).quantile(WIDE),
+            )  # fmt: skip
             for split, view in VIEWS.items():
                 x, y = _examples(data, client, split)
                 for name, answer in (
                     ("switch", predictor.predict), ("local", predictor.local),
+                    (f"switch at {WIDE}", wide.predict),
                     ("global", predictor.general), ("fedavg", plain.eval()),
                 ):  # fmt: skip
                     found.setdefault(f"{name}, {view}", []).append(_accuracy(answer(x), y))

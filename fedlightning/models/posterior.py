@@ -74,9 +74,9 @@ class PosteriorNetwork(FederatedModule):
         features: d.
         density: ``radial`` (:class:`RadialFlows`) or ``gaussian`` (:class:`GaussianClasses`).
         transforms: Length of the chains of radial transforms.
-        likelihood_weight: :math:`\lambda`; the authors take 0.01, and 0.001 for MNIST. The term also
-            draws the features of a class together: with 0.01 and Gaussian densities, on the
-            embedded digits, all inputs came to have the same features; with 0.001 not.
+        likelihood_weight: :math:`\lambda`; the authors take 0.01, and 0.001 for MNIST. The term
+            also draws features together: with 0.01 and Gaussian densities, on the embedded digits,
+            all inputs came to have the same features; with 0.001 not.
         stop_gradient: Whether the density's parameters are constants in the first term.
         encoder: An encoder of one's own, (n, ...) to (n, d), instead of the perceptron.
         lr: Learning rate of Adam.

@@ -22,7 +22,12 @@ from fedlightning.core.state import under
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
 from fedlightning.models import PosteriorNetwork
-from fedlightning.personalization.models import client_model, client_predictor
+from fedlightning.personalization.models import (
+    client_model,
+    client_network,
+    client_predictor,
+    export_model,
+)
 from tests.algorithms.one_client import update_of
 from tests.toys import CLASSES, FEATURES, data, examples, fit, loop_of, net, same, state, trainer
 
@@ -372,6 +377,20 @@ def test_without_data_set_apart_the_training_data_calibrates(tmp_path):
 def test_a_plain_model_cannot_be_had_of_a_client_that_switches(run):
     with pytest.raises(ConfigError, match=r"load it with client_predictor\(run, client"):
         client_model(run[3].log_dir, 1, small(seed=4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_client_that_switches_is_exported_whole(run, tmp_path):
+    module, _, some, built = run
+    network = client_network(built.log_dir, 2, small(seed=4), lambda: FedPN(quantile=0.6))
+    file = export_model(network, tmp_path / "two.pt2", example=torch.zeros(2, FEATURES))
+    predictor, _ = predictor_of(run, 2)
+    ((x, _),) = some.batches(2, "test")
+    with torch.no_grad():
+        found = torch.export.load(file).module()(x)
+        assert torch.allclose(found, predictor.predict(x), atol=1e-6)
+    whole = client_network(built.log_dir, "global", small(seed=4), FedPN)
+    assert same(state(whole), state(module))
 
 
 def test_what_cannot_be_is_refused_before_the_first_round():
