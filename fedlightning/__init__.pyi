@@ -15,6 +15,8 @@ from fedlightning.algorithms import (
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,
     FedBN as FedBN,
+    FedImpro as FedImpro,
+    FedPN as FedPN,
     FedPer as FedPer,
     FedProx as FedProx,
     FedRep as FedRep,
@@ -27,6 +29,7 @@ from fedlightning.algorithms import (
     LocalMethod as LocalMethod,
     LocalOnly as LocalOnly,
     PerFedAvg as PerFedAvg,
+    PerInvFL as PerInvFL,
     PFedMe as PFedMe,
     ServerData as ServerData,
 )

@@ -7,18 +7,22 @@ from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
+from fedlightning.algorithms.fedpn import FedPN, Switch, SwitchingPredictor
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
+from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
@@ -59,6 +63,8 @@ __all__ = [
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedImpro",
+    "FedPN",
     "FedPer",
     "FedProx",
     "FedRep",
@@ -66,7 +72,9 @@ __all__ = [
     "FedRoD",
     "FedVI",
     "FedYogi",
+    "FineTuning",
     "HeadThenBody",
+    "InvariantAndPersonal",
     "IterativeDataSmoothing",
     "KeptOptimizer",
     "KeyRoles",
@@ -82,6 +90,7 @@ __all__ = [
     "PFedMe",
     "Parts",
     "PerFedAvg",
+    "PerInvFL",
     "Proximal",
     "ResidualPhases",
     "Roles",
@@ -93,7 +102,10 @@ __all__ = [
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SharedFeatures",
     "SmoothedLabels",
+    "Switch",
+    "SwitchingPredictor",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

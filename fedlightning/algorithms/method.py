@@ -16,6 +16,7 @@ from fedlightning.core.validation import Setting
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
+    from fedlightning.algorithms.finetuning import FineTuning
 
 __all__ = ["Aggregation", "ClientHook", "LocalMethod"]
 
@@ -34,6 +35,7 @@ class Aggregation:
         num_training_clients: The number of clients that take part in training.
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
+        version: The number of commits before this one: the round's index.
     """
 
     state: Mapping[str, Tensor]
@@ -43,6 +45,7 @@ class Aggregation:
     num_training_clients: int = 0
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    version: int = 0
 
 
 class ClientHook(Setting):
@@ -188,6 +191,43 @@ class ClientHook(Setting):
         """
         return {}
 
+    # -- in personalization ----------------------------------------------------------------------
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it takes part in personalization."""
+        own, none = type(self), ClientHook
+        return (
+            own.on_finetuning_start is not none.on_finetuning_start
+            or own.on_finetuning_end is not none.on_finetuning_end
+        )
+
+    def check_finetuning(self, module: nn.Module, keys: Sequence[str]) -> None:
+        """Refuse what cannot be fine-tuned; called before the first round, too.
+
+        Args:
+            module: The module.
+            keys: The keys that are to be fine-tuned.
+
+        Raises:
+            ConfigError: It cannot be.
+        """
+
+    def on_finetuning_start(self, tuning: FineTuning) -> None:
+        """Prepare the module that is about to be fine-tuned to a client.
+
+        Called for clients that have training examples, where there are epochs of fine-tuning, after
+        the model was measured as it is. Random numbers come from the global generators, which are
+        seeded for the client.
+        """
+
+    def on_finetuning_end(self, tuning: FineTuning) -> State:
+        """Return what :meth:`predictor` needs beside what the client has kept, by name.
+
+        Called after fine-tuning, and with a fine-tuning curve after each of its epochs.
+        """
+        return {}
+
     def predictor(self, kept: Mapping[str, Tensor], module: nn.Module) -> Predictor | None:
         """Return what a client predicts with, if that is more than a state of the network.
 
@@ -196,8 +236,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, with what :meth:`adapt` adds, or what such a file
-                holds.
+            kept: All that the client has kept, and what :meth:`adapt` and :meth:`on_finetuning_end`
+                have returned; or what such a file holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None

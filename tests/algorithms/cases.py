@@ -17,7 +17,9 @@ from fedlightning import (
     FedAvgM,
     FedBABU,
     FedBN,
+    FedImpro,
     FedPer,
+    FedPN,
     FedProx,
     FedRep,
     FedRes,
@@ -26,6 +28,7 @@ from fedlightning import (
     LGFedAvg,
     LocalOnly,
     PerFedAvg,
+    PerInvFL,
     PFedMe,
 )
 from fedlightning.algorithms import Algorithm, ServerData
@@ -55,6 +58,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "FedRes, corrected": FedRes("corrected", private="head", keep_optimizer=True),
     "FedRes, simultaneous": FedRes("simultaneous", private="head"),
     "LocalOnly": LocalOnly(),
+    "FedImpro": FedImpro(),
+    "PerInvFL": PerInvFL(personal_lr=0.05, penalty=100.0, anneal_round=1),
+    "FedPN": FedPN(),
     "ServerData": ServerData(fraction=0.5),
     "FedBABU + FedProx": FedBABU() + FedProx(mu=0.1),
     "FedBABU + FedProx + FedAdam + FedBN": FedBABU() + FedProx(0.1) + FedAdam() + FedBN(),

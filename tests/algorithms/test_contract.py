@@ -74,13 +74,15 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    return any(word in name for word in ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD"))
+    return any(
+        word in name for word in ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL")
+    )
 
 
 @every_algorithm
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
-    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected")
+    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "FedImpro", "corrected")
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 
@@ -143,7 +145,9 @@ def test_user_frozen_parameters_stay_frozen(name):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg"])
+@pytest.mark.parametrize(
+    "name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg", "PerInvFL"]
+)
 def test_lower_precision_works(name, precision):
     found = everything(run(name, rounds=2, precision=precision))
     assert all(torch.isfinite(value).all() for value in found.values())

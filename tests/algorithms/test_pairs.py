@@ -53,8 +53,14 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LGFedAvg", "LocalOnly"): _part("share", "head", "none"),
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
-    **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes"), 2), _STEP),
-    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
+    **{("LocalOnly", name): _NOBODY for name in ("FedImpro", "PerInvFL")},
+    **dict.fromkeys(
+        combinations(
+            ("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes", "FedImpro", "PerInvFL"), 2
+        ),
+        _STEP,
+    ),
+    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD", "PerInvFL")},
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]
 
