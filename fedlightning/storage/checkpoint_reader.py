@@ -19,6 +19,7 @@ from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = [
     "FORMAT",
+    "check_local",
     "check_network",
     "is_good",
     "load_plain_values",
@@ -57,6 +58,7 @@ def read_checkpoint(
         CheckpointError: The file is missing, empty, corrupt, of another program, in a newer format,
             or its weights are not finite.
     """
+    check_local(path)
     name = f"ckpt_path={os.fspath(path)!r}"
     if Path(path).is_dir():
         raise CheckpointError(f"{name} is a folder, not a checkpoint file.")
@@ -81,6 +83,24 @@ def read_checkpoint(
             "may be damaged. AtomicCheckpointIO().save_checkpoint(...) writes a file with a digest."
         )
     return dict(checkpoint)
+
+
+def check_local(ckpt_path: Any) -> None:
+    """Refuse a checkpoint that is not on this machine.
+
+    Raises:
+        CheckpointError: The path is a URL.
+
+    Example:
+        >>> check_local("s3://bucket/last.ckpt")
+        Traceback (most recent call last):
+        fedlightning.errors.CheckpointError: ckpt_path='s3://bucket/last.ckpt': remote paths are ...
+    """
+    text = "" if ckpt_path is None else str(ckpt_path)
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path drops a slash; a drive is one letter
+        raise CheckpointError(
+            f"ckpt_path={text!r}: remote paths are not read; download the file and pass its path."
+        )
 
 
 def is_good(path: Path) -> bool:
