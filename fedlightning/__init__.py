@@ -14,8 +14,8 @@ from fedlightning._version import __version__ as __version__
 _NAMES = {
     "algorithms": (
         "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
-        "FedAvgM FedBABU FedBN FedImpro FedPN FedPer FedProx FedRep FedRoD FedYogi LGFedAvg "
-        "LocalMethod LocalOnly PFedMe PerFedAvg PerInvFL ServerData"
+        "FedAvgM FedBABU FedBN FedImpro FedPN FedPer FedProx FedRep FedRes FedRoD FedVI FedYogi "
+        "IterativeDataSmoothing LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg PerInvFL ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

@@ -13,8 +13,11 @@ from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedpn import FedPN, Switch, SwitchingPredictor
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
+from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
 from fedlightning.algorithms.finetuning import FineTuning
+from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
@@ -45,6 +48,7 @@ __all__ = [
     "SCAFFOLD",
     "Aggregation",
     "Algorithm",
+    "AmortizedHead",
     "Broadcast",
     "ClientContext",
     "ClientHook",
@@ -64,13 +68,18 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRes",
     "FedRoD",
+    "FedVI",
     "FedYogi",
     "FineTuning",
     "HeadThenBody",
     "InvariantAndPersonal",
+    "IterativeDataSmoothing",
+    "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
+    "LocalHeadPredictor",
     "LocalMethod",
     "LocalOnly",
     "MetaGradient",
@@ -83,6 +92,7 @@ __all__ = [
     "PerFedAvg",
     "PerInvFL",
     "Proximal",
+    "ResidualPhases",
     "Roles",
     "ServerAdagrad",
     "ServerAdam",
@@ -93,6 +103,7 @@ __all__ = [
     "ServerTrainingConfig",
     "ServerYogi",
     "SharedFeatures",
+    "SmoothedLabels",
     "Switch",
     "SwitchingPredictor",
     "TwoHeads",

@@ -61,9 +61,15 @@ class Trains(Protocol):
     ) -> State:
         """Train another model of the client's on its data."""
 
+    def positions(self, batch_idx: int) -> Tensor:
+        """Return which of the client's examples a batch of the present local epoch has."""
+
+    def stored_batches(self, client: int) -> Iterator[Batch]:
+        """Return all of a client's training examples in stored order."""
+
 
 class Held(Protocol):
-    """The module's own tensors, whatever a client has put in their places."""
+    """The module's own tensors, also where a client has replaced them."""
 
     def view(self) -> State:
         """Return the module's own tensors by key; they change with the module."""
@@ -88,7 +94,9 @@ class ClientContext:
         round: The number of the client update in its random streams: with synchronous rounds, the
             round's index, from 0.
         version: The version of the global model that the client has received.
-        local_epochs: ``federation.local_epochs``.
+        local_epochs: ``federation.local_epochs``, or the passes that ``local_steps`` need.
+        local_steps: ``federation.local_steps``.
+        epochs: The local epochs of this update, after the hooks' ``num_epochs``.
         num_examples: Number of the client's training examples.
         module: The resident module.
         received: The global model as the client received it; not to be changed.
@@ -114,6 +122,8 @@ class ClientContext:
     held: Held
     counts: Callable[[int, int], Tensor]
     after_step: Callable[[int], None] | None = None
+    local_steps: int | None = None
+    epochs: int = 0
     scratch: dict[str, Any] = field(default_factory=dict)
     kept_after: State = field(default_factory=dict)
     sent: State = field(default_factory=dict)
@@ -371,6 +381,38 @@ class ClientContext:
             What was trained, as copies.
         """
         return self._trains.train_copy(self, start, adjust, epochs)
+
+    # -- examples ------------------------------------------------------------------------------
+
+    def positions(self, batch_idx: int) -> Tensor:
+        """Return the places, in the client's stored order, of the examples of a batch.
+
+        Args:
+            batch_idx: The batch's number in the present local epoch.
+
+        Returns:
+            int64 on the CPU, shape (examples,).
+        """
+        return self._trains.positions(batch_idx)
+
+    def stored_batches(self) -> Iterator[Batch]:
+        """Return all of the client's training examples in stored order, in evaluation batches."""
+        return self._trains.stored_batches(self.client)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the module in eval mode inside the block: no gradients, no logs, no random numbers.
+
+        What torch draws in it is drawn again after it, so that training does not notice.
+        """
+        modes = [(child, child.training) for child in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), self.replay_rng(), self.no_logging():
+                yield
+        finally:
+            for child, mode in modes:
+                child.training = mode
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Return how many of the client's training examples are of each class, as float64."""

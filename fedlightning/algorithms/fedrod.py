@@ -1,4 +1,4 @@
-"""FedRoD: one body, a head for everybody and a head of one's own."""
+"""FedRoD: one body, a shared head and a private head per client."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class FedRoD(Algorithm):
     the network with the sum of both heads.
 
     Args:
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Chen, Chao. On Bridging Generic and Personalized Federated Learning for Image

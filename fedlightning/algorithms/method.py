@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -56,7 +56,8 @@ class ClientHook(Setting):
     ``context.keep`` for good), so an update that fails leaves no trace. The order of the calls is
     :meth:`on_update_start`; in every local epoch :meth:`on_epoch_start`; in every batch
     :meth:`local_step` (where it is overridden), :meth:`on_loss` between the module's training step
-    and backward, and :meth:`on_before_optimizer_step`; at last :meth:`on_update_end`.
+    and backward, and :meth:`on_before_optimizer_step`; :meth:`on_epoch_end`; at last
+    :meth:`on_update_end`.
 
     Attributes:
         messages: The extras that the hook sends and receives, declared with
@@ -67,6 +68,7 @@ class ClientHook(Setting):
         whole_step: Whether no other hook may change gradients.
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
             the gradients of the loss alone.
+        stateless: Whether clients may keep nothing, whatever else takes part.
 
     Example:
         A loss term in one method:
@@ -87,6 +89,7 @@ class ClientHook(Setting):
     needs_global = True
     whole_step = False
     first = False
+    stateless = False
 
     @property
     def replaces_step(self) -> bool:
@@ -103,14 +106,25 @@ class ClientHook(Setting):
         """Whether it changes the loss between the training step and backward."""
         return type(self).on_loss is not ClientHook.on_loss
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
+        return type(self).num_epochs is not ClientHook.num_epochs
+
     def clash(self, other: ClientHook) -> str | None:
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if type(self) is type(other):
             return f"both are {type(self).__name__}"
         if self.replaces_step and other.replaces_step:
             return "each says how to train on a batch"
+        if self.has_phases and other.has_phases:
+            return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
+        if self.stateless and other.personal_model:
+            return (
+                f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
+            )
         if self.whole_step and other.changes_gradients:
             return f"{type(other).__name__} changes gradients, {type(self).__name__} has its own"
         mine, theirs = ({m.name for m in hook.messages} for hook in (self, other))
@@ -145,6 +159,9 @@ class ClientHook(Setting):
     def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Change the gradients, before they are clipped and the optimizer steps."""
 
+    def on_epoch_end(self, context: ClientContext, epoch: int) -> None:
+        """Finish a local epoch, after its last batch."""
+
     def on_update_end(self, context: ClientContext) -> None:
         """Finish the update; the module holds what the client has trained."""
 
@@ -154,6 +171,23 @@ class ClientHook(Setting):
         Args:
             kept: All that the client has kept.
             model: The global model with the parts that the client has kept.
+        """
+        return {}
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a client's examples make a predictor of their own without training."""
+        return type(self).adapt is not ClientHook.adapt
+
+    def adapt(self, batches: Iterable[Batch], module: nn.Module) -> State:
+        """Return what a client's training examples, looked at once, add to what it has kept.
+
+        For predictors that need no training: :meth:`predictor` gets it with the rest. It is called
+        in eval mode, for any client that is personalised, whether it ever trained or not.
+
+        Args:
+            batches: The client's training examples in stored order.
+            module: The network with the client's values in it.
         """
         return {}
 
@@ -202,8 +236,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, and what :meth:`on_finetuning_end` has returned; or
-                what such a file holds.
+            kept: All that the client has kept, with what :meth:`adapt` or :meth:`on_finetuning_end`
+                adds, or what such a file holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None
@@ -263,6 +297,11 @@ class LocalMethod(ClientHook):
     def changes_gradients(self) -> bool:
         """Whether it changes gradients."""
         return type(self).adjust is not LocalMethod.adjust
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
+        return type(self).epochs is not LocalMethod.epochs
 
     def epochs(self, local_epochs: int) -> int:
         """See :meth:`ClientHook.num_epochs`."""

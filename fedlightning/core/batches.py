@@ -150,7 +150,7 @@ def _length_of_any(batch: Batch) -> int:
 
 
 def _lengths(batch: Batch) -> Iterator[int | None]:
-    """Yield the length of every tensor in a batch, and None for whatever else it holds."""
+    """Yield the length of every tensor in a batch, and None for anything else in it."""
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.dim() else 1
     elif isinstance(batch, np.ndarray):

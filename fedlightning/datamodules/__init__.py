@@ -10,6 +10,7 @@ from fedlightning.datamodules.colored import ColoredDigits, ColoredImages
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.few_classes import FewClasses
 from fedlightning.datamodules.generated import GeneratedClients
 from fedlightning.datamodules.loaders import ClientLoader, ClientTask, ViewLoader
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
@@ -17,6 +18,8 @@ from fedlightning.datamodules.partitions.classes import Classes
 from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
+from fedlightning.datamodules.permuted import PermutedLabels
+from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferences
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -39,6 +42,7 @@ __all__ = [
     "ColoredDigits",
     "ColoredImages",
     "DatasetExamples",
+    "DigitPreferences",
     "Digits",
     "Dirichlet",
     "EvaluationView",
@@ -48,11 +52,14 @@ __all__ = [
     "FederatedDataModule",
     "FederatedDataset",
     "FewClassDigits",
+    "FewClasses",
     "GeneratedClients",
     "Partition",
     "PartitionFile",
+    "PermutedLabels",
     "Shards",
     "Split",
     "TensorExamples",
     "ViewLoader",
+    "ZipfPreferences",
 ]

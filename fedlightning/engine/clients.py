@@ -44,6 +44,7 @@ class ResidentClient:
         model: What is trained, shared and kept.
         num_examples: Number of its training examples.
         local_epochs: Passes over them.
+        local_steps: Optimizer steps after which it stops; ``None`` means all of these passes.
         seed: The seed of the run.
         class_counts: Returns a client's number of examples per class.
         after_step: Called after every batch; what it raises ends the training.
@@ -55,6 +56,7 @@ class ResidentClient:
     model: ModelRoles
     num_examples: int
     local_epochs: int = 1
+    local_steps: int | None = None
     seed: int = 0
     class_counts: Callable[[int, int], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
@@ -74,6 +76,7 @@ class ResidentClient:
             version=broadcast.version,
             key=Key(self.seed, "fit", round=job.stream, client=self.number),
             local_epochs=self.local_epochs,
+            local_steps=self.local_steps,
             num_examples=self.num_examples,
             module=self.model.module,
             received=broadcast.state,
@@ -92,6 +95,9 @@ class Plans(Training, Protocol):
 
     def plan(self, clients: Sequence[int]) -> None:
         """Hear which clients come next."""
+
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Return how many passes over a client's data hold so many optimizer steps."""
 
 
 class ResidentClients:
@@ -149,13 +155,15 @@ class ResidentClients:
         federation, number = self._federation, job.client
         kept = kept if kept is not None else self._store.get(number) or {}
         self._workers.announce(number, job.stream)
+        steps = federation.local_steps
         client = ResidentClient(
             number,
             kept,
             self._resident,
             self._model,
             self._data.num_examples(number),
-            federation.local_epochs,
+            federation.local_epochs if steps is None else self._training.epochs_of(number, steps),
+            steps,
             self._seed,
             partial(class_counts, self._data, needed_by=federation.algorithm.name),
             self._after_step(),

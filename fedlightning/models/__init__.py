@@ -5,8 +5,15 @@ from fedlightning.models.densities import ClassDensities, GaussianClasses, Radia
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
 from fedlightning.models.posterior import PosteriorNetwork
+from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
+from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.torchvision import TorchvisionClassifier
+from fedlightning.models.variational import (
+    PosteriorConstructor,
+    VariationalMLP,
+    VariationalModule,
+)
 
 __all__ = [
     "MLP",
@@ -14,8 +21,15 @@ __all__ = [
     "Conv4",
     "GaussianClasses",
     "MobileNet",
+    "PosteriorConstructor",
     "PosteriorNetwork",
+    "PreferenceModule",
     "RadialFlows",
     "ResNet18",
+    "ResidualMLP",
+    "RewardMLP",
+    "RewardTable",
     "TorchvisionClassifier",
+    "VariationalMLP",
+    "VariationalModule",
 ]

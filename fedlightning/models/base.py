@@ -180,7 +180,7 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         if not trainable:
             raise ConfigError(f"{type(self).__name__} has no trainable parameters.")
         optimizer = torch.optim.SGD(
-            trainable,
+            self.optimizer_groups(trainable),
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -198,11 +198,23 @@ class FederatedModule(NamedArguments, pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
         }
 
+    def optimizer_groups(self, trainable: list[nn.Parameter]) -> Any:
+        """Return the parameters as the optimizer takes them: a list, or groups with own settings.
+
+        Override it for, say, a learning rate of its own for a part.
+
+        Args:
+            trainable: The parameters that may move.
+        """
+        return trainable
+
     def _fuses(self) -> bool:
         """Return whether there is a fused SGD here, and nothing that cannot work with it."""
         precision = self._of_trainer("precision_plugin")
         scales = getattr(precision, "scaler", None) is not None  # Lightning then refuses to clip
-        return self.device.type in ("cpu", "cuda") and not scales
+        real = all(p.is_floating_point() for p in self.parameters() if p.requires_grad)
+        sparse = any(getattr(layer, "sparse", False) is True for layer in self.modules())
+        return self.device.type in ("cpu", "cuda") and real and not (scales or sparse)
 
     def _of_trainer(self, attribute: str) -> Any:
         """Return an attribute of the trainer; ``None`` without one, and in Fabric."""

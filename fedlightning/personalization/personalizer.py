@@ -20,6 +20,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import ClientTask, Split, ViewLoader
+from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalEpochs
@@ -125,13 +126,13 @@ class Personalizer:
 
     @contextmanager
     def at_work(self) -> Iterator[Personalizer]:
-        """Make ready to fine-tune; put everything back at the end."""
+        """Prepare the module for fine-tuning; restore it on exit."""
         loop, module, strategy = self._loop, self._loop.module, self._loop.trainer.strategy
         modes = {child: child.training for child in module.modules()}
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
-        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+        with torch.inference_mode(False):  # otherwise the new weights would be inference tensors
             loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
@@ -248,15 +249,20 @@ class Personalizer:
             client: Client id.
             found: What hooks have returned after fine-tuning.
         """
-        kept = {**(self._loop.client_store.get(client) or {}), **(found or {})}
-        for hook in self._loop.federation.algorithm.hooks:
-            if (predictor := hook.predictor(kept, self._loop.module)) is not None:
+        loop = self._loop
+        kept = {**(loop.client_store.get(client) or {}), **(found or {})}
+        for hook in loop.federation.algorithm.hooks:
+            if hook.adapts:
+                with preserve_training_state(loop.module), torch.no_grad():
+                    kept |= hook.adapt(loop.evaluator.batches(client, "train"), loop.module)
+            if (predictor := hook.predictor(kept, loop.module)) is not None:
                 return predictor
         return None
 
     def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
         key = Key(self._loop.seed, "personalize", client=client)
-        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
+        with at_stage(self._loop.trainer, "train"):
+            self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
     def showing_global(self) -> Iterator[None]:

@@ -154,7 +154,11 @@ def _fault(checkpoint: Any) -> str | None:
 
 def _cannot_load(error: Exception) -> str:
     if found := _OBJECT.search(str(error)):
-        return f"it holds an object of {found[1]}; only tensors and plain values are loaded."
+        return (
+            f"it holds an object of {found[1]}; only tensors and plain values are loaded. If you "
+            "trust the file, AtomicCheckpointIO().save_checkpoint(torch.load(path, "
+            "weights_only=False), new_path) writes its hyperparameters as plain values."
+        )
     first = " ".join(str(error).split()).partition(". ")[0]
     return f"it cannot be read as a checkpoint ({type(error).__name__}: {first[:200]})."
 

@@ -54,7 +54,9 @@ def test_what_is_not_trained_does_not_move_and_what_is_not_shared_stays_the_init
     parameters = {k for k, _ in loop.module.named_parameters()}
     assert parameters - trained <= still
     assert START.keys() - shared <= still
-    assert not (parameters & trained & shared & still), "what is trained and shared does move"
+    moving = parameters & trained & shared
+    assert moving & still <= {"body.0.bias"}, "what is trained and shared does move"
+    # before BatchNorm a bias has no gradient but rounding
 
 
 @every_algorithm
@@ -80,7 +82,9 @@ def has_memory(name: str) -> bool:
 @every_algorithm
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
-    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "FedImpro")
+    stateful = (
+        "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
+    )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 

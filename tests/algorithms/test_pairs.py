@@ -22,6 +22,7 @@ SERVERS = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad")
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
 _STEP = "each says how to train on a batch"
 _MODELS = "each gives clients models of their own"
+_PHASES = "each divides an update into phases"
 _NOBODY = r"(Server)?\w+ needs a global model, and with share='none' there is none"
 
 
@@ -37,8 +38,11 @@ REFUSED: dict[tuple[str, str], str] = {
     ("SCAFFOLD", "PFedMe"): "ControlVariates changes gradients, MoreauEnvelope has its own",
     **{
         ("FedBABU", name): _part("train", "body", "full")
-        for name in ("FedPer", "FedRep", "LGFedAvg", "FedRoD", "LocalOnly")
+        for name in ("FedPer", "FedRep", "FedRes", "LGFedAvg", "FedRoD", "LocalOnly")
     },
+    ("FedRep", "FedRes"): _PHASES,
+    ("FedRes", "LocalOnly"): _NOBODY,
+    ("LGFedAvg", "FedRes"): "'head' is shared by the one and left to the clients by the other",
     ("FedPer", "LGFedAvg"): _part("share", "body", "head"),
     ("FedPer", "FedRoD"): _part("share", "body", "full"),
     ("FedPer", "LocalOnly"): _part("share", "body", "none"),
@@ -51,7 +55,10 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LocalOnly", "ServerData"): _NOBODY,
     **{("LocalOnly", name): _NOBODY for name in ("FedImpro", "PerInvFL")},
     **dict.fromkeys(
-        combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedImpro", "PerInvFL"), 2), _STEP
+        combinations(
+            ("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes", "FedImpro", "PerInvFL"), 2
+        ),
+        _STEP,
     ),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD", "PerInvFL")},
 }

@@ -93,6 +93,10 @@ class GroupedTraining:
         self._trained.clear()
         self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
 
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Refuse: clients that train at once pass over their data together."""
+        raise ConfigError("federation.local_steps needs federation.clients_per_kernel=1.")
+
     @property
     def optimizer(self) -> Optimizer:
         """The module's optimizer."""
@@ -110,13 +114,21 @@ class GroupedTraining:
         """Refuse: hooks do not take part where clients train at once."""
         raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
 
+    def positions(self, batch_idx: int) -> Tensor:
+        """Refuse."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
+    def stored_batches(self, client: int) -> Iterator[Batch]:
+        """Refuse."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
     def run(self, context: ClientContext, epochs: int) -> LocalResult:
         """Train the context's module: it takes the client's place in its group."""
         client, key, after_step = context.client, context.key, context.after_step
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
             if group in self._groups:
-                self._groups.remove(group)  # whoever is tried again is tried by itself
+                self._groups.remove(group)  # a client that is retried is trained by itself
             try:
                 self._train(group, key, epochs, after_step)
             except Exception as error:
@@ -140,7 +152,7 @@ class GroupedTraining:
     ) -> None:
         limit, counts = self._trainer.limit_train_batches, self._data.num_batches
         steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
-        # whoever is done first stands last, so that those at work are a slice of the stack
+        # clients that finish first come last, so that those still training are a slice of the stack
         clients = sorted(
             steps, key=lambda client: (-steps[client], self._data.num_examples(client))
         )

@@ -58,7 +58,7 @@ class Workers:
         return values
 
     def _meet(self) -> None:
-        """Wait for the others where signals and bad news get through: no collective lets them."""
+        """Wait for the other workers; unlike a collective, signals and failures interrupt it."""
         arrived, pause = dist.barrier(async_op=True), 1e-4
         while arrived is not None and not arrived.is_completed():
             time.sleep(pause)
@@ -82,7 +82,7 @@ class Workers:
             self._watchdog.announce(client, round_index)
 
     def agree(self, failure: Exception | None) -> None:
-        """Raise on every process if one has failed, so that none waits for another in vain.
+        """Raise on every process if one has failed, so that none waits for it forever.
 
         Args:
             failure: What went wrong on this process, if anything.

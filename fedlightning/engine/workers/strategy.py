@@ -87,7 +87,7 @@ class FederatedDDPStrategy(DDPStrategy):
         self.why_lost(exception)  # while the others are still listened to
 
     def teardown(self) -> None:
-        """Take leave of the other workers."""
+        """Disconnect from the other workers."""
         super().teardown()
         if self._watchdog is not None:
             self._watchdog.stop(self._error)
@@ -145,7 +145,7 @@ class FederatedDDPStrategy(DDPStrategy):
                 os.environ.pop(LAUNCHER, None)
 
     def _take_children(self) -> None:
-        """Take the processes that the launcher started out of the hands of its own observer.
+        """Take the launched processes away from the launcher's own observer.
 
         That one would kill this process, without a word, when a worker ends with an error.
         """

@@ -152,7 +152,7 @@ def _load(
         built.configure_model()
         built.on_load_checkpoint(checkpoint)
         try:
-            check_network(checkpoint, built)
+            _complete(built, checkpoint)
             built.load_state_dict(checkpoint["state_dict"])
         except (CheckpointError, RuntimeError) as error:
             raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from error
@@ -165,6 +165,29 @@ def _load(
             )
     copy_into(state, own)
     return built.eval(), own, rule
+
+
+def _complete(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Compare a module's network with a checkpoint; where it lacks layers, have it set up first.
+
+    Raises:
+        CheckpointError: It is another network.
+    """
+    makes_layers = type(module).setup is not pl.LightningModule.setup
+    try:
+        check_network(checkpoint, module)
+    except CheckpointError as difference:
+        if not makes_layers:
+            raise
+        try:
+            module.setup("predict")
+        except Exception as error:  # of the user's own
+            raise CheckpointError(
+                f"{str(difference).removesuffix('.')}, and {type(module).__name__}.setup, which "
+                f"may make layers, failed outside of a run ({type(error).__name__}: {error}); pass "
+                "a module that is set up."
+            ) from error
+        check_network(checkpoint, module)
 
 
 def example_input(
