@@ -2,6 +2,8 @@
 
 Fashion-MNIST at 14 x 14, 6,000 images, Dirichlet(0.1) over 10 clients, 5 a round, two convolutions
 and a linear head, 150 rounds of one epoch, batch 128, SGD 0.1 without momentum, weight decay 1e-4.
+Drawn features have as many labels of every class, as in the authors' code; with the batch's labels,
+as in the paper, three seeds gave 0.88, 0.77 and 0.81 of FedAvg's distance.
 ``ours`` and ``fedavg`` are mean distances of clients' heads from their average over the last 30
 rounds.
 """
@@ -79,7 +81,7 @@ def _run(seed: int, algorithm: Algorithm) -> Watching:
 def measure(seed: int) -> dict[str, float]:
     """Return distances of heads, and best accuracies, of FedImpro and FedAvg."""
     found: dict[str, float] = {}
-    for name, algorithm in (("ours", FedImpro(cut="body")), ("fedavg", FedAvg())):
+    for name, algorithm in (("ours", FedImpro(cut="body", fakes="balanced")), ("fedavg", FedAvg())):
         seen = _run(seed, algorithm)
         found[name] = sum(seen.distances[-LAST:]) / LAST
         found[f"{name} best accuracy"] = max(seen.accuracies)

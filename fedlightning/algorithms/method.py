@@ -236,8 +236,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, and what :meth:`adapt` and :meth:`on_finetuning_end`
-                have returned; or what such a file holds.
+            kept: All that the client has kept, with what :meth:`adapt` or :meth:`on_finetuning_end`
+                adds, or what such a file holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None

@@ -82,7 +82,9 @@ def has_memory(name: str) -> bool:
 @every_algorithm
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
-    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "FedImpro", "corrected")
+    stateful = (
+        "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
+    )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 
