@@ -10,18 +10,25 @@ from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
 from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
+from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
+from fedlightning.algorithms.fedpn import FedPN, Switch, SwitchingPredictor
 from fedlightning.algorithms.fedproto import ClassPrototypes, FedProto, NearestPrototype
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
+from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
+from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
+from fedlightning.algorithms.finetuning import FineTuning
+from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
 from fedlightning.algorithms.moon import MOON, ModelContrast
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
@@ -49,6 +56,7 @@ __all__ = [
     "AdaptiveStart",
     "Aggregation",
     "Algorithm",
+    "AmortizedHead",
     "AttentivePull",
     "Broadcast",
     "ClassPrototypes",
@@ -69,16 +77,25 @@ __all__ = [
     "FedBABU",
     "FedBN",
     "FedDyn",
+    "FedImpro",
     "FedNova",
+    "FedPN",
     "FedPer",
     "FedProto",
     "FedProx",
     "FedRep",
+    "FedRes",
     "FedRoD",
+    "FedVI",
     "FedYogi",
+    "FineTuning",
     "HeadThenBody",
+    "InvariantAndPersonal",
+    "IterativeDataSmoothing",
+    "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
+    "LocalHeadPredictor",
     "LocalMethod",
     "LocalOnly",
     "LocalProgress",
@@ -93,7 +110,9 @@ __all__ = [
     "PFedMe",
     "Parts",
     "PerFedAvg",
+    "PerInvFL",
     "Proximal",
+    "ResidualPhases",
     "Roles",
     "ServerAdagrad",
     "ServerAdam",
@@ -104,6 +123,10 @@ __all__ = [
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SharedFeatures",
+    "SmoothedLabels",
+    "Switch",
+    "SwitchingPredictor",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

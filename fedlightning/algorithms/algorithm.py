@@ -142,6 +142,7 @@ class Algorithm(NamedArguments):
         self.server = server
         self.server_data = server_data
         self._check_server()
+        self._check_stateless()
 
     def __repr__(self) -> str:
         own = {k: v for k, v in vars(self).items() if k not in _FIELDS and not k.startswith("_")}
@@ -192,6 +193,11 @@ class Algorithm(NamedArguments):
             return None
         default = split_subtractions(self.share)[0] if self.train == "full" else self.train
         return self.server_data.part or default
+
+    @property
+    def stateless(self) -> bool:
+        """Whether clients may keep nothing."""
+        return any(hook.stateless for hook in self.local)
 
     @property
     def personal(self) -> bool:
@@ -319,6 +325,15 @@ class Algorithm(NamedArguments):
                     f"{type(item).__name__} needs a global model, and with share='none' there is "
                     "none."
                 )
+
+    def _check_stateless(self) -> None:
+        """Refuse to leave parts to the clients, where nothing may be kept."""
+        hook = next((hook for hook in self.local if hook.stateless), None)
+        if hook is not None and self.personal:
+            raise ConfigError(
+                f"{type(hook).__name__} lets clients keep nothing, and with share={self.share!r} "
+                "they would keep what they train and do not share."
+            )
 
 
 CHOSEN = ("train", "share", *_CHOICES, "local", "server", "server_data")

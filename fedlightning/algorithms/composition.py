@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from fedlightning.algorithms.method import ClientHook
-from fedlightning.core.parts import split_subtractions, without
+from fedlightning.core.parts import names_in, split_subtractions, without
 from fedlightning.errors import ConfigError
 
 __all__ = ["Member", "deciding", "joined"]
@@ -53,7 +53,14 @@ def joined(members: Sequence[Member]) -> dict[str, Any]:
                 )
             claims[key], owners[key] = value, owners.get(key, member.name)
     if removed:
-        claims["share"] = without(claims.get("share", "full"), *removed)
+        shared = claims.get("share", "full")
+        if set(names_in(shared)) <= set(removed):
+            names = " and ".join(member.name for member in members)
+            raise ConfigError(
+                f"{names} do not go together: {shared!r} is shared by the one and left to the "
+                "clients by the other."
+            )
+        claims["share"] = without(shared, *removed)
     _refuse_clashes(members)
     return {**claims, "local": local or None}
 

@@ -61,6 +61,12 @@ class Trains(Protocol):
     ) -> State:
         """Train another model of the client's on its data."""
 
+    def positions(self, batch_idx: int) -> Tensor:
+        """Return which of the client's examples a batch of the present local epoch has."""
+
+    def stored_batches(self, client: int) -> Iterator[Batch]:
+        """Return all of a client's training examples in stored order."""
+
 
 class Held(Protocol):
     """The module's own tensors, also where a client has replaced them."""
@@ -182,6 +188,22 @@ class ClientContext:
         """Return the head's keys."""
         return self.parts().head
 
+    def head_name(self) -> str:
+        """Return the name of the layer that is the head.
+
+        Raises:
+            ConfigError: If the head is not a single layer.
+        """
+        head = head_module(self.module, self.parts())
+        layers = self.module.named_modules()
+        name: str | None = next((name for name, child in layers if child is head), None)
+        if name is not None:
+            return name
+        raise ConfigError(
+            f"the algorithm needs a head that is one layer; the head of "
+            f"{type(self.module).__name__} is several."
+        )
+
     def linear_head(self) -> nn.Linear:
         """Return the head.
 
@@ -198,6 +220,20 @@ class ClientContext:
 
     # -- features --------------------------------------------------------------------------------
 
+    def layer(self, name: str) -> nn.Module:
+        """Return a layer of the module by its name, such as ``"body"`` or ``"encoder.layers.3"``.
+
+        Raises:
+            ConfigError: If the module has no such layer.
+        """
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(name for name, _ in self.module.named_children())
+            raise ConfigError(
+                f"{type(self.module).__name__} has no layer {name!r} (layers: {known})."
+            ) from None
+
     def watch(self, layer: str, inputs: bool = False) -> None:
         """Record a layer's output in every forward pass of this update; see :meth:`features`.
 
@@ -208,18 +244,11 @@ class ClientContext:
         Raises:
             ConfigError: If the module has no such layer.
         """
-        try:
-            child = self.module.get_submodule(layer)
-        except AttributeError:
-            known = ", ".join(name for name, _ in self.module.named_children())
-            raise ConfigError(
-                f"{type(self.module).__name__} has no layer {layer!r} (layers: {known})."
-            ) from None
 
         def record(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             self._watched[layer] = given[0] if inputs else output
 
-        self._handles.append(child.register_forward_hook(record))
+        self._handles.append(self.layer(layer).register_forward_hook(record))
 
     def features(self, layer: str) -> Tensor:
         """Return what :meth:`watch` recorded in the last forward pass; gradients flow through it.
@@ -324,14 +353,18 @@ class ClientContext:
         finally:
             handle.remove()
 
-    def optimizer_like(self, tensors: Mapping[str, Tensor]) -> FollowingOptimizer:
+    def optimizer_like(
+        self, tensors: Mapping[str, Tensor], lr: float | None = None
+    ) -> FollowingOptimizer:
         """Return an optimizer of the module's kind and settings for other tensors.
 
         Args:
             tensors: By the key of the parameter whose settings they take.
+            lr: A learning rate of its own; ``None`` follows that of the module's optimizer.
         """
         keys = {id(parameter): key for key, parameter in self.module.named_parameters()}
-        return FollowingOptimizer(self.optimizer, lambda p: tensors.get(keys.get(id(p), "")))
+        stand_in = lambda p: tensors.get(keys.get(id(p), ""))  # noqa: E731
+        return FollowingOptimizer(self.optimizer, stand_in, lr)
 
     def train_copy(
         self, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int
@@ -348,6 +381,38 @@ class ClientContext:
             What was trained, as copies.
         """
         return self._trains.train_copy(self, start, adjust, epochs)
+
+    # -- examples ------------------------------------------------------------------------------
+
+    def positions(self, batch_idx: int) -> Tensor:
+        """Return the places, in the client's stored order, of the examples of a batch.
+
+        Args:
+            batch_idx: The batch's number in the present local epoch.
+
+        Returns:
+            int64 on the CPU, shape (examples,).
+        """
+        return self._trains.positions(batch_idx)
+
+    def stored_batches(self) -> Iterator[Batch]:
+        """Return all of the client's training examples in stored order, in evaluation batches."""
+        return self._trains.stored_batches(self.client)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the module in eval mode inside the block: no gradients, no logs, no random numbers.
+
+        What torch draws in it is drawn again after it, so that training does not notice.
+        """
+        modes = [(child, child.training) for child in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), self.replay_rng(), self.no_logging():
+                yield
+        finally:
+            for child, mode in modes:
+                child.training = mode
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Return how many of the client's training examples are of each class, as float64."""

@@ -1,4 +1,4 @@
-"""Features and labels, for algorithms that compare examples by them."""
+"""Features of a network, for predictors that compare examples by them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedlightning.errors import ConfigError
-
-__all__ = ["class_labels", "forward_features"]
-
-
-def class_labels(batch: Any, name: str) -> Tensor:
-    """Return the labels of a batch (inputs, labels).
-
-    Args:
-        batch: The batch.
-        name: Who needs them, for the error.
-
-    Raises:
-        ConfigError: If the batch is not such a pair, with one class an example.
-
-    Example:
-        >>> import torch
-        >>> class_labels((torch.zeros(2, 4), torch.tensor([1, 0])), "FedRoD")
-        tensor([1, 0])
-    """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        labels = batch[1]
-        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-            return labels
-    raise ConfigError(f"{name} needs batches (inputs, labels) with one class an example.")
+__all__ = ["forward_features"]
 
 
 def forward_features(module: nn.Module, layer: str, inputs: Any) -> tuple[Tensor, Tensor]:

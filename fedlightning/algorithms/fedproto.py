@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.features import class_labels, forward_features
+from fedlightning.algorithms.features import forward_features
 from fedlightning.algorithms.method import Aggregation, ClientHook
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, class_labels
 from fedlightning.core.messages import Down, Up
 from fedlightning.core.state import State, under
 from fedlightning.core.validation import check_number
@@ -77,27 +77,27 @@ class ClassPrototypes(ClientHook):
         context.watch(self.layer)
         context.scratch[_NAME] = context.received_extra(_NAME)
 
-    def on_epoch_start(self, context: ClientContext, epoch: int) -> None:
-        """Start anew: the last epoch's features count."""
-        context.scratch[_SUM], context.scratch[_COUNT] = {}, {}
-
     def on_loss(self, context: ClientContext, batch: Batch, loss: Tensor) -> Tensor:
-        """Add the term; take the batch's features into the sums."""
+        """Add the term."""
         features, common = context.features(self.layer).flatten(1), context.scratch[_NAME]
-        labels, own = class_labels(batch, "FedProto"), features.detach()
-        target = own.clone()
-        sums, counts = context.scratch[_SUM], context.scratch[_COUNT]
-        for label in map(str, sorted(set(labels.tolist()))):
-            rows = labels == int(label)
-            sums[label] = sums.get(label, 0) + own[rows].sum(dim=0)
-            counts[label] = counts.get(label, 0) + rows.sum()
-            if label in common:
-                target[rows] = common[label].to(target.dtype)
+        labels, target = class_labels(batch, "FedProto"), features.detach().clone()
+        for label in set(map(str, labels.tolist())) & common.keys():
+            target[labels == int(label)] = common[label].to(target.dtype)
         return loss + self.strength * F.mse_loss(features, target)
 
     def on_update_end(self, context: ClientContext) -> None:
         """Send sums and counts; keep the client's prototypes, and others' of further classes."""
-        sums, counts = context.scratch[_SUM], context.scratch[_COUNT]
+        sums: State = {}
+        counts: State = {}
+        with context.evaluating():
+            for batch in context.stored_batches():
+                context.module(batch[0])
+                features = context.features(self.layer).flatten(1)
+                labels = class_labels(batch, "FedProto")
+                for label in map(str, sorted(set(labels.tolist()))):
+                    rows = labels == int(label)
+                    sums[label] = sums.get(label, 0) + features[rows].sum(dim=0)
+                    counts[label] = counts.get(label, 0) + rows.sum()
         context.send_extra(_SUM, sums)
         context.send_extra(_COUNT, counts)
         own = {label: total / counts[label] for label, total in sums.items()}
@@ -126,9 +126,9 @@ class FedProto(Algorithm):
     :math:`\arg\min_j \|f_i(x) - C^{(j)}\|`.
 
     The paper's equation 6 divides by the number of clients once more, which shrinks prototypes; its
-    code takes the plain mean over clients. The term is that of the code, by example; a client's
-    features are those of the batches of its last local epoch, as there. A client predicts with its
-    own prototypes, and for classes that it does not have with the common ones that it received.
+    code takes the plain mean over clients. The term is that of the code, by example. The features
+    :math:`f_i` that are sent are those of the trained model, in eval mode. A client predicts with
+    its own prototypes, and for classes that it does not have with the common ones that it received.
     Batches are (inputs, labels).
 
     Args:

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
-from fedlightning.algorithms.features import class_labels
 from fedlightning.algorithms.method import ClientHook
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, class_labels
 from fedlightning.core.state import State, under
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,7 @@ from fedlightning.core.validation import Setting
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
+    from fedlightning.algorithms.finetuning import FineTuning
 
 __all__ = ["Aggregation", "ClientHook", "LocalMethod"]
 
@@ -34,6 +35,7 @@ class Aggregation:
         num_training_clients: The number of clients that take part in training.
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
+        version: The number of commits before this one: the round's index.
     """
 
     state: Mapping[str, Tensor]
@@ -43,6 +45,7 @@ class Aggregation:
     num_training_clients: int = 0
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    version: int = 0
 
 
 class ClientHook(Setting):
@@ -53,7 +56,8 @@ class ClientHook(Setting):
     ``context.keep`` for good), so an update that fails leaves no trace. The order of the calls is
     :meth:`on_update_start`; in every local epoch :meth:`on_epoch_start`; in every batch
     :meth:`local_step` (where it is overridden), :meth:`on_loss` between the module's training step
-    and backward, and :meth:`on_before_optimizer_step`; at last :meth:`on_update_end`.
+    and backward, and :meth:`on_before_optimizer_step`; :meth:`on_epoch_end`; at last
+    :meth:`on_update_end`.
 
     Attributes:
         messages: The extras that the hook sends and receives, declared with
@@ -64,6 +68,7 @@ class ClientHook(Setting):
         whole_step: Whether no other hook may change gradients.
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
             the gradients of the loss alone.
+        stateless: Whether clients may keep nothing, whatever else takes part.
 
     Example:
         A loss term in one method:
@@ -84,6 +89,7 @@ class ClientHook(Setting):
     needs_global = True
     whole_step = False
     first = False
+    stateless = False
 
     @property
     def replaces_step(self) -> bool:
@@ -101,8 +107,8 @@ class ClientHook(Setting):
         return type(self).on_loss is not ClientHook.on_loss
 
     @property
-    def counts_epochs(self) -> bool:
-        """Whether it changes the number of local epochs."""
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
         return type(self).num_epochs is not ClientHook.num_epochs
 
     def clash(self, other: ClientHook) -> str | None:
@@ -111,8 +117,14 @@ class ClientHook(Setting):
             return f"both are {type(self).__name__}"
         if self.replaces_step and other.replaces_step:
             return "each says how to train on a batch"
+        if self.has_phases and other.has_phases:
+            return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
+        if self.stateless and other.personal_model:
+            return (
+                f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
+            )
         if self.whole_step and other.changes_gradients:
             return f"{type(other).__name__} changes gradients, {type(self).__name__} has its own"
         mine, theirs = ({m.name for m in hook.messages} for hook in (self, other))
@@ -147,6 +159,9 @@ class ClientHook(Setting):
     def on_before_optimizer_step(self, context: ClientContext) -> None:
         """Change the gradients, before they are clipped and the optimizer steps."""
 
+    def on_epoch_end(self, context: ClientContext, epoch: int) -> None:
+        """Finish a local epoch, after its last batch."""
+
     def on_update_end(self, context: ClientContext) -> None:
         """Finish the update; the module holds what the client has trained."""
 
@@ -159,6 +174,60 @@ class ClientHook(Setting):
         """
         return {}
 
+    @property
+    def adapts(self) -> bool:
+        """Whether a client's examples make a predictor of their own without training."""
+        return type(self).adapt is not ClientHook.adapt
+
+    def adapt(self, batches: Iterable[Batch], module: nn.Module) -> State:
+        """Return what a client's training examples, looked at once, add to what it has kept.
+
+        For predictors that need no training: :meth:`predictor` gets it with the rest. It is called
+        in eval mode, for any client that is personalised, whether it ever trained or not.
+
+        Args:
+            batches: The client's training examples in stored order.
+            module: The network with the client's values in it.
+        """
+        return {}
+
+    # -- in personalization ----------------------------------------------------------------------
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it takes part in personalization."""
+        own, none = type(self), ClientHook
+        return (
+            own.on_finetuning_start is not none.on_finetuning_start
+            or own.on_finetuning_end is not none.on_finetuning_end
+        )
+
+    def check_finetuning(self, module: nn.Module, keys: Sequence[str]) -> None:
+        """Refuse what cannot be fine-tuned; called before the first round, too.
+
+        Args:
+            module: The module.
+            keys: The keys that are to be fine-tuned.
+
+        Raises:
+            ConfigError: It cannot be.
+        """
+
+    def on_finetuning_start(self, tuning: FineTuning) -> None:
+        """Prepare the module that is about to be fine-tuned to a client.
+
+        Called for clients that have training examples, where there are epochs of fine-tuning, after
+        the model was measured as it is. Random numbers come from the global generators, which are
+        seeded for the client.
+        """
+
+    def on_finetuning_end(self, tuning: FineTuning) -> State:
+        """Return what :meth:`predictor` needs beside what the client has kept, by name.
+
+        Called after fine-tuning, and with a fine-tuning curve after each of its epochs.
+        """
+        return {}
+
     def predictor(self, kept: Mapping[str, Tensor], module: nn.Module) -> Predictor | None:
         """Return what a client predicts with, if that is more than a state of the network.
 
@@ -167,7 +236,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, or what such a file holds.
+            kept: All that the client has kept, with what :meth:`adapt` or :meth:`on_finetuning_end`
+                adds, or what such a file holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None
@@ -229,8 +299,8 @@ class LocalMethod(ClientHook):
         return type(self).adjust is not LocalMethod.adjust
 
     @property
-    def counts_epochs(self) -> bool:
-        """Whether it changes the number of local epochs."""
+    def has_phases(self) -> bool:
+        """Whether it says how many local epochs an update has."""
         return type(self).epochs is not LocalMethod.epochs
 
     def epochs(self, local_epochs: int) -> int:

@@ -104,6 +104,23 @@ class ModuleSnapshot:
                 _contents_of(value, self._state, held)
         return Changes(rebound, held)
 
+    def growth(self) -> list[tuple[list[Any], list[Any]]]:
+        """Return the lists that have become longer, each with what was appended.
+
+        Example:
+            >>> net = nn.Identity()
+            >>> net.seen = [1]
+            >>> snapshot = ModuleSnapshot(net)
+            >>> net.seen += [2, 3]
+            >>> snapshot.growth()
+            [([1, 2, 3], [2, 3])]
+        """
+        return [
+            (value, value[len(before) :])
+            for value, before, _ in self._contents
+            if isinstance(value, list) and len(value) > len(before) and all(map(is_, value, before))
+        ]
+
     def _rebind(self, own: dict[str, Any], entries: dict[str, Any]) -> None:
         ignored = self._ignored
         now = dict(own)
@@ -231,6 +248,10 @@ class WholeModule:
     def changes(self) -> Changes:
         """Return what is different now among the attributes."""
         return self._snapshot.changes()
+
+    def growth(self) -> list[tuple[list[Any], list[Any]]]:
+        """Return the lists among the attributes that have become longer, and what was appended."""
+        return self._snapshot.growth()
 
     def restore(self) -> None:
         """Put everything back."""

@@ -4,10 +4,13 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.class_views import ClassViews, FewClassDigits
 from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.colored import ColoredDigits, ColoredImages
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.few_classes import FewClasses
 from fedlightning.datamodules.generated import GeneratedClients
 from fedlightning.datamodules.loaders import ClientLoader, ClientTask, ViewLoader
 from fedlightning.datamodules.partitions.base import IID, Assignment, Partition
@@ -15,6 +18,8 @@ from fedlightning.datamodules.partitions.classes import Classes
 from fedlightning.datamodules.partitions.dirichlet import Dirichlet
 from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
+from fedlightning.datamodules.permuted import PermutedLabels
+from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferences
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -28,12 +33,16 @@ __all__ = [
     "MNIST",
     "Assignment",
     "Batch",
+    "ClassViews",
     "Classes",
     "ClientData",
     "ClientDatasets",
     "ClientLoader",
     "ClientTask",
+    "ColoredDigits",
+    "ColoredImages",
     "DatasetExamples",
+    "DigitPreferences",
     "Digits",
     "Dirichlet",
     "EvaluationView",
@@ -42,11 +51,15 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "FewClassDigits",
+    "FewClasses",
     "GeneratedClients",
     "Partition",
     "PartitionFile",
+    "PermutedLabels",
     "Shards",
     "Split",
     "TensorExamples",
     "ViewLoader",
+    "ZipfPreferences",
 ]

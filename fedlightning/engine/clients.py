@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -29,7 +30,7 @@ from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.client_store import ClientStore
 
-__all__ = ["ResidentClient", "ResidentClients"]
+__all__ = ["ResidentClient", "ResidentClients", "class_counts"]
 
 
 @dataclass
@@ -164,7 +165,7 @@ class ResidentClients:
             federation.local_epochs if steps is None else self._training.epochs_of(number, steps),
             steps,
             self._seed,
-            self._class_counts,
+            partial(class_counts, self._data, needed_by=federation.algorithm.name),
             self._after_step(),
         )
         update = client_update(
@@ -220,14 +221,27 @@ class ResidentClients:
 
         return check
 
-    def _class_counts(self, client: int, num_classes: int) -> Tensor:
-        labels = self._data.labels(client)
-        if not has_classes(labels):
-            raise ConfigError(
-                f"{self._federation.algorithm.name} needs one class per example, which "
-                f"{type(self._data).__name__} does not have."
-            )
-        return torch.bincount(torch.from_numpy(labels), minlength=num_classes).double()
+
+def class_counts(
+    data: FederatedDataModule, client: int, num_classes: int, needed_by: str
+) -> Tensor:
+    """Return how many of a client's training examples are of each class, as float64.
+
+    Args:
+        data: The clients' data.
+        client: Client id.
+        num_classes: Number of classes.
+        needed_by: What needs them, for the message.
+
+    Raises:
+        ConfigError: The data has no classes.
+    """
+    labels = data.labels(client)
+    if not has_classes(labels):
+        raise ConfigError(
+            f"{needed_by} needs one class per example, which {type(data).__name__} does not have."
+        )
+    return torch.bincount(torch.from_numpy(labels), minlength=num_classes).double()
 
 
 def _unknown(client: int, num_classes: int) -> Tensor:

@@ -53,10 +53,11 @@ class ClientEvaluator:
         self._flags: dict[str, LogFlags] = {}
         self._whole: WholeModule
         self._epochs: dict[Split, EvaluationEpoch] = {}
-        self._pooled: dict[int, dict[str, float]] = {}
+        self._pooled: dict[tuple[str, Split], dict[str, float]] = {}
         self._known: dict[ClientTask, Mapping[str, float]] = {}
         self._memory: dict[tuple[str, Split], Changes] = {}
         self._memory_of: pl.LightningModule | None = None
+        self._appended: list[tuple[list[Any], list[Any]]] = []
 
     # -- one client ----------------------------------------------------------------------------
 
@@ -138,23 +139,22 @@ class ClientEvaluator:
         """
         trainer = self._trainer
         module = trainer.lightning_module
-        self._pooled, self._known = {}, {}
+        self._pooled, self._known, self._appended = {}, {}, []
         if self._memory_of is not module:
             self._memory, self._memory_of = {}, module
         self._whole = WholeModule(module, LIGHTNING_ATTRIBUTES)
         self._epochs = {task.split: EvaluationEpoch(trainer, task.split) for task in tasks}
-        views = _validation_last(federated_data(trainer).evaluation_views())
-        for number, view in enumerate(views):
+        for view in reversed(_validation_last(federated_data(trainer).evaluation_views())):
             clients = frozenset(view.clients)
             of_view = [t for t in tasks if t.split == view.split and t.client in clients]
             if of_view and self._epochs[view.split].pools:
-                self._pooled[number] = self._all_at_once(view, of_view)
+                self._pooled[_place(view)] = self._all_at_once(view, of_view)
 
     def _all_at_once(self, view: EvaluationView, tasks: Sequence[ClientTask]) -> dict[str, float]:
         """Return what the epoch's hooks log; remember of each client what need not be run again."""
         trainer, epoch = self._trainer, self._epochs[view.split]
         lasting = not trainer.sanity_checking and self._lasts(view)
-        place = view.name, view.split
+        place = _place(view)
         if lasting and place in self._memory:
             self._memory[place].apply()
         measured = self._run(epoch, tasks, show=not view.name)
@@ -179,6 +179,8 @@ class ClientEvaluator:
         """End an evaluation; a test leaves in the module what its epoch has left there."""
         if self._trainer.state.fn is TrainerFn.FITTING:
             return
+        for collected, new in self._appended:
+            collected.extend(new)
         split = "test" if self._trainer.testing else "val"
         if (left := self._memory.get(("", split))) is not None:
             left.apply()
@@ -190,6 +192,8 @@ class ClientEvaluator:
         try:
             return self._run(self._epochs[task.split], [task]).by_batch
         finally:
+            if self._trainer.testing:
+                self._appended += self._whole.growth()
             self._whole.restore()
 
     def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
@@ -205,12 +209,11 @@ class ClientEvaluator:
             self._flags |= flags
         metrics: dict[str, tuple[float, LogFlags]] = {}
         accuracies: dict[str, list[float]] = {}
-        views = _validation_last(federated_data(self._trainer).evaluation_views())
-        for number, view in enumerate(views):
+        for view in _validation_last(federated_data(self._trainer).evaluation_views()):
             places = ((view.split, client) for client in view.clients)
             measured = [everyones[place] for place in places if place in everyones]
             metrics |= self._metrics_of(view, measured)
-            for name, value in self._pooled.get(number, {}).items():
+            for name, value in self._pooled.get(_place(view), {}).items():
                 shown = self._flags[name]
                 quiet = replace(shown, prog_bar=False)
                 metrics[view.metric(name)] = value, quiet if view.name else shown
@@ -241,6 +244,10 @@ class ClientEvaluator:
                 if key == name or key not in by_name:  # a name of the module's own comes first
                     metrics[view.metric(key)] = value, shown
         return metrics
+
+
+def _place(view: EvaluationView) -> tuple[str, Split]:
+    return view.name, view.split
 
 
 def _validation_last(views: Sequence[EvaluationView]) -> list[EvaluationView]:

@@ -20,6 +20,7 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.module_snapshot import ModuleSnapshot
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
+from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.local_log import EPOCH, TRAINING_BATCH, LocalLog
 from fedlightning.engine.local_settings import TrainingSettings
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES, ResidentModule
@@ -31,6 +32,7 @@ from fedlightning.engine.steps import (
     needs_lightning_step,
     overrides,
     through_transfer,
+    transfers_batches,
 )
 from fedlightning.engine.workers.apart import apart
 from fedlightning.errors import ConfigError
@@ -40,6 +42,7 @@ from fedlightning.federation.update_checks import BadUpdate, check_tensors
 __all__ = [
     "LOCAL_HOOKS",
     "BatchSource",
+    "ClientBatches",
     "LocalEpochs",
     "LocalTraining",
     "batch_limit",
@@ -67,6 +70,23 @@ class BatchSource(Protocol):
         self, client: int, split: Split, *, key: Key, device: torch.device
     ) -> Iterator[Batch]:
         """Return the batches of a local epoch."""
+
+
+class ClientBatches(BatchSource, Protocol):
+    """The clients' data as hooks may look at it: with the places of examples, in stored order."""
+
+    def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
+        """Return the examples in each batch of a local epoch, as positions in stored order."""
+
+    def batches(
+        self,
+        client: int,
+        split: Split,
+        *,
+        key: Key | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Batch]:
+        """Return the batches of a local epoch; without a key, all examples in stored order."""
 
 
 class Progress(Protocol):
@@ -122,6 +142,7 @@ class LocalEpochs:
         epochs: int,
         after_step: Callable[[int], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
+        on_epoch_end: Callable[[int], None] | None = None,
         max_steps: int | None = None,
     ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
@@ -133,6 +154,7 @@ class LocalEpochs:
             after_step: Called after every batch with the number of steps so far; what it raises
                 ends the training.
             on_epoch: Called at the start of every local epoch with its number.
+            on_epoch_end: Called after its last batch.
             max_steps: Optimizer steps after which training ends, in the middle of an epoch if need
                 be; ``None`` means after all epochs.
         """
@@ -168,6 +190,8 @@ class LocalEpochs:
                     self._hook("on_train_batch_end", {"loss": loss}, batch, index)
                     if after_step is not None:
                         after_step(steps)
+                if on_epoch_end is not None:
+                    on_epoch_end(epoch)
                 log.moment = EPOCH
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
@@ -210,7 +234,7 @@ class LocalTraining:
         self,
         settings: TrainingSettings,
         module: pl.LightningModule,
-        data: BatchSource,
+        data: ClientBatches,
         resident: ResidentModule,
         algorithm: Algorithm | None = None,
         trainer: pl.Trainer | None = None,
@@ -230,6 +254,8 @@ class LocalTraining:
         self._with_loss = [hook for hook in self._hooks if hook.changes_loss]
         self._context: ClientContext | None = None
         self._stateless = False  # known of a module whose attributes do not change in a step
+        self._epoch = 0
+        self._order: list[Tensor] | None = None  # the positions in each batch of this epoch
         self._adjust_copy: Callable[[], None] = lambda: None
         self._gradient_step: DirectStep | None = None
         step = self._own_step() or self._make_step(self._step_hooks())
@@ -272,14 +298,42 @@ class LocalTraining:
         if self._gradient_step is not None:
             self._refuse_accumulation()  # which a callback may have begun since the last round
         self._context, self._stateless = context, False
-        on_epoch = self._on_epoch if self._hooks else None
+        if not self._hooks:
+            return self._epochs.run(
+                context.client,
+                context.key,
+                epochs,
+                context.after_step,
+                max_steps=context.local_steps,
+            )
         return self._epochs.run(
-            context.client, context.key, epochs, context.after_step, on_epoch, context.local_steps
+            context.client,
+            context.key,
+            epochs,
+            context.after_step,
+            self._on_epoch,
+            self._on_epoch_end,
+            context.local_steps,
         )
 
     def epochs_of(self, client: int, steps: int) -> int:
         """Return how many passes over a client's data hold so many optimizer steps."""
         return self._epochs.epochs_of(client, steps)
+
+    def positions(self, batch_idx: int) -> Tensor:
+        """Return which of the client's examples a batch of the present local epoch has."""
+        if self._order is None:
+            key = self._now.key.at(epoch=self._epoch)
+            self._order = self._data.epoch_batches(self._now.client, key)
+        return self._order[batch_idx]
+
+    def stored_batches(self, client: int) -> Iterator[Batch]:
+        """Return all of a client's training examples in stored order, ready for the module."""
+        batches = self._data.batches(client, "train", device=self._settings.device)
+        if self._trainer is None or not transfers_batches(self._trainer, self._module):
+            return batches
+        trainer = self._trainer
+        return (transfer_batch(trainer, batch) for batch in batches)
 
     def train_copy(
         self,
@@ -360,8 +414,13 @@ class LocalTraining:
         return self._context
 
     def _on_epoch(self, epoch: int) -> None:
+        self._epoch, self._order = epoch, None
         for hook in self._hooks:
             hook.on_epoch_start(self._now, epoch)
+
+    def _on_epoch_end(self, epoch: int) -> None:
+        for hook in self._hooks:
+            hook.on_epoch_end(self._now, epoch)
 
     def _adjust(self) -> None:
         for hook in self._adjusting:

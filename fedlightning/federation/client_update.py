@@ -14,6 +14,7 @@ from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.context import ClientContext, Trains
 from fedlightning.core.messages import Broadcast, ClientUpdate, num_bytes
 from fedlightning.core.state import State
+from fedlightning.errors import ConfigError
 from fedlightning.federation.schedule import Job
 from fedlightning.federation.update_checks import BadUpdate, check_tensors, check_weight
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
@@ -114,6 +115,11 @@ def client_update(
         for stage in uplink:
             update = stage.send(update, link)
         kept |= link.kept_after
+    if kept and algorithm.stateless:
+        raise ConfigError(
+            f"{algorithm.name} lets clients keep nothing, and {min(kept)} would be kept; leave out "
+            "what keeps it (an algorithm, a hook, or compression with error feedback)."
+        )
     client.kept = kept
     return update
 

@@ -204,6 +204,7 @@ class Server:
                 self._num_training_clients,
                 {key: self._model[key] for key in self._shared},
                 merged,
+                self.version,
             )
             self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
         shared = frozenset(self._shared)

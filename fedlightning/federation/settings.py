@@ -139,7 +139,7 @@ class Federation(NamedArguments):
                 "federation.local_steps needs federation.clients_per_kernel=1: clients that train "
                 "at once pass over their data together."
             )
-        if any(hook.counts_epochs for hook in self.algorithm.hooks):
+        if any(hook.has_phases for hook in self.algorithm.hooks):
             raise ConfigError(
                 f"federation.local_steps: {self.algorithm.name} divides a client's training by "
                 "epochs; use federation.local_epochs."

@@ -1,9 +1,35 @@
 """Networks with a body and a head."""
 
 from fedlightning.models.conv4 import Conv4
+from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
+from fedlightning.models.posterior import PosteriorNetwork
+from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
+from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.torchvision import TorchvisionClassifier
+from fedlightning.models.variational import (
+    PosteriorConstructor,
+    VariationalMLP,
+    VariationalModule,
+)
 
-__all__ = ["MLP", "Conv4", "MobileNet", "ResNet18", "TorchvisionClassifier"]
+__all__ = [
+    "MLP",
+    "ClassDensities",
+    "Conv4",
+    "GaussianClasses",
+    "MobileNet",
+    "PosteriorConstructor",
+    "PosteriorNetwork",
+    "PreferenceModule",
+    "RadialFlows",
+    "ResNet18",
+    "ResidualMLP",
+    "RewardMLP",
+    "RewardTable",
+    "TorchvisionClassifier",
+    "VariationalMLP",
+    "VariationalModule",
+]

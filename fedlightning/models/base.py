@@ -180,7 +180,7 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         if not trainable:
             raise ConfigError(f"{type(self).__name__} has no trainable parameters.")
         optimizer = torch.optim.SGD(
-            trainable,
+            self.optimizer_groups(trainable),
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -197,6 +197,16 @@ class FederatedModule(NamedArguments, pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "epoch"},
         }
+
+    def optimizer_groups(self, trainable: list[nn.Parameter]) -> Any:
+        """Return the parameters as the optimizer takes them: a list, or groups with own settings.
+
+        Override it for, say, a learning rate of its own for a part.
+
+        Args:
+            trainable: The parameters that may move.
+        """
+        return trainable
 
     def _fuses(self) -> bool:
         """Return whether there is a fused SGD here, and nothing that cannot work with it."""

@@ -21,7 +21,8 @@ from tests.toys import data, fit, loop_of, net, same, state
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 START = state(net(module=Faulty))
 REMEMBERING = (
-    "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "FedDyn", "MOON", "FedProto", "FedALA",
+    "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL", "FedDyn", "MOON", "FedProto",
+    "FedALA",
 )  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def test_what_is_not_trained_does_not_move_and_what_is_not_shared_stays_the_init
     parameters = {k for k, _ in loop.module.named_parameters()}
     assert parameters - trained <= still
     assert START.keys() - shared <= still
-    assert not (parameters & trained & shared & still), "what is trained and shared does move"
+    moving = parameters & trained & shared
+    assert moving & still <= {"body.0.bias"}, "what is trained and shared does move"
+    # before BatchNorm a bias has no gradient but rounding
 
 
 @every_algorithm
@@ -82,15 +85,9 @@ def has_memory(name: str) -> bool:
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
     stateful = (
-        "FedAvgM",
-        "FedAdam",
-        "FedYogi",
-        "FedAdagrad",
-        "SCAFFOLD",
-        "FedDyn",
-        "FedProto",
-        "FedAMP",
-    )
+        "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
+        "FedDyn", "FedProto", "FedAMP",
+    )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 
@@ -153,7 +150,9 @@ def test_user_frozen_parameters_stay_frozen(name):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg"])
+@pytest.mark.parametrize(
+    "name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg", "PerInvFL"]
+)
 def test_lower_precision_works(name, precision):
     found = everything(run(name, rounds=2, precision=precision))
     assert all(torch.isfinite(value).all() for value in found.values())

@@ -40,13 +40,12 @@ def by_hand(strength):
                 away = [((z[i] - common[c]) ** 2).mean() for i, c in enumerate(y) if c in common]
                 return loss(a, batch) + strength * sum(away) / len(y)
 
-            mine = {}
-            seen = batches(client, round_)
-            for index, batch in enumerate(seen):
-                if index >= len(seen) // 2:  # the second of two epochs
-                    for z, label in zip(features(w, batch[0]), batch[1].tolist(), strict=True):
-                        mine.setdefault(label, []).append(z)
+            for batch in batches(client, round_):
                 optimizer.step(gradient(w, batch, of=objective))
+            mine = {}
+            for x, y in batches(client, round_, epochs=1):
+                for z, label in zip(features(w, x), y.tolist(), strict=True):
+                    mine.setdefault(label, []).append(z)
             for label, rows in mine.items():
                 sums[label] = sums.get(label, 0) + sum(rows)
                 counts[label] = counts.get(label, 0) + len(rows)

@@ -17,12 +17,15 @@ from tests.algorithms.cases import ALGORITHMS, everything
 from tests.toys import data, fit, loop_of, net, same, state, trainer
 
 NAMED = {name: a for name, a in ALGORITHMS.items() if type(a) is not Composite and "," not in name}
-PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
 SERVERS = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad")
+GLOBAL = ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
+PERSONAL = ("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "FedAMP")
+PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
 
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
 _STEP = "each says how to train on a batch"
 _MODELS = "each gives clients models of their own"
+_PHASES = "each divides an update into phases"
 _NOBODY = r"(Server)?\w+ needs a global model, and with share='none' there is none"
 
 
@@ -38,8 +41,11 @@ REFUSED: dict[tuple[str, str], str] = {
     ("SCAFFOLD", "PFedMe"): "ControlVariates changes gradients, MoreauEnvelope has its own",
     **{
         ("FedBABU", name): _part("train", "body", "full")
-        for name in ("FedPer", "FedRep", "LGFedAvg", "FedRoD", "LocalOnly")
+        for name in ("FedPer", "FedRep", "FedRes", "LGFedAvg", "FedRoD", "LocalOnly")
     },
+    ("FedRep", "FedRes"): _PHASES,
+    ("FedRes", "LocalOnly"): _NOBODY,
+    ("LGFedAvg", "FedRes"): "'head' is shared by the one and left to the clients by the other",
     ("FedPer", "LGFedAvg"): _part("share", "body", "head"),
     ("FedPer", "FedRoD"): _part("share", "body", "full"),
     ("FedPer", "LocalOnly"): _part("share", "body", "none"),
@@ -57,18 +63,22 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("FedRep", name): _part("share", "body", "none") for name in PRIVATE},
     **{("LGFedAvg", name): _part("share", "head", "none") for name in PRIVATE},
     **{("FedRoD", name): _part("share", "full", "none") for name in PRIVATE},
-    **{
-        (name, private): _NOBODY
-        for name in ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
-        for private in PRIVATE
-    },
+    **{(name, private): _NOBODY for name in GLOBAL for private in PRIVATE},
+    **{(private, name): _NOBODY for name in ("FedRes", "FedImpro") for private in PRIVATE},
     **{(name, "ServerData"): _NOBODY for name in PRIVATE},
-    **dict.fromkeys(
-        combinations(("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "FedAMP"), 2), _MODELS
-    ),
+    **dict.fromkeys(combinations((*PERSONAL, "PerInvFL"), 2), _MODELS),
     ("FedRoD", "FedALA"): _MODELS,
+    ("FedNova", "FedPN"): r"each has its own accumulator\(\)",
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     ("Ditto", "FedRoD"): _MODELS,
+    **{("LocalOnly", name): _NOBODY for name in ("FedImpro", "PerInvFL")},
+    **dict.fromkeys(
+        combinations(
+            ("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes", "FedImpro", "PerInvFL"), 2
+        ),
+        _STEP,
+    ),
+    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD", "PerInvFL")},
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]
 

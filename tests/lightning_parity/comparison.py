@@ -429,8 +429,9 @@ def _warning_of(idiom: Idiom, who: str, outcome: Outcome) -> Iterator[None]:
 @contextmanager
 def ignoring(idiom: Idiom) -> Iterator[None]:
     with warnings.catch_warnings():
-        if idiom.ignores is not None:
-            warnings.filterwarnings("ignore", f".*{idiom.ignores}")
+        for known in (idiom.ignores, idiom.warns):
+            if known is not None:
+                warnings.filterwarnings("ignore", f".*({known})")
         yield
 
 

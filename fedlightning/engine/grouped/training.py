@@ -114,6 +114,14 @@ class GroupedTraining:
         """Refuse: hooks do not take part where clients train at once."""
         raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
 
+    def positions(self, batch_idx: int) -> Tensor:
+        """Refuse."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
+    def stored_batches(self, client: int) -> Iterator[Batch]:
+        """Refuse."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
     def run(self, context: ClientContext, epochs: int) -> LocalResult:
         """Train the context's module: it takes the client's place in its group."""
         client, key, after_step = context.client, context.key, context.after_step
