@@ -15,8 +15,8 @@ _NAMES = {
     "algorithms": (
         "APFL MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
         "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedImpro FedNova FedPN FedPer "
-        "FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing LGFedAvg "
-        "LocalMethod LocalOnly PFedMe PerFedAvg PerInvFL ServerData"
+        "FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
+        "LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg PerInvFL ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

@@ -31,6 +31,7 @@ from fedlightning.algorithms import (
     FedVI as FedVI,
     FedYogi as FedYogi,
     IterativeDataSmoothing as IterativeDataSmoothing,
+    KNNPer as KNNPer,
     LGFedAvg as LGFedAvg,
     LocalMethod as LocalMethod,
     LocalOnly as LocalOnly,

@@ -23,6 +23,7 @@ from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
 from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
+from fedlightning.algorithms.knn_per import KNNPer, LocalMemory, NearestNeighbours
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
@@ -92,10 +93,12 @@ __all__ = [
     "HeadThenBody",
     "InvariantAndPersonal",
     "IterativeDataSmoothing",
+    "KNNPer",
     "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
     "LocalHeadPredictor",
+    "LocalMemory",
     "LocalMethod",
     "LocalOnly",
     "LocalProgress",
@@ -104,6 +107,7 @@ __all__ = [
     "ModelContrast",
     "ModelKeys",
     "MoreauEnvelope",
+    "NearestNeighbours",
     "NearestPrototype",
     "NormalizedChanges",
     "OwnModel",

@@ -25,6 +25,7 @@ PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
 _STEP = "each says how to train on a batch"
 _MODELS = "each gives clients models of their own"
+_PREDICTORS = "each says what a client predicts with"
 _PHASES = "each divides an update into phases"
 _NOBODY = r"(Server)?\w+ needs a global model, and with share='none' there is none"
 
@@ -68,6 +69,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{(name, "ServerData"): _NOBODY for name in PRIVATE},
     **dict.fromkeys(combinations((*PERSONAL, "PerInvFL"), 2), _MODELS),
     ("FedRoD", "FedALA"): _MODELS,
+    **dict.fromkeys(combinations(("FedProto", "KNNPer", "FedPN"), 2), _PREDICTORS),
     ("FedNova", "FedPN"): r"each has its own accumulator\(\)",
     **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
     ("Ditto", "FedRoD"): _MODELS,
