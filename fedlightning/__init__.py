@@ -13,7 +13,7 @@ from fedlightning._version import __version__ as __version__
 
 _NAMES = {
     "algorithms": (
-        "APFL MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
+        "APFL IFCA MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
         "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedImpro FedNova FedPN FedPer "
         "FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
         "LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg PerInvFL ServerData"

@@ -3,6 +3,7 @@
 from fedlightning._version import __version__ as __version__
 from fedlightning.algorithms import (
     APFL as APFL,
+    IFCA as IFCA,
     MOON as MOON,
     SCAFFOLD as SCAFFOLD,
     Algorithm as Algorithm,

@@ -23,6 +23,7 @@ from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
 from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
+from fedlightning.algorithms.ifca import IFCA, BestCluster
 from fedlightning.algorithms.knn_per import KNNPer, LocalMemory, NearestNeighbours
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
@@ -52,6 +53,7 @@ ServerTraining = ServerTrainingConfig
 
 __all__ = [
     "APFL",
+    "IFCA",
     "MOON",
     "SCAFFOLD",
     "AdaptiveStart",
@@ -59,6 +61,7 @@ __all__ = [
     "Algorithm",
     "AmortizedHead",
     "AttentivePull",
+    "BestCluster",
     "Broadcast",
     "ClassPrototypes",
     "ClientContext",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedlightning import (
     APFL,
+    IFCA,
     MOON,
     SCAFFOLD,
     Ditto,
@@ -66,6 +67,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "FedProto": FedProto(),
     "FedALA": FedALA(first_epochs=2),
     "KNNPer": KNNPer(),
+    "IFCA": IFCA(num_clusters=2),
     "FedAMP": FedAMP(strength=0.5, alpha=0.5, sigma=2.0),
     "FedRes": FedRes(private="head"),
     "FedRes, sgd": FedRes("sgd", private="head"),

@@ -22,7 +22,7 @@ every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 START = state(net(module=Faulty))
 REMEMBERING = (
     "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL", "FedDyn", "MOON", "FedProto",
-    "FedALA",
+    "FedALA", "IFCA",
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_what_a_client_keeps_is_its_own(name):
     assert bool(len(loop.personal)) == bool(loop.roles.kept or has_memory(name))
     kept = [loop.personal.get(client) for client in sorted(loop.personal)]
     for key in kept[0] if kept else ():
-        if "num_batches_tracked" in key:
+        if "num_batches_tracked" in key or key == "ifca:cluster":
             continue
         values = [k[key] for k in kept]
         assert all(not torch.equal(values[0], value) for value in values[1:]), key
@@ -86,7 +86,7 @@ def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
     stateful = (
         "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
-        "FedDyn", "FedProto", "FedAMP",
+        "FedDyn", "FedProto", "FedAMP", "IFCA",
     )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())

@@ -19,8 +19,8 @@ from tests.toys import data, fit, loop_of, net, same, state, trainer
 NAMED = {name: a for name, a in ALGORITHMS.items() if type(a) is not Composite and "," not in name}
 SERVERS = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad")
 GLOBAL = ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
-PERSONAL = ("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "FedAMP")
-PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
+PERSONAL = ("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "IFCA", "FedAMP")
+PRIVATE = ("FedProto", "IFCA", "FedAMP")  # share no part of the network
 
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
 _STEP = "each says how to train on a batch"
