@@ -17,7 +17,6 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from fedlightning.algorithms import Algorithm
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.validation import check_instance
@@ -33,8 +32,17 @@ from fedlightning.engine._lightning.trainer_hooks import (
 from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.environment import check_environment
 from fedlightning.engine.checks.hyperparameters import warn_of_hyperparameters
-from fedlightning.engine.checks.inputs import check_inputs, check_training_data
-from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_trainer_names
+from fedlightning.engine.checks.inputs import (
+    check_call,
+    check_inputs,
+    check_training,
+    check_training_data,
+)
+from fedlightning.engine.checks.trainer_flags import (
+    algorithm_name,
+    check_trainer_flags,
+    check_trainer_names,
+)
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -108,7 +116,7 @@ class FederatedTrainer(pl.Trainer):
         )
         around_optimizers(self, loop.prepare, loop.note_optimizers)
         self.run_folder = RunFolder(self, loop)
-        after_environment(self, self.run_folder.open)
+        after_environment(self, self._check_and_open)
         in_every_checkpoint(self, self.run_folder.note_loggers)
         loading_weights(self, self.run_folder.load_weights)
         loop.on_begun = self.run_folder.cut_back
@@ -161,10 +169,12 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: For any mistake that the user can correct.
         """
+        check_call("fit", kwargs)
         check_callbacks(self)  # which may have come since, from a Tuner
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
         model = uncompiled(model)
+        check_training(model)
         check_training_data(data)
         warn_of_hyperparameters(self, model, data)
         ckpt_path = self.run_folder.found(ckpt_path)
@@ -178,6 +188,7 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalize."""
+        check_call("validate", kwargs)
         model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model if model is not None else self.lightning_module
@@ -186,6 +197,7 @@ class FederatedTrainer(pl.Trainer):
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalize."""
+        check_call("test", kwargs)
         model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model if model is not None else self.lightning_module
@@ -194,6 +206,7 @@ class FederatedTrainer(pl.Trainer):
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
+        check_call("predict", kwargs)
         model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
         module = model if model is not None else self.lightning_module
@@ -231,6 +244,7 @@ class FederatedTrainer(pl.Trainer):
             FedLightningError: For any mistake that the user can correct.
         """
         check_inputs(model, [datamodule], ckpt_path)
+        check_training_data(datamodule)
         model = uncompiled(model)
         ckpt_path = self.run_folder.found(ckpt_path)
         module = model if model is not None else self.lightning_module
@@ -291,6 +305,10 @@ class FederatedTrainer(pl.Trainer):
 
     # -- checks ---------------------------------------------------------------------------------
 
+    def _check_and_open(self) -> None:
+        check_callbacks(self)  # those of the module's configure_callbacks are known by now
+        self.run_folder.open()
+
     def _checked_module(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # the arguments as they are: the command line reads the options off the calls with **kwargs
         check_callbacks(self)
@@ -311,11 +329,10 @@ class FederatedTrainer(pl.Trainer):
 
 def _checked(federation: Any) -> Federation:
     """Return ``federation`` if it is one; an algorithm instead is the usual mistake."""
-    algorithm = federation if isinstance(federation, type) else type(federation)
-    if issubclass(algorithm, Algorithm):
+    if (name := algorithm_name(federation)) is not None:
         raise ConfigError(
-            f"federation must be an instance of Federation, got the algorithm {algorithm.__name__};"
-            f" pass federation=Federation(algorithm={algorithm.__name__}(...))."
+            f"federation must be an instance of Federation, got the algorithm {name};"
+            f" pass federation=Federation(algorithm={name}(...))."
         )
     check_instance("federation", federation, Federation)
     assert isinstance(federation, Federation)

@@ -25,7 +25,6 @@ from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
-from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.module import check_initialised, check_module, trains_by_forward
 from fedlightning.engine.checks.monitors import say_whose_model, warn_of_test_metrics
 from fedlightning.engine.checks.trial_step import check_by_trial
@@ -212,7 +211,6 @@ class FederatedLoop(RoundLoop):
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
-        check_callbacks(self.trainer)  # those of the module's configure_callbacks, too
         check_initialised(self.module)
         self._model = None
         self.model.check()

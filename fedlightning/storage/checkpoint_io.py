@@ -14,7 +14,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning._version import __version__
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.storage.checkpoint_reader import FORMAT, is_good, read_checkpoint, rounds_in
+from fedlightning.storage.checkpoint_reader import (
+    FORMAT,
+    is_good,
+    load_plain_values,
+    read_checkpoint,
+    rounds_in,
+)
 from fedlightning.storage.digest import append_digest
 from fedlightning.storage.files import reason, sync_folder, temporary_beside
 from fedlightning.storage.plain_values import plain_checkpoint
@@ -113,7 +119,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self._tried = True
         try:
             buffer.seek(0)
-            torch.load(buffer, map_location="cpu", weights_only=True)
+            load_plain_values(buffer)
         except Exception as error:
             text = " ".join(str(error).split())
             at = text.lower().find("unsupported")

@@ -8,11 +8,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     Callback,
+    Checkpoint,
     LearningRateFinder,
     ModelPruning,
 )
 
+from fedlightning.core.validation import check_instance
 from fedlightning.errors import ConfigError
+from fedlightning.storage.checkpoint_io import AtomicCheckpointIO
 
 __all__ = ["check_callbacks"]
 
@@ -39,7 +42,15 @@ def check_callbacks(trainer: pl.Trainer) -> None:
         ConfigError: There is one; the message says why.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    ours = isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     for callback in callbacks:
+        check_instance("trainer.callbacks", callback, Callback)
+        folder = getattr(callback, "dirpath", None)
+        if ours and isinstance(callback, Checkpoint) and "://" in str(folder):
+            raise ConfigError(
+                f"{type(callback).__name__}(dirpath={str(folder)!r}): checkpoints are written to "
+                "local folders only; mount it, or pass plugins=[TorchCheckpointIO()]."
+            )
         kind = next((kind for kind in _REFUSED if isinstance(callback, kind)), None)
         if kind is None:
             continue

@@ -105,9 +105,11 @@ class Workers:
             like: Tensors of the same keys, shapes, dtypes and device.
             owner: Rank of the process that has it.
         """
-        received: State = {}
-        for dtype in dict.fromkeys(value.dtype for value in like.values()):
-            keys = [key for key, value in like.items() if value.dtype is dtype]
+        # sparse tensors are the server's own: every process has them
+        received: State = {k: value for k, value in like.items() if value.layout != torch.strided}
+        dense = {key: value for key, value in like.items() if key not in received}
+        for dtype in dict.fromkeys(value.dtype for value in dense.values()):
+            keys = [key for key, value in dense.items() if value.dtype is dtype]
             source = state if state is not None else like
             flat = torch.cat([source[key].reshape(-1).to(like[key].device) for key in keys])
             dist.broadcast(flat, src=owner)

@@ -78,7 +78,10 @@ class FederatedDDPStrategy(DDPStrategy):
         """Start every worker from rank 0's weights; wrap nothing."""
         assert self.model is not None
         for tensor in live_state(self.model).values():
-            dist.broadcast(tensor, src=0)
+            if tensor.layout is torch.strided:
+                dist.broadcast(tensor, src=0)
+            else:
+                tensor.copy_(_from_rank_0(tensor))
 
     def on_exception(self, exception: BaseException) -> None:
         """Remember what ended the run."""
