@@ -111,6 +111,11 @@ class ClientHook(Setting):
         """Whether it says how many local epochs an update has."""
         return type(self).num_epochs is not ClientHook.num_epochs
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it says what a client predicts with."""
+        return type(self).predictor is not ClientHook.predictor
+
     def clash(self, other: ClientHook) -> str | None:
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if type(self) is type(other):
@@ -121,6 +126,8 @@ class ClientHook(Setting):
             return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
+        if self.predicts and other.predicts:
+            return "each says what a client predicts with"
         if self.stateless and other.personal_model:
             return (
                 f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"

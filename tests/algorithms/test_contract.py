@@ -21,6 +21,10 @@ from tests.toys import data, fit, loop_of, net, same, state
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 START = state(net(module=Faulty))
+REMEMBERING = (
+    "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL", "FedDyn", "MOON", "FedProto",
+    "FedALA",
+)  # fmt: skip
 
 
 @every_algorithm
@@ -75,9 +79,7 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    return any(
-        word in name for word in ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL")
-    )
+    return any(word in name for word in REMEMBERING)
 
 
 @every_algorithm
@@ -85,6 +87,7 @@ def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
     stateful = (
         "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
+        "FedDyn", "FedProto", "FedAMP",
     )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
