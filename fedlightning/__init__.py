@@ -14,7 +14,7 @@ from fedlightning._version import __version__ as __version__
 _NAMES = {
     "algorithms": (
         "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
-        "FedAvgM FedBABU FedBN FedPer FedProx FedRep FedRes FedRoD FedVI FedYogi "
+        "FedAvgM FedBABU FedBN FedMD FedPer FedProx FedRep FedRes FedRoD FedVI FedYogi "
         "IterativeDataSmoothing LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg ServerData"
     ),
     "callbacks": "PersonalizationCallback",

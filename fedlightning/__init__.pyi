@@ -15,6 +15,7 @@ from fedlightning.algorithms import (
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,
     FedBN as FedBN,
+    FedMD as FedMD,
     FedPer as FedPer,
     FedProx as FedProx,
     FedRep as FedRep,

@@ -7,6 +7,7 @@ from fedlightning.algorithms.ditto import Ditto, OwnModel
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.fedmd import Consensus, FedMD
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
 from fedlightning.algorithms.fedprox import FedProx, Proximal
@@ -50,6 +51,7 @@ __all__ = [
     "ClientHook",
     "ClientUpdate",
     "Composite",
+    "Consensus",
     "ControlVariates",
     "Ditto",
     "Down",
@@ -59,6 +61,7 @@ __all__ = [
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedMD",
     "FedPer",
     "FedProx",
     "FedRep",

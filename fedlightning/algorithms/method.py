@@ -66,6 +66,7 @@ class ClientHook(Setting):
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
             the gradients of the loss alone.
         stateless: Whether clients may keep nothing, whatever else takes part.
+        needs_public: Whether it looks at the data's public examples.
 
     Example:
         A loss term in one method:
@@ -87,6 +88,7 @@ class ClientHook(Setting):
     whole_step = False
     first = False
     stateless = False
+    needs_public = False
 
     @property
     def replaces_step(self) -> bool:

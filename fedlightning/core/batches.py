@@ -14,13 +14,16 @@ from torch import Tensor
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["SPLITS", "Batch", "Split", "batch_length", "check_split", "split_batch"]
+__all__ = ["PUBLIC", "SPLITS", "Batch", "Split", "batch_length", "check_split", "split_batch"]
 
 Split = str
 """Name of a part of a client's data: ``train``, ``val``, ``test``, or what a data module adds."""
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """The splits that every data module has."""
+
+PUBLIC: Split = "public"
+"""The split of the examples, of no client, that the server and all clients have."""
 
 Batch = Any
 """The argument of ``training_step``: ``(inputs, labels)`` unless the data defines it otherwise."""

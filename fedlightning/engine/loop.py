@@ -27,6 +27,7 @@ from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
 from fedlightning.engine.checks.module import check_module
 from fedlightning.engine.checks.monitors import warn_of_test_metrics
+from fedlightning.engine.checks.public_data import check_public
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
 from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
@@ -163,7 +164,7 @@ class FederatedLoop(RoundLoop):
 
     def personal_model(self, client: int) -> State:
         """Return the values in which a client's own model differs from the global one."""
-        return self.model.personal_model(self.client_store.get(client) or {})
+        return self.model.personal_model(client, self.client_store.get(client) or {})
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
@@ -224,6 +225,7 @@ class FederatedLoop(RoundLoop):
                 f"{self.federation.algorithm.name}."
             )
         check_module(self.trainer, self.module, self.data, self.evaluator)
+        check_public(self.federation.algorithm, self.data)
 
     def set_memory_format(self) -> None:
         """Lay the weights out as they are trained."""
@@ -279,6 +281,11 @@ class FederatedLoop(RoundLoop):
             raise ConfigError(
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{algorithm.name} takes part in their steps; set it to 1."
+            )
+        if self.model.differ_by_client:
+            raise ConfigError(
+                f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
+                f"{type(self.module).__name__} has other networks for other clients; set it to 1."
             )
         store, roles = self.client_store, self.roles
         return GroupedTraining(

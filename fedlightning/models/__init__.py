@@ -1,6 +1,8 @@
 """Networks with a body and a head."""
 
 from fedlightning.models.conv4 import Conv4
+from fedlightning.models.layered import LayeredNetwork
+from fedlightning.models.mixed import LayeredNetworks, MixedModule
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
 from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
@@ -16,6 +18,9 @@ from fedlightning.models.variational import (
 __all__ = [
     "MLP",
     "Conv4",
+    "LayeredNetwork",
+    "LayeredNetworks",
+    "MixedModule",
     "MobileNet",
     "PosteriorConstructor",
     "PreferenceModule",
