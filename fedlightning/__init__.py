@@ -15,7 +15,7 @@ _NAMES = {
     "algorithms": (
         "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
         "FedAvgM FedBABU FedBN FedMD FedPer FedProx FedRep FedRes FedRoD FedVI FedYogi "
-        "IterativeDataSmoothing LGFedAvg LocalMethod LocalOnly PFedMe PerFedAvg ServerData"
+        "IterativeDataSmoothing LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

@@ -28,6 +28,7 @@ from fedlightning.algorithms import (
     LocalMethod as LocalMethod,
     LocalOnly as LocalOnly,
     PerFedAvg as PerFedAvg,
+    PFedHR as PFedHR,
     PFedMe as PFedMe,
     ServerData as ServerData,
 )

@@ -18,8 +18,9 @@ from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredict
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
-from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
+from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod, ServerSide
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.pfedhr import PFedHR, Teacher
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
@@ -82,6 +83,7 @@ __all__ = [
     "ModelKeys",
     "MoreauEnvelope",
     "OwnModel",
+    "PFedHR",
     "PFedMe",
     "Parts",
     "PerFedAvg",
@@ -93,10 +95,12 @@ __all__ = [
     "ServerData",
     "ServerOptimizer",
     "ServerSGD",
+    "ServerSide",
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
     "SmoothedLabels",
+    "Teacher",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,13 +11,29 @@ from torch import Tensor, nn
 from fedlightning.core.batches import Batch
 from fedlightning.core.messages import Down, Up, belongs_to
 from fedlightning.core.predictors import Predictor
+from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.core.validation import Setting
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
 
-__all__ = ["Aggregation", "ClientHook", "LocalMethod"]
+__all__ = ["Aggregation", "ClientHook", "LocalMethod", "ServerSide"]
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server has beside messages, for hooks that train or measure there.
+
+    Args:
+        module: The module; a hook that changes anything in it works on a copy.
+        public_batches: Returns the data's public examples, in stored order, in evaluation batches.
+        key: The random stream of the commit.
+    """
+
+    module: nn.Module
+    public_batches: Callable[[], Iterable[Batch]]
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class Aggregation:
         num_training_clients: The number of clients that take part in training.
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
+        side: What the server has beside messages; ``None`` where it has nothing.
     """
 
     state: Mapping[str, Tensor]
@@ -43,6 +60,7 @@ class Aggregation:
     num_training_clients: int = 0
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    side: ServerSide | None = None
 
 
 class ClientHook(Setting):

@@ -15,12 +15,15 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from torch import nn
 
+from fedlightning.algorithms.method import ServerSide
+from fedlightning.core.batches import PUBLIC
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import KeyRoles, Parts
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.state import State
+from fedlightning.core.views import CENTRAL
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
@@ -301,6 +304,7 @@ class FederatedLoop(RoundLoop):
             len(self.data.training_clients),
             federation.aggregator,
             federation.stages,
+            self._server_side,
         )
         server.load_state_dict(self._server_state)
         server.start(
@@ -312,6 +316,13 @@ class FederatedLoop(RoundLoop):
         )
         server.load_versions(self._versions)
         return server
+
+    def _server_side(self, version: int) -> ServerSide:
+        return ServerSide(
+            self.module,
+            lambda: self.evaluator.batches(CENTRAL, PUBLIC),
+            Key(self.seed, "server", round=version),
+        )
 
     def _client_ended(self, update: ClientUpdate) -> None:
         self.fire("on_client_end", update)

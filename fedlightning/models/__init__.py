@@ -8,6 +8,7 @@ from fedlightning.models.mobilenet import MobileNet
 from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
+from fedlightning.models.stitched import StitchedNetwork
 from fedlightning.models.torchvision import TorchvisionClassifier
 from fedlightning.models.variational import (
     PosteriorConstructor,
@@ -28,6 +29,7 @@ __all__ = [
     "ResidualMLP",
     "RewardMLP",
     "RewardTable",
+    "StitchedNetwork",
     "TorchvisionClassifier",
     "VariationalMLP",
     "VariationalModule",

@@ -12,6 +12,7 @@ from fedlightning.core.state import State, live_state
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.models.base import FederatedModule
 from fedlightning.models.layered import LayeredNetwork
+from fedlightning.models.stitched import StitchedNetwork
 
 __all__ = ["LayeredNetworks", "MixedModule"]
 
@@ -135,3 +136,7 @@ class LayeredNetworks(MixedModule):
         kwargs["head"] = kwargs.get("head") or [f"{_NETWORKS}.{n}.{fc}" for n, fc in last.items()]
         super().__init__(networks, assignment, **kwargs)
         self.save_hyperparameters()
+
+    def stitched(self, pieces: Sequence[tuple[LayeredNetwork, str]]) -> StitchedNetwork:
+        """Return a network of copies of layers; see :meth:`StitchedNetwork.of`."""
+        return StitchedNetwork.of(pieces)

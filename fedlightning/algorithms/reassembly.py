@@ -1,0 +1,157 @@
+"""Which layers of several networks make a new one: groups of layers that do alike, and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cut", "Rules", "assemble", "group_layers", "rules"]
+
+
+class Cut(NamedTuple):
+    """A layer that was cut out of a network.
+
+    Args:
+        network: Which network it is from.
+        index: The layer's number in it, in the order of a forward pass.
+        operation: What it does: ``conv``, ``pool`` or ``fc``.
+        group: The group of layers that do alike.
+    """
+
+    network: int
+    index: int
+    operation: str
+    group: int
+
+
+class Rules(NamedTuple):
+    """Which rules a list of layers obeys.
+
+    Args:
+        increasing: R1: each layer's number is larger than that of the one before.
+        in_order: R2: no convolution or pooling after a linear layer.
+        all_operations: R3: every operation occurs.
+        all_groups: R4: every group occurs.
+    """
+
+    increasing: bool
+    in_order: bool
+    all_operations: bool
+    all_groups: bool
+
+
+def rules(layers: Sequence[Cut], operations: Collection[str], groups: Collection[int]) -> Rules:
+    """Return which rules a list of layers obeys.
+
+    Args:
+        layers: The layers, in order.
+        operations: All operations that there are.
+        groups: All groups that there are.
+
+    Example:
+        >>> conv, fc = Cut(0, 0, "conv", 0), Cut(1, 1, "fc", 1)
+        >>> all(rules([conv, fc], {"conv", "fc"}, {0, 1})), all(rules([fc, conv], {"fc"}, {0, 1}))
+        (True, False)
+    """
+    return Rules(
+        all(one.index < other.index for one, other in pairwise(layers)),
+        all(_may_follow(one, other) for one, other in pairwise(layers)),
+        {layer.operation for layer in layers} >= set(operations),
+        {layer.group for layer in layers} >= set(groups),
+    )
+
+
+def group_layers(distances: Tensor, groups: int) -> list[int]:
+    """Group layers around medoids, so that the sum of distances to them is small.
+
+    The first medoid is the layer nearest to all others, each further one the layer farthest from
+    those before; then layers join the nearest medoid, and medoids move to the middle of their
+    groups, until none moves. No group is ever empty. Nothing is random.
+
+    Args:
+        distances: Shape (layers, layers); may be infinite.
+        groups: Number of groups; as many as there are layers at most.
+
+    Returns:
+        The group of each layer, from 0.
+
+    Example:
+        >>> places = torch.tensor([0.0, 0.1, 5.0, 5.1, 0.2])
+        >>> group_layers((places[:, None] - places).abs(), 2)
+        [0, 0, 1, 1, 0]
+    """
+    finite = distances[distances.isfinite()]
+    far = 1e3 * float(finite.max()) if finite.numel() else 1.0
+    distances = distances.double().clamp(max=far)
+    medoids = [int(distances.sum(dim=1).argmin())]
+    while len(medoids) < min(groups, len(distances)):
+        nearest = distances[:, medoids].amin(dim=1)
+        nearest[medoids] = -1
+        medoids.append(int(nearest.argmax()))
+    best = torch.inf
+    while True:
+        members = distances[:, medoids].argmin(dim=1)
+        members[medoids] = torch.arange(len(medoids), device=members.device)
+        total = float(distances[torch.arange(len(members)), torch.tensor(medoids)[members]].sum())
+        if not total < best:
+            return [int(group) for group in members]
+        best, medoids = total, [_middle(distances, members == g) for g in range(len(medoids))]
+
+
+def assemble(layers: Sequence[Cut]) -> list[tuple[Cut, ...]]:
+    """Return the lists of layers that obey all rules, at most one for each layer as a start.
+
+    From its start a list goes through the groups in a circle, those of earlier layers first, and
+    takes from each the first layer that obeys R1 and R2, until none does; of equally early layers
+    that of the next network. Lists that break R3 or R4 are left out.
+
+    Args:
+        layers: The layers of all networks.
+
+    Example:
+        >>> one = [Cut(0, 0, "conv", 0), Cut(0, 1, "fc", 1)]
+        >>> other = [Cut(1, 0, "conv", 0), Cut(1, 1, "fc", 1)]
+        >>> [[cut.network for cut in found] for found in assemble(one + other)]
+        [[0, 1], [1, 0]]
+    """
+    operations, networks = {cut.operation for cut in layers}, 1 + max(c.network for c in layers)
+    members = {
+        group: [cut for cut in layers if cut.group == group]
+        for group in sorted({cut.group for cut in layers})
+    }
+    order = sorted(members, key=lambda g: sum(c.index for c in members[g]) / len(members[g]))
+    found: dict[tuple[Cut, ...], None] = {}
+    for start in layers:
+        chosen, at, idle = [start], order.index(start.group), 0
+        while idle < len(order):
+            at = (at + 1) % len(order)
+            last = chosen[-1]
+            able = [cut for cut in members[order[at]] if _may_come_next(last, cut)]
+            idle = 0 if able else idle + 1
+            if able:
+                chosen.append(min(able, key=_nearness(last, networks)))
+        if all(rules(chosen, operations, members)):
+            found[tuple(chosen)] = None
+    return list(found)
+
+
+def _nearness(last: Cut, networks: int) -> Callable[[Cut], tuple[int, int]]:
+    return lambda cut: (cut.index, (cut.network - last.network - 1) % networks)
+
+
+def _may_follow(one: Cut, other: Cut) -> bool:
+    return not (one.operation == "fc" and other.operation != "fc")
+
+
+def _may_come_next(last: Cut, cut: Cut) -> bool:
+    return cut.index > last.index and _may_follow(last, cut)
+
+
+def _middle(distances: Tensor, members: Tensor) -> int:
+    """Return the member with the least sum of distances to the others."""
+    places = members.nonzero().flatten()
+    return int(places[distances[places][:, places].sum(dim=0).argmin()])
