@@ -149,7 +149,7 @@ class PFedHR(Algorithm):
     as there are groups.
 
     Deviations: groups have medoids for centres; algorithm 1 leaves open which of several pairs is
-    added first (see :func:`~fedlightning.algorithms.reassembly.assemble`); contrastive fine-tuning
+    added (see :func:`~fedlightning.algorithms.reassembly.assemble`); contrastive fine-tuning
     on examples without classes and the averaging within an architecture for many clients are left
     out.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from torch import Tensor
 __all__ = ["Cut", "Rules", "assemble", "group_layers", "rules"]
 
 
-class Cut(NamedTuple):
+@dataclass(frozen=True)
+class Cut:
     """A layer that was cut out of a network.
 
     Args:
@@ -103,11 +105,12 @@ def group_layers(distances: Tensor, groups: int) -> list[int]:
 
 
 def assemble(layers: Sequence[Cut]) -> list[tuple[Cut, ...]]:
-    """Return the lists of layers that obey all rules, at most one for each layer as a start.
+    """Return lists of layers that obey all rules, at most one for each layer as a start.
 
-    From its start a list goes through the groups in a circle, those of earlier layers first, and
-    takes from each the first layer that obeys R1 and R2, until none does; of equally early layers
-    that of the next network. Lists that break R3 or R4 are left out.
+    A list takes the earliest layer that obeys R1 and R2, of equally early ones that of the next
+    group, then that of the next network, until none is left; where R3 or R4 is broken in the end,
+    it goes back and takes another one. So there is a list for every start from which there can be
+    one.
 
     Args:
         layers: The layers of all networks.
@@ -118,37 +121,35 @@ def assemble(layers: Sequence[Cut]) -> list[tuple[Cut, ...]]:
         >>> [[cut.network for cut in found] for found in assemble(one + other)]
         [[0, 1], [1, 0]]
     """
-    operations, networks = {cut.operation for cut in layers}, 1 + max(c.network for c in layers)
-    members = {
-        group: [cut for cut in layers if cut.group == group]
-        for group in sorted({cut.group for cut in layers})
-    }
-    order = sorted(members, key=lambda g: sum(c.index for c in members[g]) / len(members[g]))
-    found: dict[tuple[Cut, ...], None] = {}
-    for start in layers:
-        chosen, at, idle = [start], order.index(start.group), 0
-        while idle < len(order):
-            at = (at + 1) % len(order)
-            last = chosen[-1]
-            able = [cut for cut in members[order[at]] if _may_come_next(last, cut)]
-            idle = 0 if able else idle + 1
-            if able:
-                chosen.append(min(able, key=_nearness(last, networks)))
-        if all(rules(chosen, operations, members)):
-            found[tuple(chosen)] = None
-    return list(found)
+    operations, groups = {cut.operation for cut in layers}, {cut.group for cut in layers}
+    networks = 1 + max(cut.network for cut in layers)
+    in_vain: set[tuple[Cut, frozenset[str], frozenset[int]]] = set()
 
+    def completed(chosen: tuple[Cut, ...]) -> tuple[Cut, ...] | None:
+        last = chosen[-1]
+        able = [cut for cut in layers if cut.index > last.index and _may_follow(last, cut)]
+        if not able:
+            return chosen if all(rules(chosen, operations, groups)) else None
+        kinds = frozenset(c.operation for c in chosen), frozenset(c.group for c in chosen)
+        if (last, *kinds) in in_vain:
+            return None
 
-def _nearness(last: Cut, networks: int) -> Callable[[Cut], tuple[int, int]]:
-    return lambda cut: (cut.index, (cut.network - last.network - 1) % networks)
+        def turn(cut: Cut) -> tuple[int, int, int]:
+            by_group, by_network = cut.group - last.group - 1, cut.network - last.network - 1
+            return cut.index, by_group % (1 + max(groups)), by_network % networks
+
+        for cut in sorted(able, key=turn):
+            if (found := completed((*chosen, cut))) is not None:
+                return found
+        in_vain.add((last, *kinds))
+        return None
+
+    lists = (completed((start,)) for start in layers)
+    return list(dict.fromkeys(found for found in lists if found is not None))
 
 
 def _may_follow(one: Cut, other: Cut) -> bool:
     return not (one.operation == "fc" and other.operation != "fc")
-
-
-def _may_come_next(last: Cut, cut: Cut) -> bool:
-    return cut.index > last.index and _may_follow(last, cut)
 
 
 def _middle(distances: Tensor, members: Tensor) -> int:

@@ -64,7 +64,9 @@ class StitchedNetwork(nn.Module):
         Args:
             pieces: Network and name of each layer.
         """
-        layers, shapes, stitches = [], [], []
+        layers: list[nn.Module] = []
+        shapes: list[torch.Size] = []
+        stitches: list[nn.Module | None] = []
         size = 0
         for network, name in pieces:
             taken, given = network.shapes[name]

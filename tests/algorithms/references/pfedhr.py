@@ -24,7 +24,7 @@ def replay(reference: Reference) -> None:
 def network(state: dict[str, Tensor], in_shape: Any) -> LayeredNetwork:
     """Return the network of a state: convolutions without padding, then linear layers."""
     weights = [(key.split(".")[0], w) for key, w in state.items() if key.endswith("weight")]
-    weights.sort(key=lambda pair: (pair[0].startswith("fc"), pair[0]))
+    weights.sort(key=lambda pair: (pair[0].startswith("fc"), int(re.sub(r"\D", "", pair[0]))))
     layers = [f"{name.rstrip('0123456789')}{len(w)}" for name, w in weights[:-1]]
     built = LayeredNetwork(layers, in_shape, len(weights[-1][1]), padding=0)
     built.to(weights[0][1].dtype).load_state_dict(state)
