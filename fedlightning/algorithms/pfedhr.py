@@ -122,9 +122,9 @@ class Teacher(ClientHook):
                 best = chosen[place]
                 plan = torch.tensor([[module.architectures.index(module.architecture_of(
                     clients[cut.network])), cut.index] for cut in plans[best]])  # fmt: skip
-                values = nn.utils.parameters_to_vector(candidates[best].parameters()).detach()
+                values = torch.cat([p.detach().flatten() for p in candidates[best].parameters()])
             teachers[f"{_TEACHER}/{client}/plan"] = plan.to(x.device)
-            teachers[f"{_TEACHER}/{client}/values"] = values.clone()
+            teachers[f"{_TEACHER}/{client}/values"] = values
         return teachers
 
 
@@ -255,12 +255,16 @@ def _stitched(module: Any, networks: Sequence[Any], plan: Sequence[Cut]) -> Any:
     return module.stitched(pieces)
 
 
+@torch.no_grad()
 def _rebuilt(module: Any, plan: Tensor, values: Tensor) -> Any:
     """Return the teacher that a message describes."""
     networks = [module.network(name) for name in module.architectures]
     cuts = [Cut(architecture, index, "", 0) for architecture, index in plan.tolist()]
     teacher = _stitched(module, networks, cuts).requires_grad_(False).eval()
-    nn.utils.vector_to_parameters(values, teacher.parameters())
+    parameters = list(teacher.parameters())
+    pieces = values.split([parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.copy_(piece.view(parameter.shape))
     return teacher
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlightning.core.state import State, live_state
+from fedlightning.core.views import EvaluationView
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.models.base import FederatedModule
 from fedlightning.models.layered import LayeredNetwork
@@ -30,10 +31,11 @@ class MixedModule(FederatedModule):
     Nothing can be averaged over clients: take an algorithm that shares nothing, such as
     :class:`~fedlightning.algorithms.LocalOnly`, :class:`~fedlightning.algorithms.FedMD` or
     :class:`~fedlightning.algorithms.PFedHR`. The global model stays as it starts; what clients have
-    learnt is measured by ``PersonalizationCallback(epochs=0)``.
+    learnt is measured by ``PersonalizationCallback(epochs=0)``. Each architecture is a view of its
+    own there (``conv/personalized/acc``, ``conv_clients.csv``).
 
     Args:
-        networks: A network per architecture, by its name; a name has no dot.
+        networks: A network per architecture, by its name: letters, digits, ``_`` and ``-``.
         assignment: The architecture of client 0, of client 1, and so on; begun again at its end.
             ``None`` means all of them in turn. For another rule override :meth:`architecture_of`.
         **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``head``, ...
@@ -61,6 +63,8 @@ class MixedModule(FederatedModule):
         super().__init__(**kwargs)
         if not networks:
             raise ConfigError(f"{type(self).__name__} needs at least one network, got none.")
+        for name in networks:
+            EvaluationView(name, ())  # clients are also measured by architecture, under its name
         self.networks = nn.ModuleDict(networks)
         self.architectures = tuple(networks)
         for name in assignment if assignment is not None else ():

@@ -228,7 +228,12 @@ def test_a_client_trains_with_its_teacher_by_hand():
     plan, values = (one.server.state_dict()[f"pfedhr_teacher/1/{n}"] for n in ("plan", "values"))
     nets = [module.network(name) for name in module.architectures]
     teacher = StitchedNetwork.of([(nets[a], list(nets[a].shapes)[i]) for a, i in plan.tolist()])
-    nn.utils.vector_to_parameters(values, teacher.parameters())
+    place = 0
+    for parameter in teacher.parameters():
+        piece = values[place : place + parameter.numel()]
+        parameter.data = piece.reshape(parameter.shape)
+        place += parameter.numel()
+    assert place == len(values)
     module.load_state_dict({**module.state_dict(), **one.client_store.get(1)})
     student = module.networks["conv"]
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)

@@ -81,8 +81,8 @@ class System:
         return net(seed, module=Faulty, **self.arguments)
 
 
-MIXED = {"architectures": {"plain": ["fc5"], "conv": ["conv3", "fc4"]}, "in_shape": (1, 4, 4),
-         "num_classes": CLASSES, **SGD}  # fmt: skip
+ARCHITECTURES = {"plain": ["fc5"], "conv": ["conv3", "conv2", "fc4"]}
+MIXED = {"architectures": ARCHITECTURES, "in_shape": (1, 4, 4), "num_classes": CLASSES, **SGD}
 NETWORKS = ("networks.", "architecture")
 PAIR = {"in_features": FEATURES, "shared_hidden": [5], "num_classes": CLASSES, "private_lr": 0.05}
 SYSTEMS = {
