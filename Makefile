@@ -14,7 +14,7 @@ test: $(VENV)/.installed  ## All tests but the slow ones, two files at a time; t
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed  ## The longer checks.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 test-oldest: $(OLDEST)/.installed  ## All tests but the slow ones with the oldest Lightning that is supported, and today's torch.
 	$(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)

@@ -21,6 +21,7 @@ from fedlightning.algorithms import (
     FedBN as FedBN,
     FedDyn as FedDyn,
     FedImpro as FedImpro,
+    FedMD as FedMD,
     FedNova as FedNova,
     FedPer as FedPer,
     FedPN as FedPN,
@@ -38,6 +39,7 @@ from fedlightning.algorithms import (
     LocalOnly as LocalOnly,
     PerFedAvg as PerFedAvg,
     PerInvFL as PerInvFL,
+    PFedHR as PFedHR,
     PFedMe as PFedMe,
     ServerData as ServerData,
 )

@@ -11,6 +11,7 @@ from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
 from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
 from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
+from fedlightning.algorithms.fedmd import Consensus, FedMD
 from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
@@ -27,10 +28,11 @@ from fedlightning.algorithms.ifca import IFCA, BestCluster
 from fedlightning.algorithms.knn_per import KNNPer, LocalMemory, NearestNeighbours
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
-from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod
+from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod, ServerSide
 from fedlightning.algorithms.moon import MOON, ModelContrast
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
 from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
+from fedlightning.algorithms.pfedhr import PFedHR, Teacher
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
@@ -68,6 +70,7 @@ __all__ = [
     "ClientHook",
     "ClientUpdate",
     "Composite",
+    "Consensus",
     "ControlVariates",
     "Ditto",
     "Down",
@@ -82,6 +85,7 @@ __all__ = [
     "FedBN",
     "FedDyn",
     "FedImpro",
+    "FedMD",
     "FedNova",
     "FedPN",
     "FedPer",
@@ -114,6 +118,7 @@ __all__ = [
     "NearestPrototype",
     "NormalizedChanges",
     "OwnModel",
+    "PFedHR",
     "PFedMe",
     "Parts",
     "PerFedAvg",
@@ -127,6 +132,7 @@ __all__ = [
     "ServerDyn",
     "ServerOptimizer",
     "ServerSGD",
+    "ServerSide",
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
@@ -134,6 +140,7 @@ __all__ = [
     "SmoothedLabels",
     "Switch",
     "SwitchingPredictor",
+    "Teacher",
     "TwoHeads",
     "Up",
     "UpdateAccumulator",

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import PUBLIC, Batch, Split
 from fedlightning.core.optimizers import FollowingOptimizer
 from fedlightning.core.parts import KeyRoles, Parts, head_module
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, first_non_finite, under
+from fedlightning.core.views import CENTRAL
 from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Trains(Protocol):
     def positions(self, batch_idx: int) -> Tensor:
         """Return which of the client's examples a batch of the present local epoch has."""
 
-    def stored_batches(self, client: int) -> Iterator[Batch]:
-        """Return all of a client's training examples in stored order."""
+    def stored_batches(self, client: int, split: Split = "train") -> Iterator[Batch]:
+        """Return all of a client's examples of a split in stored order."""
 
 
 class Held(Protocol):
@@ -398,6 +399,14 @@ class ClientContext:
     def stored_batches(self) -> Iterator[Batch]:
         """Return all of the client's training examples in stored order, in evaluation batches."""
         return self._trains.stored_batches(self.client)
+
+    def public_batches(self) -> Iterator[Batch]:
+        """Return the examples that everybody has, in stored order, in evaluation batches.
+
+        Raises:
+            ConfigError: If the data has no split ``public`` that belongs to no client.
+        """
+        return self._trains.stored_batches(CENTRAL, PUBLIC)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedlightning.core.batches import Batch
 from fedlightning.core.messages import Down, Up, belongs_to
 from fedlightning.core.predictors import Predictor
+from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.core.validation import Setting
 
@@ -18,7 +19,22 @@ if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
     from fedlightning.algorithms.finetuning import FineTuning
 
-__all__ = ["Aggregation", "ClientHook", "LocalMethod"]
+__all__ = ["Aggregation", "ClientHook", "LocalMethod", "ServerSide"]
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server has beside messages, for hooks that train or measure there.
+
+    Args:
+        module: The module; a hook that changes anything in it works on a copy.
+        public_batches: Returns the data's public examples, in stored order, in evaluation batches.
+        key: The random stream of the commit.
+    """
+
+    module: nn.Module
+    public_batches: Callable[[], Iterable[Batch]]
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,7 @@ class Aggregation:
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
         version: The number of commits before this one: the round's index.
+        side: What the server has beside messages; ``None`` where it has nothing.
     """
 
     state: Mapping[str, Tensor]
@@ -46,6 +63,7 @@ class Aggregation:
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
     version: int = 0
+    side: ServerSide | None = None
 
 
 class ClientHook(Setting):
@@ -69,6 +87,7 @@ class ClientHook(Setting):
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
             the gradients of the loss alone.
         stateless: Whether clients may keep nothing, whatever else takes part.
+        needs_public: Whether it looks at the data's public examples.
 
     Example:
         A loss term in one method:
@@ -90,6 +109,7 @@ class ClientHook(Setting):
     whole_step = False
     first = False
     stateless = False
+    needs_public = False
 
     @property
     def replaces_step(self) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.network_per_client import views_by_architecture
 from fedlightning.core.parts import canonical
 from fedlightning.core.validation import check_integer, check_number
 from fedlightning.core.views import EvaluationView
@@ -216,6 +217,7 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
     def _personalize(self, trainer: pl.Trainer) -> dict[str, float]:
         loop = _loop_of(trainer)
         views = loop.data.evaluation_views()
+        views = [*views, *views_by_architecture(loop.module, views)]
         chosen = getattr(trainer, "personalizes", False)
         clients = loop.data.evaluated_clients if chosen else _members(views)
         mine: list[PersonalResult] = []

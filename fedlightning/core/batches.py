@@ -15,6 +15,7 @@ from torch import Tensor
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = [
+    "PUBLIC",
     "SPLITS",
     "Batch",
     "Split",
@@ -29,6 +30,9 @@ Split = str
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 """The splits that every data module has."""
+
+PUBLIC: Split = "public"
+"""The split of the examples, of no client, that the server and all clients have."""
 
 Batch = Any
 """The argument of ``training_step``: ``(inputs, labels)`` unless the data defines it otherwise."""

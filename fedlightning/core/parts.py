@@ -420,6 +420,17 @@ class KeyRoles:
         kept = tuple(key for key in trained if key not in sent) if keep else ()
         return cls(trained, shared, kept)
 
+    def within(self, keys: Iterable[str]) -> KeyRoles:
+        """Return the roles of some keys alone.
+
+        Example:
+            >>> KeyRoles(("a", "b"), (), ("a", "b")).within(["b"]).kept
+            ('b',)
+        """
+        own = frozenset(keys)
+        roles = (self.trained, self.shared, self.kept)
+        return KeyRoles(*(tuple(key for key in role if key in own) for role in roles))
+
     def kept_of(self, kept: Mapping[str, Tensor]) -> State:
         """Return the parts of the model among everything that a client has kept."""
         return {key: kept[key] for key in self.kept if key in kept}

@@ -20,8 +20,9 @@ import torch
 __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
 Purpose = Literal[
-    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out", "uplink"
-]
+    "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out",
+    "uplink", "public",
+]  # fmt: skip
 """A stream is numbered by its position here, so new ones must come last."""
 _numpy: Any = np.random  # its type stubs lack two functions
 _PURPOSES: tuple[str, ...] = get_args(Purpose)

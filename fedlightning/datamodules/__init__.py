@@ -20,6 +20,7 @@ from fedlightning.datamodules.partitions.from_file import PartitionFile
 from fedlightning.datamodules.partitions.shards import Shards
 from fedlightning.datamodules.permuted import PermutedLabels
 from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferences
+from fedlightning.datamodules.public import PublicShare
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -57,6 +58,7 @@ __all__ = [
     "Partition",
     "PartitionFile",
     "PermutedLabels",
+    "PublicShare",
     "Shards",
     "Split",
     "TensorExamples",

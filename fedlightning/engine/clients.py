@@ -67,9 +67,10 @@ class ResidentClient:
 
     def receive(self, job: Job, broadcast: Broadcast) -> ClientContext:
         """Load the broadcast and the kept parts into the module; freeze what is not trained."""
-        roles = self.model.roles
-        self.resident.load_client(roles.kept_of(self.kept), broadcast.state)
+        roles = self.model.roles_of(self.number)
+        self.resident.load_client(self.model.start_of(self.number, self.kept), broadcast.state)
         self.model.freeze()
+        self.model.freeze_all_but(roles)
         return ClientContext(
             client=self.number,
             round=job.stream,

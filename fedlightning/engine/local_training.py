@@ -327,9 +327,9 @@ class LocalTraining:
             self._order = self._data.epoch_batches(self._now.client, key)
         return self._order[batch_idx]
 
-    def stored_batches(self, client: int) -> Iterator[Batch]:
-        """Return all of a client's training examples in stored order, ready for the module."""
-        batches = self._data.batches(client, "train", device=self._settings.device)
+    def stored_batches(self, client: int, split: Split = "train") -> Iterator[Batch]:
+        """Return all of a client's examples of a split in stored order, ready for the module."""
+        batches = self._data.batches(client, split, device=self._settings.device)
         if self._trainer is None or not transfers_batches(self._trainer, self._module):
             return batches
         trainer = self._trainer

@@ -15,18 +15,22 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from torch import nn
 
+from fedlightning.algorithms.method import ServerSide
+from fedlightning.core.batches import PUBLIC
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import KeyRoles, Parts
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.state import State
+from fedlightning.core.views import CENTRAL
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
 from fedlightning.engine.checks.module import check_initialised, check_module, trains_by_forward
 from fedlightning.engine.checks.monitors import say_whose_model, warn_of_test_metrics
+from fedlightning.engine.checks.public_data import check_public
 from fedlightning.engine.checks.trial_step import check_by_trial
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
@@ -165,7 +169,7 @@ class FederatedLoop(RoundLoop):
 
     def personal_model(self, client: int) -> State:
         """Return the values in which a client's own model differs from the global one."""
-        return self.model.personal_model(self.client_store.get(client) or {})
+        return self.model.personal_model(client, self.client_store.get(client) or {})
 
     def clients_per_round(self) -> int:
         """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
@@ -230,6 +234,7 @@ class FederatedLoop(RoundLoop):
             check_module(self.trainer, self.module, self.data, self.evaluator)
         else:
             check_by_trial(self.trainer, self.module, self.data, self.seed)
+        check_public(self.federation.algorithm, self.data)
 
     def note_optimizers(self) -> None:
         """Note how the module has built its optimizers, before callbacks add to their groups."""
@@ -291,6 +296,11 @@ class FederatedLoop(RoundLoop):
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{algorithm.name} takes part in their steps; set it to 1."
             )
+        if self.model.differ_by_client:
+            raise ConfigError(
+                f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
+                f"{type(self.module).__name__} has other networks for other clients; set it to 1."
+            )
         store, roles = self.client_store, self.roles
         return GroupedTraining(
             self.trainer, self.module, self.data, log, size,
@@ -305,6 +315,7 @@ class FederatedLoop(RoundLoop):
             len(self.data.training_clients),
             federation.aggregator,
             federation.stages,
+            self._server_side,
         )
         server.load_state_dict(self._server_state)
         server.start(
@@ -316,6 +327,13 @@ class FederatedLoop(RoundLoop):
         )
         server.load_versions(self._versions)
         return server
+
+    def _server_side(self, version: int) -> ServerSide:
+        return ServerSide(
+            self.module,
+            lambda: self.evaluator.batches(CENTRAL, PUBLIC),
+            Key(self.seed, "server", round=version),
+        )
 
     def _client_ended(self, update: ClientUpdate) -> None:
         self.fire("on_client_end", update)

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.core.network_per_client import NetworkPerClient
 from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
 from fedlightning.engine.frozen import FrozenParameters
@@ -143,17 +144,55 @@ class ModelRoles:
         for key, parameter in self.module.named_parameters():
             parameter.requires_grad_(self.trainable.get(key, parameter.requires_grad))
 
-    def personal_model(self, kept: Mapping[str, Tensor]) -> State:
+    @property
+    def differ_by_client(self) -> bool:
+        """Whether clients have networks of their own, each with other keys."""
+        return isinstance(self.module, NetworkPerClient)
+
+    def roles_of(self, client: int) -> KeyRoles:
+        """Return which of a client's keys are trained, shared and kept.
+
+        Raises:
+            ConfigError: If something is shared that the client's network lacks.
+        """
+        if not isinstance(self.module, NetworkPerClient):
+            return self.roles
+        own = self.roles.within(self.module.client_keys(client))
+        if len(own.shared) < len(self.roles.shared):
+            lacking = next(key for key in self.roles.shared if key not in own.shared)
+            raise ConfigError(
+                f"{self.algorithm.name} averages {lacking}, which the network of client {client} "
+                f"does not have: {type(self.module).__name__} has other networks for other "
+                "clients. Take an algorithm that shares nothing (LocalOnly, FedMD, PFedHR)."
+            )
+        return own
+
+    def freeze_all_but(self, roles: KeyRoles) -> None:
+        """Freeze what a client does not train, where clients train other networks."""
+        if self.differ_by_client:
+            trained = frozenset(roles.trained)
+            for key, parameter in self.module.named_parameters():
+                if key not in trained:
+                    parameter.requires_grad_(False)
+
+    def start_of(self, client: int, kept: Mapping[str, Tensor]) -> State:
+        """Return the values of the model that a client does not take from the global one."""
+        if not isinstance(self.module, NetworkPerClient):
+            return self.roles.kept_of(kept)
+        return {**self.roles.kept_of(kept), **self.module.client_start(client)}
+
+    def personal_model(self, client: int, kept: Mapping[str, Tensor]) -> State:
         """Return the values in which a client's own model differs from the global one.
 
         The module must hold the global model.
 
         Args:
+            client: Client id.
             kept: What the client has kept; empty if it never trained.
         """
+        own = self.start_of(client, kept)
         if not kept:
-            return {}
-        own = self.roles.kept_of(kept)
+            return own
         model = {**live_state(self.module), **own}
         for hook in self.algorithm.hooks:
             own |= hook.personal(kept, model)

@@ -6,7 +6,7 @@ server remembers changes with ``commit`` alone, so that a round that fails leave
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.mean import Mean
 from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator
-from fedlightning.algorithms.method import Aggregation, ClientHook
+from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
 from fedlightning.core.messages import Broadcast, ClientUpdate
 from fedlightning.core.state import State, as_complex, as_real, first_non_finite
 from fedlightning.errors import ConfigError, FederationError
@@ -51,6 +51,7 @@ class Server:
         num_training_clients: The number of clients that take part in training.
         aggregator: What merges updates, if not the algorithm's mean.
         uplink: The stages whose server halves updates pass, in the order of the client.
+        side: Returns what hooks find at the server beside messages, for a commit's number.
 
     Example:
         >>> from fedlightning.algorithms import FedAvg
@@ -69,8 +70,10 @@ class Server:
         num_training_clients: int,
         aggregator: Aggregator | None = None,
         uplink: Sequence[UplinkStage] = (),
+        side: Callable[[int], ServerSide] | None = None,
     ) -> None:
         self._algorithm = algorithm
+        self._side = side
         self._rule = aggregator if aggregator is not None else Mean()
         self._uplink = tuple(uplink)
         self._num_training_clients = num_training_clients
@@ -205,6 +208,7 @@ class Server:
                 {key: self._model[key] for key in self._shared},
                 merged,
                 self.version,
+                self._side(self.version) if self._side is not None else None,
             )
             self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
         shared = frozenset(self._shared)

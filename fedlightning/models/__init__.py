@@ -2,12 +2,15 @@
 
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
+from fedlightning.models.layered import LayeredNetwork
+from fedlightning.models.mixed import LayeredNetworks, MixedModule
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
 from fedlightning.models.posterior import PosteriorNetwork
 from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
+from fedlightning.models.stitched import StitchedNetwork
 from fedlightning.models.torchvision import TorchvisionClassifier
 from fedlightning.models.variational import (
     PosteriorConstructor,
@@ -20,6 +23,9 @@ __all__ = [
     "ClassDensities",
     "Conv4",
     "GaussianClasses",
+    "LayeredNetwork",
+    "LayeredNetworks",
+    "MixedModule",
     "MobileNet",
     "PosteriorConstructor",
     "PosteriorNetwork",
@@ -29,6 +35,7 @@ __all__ = [
     "ResidualMLP",
     "RewardMLP",
     "RewardTable",
+    "StitchedNetwork",
     "TorchvisionClassifier",
     "VariationalMLP",
     "VariationalModule",

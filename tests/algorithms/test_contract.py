@@ -16,6 +16,7 @@ from tests.algorithms.cases import (
     run,
     whole,
 )
+from tests.algorithms.test_systems import SYSTEMS
 from tests.toys import data, fit, loop_of, net, same, state
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -164,6 +165,7 @@ def test_the_table_has_every_algorithm():
         for name in family.__all__
         if isinstance(kind := getattr(family, name), type) and issubclass(kind, family.Algorithm)
     }
+    systems = [system.algorithm for system in SYSTEMS.values()]  # with networks of their own
     assert classes - {"Algorithm", "Composite"} == {
-        type(algorithm).__name__ for algorithm in ALGORITHMS.values()
+        type(algorithm).__name__ for algorithm in (*ALGORITHMS.values(), *systems)
     } - {"Composite"}

@@ -12,13 +12,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning import FedRes, FedVI, IterativeDataSmoothing
+from fedlightning import FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
 from fedlightning.algorithms import Algorithm
 from fedlightning.algorithms.aggregation import CoordinateMedian, Krum
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
 from fedlightning.federation.uplink import ClipNorm, Int8
-from fedlightning.models import ResidualMLP, RewardMLP, VariationalMLP
+from fedlightning.models import (
+    LayeredNetworks,
+    PosteriorNetwork,
+    ResidualMLP,
+    RewardMLP,
+    VariationalMLP,
+)
 from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 from tests.algorithms.cases import BAD, COHORTS, SIZES, WITHOUT_TWO, Counts, everything
 from tests.toys import CLASSES, FEATURES, client_states, data, loop_of, net, same, trainer
@@ -33,6 +39,24 @@ def preferences() -> ClientDatasets:
         x = torch.randn(n, 2, FEATURES, generator=torch.Generator().manual_seed(seed))
         pairs.append((x, (x[:, 0, 0] > x[:, 1, 0]).float()))
     return ClientDatasets(train=pairs[: len(SIZES)], test=pairs[len(SIZES) :], batch_size=4)
+
+
+class Pictures(ClientDatasets):
+    """Clients with images of 4x4 pixels, and some that everybody has."""
+
+    def __init__(self) -> None:
+        pairs = [pictures(n, seed) for seed, n in enumerate((*SIZES, *[4] * len(SIZES)))]
+        super().__init__(train=pairs[: len(SIZES)], test=pairs[len(SIZES) :], batch_size=4,
+                         num_classes=CLASSES)  # fmt: skip
+
+    def split_examples(self, client: int, split: str) -> Any:
+        return pictures(10, seed=99)
+
+
+def pictures(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return n separable images: the class is the brightest of the first three pixels."""
+    x = torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return x, x.flatten(1)[:, :CLASSES].argmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,7 @@ class System:
             counts = Counts()
 
             def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                super().on_train_batch_end(outputs, batch, batch_idx)
                 if self.trainer.current_epoch == 1 and len(batch[1]) == 3:
                     self.counts.seen += 1
                     if self.counts.seen in at:
@@ -63,7 +88,11 @@ class System:
         return net(seed, module=Faulty, **self.arguments)
 
 
+ARCHITECTURES = {"plain": ["fc5"], "conv": ["conv3", "conv2", "fc4"]}
+MIXED = {"architectures": ARCHITECTURES, "in_shape": (1, 4, 4), "num_classes": CLASSES, **SGD}
+NETWORKS = ("networks.", "architecture")
 PAIR = {"in_features": FEATURES, "shared_hidden": [5], "num_classes": CLASSES, "private_lr": 0.05}
+POSTERIOR = {"in_features": FEATURES, "hidden": [5], "num_classes": CLASSES, "features": 2}
 SYSTEMS = {
     "FedRes": System(FedRes(), ResidualMLP, {**PAIR, **SGD}, ("private.",)),
     "FedRes, sgd": System(FedRes("sgd"), ResidualMLP, {**PAIR, **SGD}, ("private.",)),
@@ -82,6 +111,18 @@ SYSTEMS = {
         FedVI(), VariationalMLP,
         {"in_features": FEATURES, "hidden": [5], "num_classes": CLASSES, "constructor_hidden": 6,
          **SGD}, (),
+    ),
+    "FedPN": System(FedPN(), PosteriorNetwork, {**POSTERIOR, "density": "gaussian"}, ()),
+    "FedPN, radial flows": System(
+        FedPN(), PosteriorNetwork, {**POSTERIOR, "density": "radial", "transforms": 3}, ()
+    ),
+    "FedMD": System(
+        FedMD(public_epochs=2, public_batch_size=4), LayeredNetworks, MIXED, NETWORKS, Pictures,
+        ("fedmd",),
+    ),
+    "PFedHR": System(
+        PFedHR(strength=0.5, groups=2, server_epochs=1), LayeredNetworks, MIXED, NETWORKS, Pictures,
+        ("pfedhr_network",),
     ),
 }  # fmt: skip
 every_system = pytest.mark.parametrize("name", SYSTEMS)
@@ -167,7 +208,10 @@ def test_what_is_kept_is_in_no_message(name):
     kept = [loop_of(built).client_store.get(client) for client in range(len(SIZES))]
     for own in kept:
         assert all(key.startswith(system.private or "/") for key in own or {})
-    private = [v for own in kept for k, v in (own or {}).items() if k.startswith("private.")]
+    if "pfedhr_network" in system.extras:
+        return  # clients do send the networks that they keep
+    private = [v for own in kept for k, v in (own or {}).items()
+               if k.startswith(("private.", "networks."))]  # fmt: skip
     assert not any(a.shape == b.shape and torch.equal(a, b) for a in private
                    for b in heard.tensors)  # fmt: skip
 
@@ -184,7 +228,7 @@ def test_two_workers_give_the_bits_of_one(name, tmp_path):
     assert same(*found)
 
 
-@every_system
+@pytest.mark.parametrize("name", [n for n, s in SYSTEMS.items() if s.algorithm.share != "none"])
 @pytest.mark.parametrize("settings", [
     {"aggregator": CoordinateMedian()}, {"aggregator": Krum(0)}, {"uplink": [ClipNorm(1.0)]},
     {"compression": Int8(error_feedback=False)},
@@ -192,6 +236,12 @@ def test_two_workers_give_the_bits_of_one(name, tmp_path):
 def test_it_goes_with_robust_rules_and_stages_of_the_uplink(name, settings):
     found = everything(run(name, federation=settings, rounds=2))
     assert all(torch.isfinite(value).all() for value in found.values())
+
+
+@pytest.mark.parametrize("name", [n for n, s in SYSTEMS.items() if s.algorithm.share == "none"])
+def test_robust_rules_are_refused_where_nothing_is_averaged(name):
+    with pytest.raises(ConfigError, match="shares nothing"):
+        run(name, federation={"aggregator": CoordinateMedian()})
 
 
 @every_system

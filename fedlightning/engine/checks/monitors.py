@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Iterator
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.core.metrics import (
     PERSONAL,
@@ -19,6 +20,8 @@ from fedlightning.engine.evaluation import federated_data
 from fedlightning.errors import ConfigError
 
 __all__ = ["check_monitors", "say_whose_model", "warn_of_test_metrics"]
+
+_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
 
 def warn_of_test_metrics(trainer: pl.Trainer) -> None:
@@ -51,11 +54,13 @@ def say_whose_model(trainer: pl.Trainer, algorithm: str, kept: Collection[str]) 
     if not kept:
         return
     some = ", ".join(sorted(kept)[:2]) + (", ..." if len(kept) > 2 else "")
-    rank_zero_info(
-        f"{algorithm}: each client keeps its own {some}. `val/...` and `global/...` are those of "
-        "the shared parts with the initial values of what is kept, a model that no client has; the "
-        "clients' own models have `initial/...` and `personalized/...` (PersonalizationCallback)."
-    )
+    if trainer.is_global_zero:
+        _log.info(
+            f"{algorithm}: each client keeps its own {some}. `val/...` and `global/...` are those "
+            "of the shared parts with the initial values of what is kept, a model that no client "
+            "has; the clients' own models have `initial/...` and `personalized/...` "
+            "(PersonalizationCallback)."
+        )
     for name, metric in dict.fromkeys(_monitors(trainer)):
         if without_view(metric).startswith(("val", "global")):
             own = "personalized/val_loss" if "loss" in metric else "personalized/val_acc"

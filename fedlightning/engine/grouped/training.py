@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedlightning.algorithms.context import ClientContext
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, Split
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules.base import FederatedDataModule
@@ -118,7 +118,7 @@ class GroupedTraining:
         """Refuse."""
         raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
 
-    def stored_batches(self, client: int) -> Iterator[Batch]:
+    def stored_batches(self, client: int, split: Split = "train") -> Iterator[Batch]:
         """Refuse."""
         raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
 
