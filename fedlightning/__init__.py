@@ -14,7 +14,7 @@ from fedlightning._version import __version__ as __version__
 _NAMES = {
     "algorithms": (
         "APFL IFCA MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
-        "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedImpro FedMD FedNova FedPN "
+        "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDF FedDyn FedImpro FedMD FedNova FedPN "
         "FedPer FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
         "LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg PerInvFL ServerData"
     ),

@@ -19,6 +19,7 @@ from fedlightning.algorithms import (
     FedAvgM as FedAvgM,
     FedBABU as FedBABU,
     FedBN as FedBN,
+    FedDF as FedDF,
     FedDyn as FedDyn,
     FedImpro as FedImpro,
     FedMD as FedMD,

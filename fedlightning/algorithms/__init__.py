@@ -9,6 +9,7 @@ from fedlightning.algorithms.fedamp import AttentivePull, FedAMP
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.feddf import EnsembleDistillation, FedDF
 from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
 from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fedmd import Consensus, FedMD
@@ -75,6 +76,7 @@ __all__ = [
     "Ditto",
     "Down",
     "DynamicRegularizer",
+    "EnsembleDistillation",
     "FedALA",
     "FedAMP",
     "FedAdagrad",
@@ -83,6 +85,7 @@ __all__ = [
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedDF",
     "FedDyn",
     "FedImpro",
     "FedMD",

@@ -30,11 +30,14 @@ class ServerSide:
         module: The module; a hook that changes anything in it works on a copy.
         public_batches: Returns the data's public examples, in stored order, in evaluation batches.
         key: The random stream of the commit.
+        model: The whole global model before the round; not to be changed. The module may hold
+            other values.
     """
 
     module: nn.Module
     public_batches: Callable[[], Iterable[Batch]]
     key: Key
+    model: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Aggregation:
         merged: The shared part as aggregated, before the server optimizer's step.
         version: The number of commits before this one: the round's index.
         side: What the server has beside messages; ``None`` where it has nothing.
+        states: The shared part of each update, in the order in which they were merged, for hooks
+            with ``needs_states``.
     """
 
     state: Mapping[str, Tensor]
@@ -64,6 +69,7 @@ class Aggregation:
     merged: Mapping[str, Tensor] = field(default_factory=dict)
     version: int = 0
     side: ServerSide | None = None
+    states: Sequence[Mapping[str, Tensor]] = ()
 
 
 class ClientHook(Setting):
@@ -88,6 +94,8 @@ class ClientHook(Setting):
             the gradients of the loss alone.
         stateless: Whether clients may keep nothing, whatever else takes part.
         needs_public: Whether it looks at the data's public examples.
+        needs_states: Whether its server side looks at every client's shared part; the server then
+            holds a round's updates in memory.
 
     Example:
         A loss term in one method:
@@ -110,6 +118,7 @@ class ClientHook(Setting):
     first = False
     stateless = False
     needs_public = False
+    needs_states = False
 
     @property
     def replaces_step(self) -> bool:
@@ -283,6 +292,10 @@ class ClientHook(Setting):
 
     def on_aggregate(self, aggregation: Aggregation) -> State:
         """Return those entries of the server's state that a round has changed."""
+        return {}
+
+    def on_merge(self, aggregation: Aggregation) -> State:
+        """Return values that take the place of merged ones, before the server optimizer's step."""
         return {}
 
     def broadcast(self, state: Mapping[str, Tensor], client: int) -> State:

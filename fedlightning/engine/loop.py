@@ -329,10 +329,12 @@ class FederatedLoop(RoundLoop):
         return server
 
     def _server_side(self, version: int) -> ServerSide:
+        assert self._resident is not None, "begin() comes first"
         return ServerSide(
             self.module,
             lambda: self.evaluator.batches(CENTRAL, PUBLIC),
             Key(self.seed, "server", round=version),
+            self._resident.received,
         )
 
     def _client_ended(self, update: ClientUpdate) -> None:

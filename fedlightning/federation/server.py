@@ -209,8 +209,10 @@ class Server:
                 merged,
                 self.version,
                 self._side(self.version) if self._side is not None else None,
+                received.states if hook.needs_states else (),
             )
             self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
+            merged = {**merged, **_entries(hook, "on_merge", hook.on_merge(aggregation))}
         shared = frozenset(self._shared)
         still = {key: self._model[key] for key in self._parameters if key not in shared}  # frozen
         moved = self._step({**merged, **still}, received.count)
@@ -343,9 +345,13 @@ class _Round:
         self._flags: State = {
             key: value.clone() for key, value in first.state.items() if value.dtype is torch.bool
         }
+        self._hold = any(hook.needs_states for hook in algorithm.hooks)
+        self.states: list[State] = []
         self.count = 0
 
     def push(self, update: ClientUpdate) -> None:
+        if self._hold:
+            self.states.append({key: value.clone() for key, value in update.state.items()})
         if self._robust:
             update = replace(update, state={**update.state, **_joined(update)})
         else:
@@ -396,6 +402,11 @@ def check_robust(rule: Aggregator, hooks: Sequence[ClientHook]) -> None:
     if not rule.robust:
         return
     for hook in hooks:
+        if hook.needs_states:
+            raise ConfigError(
+                f"federation.aggregator: {rule.name} cannot protect {type(hook).__name__}, which "
+                "looks at every client's update; leave the aggregator out."
+            )
         for message in hook.messages:
             merge = getattr(message, "merge", "mean")
             if merge not in ("mean", "weighted_mean"):

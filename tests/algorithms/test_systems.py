@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning import FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
+from fedlightning import FedDF, FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
 from fedlightning.algorithms import Algorithm
 from fedlightning.algorithms.aggregation import CoordinateMedian, Krum
 from fedlightning.datamodules import ClientDatasets
@@ -27,7 +27,18 @@ from fedlightning.models import (
 )
 from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 from tests.algorithms.cases import BAD, COHORTS, SIZES, WITHOUT_TWO, Counts, everything
-from tests.toys import CLASSES, FEATURES, client_states, data, loop_of, net, same, trainer
+from tests.toys import (
+    CLASSES,
+    FEATURES,
+    Net,
+    client_states,
+    data,
+    examples,
+    loop_of,
+    net,
+    same,
+    trainer,
+)
 
 SGD = {"lr": 0.1, "lr_milestones": ()}
 
@@ -39,6 +50,18 @@ def preferences() -> ClientDatasets:
         x = torch.randn(n, 2, FEATURES, generator=torch.Generator().manual_seed(seed))
         pairs.append((x, (x[:, 0, 0] > x[:, 1, 0]).float()))
     return ClientDatasets(train=pairs[: len(SIZES)], test=pairs[len(SIZES) :], batch_size=4)
+
+
+class WithPublic(ClientDatasets):
+    """Clients of the usual kind, and some examples that everybody has."""
+
+    def __init__(self) -> None:
+        pairs = [examples(n, seed) for seed, n in enumerate((*SIZES, *[4] * len(SIZES)))]
+        super().__init__(train=pairs[: len(SIZES)], test=pairs[len(SIZES) :], batch_size=4,
+                         num_classes=CLASSES)  # fmt: skip
+
+    def split_examples(self, client: int, split: str) -> Any:
+        return examples(10, seed=99)
 
 
 class Pictures(ClientDatasets):
@@ -119,6 +142,9 @@ SYSTEMS = {
     "FedMD": System(
         FedMD(public_epochs=2, public_batch_size=4), LayeredNetworks, MIXED, NETWORKS, Pictures,
         ("fedmd",),
+    ),
+    "FedDF": System(
+        FedDF(epochs=2, batch_size=4), Net, {"norm": True, "dropout": 0.3, **SGD}, (), WithPublic
     ),
     "PFedHR": System(
         PFedHR(strength=0.5, groups=2, server_epochs=1), LayeredNetworks, MIXED, NETWORKS, Pictures,
@@ -234,6 +260,10 @@ def test_two_workers_give_the_bits_of_one(name, tmp_path):
     {"compression": Int8(error_feedback=False)},
 ], ids=str)  # fmt: skip
 def test_it_goes_with_robust_rules_and_stages_of_the_uplink(name, settings):
+    if name == "FedDF" and "aggregator" in settings:
+        with pytest.raises(ConfigError, match="which looks at every client's update"):
+            run(name, federation=settings)
+        return
     found = everything(run(name, federation=settings, rounds=2))
     assert all(torch.isfinite(value).all() for value in found.values())
 
