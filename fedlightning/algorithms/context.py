@@ -130,6 +130,7 @@ class ClientContext:
     sent: State = field(default_factory=dict)
     _training: Trains | None = None
     _watched: dict[str, Tensor] = field(default_factory=dict)
+    _with_others: bool = False  # in a forward pass with other weights than the module's
     _handles: list[Any] = field(default_factory=list)
 
     # -- the model -----------------------------------------------------------------------------
@@ -277,14 +278,14 @@ class ClientContext:
             layer: Return the output of this layer instead of the forward pass's, or its input
                 where :meth:`watch` records that.
         """
-        before, self._watched = self._watched, {}
+        before, self._watched, self._with_others = self._watched, {}, True
         state = {**self.live, **{key: weights[key] for key in weights if key in self.live}}
         state = {key: value.detach().clone() for key, value in state.items()}
         try:
             output = torch.func.functional_call(self.module, state, inputs)
             return output if layer is None else self.features(layer)
         finally:
-            self._watched = before
+            self._watched, self._with_others = before, False
 
     # -- training ------------------------------------------------------------------------------
 
@@ -347,8 +348,15 @@ class ClientContext:
 
     @contextmanager
     def hooked(self, layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-        """Register a forward hook on a layer inside the ``with`` block."""
-        handle = layer.register_forward_hook(hook)
+        """Register a forward hook on a layer inside the ``with`` block.
+
+        It does not take part in :meth:`forward_with`, which another hook may call there.
+        """
+
+        def in_training(*given: Any) -> Any:
+            return None if self._with_others else hook(*given)
+
+        handle = layer.register_forward_hook(in_training)
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedlightning import SCAFFOLD, Algorithm, FedAvg, Federation, FedProx
+from fedlightning import SCAFFOLD, Algorithm, FedAvg, Federation, FedProx, FedRoD
 from fedlightning.algorithms import Aggregation, ClientContext, ClientHook, Down, LocalMethod, Up
 from fedlightning.algorithms.aggregation import CoordinateMedian, Krum, Mean
 from fedlightning.errors import ConfigError, FederationError
@@ -141,6 +141,23 @@ def test_features_of_the_same_forward_pass_and_of_other_weights():
     for key, value in state(by_hook).items():
         torch.testing.assert_close(value, state(by_hand)[key], rtol=1e-6, atol=1e-7)
     assert not by_hook.body._forward_hooks  # removed with the update
+
+
+class LooksElsewhere(ClientHook):
+    """Runs other weights on the batch and changes nothing."""
+
+    def on_loss(self, context: ClientContext, batch: Any, loss: Tensor) -> Tensor:
+        context.forward_with({key: 0 * v for key, v in context.received.items()}, batch[0])
+        return loss
+
+
+def test_a_pass_with_other_weights_does_not_reach_what_another_hook_sees():
+    one, other = net(), net()
+    alone = loop_of(fit(one, FedRoD()))
+    beside = loop_of(fit(other, FedRoD() + algorithm(LooksElsewhere())))
+    assert same(state(one), state(other))
+    for client in range(4):
+        assert same(alone.client_store.get(client), beside.client_store.get(client))
 
 
 @pytest.mark.parametrize("watched", [("bdy",), ()])
