@@ -262,7 +262,7 @@ def _rebuilt(module: Any, plan: Tensor, values: Tensor) -> Any:
     cuts = [Cut(architecture, index, "", 0) for architecture, index in plan.tolist()]
     teacher = _stitched(module, networks, cuts).requires_grad_(False).eval()
     parameters = list(teacher.parameters())
-    pieces = values.split([parameter.numel() for parameter in parameters])
+    pieces = torch.split(values, [parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.copy_(piece.view(parameter.shape))
     return teacher
