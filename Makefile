@@ -2,8 +2,10 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+OLDEST := $(VENV)-oldest
+OLDEST_LIGHTNING := $(shell sed -n 's/.*"pytorch-lightning>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-slow bench bench-peers lint format clean
+.PHONY: demo test test-slow test-oldest bench bench-peers lint format clean
 
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
@@ -12,7 +14,10 @@ test: $(VENV)/.installed  ## All tests but the slow ones, two files at a time; t
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed  ## The longer checks.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+test-oldest: $(OLDEST)/.installed  ## All tests but the slow ones with the oldest Lightning that is supported, and today's torch.
+	$(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed  ## Our engine and its switches beside a hand-written loop; tables in .bench.
 	$(BIN)/python benchmarks/rounds.py engine $(ARGS)
@@ -34,9 +39,14 @@ format: $(VENV)/.installed  ## Mend what can be mended.
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache .bench
+	rm -rf $(VENV) $(OLDEST) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache .bench
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .[dev]
+	touch $@
+
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --editable .[dev] pytorch-lightning==$(OLDEST_LIGHTNING)
 	touch $@

@@ -41,14 +41,31 @@ class Watch(pl.Callback):
         self.rounds.append(time.process_time() - self.start)
 
 
-def fed(x: torch.Tensor, y: torch.Tensor) -> float:
+class Remembering(MLP):
+    """Holds what is put back after each client: a list, a number and a hidden state."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seen: list[int] = []
+        self.count = 0
+        self.hidden: torch.Tensor | None = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        """Change all of it."""
+        self.seen.append(batch_idx)
+        self.count += 1
+        self.hidden = batch[0].mean(dim=0)
+        return super().training_step(batch, batch_idx)
+
+
+def fed(x: torch.Tensor, y: torch.Tensor, module: type[MLP] = MLP) -> float:
     """Return the CPU seconds of the median round."""
     pairs, watch = list(zip(x, y, strict=True)), Watch()
     FederatedTrainer(
         federation=Federation(FedAvg(), cohort_size=CLIENTS, seed=0), max_epochs=ROUNDS,
         limit_val_batches=0, callbacks=[watch], **QUIET,
     ).fit(
-        MLP(in_features=64, lr=0.01, lr_milestones=()),
+        module(in_features=64, lr=0.01, lr_milestones=()),
         ClientDatasets(train=pairs, test=pairs, batch_size=BATCH, num_classes=10),
     )  # fmt: skip
     return median(watch.rounds[1:])
@@ -79,6 +96,10 @@ def main() -> None:
     """Measure in turn and print one line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--remembering", action="store_true",
+        help="also measure a module whose attributes change and are put back",
+    )  # fmt: skip
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -94,6 +115,13 @@ def main() -> None:
         f"in a plain loop, and {median(extra):.2f} ms more here ({min(extra):.2f} to "
         f"{max(extra):.2f} over {args.turns} turns)"
     )
+    if args.remembering:
+        pairs = [(fed(x, y), fed(x, y, Remembering)) for _ in range(args.turns)]
+        more = [1000 * (after - before) / CLIENTS for before, after in pairs]
+        print(
+            f"a module whose attributes change takes {median(more):.2f} ms more ({min(more):.2f} "
+            f"to {max(more):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from fedlightning._version import __version__ as __version__
 
 _NAMES = {
     "algorithms": (
-        "APFL SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedAdagrad FedAdam FedAvg "
-        "FedAvgM FedBABU FedBN FedMD FedPer FedProx FedRep FedRes FedRoD FedVI FedYogi "
-        "IterativeDataSmoothing LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg ServerData"
+        "APFL MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
+        "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDyn FedImpro FedMD FedNova FedPN "
+        "FedPer FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
+        "LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg PerInvFL ServerData"
     ),
     "callbacks": "PersonalizationCallback",
     "datamodules": "FederatedDataModule",

@@ -12,30 +12,37 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.imports import RequirementCache
-from pytorch_lightning.callbacks import (
-    BatchSizeFinder,
-    Callback,
-    LearningRateFinder,
-    ProgressBar,
-)
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from fedlightning.algorithms import Algorithm
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
-    before_optimizers,
+    around_optimizers,
     in_every_checkpoint,
     install_loops,
+    loading_weights,
+    uncompiled,
 )
+from fedlightning.engine.checks.callbacks import check_callbacks
 from fedlightning.engine.checks.environment import check_environment
-from fedlightning.engine.checks.inputs import check_inputs, check_training_data
-from fedlightning.engine.checks.trainer_flags import check_trainer_flags, check_trainer_names
+from fedlightning.engine.checks.hyperparameters import warn_of_hyperparameters
+from fedlightning.engine.checks.inputs import (
+    check_call,
+    check_inputs,
+    check_training,
+    check_training_data,
+)
+from fedlightning.engine.checks.trainer_flags import (
+    algorithm_name,
+    check_trainer_flags,
+    check_trainer_names,
+)
 from fedlightning.engine.evaluation import evaluation_steps
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -103,15 +110,15 @@ class FederatedTrainer(pl.Trainer):
             loop,
             evaluation=partial(
                 ClientEvaluationLoop,
-                evaluate=loop.evaluator.evaluate,
-                summarise=loop.evaluator.summarise,
+                evaluator=loop.evaluator,
             ),
             inference_mode=kwargs.get("inference_mode", True),
         )
-        before_optimizers(self, loop.prepare)
+        around_optimizers(self, loop.prepare, loop.note_optimizers)
         self.run_folder = RunFolder(self, loop)
-        after_environment(self, self.run_folder.open)
+        after_environment(self, self._check_and_open)
         in_every_checkpoint(self, self.run_folder.note_loggers)
+        loading_weights(self, self.run_folder.load_weights)
         loop.on_begun = self.run_folder.cut_back
         self.personalizes = False
 
@@ -162,9 +169,14 @@ class FederatedTrainer(pl.Trainer):
         Raises:
             FedLightningError: For any mistake that the user can correct.
         """
+        check_call("fit", kwargs)
+        check_callbacks(self)  # which may have come since, from a Tuner
         data = datamodule if datamodule is not None else train_dataloaders
         check_inputs(model, [data], ckpt_path)
+        model = uncompiled(model)
+        check_training(model)
         check_training_data(data)
+        warn_of_hyperparameters(self, model, data)
         ckpt_path = self.run_folder.found(ckpt_path)
         with (
             self._at_work(model),
@@ -176,25 +188,28 @@ class FederatedTrainer(pl.Trainer):
 
     def validate(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' validation and test data, and personalize."""
-        self._check_evaluation(model, args, kwargs)
+        check_call("validate", kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().validate(model, *args, **kwargs)
 
     def test(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the global model on the clients' test data, and personalize."""
-        self._check_evaluation(model, args, kwargs)
+        check_call("test", kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().test(model, *args, **kwargs)
 
     def predict(self, model: pl.LightningModule | None = None, *args: Any, **kwargs: Any) -> Any:
         """Return the global model's predictions on the clients' test data."""
-        self._check_evaluation(model, args, kwargs)
+        check_call("predict", kwargs)
+        model = self._checked_module(model, args, kwargs)
         self.run_folder.find(kwargs, model, args)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         with self._at_work(module), evaluation_steps(module):
             return super().predict(model, *args, **kwargs)
 
@@ -229,8 +244,10 @@ class FederatedTrainer(pl.Trainer):
             FedLightningError: For any mistake that the user can correct.
         """
         check_inputs(model, [datamodule], ckpt_path)
+        check_training_data(datamodule)
+        model = uncompiled(model)
         ckpt_path = self.run_folder.found(ckpt_path)
-        module = model or self.lightning_module
+        module = model if model is not None else self.lightning_module
         if ckpt_path not in (None, "", "hpc", "best"):
             check_loadable(Path(ckpt_path), module)
         data = datamodule or getattr(self, "datamodule", None)
@@ -246,6 +263,20 @@ class FederatedTrainer(pl.Trainer):
                 datamodule=datamodule,
                 **_plain_values_only(),
             )
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Not known: clients take different numbers of steps.
+
+        Raises:
+            ConfigError: Always; the message says by what to schedule instead.
+        """
+        raise ConfigError(
+            "trainer.estimated_stepping_batches has no federated meaning: a schedule by step "
+            "starts anew with every client, and clients take different numbers of steps; schedule "
+            'by round ("interval": "epoch") over trainer.max_epochs rounds, or give the number of '
+            "local steps yourself."
+        )
 
     @property
     def logger(self) -> Logger | None:
@@ -274,12 +305,18 @@ class FederatedTrainer(pl.Trainer):
 
     # -- checks ---------------------------------------------------------------------------------
 
-    def _check_evaluation(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_and_open(self) -> None:
+        check_callbacks(self)  # those of the module's configure_callbacks are known by now
+        self.run_folder.open()
+
+    def _checked_module(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # the arguments as they are: the command line reads the options off the calls with **kwargs
+        check_callbacks(self)
         names = ("dataloaders", "ckpt_path")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         data = [given.get("dataloaders"), given.get("datamodule")]
         check_inputs(model, data, given.get("ckpt_path"))
+        return uncompiled(model)
 
     def _check_unsupported(self) -> None:
         if not isinstance(self.strategy, (SingleDeviceStrategy, FederatedDDPStrategy)):
@@ -287,21 +324,15 @@ class FederatedTrainer(pl.Trainer):
                 f"trainer.strategy={type(self.strategy).__name__} has no federated meaning: "
                 "workers train different clients; leave trainer.strategy at auto."
             )
-        for callback in self.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
-                raise ConfigError(
-                    f"{type(callback).__name__} has no federated meaning: it trains outside of "
-                    "rounds."
-                )
+        check_callbacks(self)
 
 
 def _checked(federation: Any) -> Federation:
     """Return ``federation`` if it is one; an algorithm instead is the usual mistake."""
-    algorithm = federation if isinstance(federation, type) else type(federation)
-    if issubclass(algorithm, Algorithm):
+    if (name := algorithm_name(federation)) is not None:
         raise ConfigError(
-            f"federation must be an instance of Federation, got the algorithm {algorithm.__name__};"
-            f" pass federation=Federation(algorithm={algorithm.__name__}(...))."
+            f"federation must be an instance of Federation, got the algorithm {name};"
+            f" pass federation=Federation(algorithm={name}(...))."
         )
     check_instance("federation", federation, Federation)
     assert isinstance(federation, Federation)

@@ -49,7 +49,7 @@ def fit(
     built = FederatedTrainer(
         federation=Federation(algorithm=algorithm, **settings),
         max_epochs=rounds,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *trainer.pop("callbacks", [])],
         limit_val_batches=0,
         num_sanity_val_steps=0,
         **{**QUIET, **trainer},

@@ -27,6 +27,7 @@ def clients(seed: int, swapped: int) -> FewClasses:
     return FewClasses(
         FashionMNIST(), num_clients=120, held_out_clients=40, classes=4, num_train=40,
         num_support=20, num_test=60, swapped=swapped, batch_size=BATCH, seed=seed,
+        cache_size=240,
     )  # fmt: skip
 
 

@@ -4,22 +4,33 @@ from fedlightning.algorithms.algorithm import Algorithm, Composite, UpdateAccumu
 from fedlightning.algorithms.apfl import APFL, Mixture
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.ditto import Ditto, OwnModel
+from fedlightning.algorithms.fedala import AdaptiveStart, FedALA
+from fedlightning.algorithms.fedamp import AttentivePull, FedAMP
 from fedlightning.algorithms.fedavg import FedAvg
 from fedlightning.algorithms.fedbabu import FedBABU
 from fedlightning.algorithms.fedbn import FedBN
+from fedlightning.algorithms.feddyn import DynamicRegularizer, FedDyn, ServerDyn
+from fedlightning.algorithms.fedimpro import FedImpro, SharedFeatures
 from fedlightning.algorithms.fedmd import Consensus, FedMD
+from fedlightning.algorithms.fednova import FedNova, LocalProgress, NormalizedChanges
 from fedlightning.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedlightning.algorithms.fedper import FedPer
+from fedlightning.algorithms.fedpn import FedPN, Switch, SwitchingPredictor
+from fedlightning.algorithms.fedproto import ClassPrototypes, FedProto, NearestPrototype
 from fedlightning.algorithms.fedprox import FedProx, Proximal
 from fedlightning.algorithms.fedrep import FedRep, HeadThenBody
 from fedlightning.algorithms.fedres import FedRes, KeptOptimizer, ResidualPhases
 from fedlightning.algorithms.fedrod import FedRoD, TwoHeads
 from fedlightning.algorithms.fedvi import AmortizedHead, FedVI, LocalHeadPredictor
+from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.ids import IterativeDataSmoothing, SmoothedLabels
+from fedlightning.algorithms.knn_per import KNNPer, LocalMemory, NearestNeighbours
 from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod, ServerSide
+from fedlightning.algorithms.moon import MOON, ModelContrast
 from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
 from fedlightning.algorithms.pfedhr import PFedHR, Teacher
 from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
@@ -43,11 +54,15 @@ ServerTraining = ServerTrainingConfig
 
 __all__ = [
     "APFL",
+    "MOON",
     "SCAFFOLD",
+    "AdaptiveStart",
     "Aggregation",
     "Algorithm",
     "AmortizedHead",
+    "AttentivePull",
     "Broadcast",
+    "ClassPrototypes",
     "ClientContext",
     "ClientHook",
     "ClientUpdate",
@@ -56,50 +71,72 @@ __all__ = [
     "ControlVariates",
     "Ditto",
     "Down",
+    "DynamicRegularizer",
+    "FedALA",
+    "FedAMP",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
     "FedAvgM",
     "FedBABU",
     "FedBN",
+    "FedDyn",
+    "FedImpro",
     "FedMD",
+    "FedNova",
+    "FedPN",
     "FedPer",
+    "FedProto",
     "FedProx",
     "FedRep",
     "FedRes",
     "FedRoD",
     "FedVI",
     "FedYogi",
+    "FineTuning",
     "HeadThenBody",
+    "InvariantAndPersonal",
     "IterativeDataSmoothing",
+    "KNNPer",
     "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
     "LocalHeadPredictor",
+    "LocalMemory",
     "LocalMethod",
     "LocalOnly",
+    "LocalProgress",
     "MetaGradient",
     "Mixture",
+    "ModelContrast",
     "ModelKeys",
     "MoreauEnvelope",
+    "NearestNeighbours",
+    "NearestPrototype",
+    "NormalizedChanges",
     "OwnModel",
     "PFedHR",
     "PFedMe",
     "Parts",
     "PerFedAvg",
+    "PerInvFL",
     "Proximal",
     "ResidualPhases",
     "Roles",
     "ServerAdagrad",
     "ServerAdam",
     "ServerData",
+    "ServerDyn",
     "ServerOptimizer",
     "ServerSGD",
     "ServerSide",
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
+    "SharedFeatures",
     "SmoothedLabels",
+    "Switch",
+    "SwitchingPredictor",
     "Teacher",
     "TwoHeads",
     "Up",

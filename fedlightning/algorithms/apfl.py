@@ -88,7 +88,7 @@ class Mixture(ClientHook):
         alpha, own = float(kept[_ALPHA]), under(kept, _NAME)
         return {
             key: alpha * value + (1 - alpha) * model[key].to(value.device)
-            if value.is_floating_point()
+            if value.is_floating_point() or value.is_complex()
             else value
             for key, value in own.items()
         }
@@ -118,7 +118,8 @@ class APFL(Algorithm):
     Args:
         alpha: The share :math:`\alpha_i` of the client's own model at first.
         adaptive: Whether clients learn it.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Deng, Kamani, Mahdavi. Adaptive Personalized Federated Learning. 2020.

@@ -70,7 +70,7 @@ class Trains(Protocol):
 
 
 class Held(Protocol):
-    """The module's own tensors, whatever a client has put in their places."""
+    """The module's own tensors, also where a client has replaced them."""
 
     def view(self) -> State:
         """Return the module's own tensors by key; they change with the module."""
@@ -95,7 +95,9 @@ class ClientContext:
         round: The number of the client update in its random streams: with synchronous rounds, the
             round's index, from 0.
         version: The version of the global model that the client has received.
-        local_epochs: ``federation.local_epochs``.
+        local_epochs: ``federation.local_epochs``, or the passes that ``local_steps`` need.
+        local_steps: ``federation.local_steps``.
+        epochs: The local epochs of this update, after the hooks' ``num_epochs``.
         num_examples: Number of the client's training examples.
         module: The resident module.
         received: The global model as the client received it; not to be changed.
@@ -121,6 +123,8 @@ class ClientContext:
     held: Held
     counts: Callable[[int, int], Tensor]
     after_step: Callable[[int], None] | None = None
+    local_steps: int | None = None
+    epochs: int = 0
     scratch: dict[str, Any] = field(default_factory=dict)
     kept_after: State = field(default_factory=dict)
     sent: State = field(default_factory=dict)
@@ -185,6 +189,22 @@ class ClientContext:
         """Return the head's keys."""
         return self.parts().head
 
+    def head_name(self) -> str:
+        """Return the name of the layer that is the head.
+
+        Raises:
+            ConfigError: If the head is not a single layer.
+        """
+        head = head_module(self.module, self.parts())
+        layers = self.module.named_modules()
+        name: str | None = next((name for name, child in layers if child is head), None)
+        if name is not None:
+            return name
+        raise ConfigError(
+            f"the algorithm needs a head that is one layer; the head of "
+            f"{type(self.module).__name__} is several."
+        )
+
     def linear_head(self) -> nn.Linear:
         """Return the head.
 
@@ -201,6 +221,20 @@ class ClientContext:
 
     # -- features --------------------------------------------------------------------------------
 
+    def layer(self, name: str) -> nn.Module:
+        """Return a layer of the module by its name, such as ``"body"`` or ``"encoder.layers.3"``.
+
+        Raises:
+            ConfigError: If the module has no such layer.
+        """
+        try:
+            return self.module.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(name for name, _ in self.module.named_children())
+            raise ConfigError(
+                f"{type(self.module).__name__} has no layer {name!r} (layers: {known})."
+            ) from None
+
     def watch(self, layer: str, inputs: bool = False) -> None:
         """Record a layer's output in every forward pass of this update; see :meth:`features`.
 
@@ -211,18 +245,11 @@ class ClientContext:
         Raises:
             ConfigError: If the module has no such layer.
         """
-        try:
-            child = self.module.get_submodule(layer)
-        except AttributeError:
-            known = ", ".join(name for name, _ in self.module.named_children())
-            raise ConfigError(
-                f"{type(self.module).__name__} has no layer {layer!r} (layers: {known})."
-            ) from None
 
         def record(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             self._watched[layer] = given[0] if inputs else output
 
-        self._handles.append(child.register_forward_hook(record))
+        self._handles.append(self.layer(layer).register_forward_hook(record))
 
     def features(self, layer: str) -> Tensor:
         """Return what :meth:`watch` recorded in the last forward pass; gradients flow through it.
@@ -327,14 +354,18 @@ class ClientContext:
         finally:
             handle.remove()
 
-    def optimizer_like(self, tensors: Mapping[str, Tensor]) -> FollowingOptimizer:
+    def optimizer_like(
+        self, tensors: Mapping[str, Tensor], lr: float | None = None
+    ) -> FollowingOptimizer:
         """Return an optimizer of the module's kind and settings for other tensors.
 
         Args:
             tensors: By the key of the parameter whose settings they take.
+            lr: A learning rate of its own; ``None`` follows that of the module's optimizer.
         """
         keys = {id(parameter): key for key, parameter in self.module.named_parameters()}
-        return FollowingOptimizer(self.optimizer, lambda p: tensors.get(keys.get(id(p), "")))
+        stand_in = lambda p: tensors.get(keys.get(id(p), ""))  # noqa: E731
+        return FollowingOptimizer(self.optimizer, stand_in, lr)
 
     def train_copy(
         self, start: Mapping[str, Tensor], adjust: Callable[[], None], epochs: int

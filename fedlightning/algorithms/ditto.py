@@ -62,7 +62,8 @@ class Ditto(Algorithm):
     Args:
         strength: :math:`\lambda`: 0 is local training, large values are the global model.
         epochs: Local epochs of the client's own model; ``None`` means ``federation.local_epochs``.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Li, Hu, Beirami, Smith. Ditto: Fair and Robust Federated Learning Through Personalization.

@@ -12,7 +12,8 @@ __all__ = ["FedBABU"]
 class FedBABU(Algorithm):
     r"""Federated averaging with body aggregation and body update.
 
-    All clients share one random head that nobody trains. Clients train the body; the server takes
+    All clients share one random head that is never trained. Clients train the body; the server
+    takes
     :math:`\theta_\text{body} \leftarrow \frac{1}{|S|} \sum_{i \in S} \theta_{i,\text{body}}`. The
     head is fine-tuned per client afterwards
     (:class:`fedlightning.callbacks.PersonalizationCallback`).

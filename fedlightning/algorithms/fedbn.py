@@ -18,7 +18,8 @@ class FedBN(Algorithm):
 
     Args:
         share: What is averaged but for its BatchNorm layers.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Li, Jiang, Zhang, Kamp, Dou. FedBN: Federated Learning on Non-IID Features via Local Batch

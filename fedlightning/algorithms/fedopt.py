@@ -19,7 +19,8 @@ class FedAvgM(Algorithm):
     Args:
         lr: The server's learning rate :math:`\eta`.
         momentum: :math:`\beta`.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Hsu, Qi, Brown. Measuring the Effects of Non-Identical Data Distribution for Federated
@@ -41,7 +42,8 @@ class FedAdagrad(Algorithm):
         lr: The server's learning rate :math:`\eta`.
         beta1: :math:`\beta_1`; 0 in the paper.
         tau: :math:`\tau`, how far the step adapts.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295
@@ -63,7 +65,8 @@ class FedAdam(Algorithm):
         beta1: :math:`\beta_1`.
         beta2: :math:`\beta_2`.
         tau: :math:`\tau`, how far the step adapts.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295
@@ -91,7 +94,8 @@ class FedYogi(Algorithm):
         beta1: :math:`\beta_1`.
         beta2: :math:`\beta_2`.
         tau: :math:`\tau`, how far the step adapts.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Reddi et al. Adaptive Federated Optimization. ICLR 2021. https://arxiv.org/abs/2003.00295

@@ -16,7 +16,8 @@ class FedPer(Algorithm):
     :math:`\theta_\text{body} \leftarrow \sum_{i \in S} \frac{n_i}{n} \theta_{i,\text{body}}`.
 
     Args:
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Arivazhagan, Aggarwal, Singh, Choudhary. Federated Learning with Personalization Layers.

@@ -56,7 +56,9 @@ class FedProx(Algorithm):
 
     Args:
         mu: Strength of the proximal term; the paper tries 0.001 to 1.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over a cohort
+            drawn in proportion to examples,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith. Federated Optimization in Heterogeneous

@@ -47,7 +47,8 @@ class FedRep(Algorithm):
 
     Args:
         head_epochs: Epochs of the head, :math:`\tau` in the paper.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Collins, Hassani, Mokhtari, Shakkottai. Exploiting Shared Representations for Personalized

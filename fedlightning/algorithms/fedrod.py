@@ -1,4 +1,4 @@
-"""FedRoD: one body, a head for everybody and a head of one's own."""
+"""FedRoD: one body, a shared head and a private head per client."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import ClientHook
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, class_labels
 from fedlightning.core.state import State, under
-from fedlightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
@@ -60,7 +59,9 @@ class TwoHeads(ClientHook):
         if seen:
             features, logits = seen[-1]
             features, logits = features.to(own[0].dtype), logits.to(own[0].dtype)
-            own_loss = F.cross_entropy(logits + F.linear(features, *own), _labels(batch))
+            own_loss = F.cross_entropy(
+                logits + F.linear(features, *own), class_labels(batch, "FedRoD")
+            )
             own_loss.backward()  # type: ignore[no-untyped-call]
             context.step_optimizer(optimizer)
             optimizer.zero_grad()
@@ -88,7 +89,8 @@ class FedRoD(Algorithm):
     the network with the sum of both heads.
 
     Args:
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Chen, Chao. On Bridging Generic and Personalized Federated Learning for Image
@@ -97,11 +99,3 @@ class FedRoD(Algorithm):
 
     def __init__(self, **choices: Any) -> None:
         super().__init__(train="full", share="full", local=[TwoHeads()], **choices)
-
-
-def _labels(batch: Any) -> Tensor:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        labels = batch[1]
-        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-            return labels
-    raise ConfigError("FedRoD needs batches (inputs, labels) with one class a sample.")

@@ -15,7 +15,8 @@ class LGFedAvg(Algorithm):
     :math:`\theta_\text{head} \leftarrow \sum_{i \in S} \frac{n_i}{n} \theta_{i,\text{head}}`.
 
     Args:
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The mean weighs by examples, as the paper's
+            formula does.
 
     Source:
         Liang et al. Think Locally, Act Globally: Federated Learning with Local and Global

@@ -17,6 +17,7 @@ from fedlightning.core.validation import Setting
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
+    from fedlightning.algorithms.finetuning import FineTuning
 
 __all__ = ["Aggregation", "ClientHook", "LocalMethod", "ServerSide"]
 
@@ -50,6 +51,7 @@ class Aggregation:
         num_training_clients: The number of clients that take part in training.
         model: The shared part of the global model before the round.
         merged: The shared part as aggregated, before the server optimizer's step.
+        version: The number of commits before this one: the round's index.
         side: What the server has beside messages; ``None`` where it has nothing.
     """
 
@@ -60,6 +62,7 @@ class Aggregation:
     num_training_clients: int = 0
     model: Mapping[str, Tensor] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    version: int = 0
     side: ServerSide | None = None
 
 
@@ -128,6 +131,11 @@ class ClientHook(Setting):
         """Whether it says how many local epochs an update has."""
         return type(self).num_epochs is not ClientHook.num_epochs
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it says what a client predicts with."""
+        return type(self).predictor is not ClientHook.predictor
+
     def clash(self, other: ClientHook) -> str | None:
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if type(self) is type(other):
@@ -138,6 +146,8 @@ class ClientHook(Setting):
             return "each divides an update into phases"
         if self.personal_model and other.personal_model:
             return "each gives clients models of their own"
+        if self.predicts and other.predicts:
+            return "each says what a client predicts with"
         if self.stateless and other.personal_model:
             return (
                 f"{type(other).__name__} keeps a model, {type(self).__name__} lets nothing be kept"
@@ -208,6 +218,43 @@ class ClientHook(Setting):
         """
         return {}
 
+    # -- in personalization ----------------------------------------------------------------------
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it takes part in personalization."""
+        own, none = type(self), ClientHook
+        return (
+            own.on_finetuning_start is not none.on_finetuning_start
+            or own.on_finetuning_end is not none.on_finetuning_end
+        )
+
+    def check_finetuning(self, module: nn.Module, keys: Sequence[str]) -> None:
+        """Refuse what cannot be fine-tuned; called before the first round, too.
+
+        Args:
+            module: The module.
+            keys: The keys that are to be fine-tuned.
+
+        Raises:
+            ConfigError: It cannot be.
+        """
+
+    def on_finetuning_start(self, tuning: FineTuning) -> None:
+        """Prepare the module that is about to be fine-tuned to a client.
+
+        Called for clients that have training examples, where there are epochs of fine-tuning, after
+        the model was measured as it is. Random numbers come from the global generators, which are
+        seeded for the client.
+        """
+
+    def on_finetuning_end(self, tuning: FineTuning) -> State:
+        """Return what :meth:`predictor` needs beside what the client has kept, by name.
+
+        Called after fine-tuning, and with a fine-tuning curve after each of its epochs.
+        """
+        return {}
+
     def predictor(self, kept: Mapping[str, Tensor], module: nn.Module) -> Predictor | None:
         """Return what a client predicts with, if that is more than a state of the network.
 
@@ -216,8 +263,8 @@ class ClientHook(Setting):
         the client's file gets, and must be enough to make the predictor again.
 
         Args:
-            kept: All that the client has kept, with what :meth:`adapt` adds, or what such a file
-                holds.
+            kept: All that the client has kept, with what :meth:`adapt` or :meth:`on_finetuning_end`
+                adds, or what such a file holds.
             module: The network with the client's values in it; they change as it is fine-tuned.
         """
         return None

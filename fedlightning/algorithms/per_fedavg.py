@@ -96,7 +96,8 @@ class PerFedAvg(Algorithm):
         alpha: Step size :math:`\alpha` of the adaptation.
         variant: ``first_order`` or ``hessian_free``.
         delta: :math:`\delta` of the Hessian-free variant.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
     Source:
         Fallah, Mokhtari, Ozdaglar. Personalized Federated Learning with Theoretical Guarantees: A

@@ -95,7 +95,9 @@ class PFedMe(Algorithm):
         inner_steps: :math:`K`.
         lr: :math:`\eta`; ``None`` means the optimizer's learning rate.
         beta: :math:`\beta`; 1 is the plain mean.
-        **choices: Those of :class:`Algorithm`.
+        **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
+            ``weights="uniform"``; the default weighs by examples. In the paper all clients train in
+            every round and the server averages some of them; here the cohort alone trains.
 
     Source:
         Dinh, Tran, Nguyen. Personalized Federated Learning with Moreau Envelopes. NeurIPS 2020.

@@ -195,6 +195,7 @@ class RunRecord(pl.Callback):
                 for view in views
                 if (summary := _of_view(view, personal, accuracies)) is not None
             ),
+            keeps_parts=bool(loop.roles.kept),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
@@ -15,7 +15,9 @@ from fedlightning.storage.run_layout import CONFIG
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-__all__ = ["export", "module_from_run", "read_options"]
+    from fedlightning.algorithms import Algorithm
+
+__all__ = ["algorithm_from_run", "export", "module_from_run", "read_options"]
 
 _USAGE = "python -m fedlightning export --run DIR --client ID --output FILE [--format FORMAT]"
 
@@ -36,8 +38,9 @@ def export(command: Command) -> str:
     given = read_options(command.options)
     client = _client(given.client)
     shape = _shape(given.input_shape)
+    from fedlightning.core.predictors import PredictorModule
     from fedlightning.personalization.models import (
-        client_model,
+        client_network,
         example_input,
         export_model,
         format_of,
@@ -46,15 +49,22 @@ def export(command: Command) -> str:
     output, chosen = Path(given.output), format_of(given.output, given.format)
     if output.exists() and not output.is_dir() and not given.overwrite:
         raise ConfigError(f"output: {output} exists: choose another name, or pass --overwrite.")
-    module = client_model(
+    network = client_network(
         given.run,
         client,
         lambda: module_from_run(given.run, command.strict),
+        lambda: algorithm_from_run(given.run, command.strict),
         ckpt_path=given.ckpt_path,
     )
     computes = chosen in ("exported_program", "onnx")
+    module = network.module if isinstance(network, PredictorModule) else network
+    if module is not network and not computes:
+        raise ConfigError(
+            f"format: client {client} predicts with more than one state of "
+            f"{type(module).__name__}, which {chosen} cannot hold; take exported_program or onnx."
+        )
     example = example_input(module, given.run, shape) if computes else None
-    export_model(module, output, chosen, example, overwrite=given.overwrite)
+    export_model(network, output, chosen, example, overwrite=given.overwrite)
     whose = "the global model" if client == "global" else f"the model of client {client}"
     size = f"{output.stat().st_size:,} bytes"
     return f"{whose} ({type(module).__name__}, {chosen}, {size}): {output}"
@@ -152,12 +162,49 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
         EnvironmentFailure: The config cannot be read.
     """
     import pytorch_lightning as pl
-    import yaml
 
     import fedlightning.models  # noqa: F401  # imported classes can be named without their module
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    model = _entries(run, strict).get("model")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise ConfigError(
+            f"{Path(run) / CONFIG}: model names no class_path, so the class is known to the "
+            "program that trained it only; in Python, pass the module: client_model(run, client, "
+            "module)."
+        )
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+    built: pl.LightningModule = _instantiated(parser, "model", model)
+    return built
+
+
+def algorithm_from_run(run: str | os.PathLike[str], strict: bool = False) -> Algorithm:
+    """Build the algorithm that a run's ``config.yaml`` names; see :func:`module_from_run`.
+
+    Raises:
+        ConfigError: The config is missing, or its algorithm cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    import fedlightning.algorithms
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    federation = _entries(run, strict).get("federation")
+    algorithm = federation.get("algorithm") if isinstance(federation, dict) else None
+    if algorithm is None:
+        return fedlightning.algorithms.FedAvg()
+    parser = FederatedArgumentParser()
+    parser.add_subclass_arguments(fedlightning.algorithms.Algorithm, "algorithm")
+    built: Algorithm = _instantiated(parser, "algorithm", algorithm)
+    return built
+
+
+def _entries(run: str | os.PathLike[str], strict: bool) -> dict[str, Any]:
+    """Return what a run's ``config.yaml`` says."""
+    import yaml
+
     from fedlightning.cli.config.strict_yaml import check_config
-    from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
-    from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
+    from fedlightning.cli.parser import prepare_parsing
 
     path = Path(run) / CONFIG
     try:
@@ -173,16 +220,14 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
         raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
     check_config(text, str(path))
     prepare_parsing(strict)
-    model = yaml.safe_load(text).get("model")
-    if not isinstance(model, dict) or "class_path" not in model:
-        raise ConfigError(
-            f"{path}: model names no class_path, so the class is known to the program that "
-            "trained it only; in Python, pass the module: client_model(run, client, module)."
-        )
-    parser = FederatedArgumentParser()
-    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-    config = parser.parse_object({"model": model})
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def _instantiated(parser: Any, name: str, value: Any) -> Any:
+    from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
+
+    config = parser.parse_object({name: value})
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     with name_failing_setting(config, {}):
-        built: pl.LightningModule = instantiate(config)["model"]
-    return built
+        return instantiate(config)[name]

@@ -12,10 +12,10 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from fedlightning.cli.diagnostics.suggestions import find_class
-from fedlightning.engine.checks.inputs import check_local
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_reader import check_local
 from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = [

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["PUBLIC", "SPLITS", "Batch", "Split", "batch_length", "check_split", "split_batch"]
+__all__ = [
+    "PUBLIC",
+    "SPLITS",
+    "Batch",
+    "Split",
+    "batch_length",
+    "check_split",
+    "class_labels",
+    "split_batch",
+]
 
 Split = str
 """Name of a part of a client's data: ``train``, ``val``, ``test``, or what a data module adds."""
@@ -44,6 +53,28 @@ def check_split(split: str) -> None:
         raise ConfigError(
             f"split must be train, val or test, got {split!r}.{did_you_mean(split, SPLITS)}"
         )
+
+
+def class_labels(batch: Batch, needed_by: str) -> Tensor:
+    """Return the labels of a batch ``(inputs, labels)``, int64 in most cases, shape (n,).
+
+    Args:
+        batch: The batch.
+        needed_by: The method that needs classes, for the message.
+
+    Raises:
+        ConfigError: The batch has another form, or does not have one class for each example.
+
+    Example:
+        >>> import torch
+        >>> class_labels((torch.zeros(2, 5), torch.tensor([1, 0])), "FedRoD")
+        tensor([1, 0])
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        labels = batch[1]
+        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+            return labels
+    raise ConfigError(f"{needed_by} needs batches (inputs, labels) with one class a sample.")
 
 
 def batch_length(batch: Batch) -> int:
@@ -123,7 +154,7 @@ def _length_of_any(batch: Batch) -> int:
 
 
 def _lengths(batch: Batch) -> Iterator[int | None]:
-    """Yield the length of every tensor in a batch, and None for whatever else it holds."""
+    """Yield the length of every tensor in a batch, and None for anything else in it."""
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.dim() else 1
     elif isinstance(batch, np.ndarray):

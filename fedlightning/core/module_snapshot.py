@@ -8,7 +8,7 @@ one client to another or from an evaluation into the global model.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from operator import is_
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Changes", "ModuleSnapshot", "TensorBindings", "preserved"]
+__all__ = ["Changes", "ModuleSnapshot", "TensorBindings", "WholeModule"]
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
@@ -103,6 +103,23 @@ class ModuleSnapshot:
             for value in new.values():
                 _contents_of(value, self._state, held)
         return Changes(rebound, held)
+
+    def growth(self) -> list[tuple[list[Any], list[Any]]]:
+        """Return the lists that have become longer, each with what was appended.
+
+        Example:
+            >>> net = nn.Identity()
+            >>> net.seen = [1]
+            >>> snapshot = ModuleSnapshot(net)
+            >>> net.seen += [2, 3]
+            >>> snapshot.growth()
+            [([1, 2, 3], [2, 3])]
+        """
+        return [
+            (value, value[len(before) :])
+            for value, before, _ in self._contents
+            if isinstance(value, list) and len(value) > len(before) and all(map(is_, value, before))
+        ]
 
     def _rebind(self, own: dict[str, Any], entries: dict[str, Any]) -> None:
         ignored = self._ignored
@@ -198,38 +215,63 @@ class TensorBindings:
                 now.update(entries)
 
 
-@contextmanager
-def preserved(
-    module: nn.Module, ignore: Collection[str] = (), buffers: bool = True
-) -> Iterator[None]:
-    """Leave a module after the ``with`` block as it was before it, its parameters excepted.
+class WholeModule:
+    """All of a module at one moment: attributes, which tensors it has, and their values.
+
+    Values of buffers are put back whenever :meth:`restore` is called, those of parameters where
+    torch has counted a change in place.
 
     Args:
         module: The module.
         ignore: Names of attributes that are not the module's own.
-        buffers: Whether buffers are put back, too.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
-        >>> with preserved(norm):
-        ...     _ = norm(torch.randn(8, 2))
+        >>> before = WholeModule(norm)
+        >>> _ = norm(torch.randn(8, 2))
+        >>> before.restore()
         >>> norm.num_batches_tracked
         tensor(0)
     """
-    bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, ignore)
-    kept: Mapping[str, Tensor] = {}
-    if buffers:
-        kept = {key: value.detach().clone() for key, value in module.named_buffers()}
-    try:
-        yield
-    finally:
-        if bindings.changed():
-            bindings.restore()
-        snapshot.restore()
-        with torch.no_grad():
-            present = dict(module.named_buffers())
-            for key, value in kept.items():
-                present[key].copy_(value)
+
+    def __init__(self, module: nn.Module, ignore: Collection[str] = ()) -> None:
+        self._bindings = TensorBindings(module)
+        self._snapshot = ModuleSnapshot(module, ignore)
+        buffers, parameters = dict(module.named_buffers()), dict(module.named_parameters())
+        self._buffers = [(buffer, _copy_of(buffer)) for buffer in buffers.values()]
+        self._parameters = [
+            (parameter, _copy_of(parameter), _version(parameter))
+            for parameter in parameters.values()
+            if not nn.parameter.is_lazy(parameter)
+        ]
+
+    def changes(self) -> Changes:
+        """Return what is different now among the attributes."""
+        return self._snapshot.changes()
+
+    def growth(self) -> list[tuple[list[Any], list[Any]]]:
+        """Return the lists among the attributes that have become longer, and what was appended."""
+        return self._snapshot.growth()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        if self._bindings.changed():
+            self._bindings.restore()
+        self._snapshot.restore()
+        self.restore_values()
+
+    def restore_values(self) -> None:
+        """Put back the values of parameters and buffers, and nothing else."""
+        for buffer, value in self._buffers:
+            _refill(buffer, value)
+        for place, (parameter, value, version) in enumerate(self._parameters):
+            if _version(parameter) != version or version < 0:
+                _refill(parameter, value)
+                self._parameters[place] = parameter, value, _version(parameter)
+
+
+def _copy_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _same(container: Any, contents: Any, version: int) -> bool:

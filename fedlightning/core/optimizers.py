@@ -88,6 +88,7 @@ class FollowingOptimizer:
         leader: The optimizer whose kind, settings and learning rates are taken.
         stand_in: Returns the tensor in the place of one of its parameters; ``None`` leaves the
             parameter out.
+        lr: A learning rate of its own, in all groups; ``None`` follows the leader's.
 
     Attributes:
         optimizer: The optimizer itself.
@@ -102,7 +103,13 @@ class FollowingOptimizer:
         0.25
     """
 
-    def __init__(self, leader: Optimizer, stand_in: Callable[[Tensor], Tensor | None]) -> None:
+    def __init__(
+        self,
+        leader: Optimizer,
+        stand_in: Callable[[Tensor], Tensor | None],
+        lr: float | None = None,
+    ) -> None:
+        self._lr = lr
         groups: list[dict[str, Any]] = []
         self._leading: list[dict[str, Any]] = []
         for group in leader.param_groups:
@@ -119,6 +126,8 @@ class FollowingOptimizer:
         """Take the leader's present hyperparameters."""
         for group, leading in zip(self.optimizer.param_groups, self._leading, strict=True):
             group.update({key: value for key, value in leading.items() if key != "params"})
+            if self._lr is not None:
+                group["lr"] = self._lr
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

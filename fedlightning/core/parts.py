@@ -1,8 +1,8 @@
 """A model's parts: named sets of state-dict keys, and expressions over the names.
 
-``head`` and whatever else a module names are parts, ``body`` is the rest, ``norm`` is the BatchNorm
-layers, ``full`` is everything, ``none`` nothing. An expression adds and removes parts from left to
-right: ``adapter + head``, ``full - norm``.
+``head`` and any others that a module names are parts, ``body`` is the rest, ``norm`` is the
+BatchNorm layers, ``full`` is everything, ``none`` nothing. An expression adds and removes parts
+from left to right: ``adapter + head``, ``full - norm``.
 """
 
 from __future__ import annotations

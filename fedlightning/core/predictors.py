@@ -11,7 +11,7 @@ from torch import nn
 from fedlightning.core.state import State
 from fedlightning.errors import ConfigError
 
-__all__ = ["Predictor", "StatePredictor", "predicting_with"]
+__all__ = ["Predictor", "PredictorModule", "StatePredictor", "predicting_with"]
 
 
 class Predictor(Protocol):
@@ -43,6 +43,34 @@ class StatePredictor:
     def state_dict(self) -> State:
         """Return the values that the client does not share with the global model."""
         return self._own
+
+
+class PredictorModule(nn.Module):
+    """A predictor as a module, for what takes modules: ``torch.export``, for instance.
+
+    Args:
+        predictor: The predictor.
+        module: The module that it is built on.
+
+    Example:
+        >>> import torch
+        >>> double = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(double.weight, 2.0)
+        >>> class Negated:
+        ...     def predict(self, inputs):
+        ...         return -double(inputs)
+        >>> PredictorModule(Negated(), double)(torch.ones(1)).item()
+        -2.0
+    """
+
+    def __init__(self, predictor: Predictor, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._predictor = predictor
+
+    def forward(self, inputs: Any) -> Any:
+        """Return what the predictor predicts."""
+        return self._predictor.predict(inputs)
 
 
 @contextmanager

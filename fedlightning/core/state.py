@@ -12,6 +12,8 @@ from torch import Tensor, nn
 __all__ = [
     "State",
     "Sums",
+    "as_complex",
+    "as_real",
     "copy_into",
     "first_non_finite",
     "live_state",
@@ -68,6 +70,43 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Non
         torch._foreach_copy_([target[key] for key in keys], [source[key] for key in keys])
 
 
+def as_real(state: Mapping[str, Tensor]) -> State:
+    """Return the dense floating-point tensors; of complex ones a real view, shape (..., 2).
+
+    Integers, flags and sparse tensors have no mean and are left out.
+
+    Example:
+        >>> shapes = as_real({"w": torch.zeros(3, dtype=torch.cfloat), "n": torch.tensor(1)})
+        >>> {key: tuple(value.shape) for key, value in shapes.items()}
+        {'w': (3, 2)}
+    """
+    return {
+        key: torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        for key, value in state.items()
+        if value.layout is torch.strided and (value.is_floating_point() or value.is_complex())
+    }
+
+
+def as_complex(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> State:
+    """Undo :func:`as_real`.
+
+    Args:
+        state: Tensors by key.
+        like: Tensors that are complex where these are meant to be.
+
+    Example:
+        >>> weight = {"w": torch.tensor([1 + 2j])}
+        >>> as_complex(as_real(weight), weight)
+        {'w': tensor([1.+2.j])}
+    """
+    return {
+        key: torch.view_as_complex(value.contiguous())
+        if key in like and like[key].is_complex() and not value.is_complex()
+        else value
+        for key, value in state.items()
+    }
+
+
 @torch.no_grad()
 def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
     """Return the first key whose tensor holds a NaN or an infinity, or ``None``.
@@ -76,7 +115,7 @@ def first_non_finite(state: Mapping[str, Tensor]) -> str | None:
         >>> first_non_finite({"a": torch.ones(2), "b": torch.tensor([0.0, float("nan")])})
         'b'
     """
-    floats = {key: value for key, value in state.items() if value.is_floating_point()}
+    floats = as_real(state)
     if not floats:
         return None
     # a finite sum proves that all its terms are finite: one fast pass, usually the only one
@@ -97,8 +136,7 @@ def first_without_norm(state: Mapping[str, Tensor]) -> str | None:
     """
     norms = {
         key: torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
-        for key, value in state.items()
-        if value.is_floating_point()
+        for key, value in as_real(state).items()
     }
     if not norms or math.isfinite(float(torch.stack([n.float() for n in norms.values()]).sum())):
         return None

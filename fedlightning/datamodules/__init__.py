@@ -4,7 +4,9 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.class_views import ClassViews, FewClassDigits
 from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.colored import ColoredDigits, ColoredImages
 from fedlightning.datamodules.dataset_examples import DatasetExamples
 from fedlightning.datamodules.datasets import ClientDatasets, FederatedDataset
 from fedlightning.datamodules.examples import Examples, TensorExamples
@@ -32,11 +34,14 @@ __all__ = [
     "MNIST",
     "Assignment",
     "Batch",
+    "ClassViews",
     "Classes",
     "ClientData",
     "ClientDatasets",
     "ClientLoader",
     "ClientTask",
+    "ColoredDigits",
+    "ColoredImages",
     "DatasetExamples",
     "DigitPreferences",
     "Digits",
@@ -47,6 +52,7 @@ __all__ = [
     "FederatedArrays",
     "FederatedDataModule",
     "FederatedDataset",
+    "FewClassDigits",
     "FewClasses",
     "GeneratedClients",
     "Partition",

@@ -63,7 +63,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             without classes.
 
     Raises:
-        ConfigError: An argument cannot work whatever the data.
+        ConfigError: An argument cannot work with any data.
 
     Example:
         >>> from fedlightning.datamodules import TensorExamples
@@ -221,7 +221,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
         return torch.randperm(num_examples, generator=key.torch())
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, divide and check the data, once, whatever the stage.
+        """Load, divide and check the data, once, at any stage.
 
         Raises:
             ConfigError: The partition needs labels, but the data has no classes.

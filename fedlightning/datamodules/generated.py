@@ -52,7 +52,7 @@ class GeneratedClients(FederatedDataModule):
             partition: ``examples`` decides what each client has.
 
     Raises:
-        ConfigError: An argument cannot work whatever the data.
+        ConfigError: An argument cannot work with any data.
 
     Example:
         >>> def examples(client, split):

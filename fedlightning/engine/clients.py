@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -29,7 +30,7 @@ from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.client_store import ClientStore
 
-__all__ = ["ResidentClient", "ResidentClients"]
+__all__ = ["ResidentClient", "ResidentClients", "class_counts"]
 
 
 @dataclass
@@ -43,6 +44,7 @@ class ResidentClient:
         model: What is trained, shared and kept.
         num_examples: Number of its training examples.
         local_epochs: Passes over them.
+        local_steps: Optimizer steps after which it stops; ``None`` means all of these passes.
         seed: The seed of the run.
         class_counts: Returns a client's number of examples per class.
         after_step: Called after every batch; what it raises ends the training.
@@ -54,6 +56,7 @@ class ResidentClient:
     model: ModelRoles
     num_examples: int
     local_epochs: int = 1
+    local_steps: int | None = None
     seed: int = 0
     class_counts: Callable[[int, int], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
@@ -74,6 +77,7 @@ class ResidentClient:
             version=broadcast.version,
             key=Key(self.seed, "fit", round=job.stream, client=self.number),
             local_epochs=self.local_epochs,
+            local_steps=self.local_steps,
             num_examples=self.num_examples,
             module=self.model.module,
             received=broadcast.state,
@@ -92,6 +96,9 @@ class Plans(Training, Protocol):
 
     def plan(self, clients: Sequence[int]) -> None:
         """Hear which clients come next."""
+
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Return how many passes over a client's data hold so many optimizer steps."""
 
 
 class ResidentClients:
@@ -149,15 +156,17 @@ class ResidentClients:
         federation, number = self._federation, job.client
         kept = kept if kept is not None else self._store.get(number) or {}
         self._workers.announce(number, job.stream)
+        steps = federation.local_steps
         client = ResidentClient(
             number,
             kept,
             self._resident,
             self._model,
             self._data.num_examples(number),
-            federation.local_epochs,
+            federation.local_epochs if steps is None else self._training.epochs_of(number, steps),
+            steps,
             self._seed,
-            self._class_counts,
+            partial(class_counts, self._data, needed_by=federation.algorithm.name),
             self._after_step(),
         )
         update = client_update(
@@ -213,14 +222,27 @@ class ResidentClients:
 
         return check
 
-    def _class_counts(self, client: int, num_classes: int) -> Tensor:
-        labels = self._data.labels(client)
-        if not has_classes(labels):
-            raise ConfigError(
-                f"{self._federation.algorithm.name} needs one class per example, which "
-                f"{type(self._data).__name__} does not have."
-            )
-        return torch.bincount(torch.from_numpy(labels), minlength=num_classes).double()
+
+def class_counts(
+    data: FederatedDataModule, client: int, num_classes: int, needed_by: str
+) -> Tensor:
+    """Return how many of a client's training examples are of each class, as float64.
+
+    Args:
+        data: The clients' data.
+        client: Client id.
+        num_classes: Number of classes.
+        needed_by: What needs them, for the message.
+
+    Raises:
+        ConfigError: The data has no classes.
+    """
+    labels = data.labels(client)
+    if not has_classes(labels):
+        raise ConfigError(
+            f"{needed_by} needs one class per example, which {type(data).__name__} does not have."
+        )
+    return torch.bincount(torch.from_numpy(labels), minlength=num_classes).double()
 
 
 def _unknown(client: int, num_classes: int) -> Tensor:

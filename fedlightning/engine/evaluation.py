@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.plugins.precision import Precision
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
-from torch.nn import functional as F
 
-from fedlightning.core.batches import batch_length
-from fedlightning.core.metrics import CLASS, LogFlags, Metrics
-from fedlightning.core.seeding import Key, default_seed, forked_generators
+from fedlightning.core.metrics import LogFlags, Metrics
+from fedlightning.core.module_snapshot import Changes, WholeModule
+from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.statistics import over_clients
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
+from fedlightning.engine._lightning.stages import show_callback_metrics
 from fedlightning.engine._lightning.stock_step import transfer_batch
-from fedlightning.engine.class_counts import ClassCounts
+from fedlightning.engine.evaluation_epoch import EvaluationEpoch, Measured, no_step
 from fedlightning.engine.local_log import LocalLog
-from fedlightning.engine.steps import overrides, transfers_batches, with_index
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
+from fedlightning.engine.steps import overrides, transfers_batches
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
 
-__all__ = ["ClientEvaluator", "evaluate", "evaluation_steps", "federated_data"]
+__all__ = ["ClientEvaluator", "evaluation_steps", "federated_data"]
 
 
 class ClientEvaluator:
@@ -52,32 +51,65 @@ class ClientEvaluator:
         self._trainer = trainer
         self._given_seed = seed
         self._flags: dict[str, LogFlags] = {}
+        self._whole: WholeModule
+        self._epochs: dict[Split, EvaluationEpoch] = {}
+        self._pooled: dict[tuple[str, Split], dict[str, float]] = {}
+        self._known: dict[ClientTask, Mapping[str, float]] = {}
+        self._memory: dict[tuple[str, Split], Changes] = {}
+        self._memory_of: pl.LightningModule | None = None
+        self._appended: list[tuple[list[Any], list[Any]]] = []
+
+    # -- one client ----------------------------------------------------------------------------
 
     def evaluate(
         self, task: ClientTask, batches: Iterable[Batch] | None = None
     ) -> dict[str, float]:
-        """Return what the module logs on one client's validation or test data.
+        """Return what the module logs in a complete epoch on one client's data.
+
+        The module is left unchanged.
 
         Args:
             task: Client and split.
             batches: Batches to use instead of the client's.
         """
+        module = self._trainer.lightning_module
+        before = WholeModule(module, LIGHTNING_ATTRIBUTES)
+        try:
+            return self._run(EvaluationEpoch(self._trainer, task.split), [task], batches).all
+        finally:
+            before.restore()
+
+    def _run(
+        self,
+        epoch: EvaluationEpoch,
+        tasks: Sequence[ClientTask],
+        batches: Iterable[Batch] | None = None,
+        show: bool = False,
+    ) -> Measured:
+        """Run one epoch over clients, whose data may be given where there is one client."""
+        log = LocalLog(self._trainer.lightning_module)
+        parts = (
+            (self._key(task), self._checked(task) if batches is None else batches) for task in tasks
+        )
+        measured = epoch.run(parts, log, self.per_class, self._show if show else None)
+        logged = {*measured.all, *(name for part in measured.by_part for name in part)}
+        self._flags.update({name: log.flags.get(name, LogFlags()) for name in logged})
+        return measured
+
+    def _key(self, task: ClientTask) -> Key:
         trainer = self._trainer
-        log = LocalLog(trainer.lightning_module)
         # central data has the random stream after those of all clients
         client = task.client if task.client != CENTRAL else federated_data(trainer).num_clients
-        key = Key(self._seed, "evaluate", round=trainer.current_epoch, client=client)
-        with forked_generators(key, trainer.strategy.root_device):
-            scores = evaluate(
-                trainer.lightning_module,
-                self.batches(task.client, task.split) if batches is None else batches,
-                task.split,
-                log,
-                trainer.precision_plugin,
-                ClassCounts() if self.per_class else None,
-            )
-        self._flags.update({name: log.flags.get(name, LogFlags()) for name in scores})
-        return scores
+        return Key(self._seed, "evaluate", round=trainer.current_epoch, client=client)
+
+    def _checked(self, task: ClientTask) -> Iterator[Batch]:
+        """Return a client's batches, unless another worker is lost or the run is to stop."""
+        Workers.of(self._trainer).check()
+        return self.batches(task.client, task.split)
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        """Let the module read in its hooks what its batches have given."""
+        show_callback_metrics(self._trainer, values)
 
     @property
     def _seed(self) -> int:
@@ -93,11 +125,82 @@ class ClientEvaluator:
             return (transfer_batch(trainer, batch) for batch in batches)
         return batches
 
-    def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
-        """Return the metrics of every view: means over its clients, on whatever worker they are.
+    # -- the global model ----------------------------------------------------------------------
+
+    def start(self, tasks: Sequence[ClientTask]) -> None:
+        """Begin an evaluation: let the module live through one epoch over all clients of a view.
+
+        That gives what its hooks log at the end of an epoch; only a module with such hooks is
+        evaluated so. Every worker does all of it, so that any state of the module sees all
+        examples.
 
         Args:
-            scores: What this worker has measured.
+            tasks: The clients and splits to come.
+        """
+        trainer = self._trainer
+        module = trainer.lightning_module
+        self._pooled, self._known, self._appended = {}, {}, []
+        if self._memory_of is not module:
+            self._memory, self._memory_of = {}, module
+        self._whole = WholeModule(module, LIGHTNING_ATTRIBUTES)
+        self._epochs = {task.split: EvaluationEpoch(trainer, task.split) for task in tasks}
+        for view in reversed(_validation_last(federated_data(trainer).evaluation_views())):
+            clients = frozenset(view.clients)
+            of_view = [t for t in tasks if t.split == view.split and t.client in clients]
+            if of_view and self._epochs[view.split].pools:
+                self._pooled[_place(view)] = self._all_at_once(view, of_view)
+
+    def _all_at_once(self, view: EvaluationView, tasks: Sequence[ClientTask]) -> dict[str, float]:
+        """Return what the epoch's hooks log; remember of each client what need not be run again."""
+        trainer, epoch = self._trainer, self._epochs[view.split]
+        lasting = not trainer.sanity_checking and self._lasts(view)
+        place = _place(view)
+        if lasting and place in self._memory:
+            self._memory[place].apply()
+        measured = self._run(epoch, tasks, show=not view.name)
+        if lasting:
+            self._memory[place] = self._whole.changes()
+        self._whole.restore()
+        if len(tasks) == 1:
+            self._known[tasks[0]] = measured.by_batch
+        elif not measured.has_metrics:
+            self._known |= dict(zip(tasks, measured.by_part, strict=True))
+        return measured.by_epoch
+
+    def _lasts(self, view: EvaluationView) -> bool:
+        """Whether what the module remembers of this evaluation lasts until the next one.
+
+        So it does of validations, and of a test that was asked for; the test data that ``fit``
+        looks at are always met for the first time.
+        """
+        return view.on_validation_data or bool(self._trainer.testing)
+
+    def finish(self) -> None:
+        """End an evaluation; a test leaves in the module what its epoch has left there."""
+        if self._trainer.state.fn is TrainerFn.FITTING:
+            return
+        for collected, new in self._appended:
+            collected.extend(new)
+        split = "test" if self._trainer.testing else "val"
+        if (left := self._memory.get(("", split))) is not None:
+            left.apply()
+
+    def of_client(self, task: ClientTask) -> Mapping[str, float]:
+        """Return what the module logs around the batches of one client, in an epoch of its own."""
+        if task in self._known:
+            return self._known[task]
+        try:
+            return self._run(self._epochs[task.split], [task]).by_batch
+        finally:
+            if self._trainer.testing:
+                self._appended += self._whole.growth()
+            self._whole.restore()
+
+    def summarise(self, scores: Mapping[ClientTask, Mapping[str, float]]) -> Metrics:
+        """Return the metrics of every view: means over its clients, of all workers.
+
+        Args:
+            scores: What this worker has measured of single clients.
         """
         everyones: dict[tuple[Split, int], tuple[int, Mapping[str, float]]] = {}
         for part, flags in Workers.of(self._trainer).gather((dict(scores), self._flags)):
@@ -110,6 +213,10 @@ class ClientEvaluator:
             places = ((view.split, client) for client in view.clients)
             measured = [everyones[place] for place in places if place in everyones]
             metrics |= self._metrics_of(view, measured)
+            for name, value in self._pooled.get(_place(view), {}).items():
+                shown = self._flags[name]
+                quiet = replace(shown, prog_bar=False)
+                metrics[view.metric(name)] = value, quiet if view.name else shown
             if not view.on_validation_data:
                 accuracies[view.name] = [
                     values["global/acc"] for _, values in measured if "global/acc" in values
@@ -139,6 +246,10 @@ class ClientEvaluator:
         return metrics
 
 
+def _place(view: EvaluationView) -> tuple[str, Split]:
+    return view.name, view.split
+
+
 def _validation_last(views: Sequence[EvaluationView]) -> list[EvaluationView]:
     """Return the views with those of validation data last, whose metrics prevail."""
     return sorted(views, key=lambda view: view.on_validation_data)
@@ -158,51 +269,6 @@ def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
             "or Datasets see FederatedArrays and ClientDatasets in fedlightning.datamodules."
         )
     return data
-
-
-@torch.no_grad()
-def evaluate(
-    module: pl.LightningModule,
-    batches: Iterable[Batch],
-    split: Split,
-    log: LocalLog,
-    precision: Precision,
-    classes: ClassCounts | None = None,
-) -> dict[str, float]:
-    """Return what the module logs about one client's data, averaged over its examples.
-
-    Args:
-        module: The model to evaluate, already in eval mode.
-        batches: The client's batches.
-        split: ``"val"`` runs ``validation_step``, if there is one; any other split runs
-            ``test_step``, and without one a module that gives logits for ``(x, y)`` is evaluated as
-            a classifier.
-        log: Collects what the module logs.
-        precision: The trainer's precision plugin.
-        classes: Counts what is classified right, class by class; ``None`` counts nothing.
-    """
-    own = getattr(module, "validation_step" if split == "val" else "test_step")
-    if own is no_step or not overrides(module, own.__name__, pl.LightningModule):
-        if split == "val":
-            return {}
-        own = _classifier_step(module, log)
-    step = with_index(own)
-    with log.capture(), classes.watching(module) if classes is not None else nullcontext():
-        for index, batch in enumerate(batches):
-            log.on_batch(batch)
-            with precision.test_step_context():
-                step(batch, index)
-            if classes is not None:
-                classes.add(batch)
-        scores = log.collect()
-    if classes is not None:
-        for label, accuracy in classes.accuracies().items():
-            scores[f"{'val' if split == 'val' else 'global'}/{CLASS}{label}"] = accuracy
-    return scores
-
-
-def no_step(batch: Batch, batch_idx: int) -> None:
-    """Do nothing: stands in for a step that the module lacks."""
 
 
 def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -> Any:
@@ -234,26 +300,3 @@ def evaluation_steps(module: pl.LightningModule | None) -> Iterator[None]:
     finally:
         for name in missing:
             del vars(module)[name]
-
-
-def _classifier_step(module: pl.LightningModule, log: LocalLog) -> Callable[[Batch], None]:
-    def step(batch: Batch) -> None:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-            return
-        x, y = batch
-        try:
-            logits = module(x)
-        except Exception as error:
-            rank_zero_warn(
-                f"global/loss and global/acc are not measured: {type(module).__name__} has no "
-                f"test_step, and forward(inputs) fails: {error}."
-            )
-            return
-        classes = isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point()
-        if not classes or not isinstance(logits, Tensor) or logits.ndim != 2:
-            return
-        size = batch_length(batch)
-        log.record("global/loss", F.cross_entropy(logits, y), batch_size=size)
-        log.record("global/acc", (logits.argmax(dim=-1) == y).float().mean(), batch_size=size)
-
-    return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -246,12 +247,20 @@ def _outputs(done: Attempt[Trained]) -> dict[str, Any]:
 
 
 def _mean_metrics(received: list[Trained]) -> Metrics:
-    """Average the clients' metrics over the commit's examples."""
+    """Average the clients' metrics over the commit's examples.
+
+    A client whose value is nan is left out and counted, as in every mean over clients.
+    """
     metrics: dict[str, tuple[float, LogFlags]] = {}
     for name, flags in {n: f for trained in received for n, f in trained.flags.items()}.items():
         logged = [trained.update for trained in received if name in trained.update.metrics]
-        weight = sum(update.num_examples for update in logged)
+        known = [update for update in logged if not math.isnan(update.metrics[name])]
+        weight = sum(update.num_examples for update in known)
         if weight:
-            total = sum(update.metrics[name] * update.num_examples for update in logged)
+            total = sum(update.metrics[name] * update.num_examples for update in known)
             metrics[name] = (total / weight, flags)
+        elif logged:
+            metrics[name] = (math.nan, flags)
+        if len(known) < len(logged):
+            metrics[f"{name}_undefined"] = (float(len(logged) - len(known)), LogFlags())
     return metrics

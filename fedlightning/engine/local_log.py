@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,8 +16,57 @@ from torchmetrics import Metric
 from fedlightning.algorithms.aggregation import widest_float
 from fedlightning.core.batches import batch_length
 from fedlightning.core.metrics import LogFlags
+from fedlightning.errors import ConfigError
 
-__all__ = ["LocalLog"]
+__all__ = ["EPOCH", "EVALUATION_BATCH", "TRAINING_BATCH", "LocalLog", "Moment"]
+
+_REDUCTIONS = {
+    "mean": "mean",
+    "max": "max",
+    "amax": "max",
+    "min": "min",
+    "amin": "min",
+    "sum": "sum",
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a module logs, and what that means for names and means.
+
+    Args:
+        by_batch: Whether this is around a batch, rather than at the start or the end of an epoch.
+        on_step: Lightning's default of ``self.log(..., on_step=)`` then.
+        on_epoch: Lightning's default of ``self.log(..., on_epoch=)`` then.
+    """
+
+    by_batch: bool
+    on_step: bool
+    on_epoch: bool
+
+
+TRAINING_BATCH = Moment(by_batch=True, on_step=True, on_epoch=False)
+"""A training step, and the hooks around it."""
+
+EVALUATION_BATCH = Moment(by_batch=True, on_step=False, on_epoch=True)
+"""A validation or test step, and the hooks around it."""
+
+EPOCH = Moment(by_batch=False, on_step=False, on_epoch=True)
+"""The hooks at the start and the end of an epoch."""
+
+
+@dataclass
+class _Logged:
+    """What was logged under one name."""
+
+    flags: LogFlags
+    reduction: str
+    by_batch: bool
+    twice: bool  # by step and by epoch: one name becomes three
+    values: list[tuple[Any, float]] = field(default_factory=list)
+    metric: Metric | None = None
+    settled: float | None = None
+    cut: int = 0  # values before this one belong to an earlier client
 
 
 class LocalLog:
@@ -27,14 +78,18 @@ class LocalLog:
 
     Args:
         module: The module whose ``log`` is stood in for.
+
+    Attributes:
+        flags: Where each name is shown, as the module has said.
+        moment: When the next values are logged.
     """
 
     def __init__(self, module: pl.LightningModule) -> None:
         self.flags: dict[str, LogFlags] = {}
+        self.moment = TRAINING_BATCH
         self._module = module
-        self._scalars: dict[str, list[tuple[Any, float]]] = {}
-        self._metrics: dict[str, Metric] = {}
-        self._reductions: dict[str, str] = {}
+        self._logged: dict[str, _Logged] = {}
+        self._done: list[Metric] = []
         self._batch: Any = None
         self._muted = False
 
@@ -81,43 +136,101 @@ class LocalLog:
         batch_size: int | None = None,
         **_: Any,
     ) -> None:
-        """Take one value; the arguments are those of ``LightningModule.log``."""
+        """Take one value; the arguments are those of ``LightningModule.log``.
+
+        Raises:
+            ConfigError: ``reduce_fx`` is a function that Lightning does not take either.
+        """
         if self._muted:
             return
-        if name not in self.flags:
-            self.flags[name] = LogFlags(prog_bar, logger)
-            self._reductions[name] = getattr(reduce_fx, "__name__", str(reduce_fx))
+        logged = self._logged.get(name)
+        if logged is None:
+            moment = self.moment
+            step = moment.on_step if on_step is None else on_step
+            epoch = moment.on_epoch if on_epoch is None else on_epoch
+            logged = self._logged[name] = _Logged(
+                LogFlags(prog_bar, logger), _reduction(name, reduce_fx), moment.by_batch,
+                step and epoch,
+            )  # fmt: skip
         if isinstance(value, Metric):
-            self._metrics[name] = value
+            logged.metric = value
+            if logged.twice and (last := getattr(value, "_forward_cache", None)) is not None:
+                logged.values = [(last, 1.0)]
             return
         if isinstance(value, Tensor):
             value = value.detach()
         weight = batch_size if batch_size is not None else batch_length(self._batch)
-        self._scalars.setdefault(name, []).append((value, float(weight)))
+        logged.values.append((value, float(weight)))
 
-    def collect(self) -> dict[str, float]:
-        """Return the means since the last call, and start anew."""
-        names = list(self._scalars)
-        tensors = [
-            value.reshape(()).to(widest_float(value.device))
-            for name in names
-            for value, _ in self._scalars[name]
-            if isinstance(value, Tensor)
-        ]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else ())  # one wait for the device
+    def settle(self) -> None:
+        """Take the values of metric objects now: the module may empty them before the end."""
+        for logged in self._logged.values():
+            if logged.metric is not None:
+                logged.settled = _compute_alone(logged.metric)
+
+    def cut(self) -> dict[str, float]:
+        """Return the means of what was logged around batches since the last cut.
+
+        Metric objects are left out, and nothing is forgotten.
+        """
         means: dict[str, float] = {}
-        for name in names:
-            entries = [
-                (next(numbers) if isinstance(value, Tensor) else float(value), weight)
-                for value, weight in self._scalars[name]
-            ]
-            means[name] = _reduce(entries, self._reductions[name])
-        for name, metric in self._metrics.items():
-            means[name] = _compute_alone(metric)
-        for metric in self._metrics.values():
+        recent = {n: e for n, e in self._logged.items() if e.by_batch and len(e.values) > e.cut}
+        for name, values in _numbers(recent).items():
+            entry = recent[name]
+            entry.values = values  # as numbers, so that no device is asked again
+            if entry.metric is None:
+                means |= _named(name, entry, values[entry.cut :])
+            entry.cut = len(values)
+        return means
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether metric objects were logged around batches since the last :meth:`collect`."""
+        return any(entry.by_batch and entry.metric for entry in self._logged.values())
+
+    def by_batch(self) -> frozenset[str]:
+        """Return the names logged around batches since the last :meth:`collect`."""
+        return frozenset(
+            shown for name, logged in self._logged.items() if logged.by_batch
+            for shown in (_names(name) if logged.twice else (name,))
+        )  # fmt: skip
+
+    def shown(self) -> dict[str, float]:
+        """Return the means so far."""
+        return self._means()
+
+    def collect(self, reset: bool = True) -> dict[str, float]:
+        """Return the means since the last call, and start anew.
+
+        What was logged by step and by epoch is ``name_step``, its last value, ``name_epoch``, and
+        ``name``, which only callbacks see: Lightning's names.
+
+        Args:
+            reset: Whether metric objects are reset now; otherwise :meth:`reset_metrics` does it.
+        """
+        means = self._means()
+        self._done = [entry.metric for entry in self._logged.values() if entry.metric is not None]
+        self._logged = {}
+        if reset:
+            self.reset_metrics()
+        return means
+
+    def reset_metrics(self) -> None:
+        """Reset the metric objects whose values were collected."""
+        for metric in self._done:
             metric.reset()
-        self._scalars.clear()
-        self._metrics.clear()
+        self._done = []
+
+    def _means(self) -> dict[str, float]:
+        means: dict[str, float] = {}
+        for name, values in _numbers(self._logged).items():
+            entry = self._logged[name]
+            means |= _named(name, entry, values)
+            self.flags[name] = entry.flags
+            if entry.twice:
+                _, step, epoch = _names(name)
+                self.flags[step] = self.flags[epoch] = entry.flags
+                self.flags[name] = LogFlags(prog_bar=False, logger=False)
         return means
 
     def discard(self) -> None:
@@ -125,8 +238,62 @@ class LocalLog:
         for child in self._module.modules():
             if isinstance(child, Metric):
                 child.reset()
-        self._scalars.clear()
-        self._metrics.clear()
+        self._logged.clear()
+
+
+def _named(name: str, entry: _Logged, values: list[tuple[float, float]]) -> dict[str, float]:
+    """Return what an entry has come to, under its name or its three names."""
+    if entry.metric is None:
+        mean = _reduce(values, entry.reduction)
+    else:
+        mean = _compute_alone(entry.metric) if entry.settled is None else entry.settled
+    if not entry.twice:
+        return {name: mean}
+    _, step, epoch = _names(name)
+    return {name: mean, step: values[-1][0] if values else math.nan, epoch: mean}
+
+
+def _names(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_step", f"{name}_epoch"
+
+
+def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:
+    """Return how values become one; see :meth:`LocalLog.record`."""
+    given = getattr(reduce_fx, "__name__", str(reduce_fx))
+    known = _REDUCTIONS.get(given)
+    if known is None or (callable(reduce_fx) and reduce_fx is not getattr(torch, given, reduce_fx)):
+        raise ConfigError(
+            f"self.log({name!r}, ..., reduce_fx={given}): only mean, max, min and sum are known, "
+            "to Lightning, too; log a torchmetrics.Metric instead."
+        )
+    return known
+
+
+def _numbers(logged: dict[str, _Logged]) -> dict[str, list[tuple[float, float]]]:
+    """Return the values of every name as numbers, with their weights: one wait for the device."""
+    tensors = [
+        _single(name, value).to(widest_float(value.device))
+        for name, entry in logged.items()
+        for value, _ in entry.values
+        if isinstance(value, Tensor)
+    ]
+    taken = iter(torch.stack(tensors).tolist() if tensors else ())
+    return {
+        name: [
+            (next(taken) if isinstance(value, Tensor) else float(value), weight)
+            for value, weight in entry.values
+        ]
+        for name, entry in logged.items()
+    }
+
+
+def _single(name: str, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ConfigError(
+            f"self.log({name!r}, ...): a tensor of shape {tuple(value.shape)} is not one number; "
+            "take its mean, or log each element under a name of its own."
+        )
+    return value.reshape(())
 
 
 def _compute_alone(metric: Metric) -> float:
@@ -140,11 +307,11 @@ def _compute_alone(metric: Metric) -> float:
 
 def _reduce(entries: list[tuple[float, float]], reduction: str) -> float:
     values = [value for value, _ in entries]
-    if reduction in ("max", "amax"):
+    if reduction == "max":
         return max(values)
-    if reduction in ("min", "amin"):
+    if reduction == "min":
         return min(values)
     if reduction == "sum":
         return sum(values)
     weight = sum(weight for _, weight in entries)
-    return sum(value * weight for value, weight in entries) / weight if weight else float("nan")
+    return sum(value * weight for value, weight in entries) / weight if weight else math.nan

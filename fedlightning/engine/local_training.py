@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
 
@@ -16,12 +17,13 @@ from torch.optim import Optimizer
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.module_snapshot import ModuleSnapshot
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
 from fedlightning.engine._lightning.stock_step import transfer_batch
-from fedlightning.engine.local_log import LocalLog
+from fedlightning.engine.local_log import EPOCH, TRAINING_BATCH, LocalLog
 from fedlightning.engine.local_settings import TrainingSettings
-from fedlightning.engine.resident import ResidentModule
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES, ResidentModule
 from fedlightning.engine.steps import (
     DirectStep,
     Step,
@@ -32,6 +34,7 @@ from fedlightning.engine.steps import (
     through_transfer,
     transfers_batches,
 )
+from fedlightning.engine.workers.apart import apart
 from fedlightning.errors import ConfigError
 from fedlightning.federation.client_update import LocalResult
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
@@ -140,6 +143,7 @@ class LocalEpochs:
         after_step: Callable[[int], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
         on_epoch_end: Callable[[int], None] | None = None,
+        max_steps: int | None = None,
     ) -> LocalResult:
         """Train on a client's data; the module and its optimizers are changed.
 
@@ -151,25 +155,33 @@ class LocalEpochs:
                 ends the training.
             on_epoch: Called at the start of every local epoch with its number.
             on_epoch_end: Called after its last batch.
+            max_steps: Optimizer steps after which training ends, in the middle of an epoch if need
+                be; ``None`` means after all epochs.
         """
         steps = 0
         device = self._settings.device
-        total = batch_limit(self._settings.limit_train_batches, self._data.num_batches(client))
+        available = self._batches_per_epoch(client)
         accumulate = self._settings.accumulate_grad_batches
         progress = self._progress
-        with forked_generators(key, device), self._log.capture():
+        log = self._log
+        with apart(), forked_generators(key, device), log.capture():
+            log.moment = EPOCH
             self._hook("on_train_start")
             for epoch in range(epochs):
+                total = available
+                if max_steps is not None:
+                    total = min(available, (max_steps - steps) * accumulate)
                 if on_epoch is not None:
                     on_epoch(epoch)
                 self._hook("on_train_epoch_start")
+                log.moment = TRAINING_BATCH
                 batches = self._data.batches(
                     client, "train", key=key.at(epoch=epoch), device=device
                 )
                 for index, (batch, last) in enumerate(_mark_last(islice(batches, total))):
                     if progress is not None:
                         progress.on_batch(index, last, total)
-                    self._log.on_batch(batch)
+                    log.on_batch(batch)
                     if self._hook("on_train_batch_start", batch, index) == -1:
                         break
                     due = last or (index + 1) % accumulate == 0
@@ -180,11 +192,20 @@ class LocalEpochs:
                         after_step(steps)
                 if on_epoch_end is not None:
                     on_epoch_end(epoch)
+                log.moment = EPOCH
                 self._hook("on_train_epoch_end")
             self._hook("on_train_end")
             if progress is not None:
                 progress.done()
-            return LocalResult(steps, self._log.collect())
+            return LocalResult(steps, log.collect())
+
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Return how many passes over a client's data hold so many optimizer steps."""
+        batches = self._batches_per_epoch(client)
+        return math.ceil(steps / math.ceil(batches / self._settings.accumulate_grad_batches))
+
+    def _batches_per_epoch(self, client: int) -> int:
+        return batch_limit(self._settings.limit_train_batches, self._data.num_batches(client))
 
     def _hook(self, name: str, *args: Any) -> Any:
         hook = self._hooks.get(name)
@@ -232,6 +253,7 @@ class LocalTraining:
         self._adjusting = [hook for hook in self._hooks if hook.changes_gradients]
         self._with_loss = [hook for hook in self._hooks if hook.changes_loss]
         self._context: ClientContext | None = None
+        self._stateless = False  # known of a module whose attributes do not change in a step
         self._epoch = 0
         self._order: list[Tensor] | None = None  # the positions in each batch of this epoch
         self._adjust_copy: Callable[[], None] = lambda: None
@@ -253,17 +275,37 @@ class LocalTraining:
     def plan(self, clients: Sequence[int]) -> None:
         """Hear which clients this process trains next; they are trained one by one."""
 
-    def no_logging(self) -> AbstractContextManager[None]:
-        """Drop what the module logs inside the ``with`` block."""
-        return self.log.muted()
+    @contextmanager
+    def no_logging(self) -> Iterator[None]:
+        """Drop what the module logs, and what its metric objects count, inside the ``with`` block.
+
+        Its other attributes are put back as well: they belong to the steps that the user has
+        written, and not to those that an algorithm adds.
+        """
+        with self.log.muted():
+            if self._stateless:
+                yield
+                return
+            snapshot = ModuleSnapshot(self._module, LIGHTNING_ATTRIBUTES)
+            try:
+                yield
+            finally:
+                self._stateless = snapshot.unchanged()
+                snapshot.restore()
 
     def run(self, context: ClientContext, epochs: int) -> LocalResult:
         """Train the context's module for some epochs."""
         if self._gradient_step is not None:
             self._refuse_accumulation()  # which a callback may have begun since the last round
-        self._context = context
+        self._context, self._stateless = context, False
         if not self._hooks:
-            return self._epochs.run(context.client, context.key, epochs, context.after_step)
+            return self._epochs.run(
+                context.client,
+                context.key,
+                epochs,
+                context.after_step,
+                max_steps=context.local_steps,
+            )
         return self._epochs.run(
             context.client,
             context.key,
@@ -271,7 +313,12 @@ class LocalTraining:
             context.after_step,
             self._on_epoch,
             self._on_epoch_end,
+            context.local_steps,
         )
+
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Return how many passes over a client's data hold so many optimizer steps."""
+        return self._epochs.epochs_of(client, steps)
 
     def positions(self, batch_idx: int) -> Tensor:
         """Return which of the client's examples a batch of the present local epoch has."""
@@ -306,7 +353,10 @@ class LocalTraining:
         copy_into(context.live, start)
         key = Key(context.key.seed, "apart", context.key.round, context.client)
         with self.log.muted():
-            result = self._copy.run(context.client, key, epochs, context.after_step)
+            steps = context.local_steps if epochs == context.local_epochs else None
+            result = self._copy.run(
+                context.client, key, epochs, context.after_step, max_steps=steps
+            )
         check_tensors(resident.actual_state(), resident.view(), result.steps)
         resident.rebind()
         trained = context.trained_state()

@@ -28,9 +28,10 @@ from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
 from fedlightning.engine._lightning.round_loop import RoundLoop
 from fedlightning.engine._lightning.stock_step import forget_failed_step
-from fedlightning.engine.checks.module import check_module
-from fedlightning.engine.checks.monitors import warn_of_test_metrics
+from fedlightning.engine.checks.module import check_initialised, check_module, trains_by_forward
+from fedlightning.engine.checks.monitors import say_whose_model, warn_of_test_metrics
 from fedlightning.engine.checks.public_data import check_public
+from fedlightning.engine.checks.trial_step import check_by_trial
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
 from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
@@ -111,6 +112,7 @@ class FederatedLoop(RoundLoop):
         self._versions: Mapping[int, Mapping[str, Any]] = {}
         self._settings: Settings
         self._compared: Settings | None = None
+        self._optimizers: Settings = {}
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -213,6 +215,7 @@ class FederatedLoop(RoundLoop):
 
     def prepare(self) -> None:
         """Freeze what the algorithm does not train; called before the optimizers are built."""
+        check_initialised(self.module)
         self._model = None
         self.model.check()
         self.model.leave_out_frozen()
@@ -227,8 +230,15 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{self.federation.algorithm.name}."
             )
-        check_module(self.trainer, self.module, self.data, self.evaluator)
+        if trains_by_forward(self.module):
+            check_module(self.trainer, self.module, self.data, self.evaluator)
+        else:
+            check_by_trial(self.trainer, self.module, self.data, self.seed)
         check_public(self.federation.algorithm, self.data)
+
+    def note_optimizers(self) -> None:
+        """Note how the module has built its optimizers, before callbacks add to their groups."""
+        self._optimizers = optimizer_settings(self.trainer.optimizers)
 
     def set_memory_format(self) -> None:
         """Lay the weights out as they are trained."""
@@ -239,6 +249,7 @@ class FederatedLoop(RoundLoop):
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
         warn_of_test_metrics(self.trainer)
+        say_whose_model(self.trainer, self.federation.algorithm.name, self.roles.kept)
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
@@ -443,4 +454,4 @@ class FederatedLoop(RoundLoop):
         settings = settings_that_matter(
             self.trainer, self.federation, self.module, self.data, self.seed
         )
-        return settings | optimizer_settings(self.trainer.optimizers)
+        return settings | self._optimizers

@@ -28,8 +28,9 @@ class ResidentModule:
     Args:
         module: The module, holding the global model.
         fresh: Its optimizers.
-        alone: Whether a single client trains in the whole run. Its module's attributes then last
-            from one of its updates to the next, as in a run of plain Lightning.
+        alone: Whether a single client trains in the whole run. Its module's attributes and
+            non-persistent buffers then last from one of its updates to the next, as in a run of
+            plain Lightning.
     """
 
     def __init__(self, module: nn.Module, fresh: FreshOptimizers, alone: bool = False) -> None:
@@ -109,10 +110,11 @@ class ResidentModule:
         if self._snapshot is not None:
             self._snapshot.restore()
         copy_into(self._state, self._global)
-        copy_into(self._transient, self._transient_start)
         if self._alone:  # otherwise modes are among the attributes
             for child, mode in self._modes:
                 child.training = mode
+        else:
+            copy_into(self._transient, self._transient_start)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         self.fresh.restore()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedlightning.engine.resume.resumption import (
     Resumption,
     check_resumable,
     cut_back,
+    load_weights,
     note_loggers,
     prepared_data,
     resumption_of,
@@ -93,7 +94,7 @@ class RunFolder:
         if kwargs.get("ckpt_path") in (None, "", "best"):
             return
         path = kwargs["ckpt_path"] = self.found(kwargs["ckpt_path"])
-        module = model or self._trainer.lightning_module
+        module = model if model is not None else self._trainer.lightning_module
         data = prepared_data(kwargs.get("datamodule") or next(iter(args), None))
         checkpoint = self._trainer.strategy.checkpoint_io.load_checkpoint(path)
         warn_of_changes(checkpoint, path, self._loop.federation, module, data)
@@ -124,6 +125,11 @@ class RunFolder:
         if (known := prepared_data(data)) is not None:
             self._loop.compare_settings(checkpoint, model, known)
         return resumption_of(path, checkpoint, self._trainer)
+
+    def load_weights(self, load: Callable[[], None], checkpoint: Mapping[str, Any]) -> None:
+        """Load a checkpoint's weights into the module, which is complete by now."""
+        module = self._trainer.lightning_module
+        load_weights(load, checkpoint, self._trainer.ckpt_path, module)
 
     def note_loggers(self, checkpoint: dict[str, Any]) -> None:
         """Note in a checkpoint which loggers the run has."""

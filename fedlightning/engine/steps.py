@@ -17,7 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedlightning.core.batches import Batch
-from fedlightning.engine._lightning.stock_step import LightningStep, transfer_batch
+from fedlightning.engine._lightning.stock_step import (
+    LightningStep,
+    transfer_batch,
+    warn_of_no_loss,
+)
 from fedlightning.engine.local_settings import TrainerSettings, TrainingSettings
 from fedlightning.errors import ConfigError
 
@@ -25,6 +29,7 @@ __all__ = [
     "DirectStep",
     "Step",
     "StepHooks",
+    "loss_of",
     "make_step",
     "needs_lightning_step",
     "overrides",
@@ -119,8 +124,7 @@ class DirectStep:
     def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Add the gradient of the loss to what is there; return the loss."""
         with self._context():
-            output = self._training_step(batch, batch_idx)
-            loss: Tensor | None = output["loss"] if isinstance(output, Mapping) else output
+            loss = loss_of(self._training_step(batch, batch_idx), self._module)
             if loss is not None and self._on_loss is not None:
                 loss = self._on_loss(batch, loss)
         if loss is None:
@@ -148,6 +152,28 @@ class DirectStep:
                 clip_val=self._clip_val,
                 gradient_clip_algorithm=GradClipAlgorithmType(self._clip_algorithm),
             )
+
+
+def loss_of(output: Any, module: pl.LightningModule) -> Tensor | None:
+    """Return the loss in what a training step has returned; ``None`` if the batch is skipped.
+
+    Raises:
+        ConfigError: There is no loss in it, or one that nothing can be learned from.
+    """
+    loss = output.get("loss", output) if isinstance(output, Mapping) else output
+    if loss is None:
+        warn_of_no_loss()
+        return None
+    if isinstance(loss, Tensor):
+        return loss
+    if isinstance(loss, Mapping):
+        got = f"a dict without 'loss' ({', '.join(map(repr, loss))})"
+    else:
+        got = f"{loss!r} of {type(loss).__name__}"
+    raise ConfigError(
+        f"{type(module).__name__}.training_step returned {got[:200]}; return the loss, a tensor, "
+        "or a dict that has it as 'loss'."
+    )
 
 
 def make_step(

@@ -92,6 +92,7 @@ def client_update(
         for hook in algorithm.hooks:
             hook.on_update_start(context)
             epochs = hook.num_epochs(epochs)
+        context.epochs = epochs
         result = training.run(context, epochs)
         _settle(context, result.steps)
         for hook in algorithm.hooks:

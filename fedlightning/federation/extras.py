@@ -10,7 +10,7 @@ from torch import Tensor
 from fedlightning.algorithms.aggregation.mean import WeightedMean
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.messages import ClientUpdate
-from fedlightning.core.state import State, sum_dtype
+from fedlightning.core.state import State, as_complex, sum_dtype
 from fedlightning.errors import ConfigError
 
 __all__ = ["ExtrasAccumulator"]
@@ -33,6 +33,7 @@ class ExtrasAccumulator:
         self._sums: dict[str, tuple[Tensor, torch.dtype]] = {}
         self._lists: dict[str, list[Tensor]] = {}
         self._pushed: set[str] = set()
+        self._complex: State = {}
         self.merged: State = {}
         self.individual: list[tuple[int, Mapping[str, Tensor]]] = []
 
@@ -49,7 +50,9 @@ class ExtrasAccumulator:
             extra = self._algorithm.extra_of(key)
             merge = extra.merge if extra is not None else "mean"
             if merge in means:
-                if not value.is_floating_point():
+                if value.is_complex():
+                    self._complex[key] = value.new_empty(0)
+                elif not value.is_floating_point():
                     raise ConfigError(
                         f"{key!r} is {value.dtype}, which has no {merge}: declare it with "
                         "merge='sum', 'concatenate' or 'keep', or send floating-point numbers."
@@ -76,6 +79,7 @@ class ExtrasAccumulator:
             self.merged |= self._mean.result()
         if "weighted_mean" in self._pushed:
             self.merged |= self._weighted.result()
+        self.merged = as_complex(self.merged, self._complex)
         self.merged |= {key: total.to(dtype) for key, (total, dtype) in self._sums.items()}
         self.merged |= {key: torch.cat(_rows(values)) for key, values in self._lists.items()}
 

@@ -113,7 +113,7 @@ def attempt(
     """Train a client; try again, from the same start, while it fails and tries are left.
 
     Mistakes in the settings and trouble of the machine's are no client's failures: they end the
-    run, whatever the policy.
+    run under any policy.
 
     Args:
         client: Client id.

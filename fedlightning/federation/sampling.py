@@ -61,7 +61,7 @@ class UniformSampler(ClientSampler):
 
 
 class FixedCohorts(ClientSampler):
-    """Cohorts written down beforehand, one per round: for replaying somebody else's run.
+    """Cohorts written down beforehand, one per round: for replaying a published run.
 
     Args:
         cohorts: Client ids of round 0, 1, ...

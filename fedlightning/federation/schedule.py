@@ -1,4 +1,4 @@
-"""When clients train and when their updates are merged: planned without training anybody.
+"""When clients train and when their updates are merged: planned without any training.
 
 A client update is a function of the model's version, what the client keeps, its data and its
 random stream. So a schedule, which sees none of these, can say which updates make the next commit.

@@ -18,7 +18,7 @@ from fedlightning.algorithms.aggregation.mean import Mean
 from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator
 from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
 from fedlightning.core.messages import Broadcast, ClientUpdate
-from fedlightning.core.state import State, first_non_finite
+from fedlightning.core.state import State, as_complex, as_real, first_non_finite
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.extras import ExtrasAccumulator
 from fedlightning.federation.schedule import Job
@@ -113,7 +113,8 @@ class Server:
         self._shared, self._parameters = tuple(shared), tuple(parameters)
         state: State = {}
         if self._algorithm.server is not None:
-            start = self._algorithm.server.start({key: model[key] for key in self._parameters})
+            steps = {key: model[key] for key in self._parameters}
+            start = self._algorithm.server.start(as_real(steps))
             state |= {_OPTIMIZER + name: value for name, value in start.items()}
         moving = {key: model[key] for key in trained}
         for hook in self._algorithm.hooks:
@@ -206,6 +207,7 @@ class Server:
                 self._num_training_clients,
                 {key: self._model[key] for key in self._shared},
                 merged,
+                self.version,
                 self._side(self.version) if self._side is not None else None,
             )
             self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
@@ -305,9 +307,11 @@ class Server:
             if k.startswith(_OPTIMIZER)
         }
         model = {key: self._model[key] for key in keys}
-        moved, after = optimizer.move(model, merged, before, clients, self._num_training_clients)
+        moved, after = optimizer.move(
+            as_real(model), as_real(merged), before, clients, self._num_training_clients
+        )
         self._next |= {_OPTIMIZER + name: value for name, value in after.items()}
-        return moved
+        return as_complex(moved, model)
 
 
 class _Round:
@@ -326,7 +330,9 @@ class _Round:
         if self._joined:  # the rule sees the whole message, as one vector
             reference = received | {k: torch.zeros_like(v) for k, v in self._joined.items()}
             parameters = [*parameters, *self._joined]
-        merge = rule.start(reference, parameters, algorithm.sums)
+        self._like = reference
+        # rules see complex numbers as pairs
+        merge = rule.start({**reference, **as_real(reference)}, parameters, algorithm.sums)
         self._states: UpdateAccumulator = (
             _AllAtOnce(algorithm, rule, merge)
             if algorithm.merges_at_once
@@ -334,6 +340,9 @@ class _Round:
         )
         self._extras = ExtrasAccumulator(algorithm)
         self._robust = rule.robust
+        self._flags: State = {
+            key: value.clone() for key, value in first.state.items() if value.dtype is torch.bool
+        }
         self.count = 0
 
     def push(self, update: ClientUpdate) -> None:
@@ -341,11 +350,13 @@ class _Round:
             update = replace(update, state={**update.state, **_joined(update)})
         else:
             self._extras.push(update)
+        for key in [k for k, flag in self._flags.items() if not torch.equal(flag, update.state[k])]:
+            del self._flags[key]
         self._states.push(update)
         self.count += 1
 
     def result(self) -> tuple[State, ExtrasAccumulator]:
-        merged = self._states.result()
+        merged = as_complex(self._states.result(), self._like)
         if self._joined:
             self._extras.merged = {
                 key.removeprefix(_EXTRA): value
@@ -355,7 +366,7 @@ class _Round:
             merged = {key: value for key, value in merged.items() if not key.startswith(_EXTRA)}
         else:
             self._extras.finish()
-        return merged, self._extras
+        return {**merged, **self._flags}, self._extras  # a flag counts if all clients agree
 
 
 class _AllAtOnce:
@@ -397,7 +408,7 @@ def check_robust(rule: Aggregator, hooks: Sequence[ClientHook]) -> None:
 
 def _joined(update: ClientUpdate) -> State:
     for key, value in update.extras.items():
-        if not value.is_floating_point():
+        if not (value.is_floating_point() or value.is_complex()):
             raise FederationError(
                 f"federation.aggregator: client {update.client} sends {key!r} as {value.dtype}, "
                 "which a robust rule cannot protect; leave the aggregator out."

@@ -48,6 +48,8 @@ class Federation(NamedArguments):
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
             all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
+        local_steps: Optimizer steps that each client takes instead, however many examples it has:
+            it passes over its data as often as it needs to, the last time in part.
         head: Key prefix or prefixes of the head. Needed for a plain LightningModule without an
             attribute ``head``; overrides a FederatedModule's own.
         sampler: How the cohort is chosen; ``None`` means uniformly (:class:`UniformSampler`).
@@ -56,7 +58,7 @@ class Federation(NamedArguments):
             depend on the number of cores.
         channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
             that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
-            so the last bits do: replaying somebody else's run needs a definite choice.
+            so the last bits do: replaying a published run needs a definite choice.
         clients_per_kernel: How many clients are trained at once, as one network with grouped
             operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast
             where the network and its batches are so small that calls cost more than arithmetic.
@@ -91,6 +93,7 @@ class Federation(NamedArguments):
     schedule: Schedule | None = None
     cohort_size: int | float = 0.1
     local_epochs: int = 1
+    local_steps: int | None = None
     head: str | list[str] | None = None
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
@@ -108,6 +111,8 @@ class Federation(NamedArguments):
         self._check_server()
         for name in ("local_epochs", "clients_per_kernel"):
             check_integer(f"federation.{name}", getattr(self, name), at_least=1)
+        if self.local_steps is not None:
+            self._check_local_steps()
         if self.sampler is not None:
             check_instance("federation.sampler", self.sampler, ClientSampler)
         if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**32):
@@ -121,6 +126,24 @@ class Federation(NamedArguments):
             raise ConfigError(f"federation.personal_memory_mb must be >= 0, got {megabytes}.")
         check_cohort_size(self.cohort_size)
         self._check_faults()
+
+    def _check_local_steps(self) -> None:
+        check_integer("federation.local_steps", self.local_steps, at_least=1)
+        if self.local_epochs != 1:
+            raise ConfigError(
+                f"federation.local_steps={self.local_steps} and federation.local_epochs="
+                f"{self.local_epochs} both say how long a client trains; leave one of them out."
+            )
+        if self.clients_per_kernel > 1:
+            raise ConfigError(
+                "federation.local_steps needs federation.clients_per_kernel=1: clients that train "
+                "at once pass over their data together."
+            )
+        if any(hook.has_phases for hook in self.algorithm.hooks):
+            raise ConfigError(
+                f"federation.local_steps: {self.algorithm.name} divides a client's training by "
+                "epochs; use federation.local_epochs."
+            )
 
     def _check_server(self) -> None:
         for name, kind in (("aggregator", Aggregator), ("compression", Compression)):

@@ -1,10 +1,12 @@
 """Networks with a body and a head."""
 
 from fedlightning.models.conv4 import Conv4
+from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
 from fedlightning.models.layered import LayeredNetwork
 from fedlightning.models.mixed import LayeredNetworks, MixedModule
 from fedlightning.models.mlp import MLP
 from fedlightning.models.mobilenet import MobileNet
+from fedlightning.models.posterior import PosteriorNetwork
 from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTable
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
@@ -18,13 +20,17 @@ from fedlightning.models.variational import (
 
 __all__ = [
     "MLP",
+    "ClassDensities",
     "Conv4",
+    "GaussianClasses",
     "LayeredNetwork",
     "LayeredNetworks",
     "MixedModule",
     "MobileNet",
     "PosteriorConstructor",
+    "PosteriorNetwork",
     "PreferenceModule",
+    "RadialFlows",
     "ResNet18",
     "ResidualMLP",
     "RewardMLP",

@@ -212,7 +212,9 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         """Return whether there is a fused SGD here, and nothing that cannot work with it."""
         precision = self._of_trainer("precision_plugin")
         scales = getattr(precision, "scaler", None) is not None  # Lightning then refuses to clip
-        return self.device.type in ("cpu", "cuda") and not scales
+        real = all(p.is_floating_point() for p in self.parameters() if p.requires_grad)
+        sparse = any(getattr(layer, "sparse", False) is True for layer in self.modules())
+        return self.device.type in ("cpu", "cuda") and real and not (scales or sparse)
 
     def _of_trainer(self, attribute: str) -> Any:
         """Return an attribute of the trainer; ``None`` without one, and in Fabric."""

@@ -147,7 +147,7 @@ class VariationalMLP(VariationalModule):
     Example:
         >>> net = VariationalMLP(in_features=64, hidden=[16])
         >>> x, y = torch.rand(5, 1, 8, 8), torch.tensor([3, 3, 1, 1, 1])
-        >>> float(net.posterior(x, y).kl(net.prior))
+        >>> net.posterior(x, y).kl(net.prior).item()
         0.0
     """
 

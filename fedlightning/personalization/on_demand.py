@@ -75,8 +75,7 @@ def personalizing(
     evaluation = partial(
         PersonalizationLoop,
         trainer,
-        evaluate=loop.evaluator.evaluate,
-        summarise=loop.evaluator.summarise,
+        evaluator=loop.evaluator,
     )
     callbacks: list[pl.Callback] = trainer.callbacks
     default = callback()

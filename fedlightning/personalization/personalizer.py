@@ -20,6 +20,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules import ClientTask, Split, ViewLoader
+from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalEpochs
@@ -36,6 +37,7 @@ from fedlightning.personalization.head_only.features import (
     read_features,
 )
 from fedlightning.personalization.head_only.finetuning import HeadOnlyFineTuner, nearest_mean_of
+from fedlightning.personalization.hooks import TuningHooks
 from fedlightning.personalization.models.writer import PREDICTOR
 from fedlightning.personalization.results import PersonalResult
 from fedlightning.personalization.scoring import Scores, measure, preserve_training_state
@@ -95,6 +97,7 @@ class Personalizer:
             (view, view.clients if isinstance(view.clients, range) else frozenset(view.clients))
             for view in loop.data.evaluation_views()
         ]
+        self._hooks = TuningHooks(loop, self._keys, epochs)
         self._layers: tuple[list[nn.Module], list[nn.Module]] | None = None
 
     def check(self) -> None:
@@ -107,6 +110,7 @@ class Personalizer:
         if count > 1:
             name = type(self._loop.module).__name__
             raise ConfigError(f"personalization takes one optimizer, {name} has {count}.")
+        self._hooks.check()
 
     def _find_head(self) -> nn.Module | None:
         loop = self._loop
@@ -122,13 +126,13 @@ class Personalizer:
 
     @contextmanager
     def at_work(self) -> Iterator[Personalizer]:
-        """Make ready to fine-tune; put everything back at the end."""
+        """Prepare the module for fine-tuning; restore it on exit."""
         loop, module, strategy = self._loop, self._loop.module, self._loop.trainer.strategy
         modes = {child: child.training for child in module.modules()}
         flags = {p: p.requires_grad for p in module.parameters()}
         optimizers, schedulers = strategy.optimizers, strategy.lr_scheduler_configs
         self.check()
-        with torch.inference_mode(False):  # weights laid out anew shall not be for inference only
+        with torch.inference_mode(False):  # otherwise the new weights would be inference tensors
             loop.set_memory_format()
         self._stashed = optimizers, schedulers
         self._global: State = {key: value.clone() for key, value in live_state(module).items()}
@@ -194,10 +198,12 @@ class Personalizer:
         if not result.scores:
             self._restore()
             copy_into(live_state(module), self.kept(client))
+            self._predictor = self._predictor_of(client)
+            self._hooks.prepare(client, self._global)
             self._set_modes()
             if result.num_train:
                 self._run_epochs(client)
-            self._predictor = self._predictor_of(client)
+            self._finish(client)
         state = live_state(module)
         own = {*self._keys, *self.kept(client)}
         rule = self._predictor.state_dict() if self._predictor is not None else {}
@@ -212,26 +218,39 @@ class Personalizer:
         loop.module.eval()
         scores = [self._measure(tasks)]
         nearest = self._nearest_mean(client)
+        self._hooks.prepare(client, self._global)
         self._set_modes()
 
         def on_epoch(epochs: int) -> None:
             if self._curve and epochs:
                 with preserve_training_state(loop.module):
+                    self._finish(client)
                     scores.append(self._measure(tasks))
 
         if loop.data.num_examples(client):
             self._run_epochs(client, on_epoch)
         loop.module.eval()
+        self._finish(client)
         return [*scores, self._measure(tasks)], nearest
 
     def _measure(self, tasks: Sequence[ClientTask]) -> Scores:
         with predicting_with(self._predictor, self._loop.module):
             return measure(tasks, self._loop.evaluator.evaluate)
 
-    def _predictor_of(self, client: int) -> Predictor | None:
-        """Return what a client predicts with, where that is more than a state of the module."""
+    def _finish(self, client: int) -> None:
+        """Let hooks look at the fine-tuned module; what it predicts with is theirs."""
+        if self._hooks.take_part(client):
+            self._predictor = self._predictor_of(client, self._hooks.finish(client, self._global))
+
+    def _predictor_of(self, client: int, found: State | None = None) -> Predictor | None:
+        """Return what a client predicts with, where that is more than a state of the module.
+
+        Args:
+            client: Client id.
+            found: What hooks have returned after fine-tuning.
+        """
         loop = self._loop
-        kept = dict(loop.client_store.get(client) or {})
+        kept = {**(loop.client_store.get(client) or {}), **(found or {})}
         for hook in loop.federation.algorithm.hooks:
             if hook.adapts:
                 with preserve_training_state(loop.module), torch.no_grad():
@@ -242,7 +261,8 @@ class Personalizer:
 
     def _run_epochs(self, client: int, on_epoch: Callable[[int], None] | None = None) -> None:
         key = Key(self._loop.seed, "personalize", client=client)
-        self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
+        with at_stage(self._loop.trainer, "train"):
+            self._fit.run(client, key, self._epochs, on_epoch=on_epoch)
 
     @contextmanager
     def showing_global(self) -> Iterator[None]:
@@ -351,7 +371,7 @@ class Personalizer:
 
     def _tune_alone(self, client: int, tasks: Sequence[ClientTask]) -> Tuned | None:
         """Return ``None`` where it has to be done the long way."""
-        if self._alone is None or self._predictor is not None:
+        if self._alone is None or self._predictor is not None or self._hooks.take_part(client):
             return None
         if not (self._features_once or self._alone.fits(client)):
             return None

@@ -98,6 +98,7 @@ class RunSummary:
         evaluated: How many clients were evaluated; ``None`` means all.
         untested: How many of these have no test data; ``None`` means all those without an accuracy.
         views: The other views.
+        keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
     """
 
     algorithm: str
@@ -118,6 +119,7 @@ class RunSummary:
     evaluated: int | None = None
     untested: int | None = None
     views: tuple[ViewSummary, ...] = ()
+    keeps_parts: bool = False
 
 
 def render(
@@ -245,6 +247,9 @@ def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     if summary.nearest_mean_acc is not None:
         name = "nearest mean".ljust(label)
         rows.append(f"{INDENT}{name}  {100 * summary.nearest_mean_acc:5.1f} %")
+    if summary.keeps_parts and measured[0][1] is not None:
+        text = "no client has the global model: each keeps parts of its own"
+        rows.append(INDENT + painter.paint("dim", text))
     missing = max((spread.missing for _, spread, _ in spreads), default=0)
     untested = missing if summary.untested is None else min(summary.untested, missing)
     for number, why in (

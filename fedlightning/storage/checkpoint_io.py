@@ -14,9 +14,16 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning._version import __version__
 from fedlightning.errors import CheckpointError, ConfigError, EnvironmentFailure
-from fedlightning.storage.checkpoint_reader import FORMAT, is_good, read_checkpoint, rounds_in
+from fedlightning.storage.checkpoint_reader import (
+    FORMAT,
+    is_good,
+    load_plain_values,
+    read_checkpoint,
+    rounds_in,
+)
 from fedlightning.storage.digest import append_digest
 from fedlightning.storage.files import reason, sync_folder, temporary_beside
+from fedlightning.storage.plain_values import plain_checkpoint
 from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = ["AtomicCheckpointIO", "good_checkpoint", "latest_checkpoint"]
@@ -31,7 +38,8 @@ class AtomicCheckpointIO(CheckpointIO):
     has a digest of its content, which is verified before anything in it is interpreted. When
     ``last.ckpt`` is replaced, its predecessor stays as ``previous.ckpt``. The format is
     Lightning's: ``torch.load(path, weights_only=True)`` and ``Module.load_from_checkpoint(path)``
-    read it.
+    read it. Hyperparameters are written as plain values: a NumPy number as Python's, a path as a
+    string, an enum by name, a config or a dataclass as a dict, a function or a module as a text.
 
     :class:`~fedlightning.FederatedTrainer` uses it by default; another CheckpointIO among its
     ``plugins`` replaces it.
@@ -111,14 +119,14 @@ class AtomicCheckpointIO(CheckpointIO):
         self._tried = True
         try:
             buffer.seek(0)
-            torch.load(buffer, map_location="cpu", weights_only=True)
+            load_plain_values(buffer)
         except Exception as error:
             text = " ".join(str(error).split())
             at = text.lower().find("unsupported")
             rank_zero_warn(
                 f"{target.name} cannot be loaded again, so the run cannot be resumed: its state "
                 f"holds more than tensors and plain values ({text[max(at, 0) :][:160]}). Check the "
-                "hyperparameters of the model and the state_dict of callbacks."
+                "state_dict of callbacks and the model's on_save_checkpoint."
             )
 
     # -- reading -------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def _marked(checkpoint: dict[str, Any]) -> dict[str, Any]:
     ours = {**checkpoint.get("fedlightning", {}), "format": FORMAT, "version": __version__}
-    return {**checkpoint, "fedlightning": ours}
+    return {**plain_checkpoint(checkpoint), "fedlightning": ours}
 
 
 def _keep_as_previous(last: Path) -> None:

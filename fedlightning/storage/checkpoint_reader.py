@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from fedlightning.storage.run_layout import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = [
     "FORMAT",
+    "check_local",
     "check_network",
     "is_good",
+    "load_plain_values",
     "loop_state",
     "read_checkpoint",
     "rounds_in",
@@ -29,6 +32,13 @@ FORMAT = 2
 """Number of the layout that this version writes; a newer one is refused, older ones are read."""
 
 _OBJECT = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
+
+
+def load_plain_values(file: Any, map_location: Any = "cpu") -> Any:
+    """Return the tensors and plain values in an open file; nothing else is ever loaded."""
+    with warnings.catch_warnings():  # torch says how it checks sparse tensors, which is as wanted
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+        return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def read_checkpoint(
@@ -48,13 +58,14 @@ def read_checkpoint(
         CheckpointError: The file is missing, empty, corrupt, of another program, in a newer format,
             or its weights are not finite.
     """
+    check_local(path)
     name = f"ckpt_path={os.fspath(path)!r}"
     if Path(path).is_dir():
         raise CheckpointError(f"{name} is a folder, not a checkpoint file.")
     try:
         with Path(path).open("rb") as file:
             sealed = verify_digest(file)
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            checkpoint = load_plain_values(file, map_location)
     except FileNotFoundError:
         raise CheckpointError(f"{name}: no such file; `last` finds the newest run's.") from None
     except OSError as error:
@@ -72,6 +83,24 @@ def read_checkpoint(
             "may be damaged. AtomicCheckpointIO().save_checkpoint(...) writes a file with a digest."
         )
     return dict(checkpoint)
+
+
+def check_local(ckpt_path: Any) -> None:
+    """Refuse a checkpoint that is not on this machine.
+
+    Raises:
+        CheckpointError: The path is a URL.
+
+    Example:
+        >>> check_local("s3://bucket/last.ckpt")
+        Traceback (most recent call last):
+        fedlightning.errors.CheckpointError: ckpt_path='s3://bucket/last.ckpt': remote paths are ...
+    """
+    text = "" if ckpt_path is None else str(ckpt_path)
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path drops a slash; a drive is one letter
+        raise CheckpointError(
+            f"ckpt_path={text!r}: remote paths are not read; download the file and pass its path."
+        )
 
 
 def is_good(path: Path) -> bool:
@@ -154,7 +183,11 @@ def _fault(checkpoint: Any) -> str | None:
 
 def _cannot_load(error: Exception) -> str:
     if found := _OBJECT.search(str(error)):
-        return f"it holds an object of {found[1]}; only tensors and plain values are loaded."
+        return (
+            f"it holds an object of {found[1]}; only tensors and plain values are loaded. If you "
+            "trust the file, AtomicCheckpointIO().save_checkpoint(torch.load(path, "
+            "weights_only=False), new_path) writes its hyperparameters as plain values."
+        )
     first = " ".join(str(error).split()).partition(". ")[0]
     return f"it cannot be read as a checkpoint ({type(error).__name__}: {first[:200]})."
 

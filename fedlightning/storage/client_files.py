@@ -116,7 +116,7 @@ def _write(folder: Path, states: Mapping[int, State]) -> Path:
 
 
 def _checksum(state: State) -> int:
-    """Return a CRC-32 of keys and values, whatever the order of the keys."""
+    """Return a CRC-32 of keys and values, independent of the order of the keys."""
     value = 0
     for key in sorted(state):
         value = zlib.crc32(key.encode(), value)

@@ -16,10 +16,15 @@ from tests.algorithms.cases import (
     run,
     whole,
 )
+from tests.algorithms.test_systems import SYSTEMS
 from tests.toys import data, fit, loop_of, net, same, state
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 START = state(net(module=Faulty))
+REMEMBERING = (
+    "SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD", "PerInvFL", "FedDyn", "MOON", "FedProto",
+    "FedALA",
+)  # fmt: skip
 
 
 @every_algorithm
@@ -74,13 +79,16 @@ def test_what_a_client_keeps_is_its_own(name):
 
 
 def has_memory(name: str) -> bool:
-    return any(word in name for word in ("SCAFFOLD", "Ditto", "PFedMe", "APFL", "FedRoD"))
+    return any(word in name for word in REMEMBERING)
 
 
 @every_algorithm
 def test_the_server_remembers_what_it_has_to(name):
     remembered = loop_of(whole(name)).server.state_dict()
-    stateful = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected")
+    stateful = (
+        "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SCAFFOLD", "corrected", "FedImpro",
+        "FedDyn", "FedProto", "FedAMP",
+    )  # fmt: skip
     assert bool(remembered) == any(word in name for word in stateful)
     assert all(value.abs().sum() > 0 for value in remembered.values())
 
@@ -143,7 +151,9 @@ def test_user_frozen_parameters_stay_frozen(name):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg"])
+@pytest.mark.parametrize(
+    "name", ["FedProx", "SCAFFOLD", "APFL", "FedRoD", "PFedMe", "PerFedAvg", "PerInvFL"]
+)
 def test_lower_precision_works(name, precision):
     found = everything(run(name, rounds=2, precision=precision))
     assert all(torch.isfinite(value).all() for value in found.values())
@@ -155,6 +165,7 @@ def test_the_table_has_every_algorithm():
         for name in family.__all__
         if isinstance(kind := getattr(family, name), type) and issubclass(kind, family.Algorithm)
     }
+    systems = [system.algorithm for system in SYSTEMS.values()]  # with networks of their own
     assert classes - {"Algorithm", "Composite"} == {
-        type(algorithm).__name__ for algorithm in ALGORITHMS.values()
+        type(algorithm).__name__ for algorithm in (*ALGORITHMS.values(), *systems)
     } - {"Composite"}

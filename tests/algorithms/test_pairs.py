@@ -18,10 +18,14 @@ from tests.toys import data, fit, loop_of, net, same, state, trainer
 
 NAMED = {name: a for name, a in ALGORITHMS.items() if type(a) is not Composite and "," not in name}
 SERVERS = ("FedAvgM", "FedAdam", "FedYogi", "FedAdagrad")
+GLOBAL = ("FedProx", *SERVERS, "SCAFFOLD", "FedNova", "FedDyn", "MOON")
+PERSONAL = ("Ditto", "PFedMe", "APFL", "FedProto", "FedALA", "FedAMP")
+PRIVATE = ("FedProto", "FedAMP")  # share no part of the network
 
 _SERVER = r"server is Server\w+\(.*\) for the one and Server\w+\(.*\) for the other"
 _STEP = "each says how to train on a batch"
 _MODELS = "each gives clients models of their own"
+_PREDICTORS = "each says what a client predicts with"
 _PHASES = "each divides an update into phases"
 _NOBODY = r"(Server)?\w+ needs a global model, and with share='none' there is none"
 
@@ -31,7 +35,7 @@ def _part(key: str, one: str, other: str) -> str:
 
 
 REFUSED: dict[tuple[str, str], str] = {
-    **dict.fromkeys(combinations((*SERVERS, "PFedMe"), 2), _SERVER),  # PFedMe's with beta
+    **dict.fromkeys(combinations((*SERVERS, "PFedMe", "FedDyn"), 2), _SERVER),  # PFedMe's with beta
     **{(name, "LocalOnly"): _NOBODY for name in ("FedProx", *SERVERS, "SCAFFOLD")},
     **{(name, "LocalOnly"): _NOBODY for name in ("Ditto", "APFL", "PFedMe")},
     ("FedProx", "PFedMe"): "Proximal changes gradients, MoreauEnvelope has its own",
@@ -53,8 +57,30 @@ REFUSED: dict[tuple[str, str], str] = {
     ("LGFedAvg", "LocalOnly"): _part("share", "head", "none"),
     ("FedRoD", "LocalOnly"): _part("share", "full", "none"),
     ("LocalOnly", "ServerData"): _NOBODY,
-    **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes"), 2), _STEP),
-    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD")},
+    ("PFedMe", "FedNova"): "LocalProgress changes gradients, MoreauEnvelope has its own",
+    **{(name, "LocalOnly"): _NOBODY for name in ("FedNova", "FedDyn", "MOON", "FedALA")},
+    **{("FedBABU", name): _part("train", "body", "full") for name in PRIVATE},
+    **{("FedPer", name): _part("share", "body", "none") for name in PRIVATE},
+    **{("FedRep", name): _part("share", "body", "none") for name in PRIVATE},
+    **{("LGFedAvg", name): _part("share", "head", "none") for name in PRIVATE},
+    **{("FedRoD", name): _part("share", "full", "none") for name in PRIVATE},
+    **{(name, private): _NOBODY for name in GLOBAL for private in PRIVATE},
+    **{(private, name): _NOBODY for name in ("FedRes", "FedImpro") for private in PRIVATE},
+    **{(name, "ServerData"): _NOBODY for name in PRIVATE},
+    **dict.fromkeys(combinations((*PERSONAL, "PerInvFL"), 2), _MODELS),
+    ("FedRoD", "FedALA"): _MODELS,
+    **dict.fromkeys(combinations(("FedProto", "KNNPer", "FedPN"), 2), _PREDICTORS),
+    ("FedNova", "FedPN"): r"each has its own accumulator\(\)",
+    **dict.fromkeys(combinations(("PerFedAvg", "PFedMe", "APFL", "FedRoD"), 2), _STEP),
+    ("Ditto", "FedRoD"): _MODELS,
+    **{("LocalOnly", name): _NOBODY for name in ("FedImpro", "PerInvFL")},
+    **dict.fromkeys(
+        combinations(
+            ("PerFedAvg", "PFedMe", "APFL", "FedRoD", "FedRes", "FedImpro", "PerInvFL"), 2
+        ),
+        _STEP,
+    ),
+    **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD", "PerInvFL")},
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]
 

@@ -12,13 +12,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning import FedMD, FedRes, FedVI, IterativeDataSmoothing, PFedHR
+from fedlightning import FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
 from fedlightning.algorithms import Algorithm
 from fedlightning.algorithms.aggregation import CoordinateMedian, Krum
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
 from fedlightning.federation.uplink import ClipNorm, Int8
-from fedlightning.models import LayeredNetworks, ResidualMLP, RewardMLP, VariationalMLP
+from fedlightning.models import (
+    LayeredNetworks,
+    PosteriorNetwork,
+    ResidualMLP,
+    RewardMLP,
+    VariationalMLP,
+)
 from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
 from tests.algorithms.cases import BAD, COHORTS, SIZES, WITHOUT_TWO, Counts, everything
 from tests.toys import CLASSES, FEATURES, client_states, data, loop_of, net, same, trainer
@@ -71,6 +77,7 @@ class System:
             counts = Counts()
 
             def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                super().on_train_batch_end(outputs, batch, batch_idx)
                 if self.trainer.current_epoch == 1 and len(batch[1]) == 3:
                     self.counts.seen += 1
                     if self.counts.seen in at:
@@ -85,6 +92,7 @@ ARCHITECTURES = {"plain": ["fc5"], "conv": ["conv3", "conv2", "fc4"]}
 MIXED = {"architectures": ARCHITECTURES, "in_shape": (1, 4, 4), "num_classes": CLASSES, **SGD}
 NETWORKS = ("networks.", "architecture")
 PAIR = {"in_features": FEATURES, "shared_hidden": [5], "num_classes": CLASSES, "private_lr": 0.05}
+POSTERIOR = {"in_features": FEATURES, "hidden": [5], "num_classes": CLASSES, "features": 2}
 SYSTEMS = {
     "FedRes": System(FedRes(), ResidualMLP, {**PAIR, **SGD}, ("private.",)),
     "FedRes, sgd": System(FedRes("sgd"), ResidualMLP, {**PAIR, **SGD}, ("private.",)),
@@ -103,6 +111,10 @@ SYSTEMS = {
         FedVI(), VariationalMLP,
         {"in_features": FEATURES, "hidden": [5], "num_classes": CLASSES, "constructor_hidden": 6,
          **SGD}, (),
+    ),
+    "FedPN": System(FedPN(), PosteriorNetwork, {**POSTERIOR, "density": "gaussian"}, ()),
+    "FedPN, radial flows": System(
+        FedPN(), PosteriorNetwork, {**POSTERIOR, "density": "radial", "transforms": 3}, ()
     ),
     "FedMD": System(
         FedMD(public_epochs=2, public_batch_size=4), LayeredNetworks, MIXED, NETWORKS, Pictures,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import FedAvg, PersonalizationCallback
-from fedlightning.core.module_snapshot import ModuleSnapshot, preserved
+from fedlightning.core.module_snapshot import ModuleSnapshot, WholeModule
 from tests.toys import Net, data, fit, net, same, state
 
 
@@ -74,13 +74,22 @@ def test_changes_can_be_made_again():
     assert holder.count == 3
 
 
-def test_a_block_leaves_no_trace_in_buffers():
-    norm = nn.BatchNorm1d(2)
-    with preserved(norm):
-        norm(torch.randn(8, 2))
-        norm.eval()
-    assert int(norm.num_batches_tracked) == 0
-    assert norm.training
+def test_all_of_a_module_is_put_back():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {key: value.clone() for key, value in layers.state_dict().items()}
+    whole = WholeModule(layers)
+    for _ in range(2):
+        layers(torch.randn(8, 2))
+        layers.eval()
+        with torch.no_grad():
+            layers[0].weight += 1
+        layers[1].weight = nn.Parameter(torch.zeros(2))
+        layers.extra = [1]
+        whole.restore()
+        assert layers.training
+        assert not hasattr(layers, "extra")
+        now = layers.state_dict()
+        assert all(torch.equal(value, now[key]) for key, value in before.items())
 
 
 class Recurrent(Net):

@@ -7,12 +7,15 @@ from collections.abc import Callable
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loops.optimization.automatic import Closure
+from pytorch_lightning.utilities.rank_zero import WarningCache
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from fedlightning import FedAvg, FedBABU
 from fedlightning.engine._lightning.stock_step import LightningStep
 from fedlightning.engine.steps import DirectStep, needs_lightning_step
+from fedlightning.errors import ConfigError
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
 
@@ -132,15 +135,35 @@ def test_a_training_step_without_batch_index_and_with_a_dict_is_fine():
     assert same(state(short), state(usual))
 
 
-def test_a_training_step_that_returns_none_skips_the_batch():
+def test_a_training_step_that_returns_none_skips_the_batch_and_says_so_once(monkeypatch):
     class Skipping(Net):
         def training_step(self, batch, batch_idx):
             return None
 
+    monkeypatch.setattr(Closure, "warning_cache", WarningCache())
     module = net(module=Skipping, lr_milestones=())
     before = state(module)
-    fit(module, FedAvg())
+    with pytest.warns(UserWarning, match=r"^`training_step` returned `None`, so nothing") as seen:
+        fit(module, FedAvg())
+    assert sum("returned `None`" in str(warning.message) for warning in seen) == 1
     assert same(state(module), before)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ({"los": 1.0}, r"returned a dict without 'loss' \('los'\); return the loss"),
+        (0.5, r"returned 0\.5 of float; return the loss, a tensor"),
+        ({"loss": 0.5}, r"returned 0\.5 of float"),
+    ],
+)
+def test_a_training_step_without_a_loss_ends_the_run_at_once(output, message):
+    class Lossless(Net):
+        def training_step(self, batch, batch_idx):
+            return output
+
+    with pytest.raises(ConfigError, match=f"^Lossless.training_step {message}"):
+        fit(net(module=Lossless), FedAvg(), federation={"on_client_failure": "skip"})
 
 
 def test_on_train_batch_start_can_end_the_local_epoch():

@@ -7,11 +7,14 @@ import types
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedlightning import (
+    AtomicCheckpointIO,
     FedAvg,
     FedBABU,
     FederatedTrainer,
@@ -25,6 +28,7 @@ from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.federation.sampling import UniformSampler
 from fedlightning.federation.uplink import TopK
 from fedlightning.models import MLP
+from fedlightning.personalization.models import client_model
 from tests.toys import Net, data, examples, net, trainer
 
 
@@ -39,6 +43,15 @@ from tests.toys import Net, data, examples, net, trainer
         (
             lambda: FederatedTrainer(federation=FedBABU),
             "federation must be an instance of Federation, got the algorithm FedBABU; pass ",
+        ),
+        (
+            lambda: FederatedTrainer(federation="fedbabu"),
+            "federation must be an instance of Federation, got the algorithm FedBABU; pass ",
+        ),
+        (
+            lambda: FederatedTrainer(strategy=FedProx()),
+            "trainer.strategy says how processes work together, and FedProx is an algorithm; pass "
+            "federation=Federation(algorithm=FedProx(...)).",
         ),
         (
             lambda: FederatedTrainer(federation=Federation),
@@ -189,6 +202,31 @@ def test_classes_in_the_place_of_model_and_data(call):
         run(net(), datamodule=Digits)
 
 
+@pytest.mark.parametrize("call", CALLS[:-1])
+def test_a_misspelt_argument_of_a_call(call):
+    run = getattr(trainer(FedAvg()), call)
+    message = rf"FederatedTrainer\.{call} has no setting 'datamodul'\. Did you mean 'datamodule'\?"
+    with pytest.raises(ConfigError, match=message):
+        run(net(), datamodul=data())
+
+
+def test_arguments_in_each_others_place():
+    with pytest.raises(
+        ConfigError, match=r"got the data module ClientDatasets: the model comes fi"
+    ):
+        trainer(FedAvg()).fit(data(), net())
+    with pytest.raises(ConfigError, match="model must be an instance of LightningModule, got None"):
+        trainer(FedAvg()).fit(None, datamodule=data())
+
+
+@pytest.mark.parametrize("missing", ["training_step", "configure_optimizers"])
+def test_a_module_that_lacks_what_training_needs(missing, tmp_path):
+    lacking = type("Lacking", (Net,), {missing: getattr(pl.LightningModule, missing)})
+    with pytest.raises(ConfigError, match=f"^Lacking has no {missing}: write one that returns"):
+        trainer(FedAvg(), folder=tmp_path).fit(lacking(), datamodule=data())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("path", ["s3://bucket/last.ckpt", Path("hf://me/model"), "http://a/b"])
 def test_a_remote_checkpoint(call, path, tmp_path):
@@ -198,10 +236,27 @@ def test_a_remote_checkpoint(call, path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_remote_folder_for_checkpoints_is_refused_before_training(tmp_path):
+    remote = ModelCheckpoint(dirpath="memory://checkpoints")
+    with pytest.raises(
+        ConfigError, match=r"ModelCheckpoint\(dirpath='memory://checkpoints'\): che"
+    ):
+        trainer(FedAvg(), folder=tmp_path, callbacks=[remote])
+
+
+def test_a_remote_checkpoint_is_refused_by_every_reader(tmp_path):
+    with pytest.raises(CheckpointError, match="remote paths are not read"):
+        AtomicCheckpointIO().load_checkpoint("s3://bucket/last.ckpt")
+    with pytest.raises(CheckpointError, match="remote paths are not read"):
+        client_model(tmp_path, "global", net(), ckpt_path="s3://bucket/last.ckpt")
+
+
 def test_a_loader_of_everything_does_not_say_whose_examples_are_whose():
     everything = DataLoader(TensorDataset(*examples(20, 0)), 4)
     with pytest.raises(ConfigError, match=r"DataLoader does not say which client .*`datamodule`"):
         trainer(FedAvg()).fit(net(), everything)
+    with pytest.raises(ConfigError, match=r"DataLoader does not say which client .*`datamodule`"):
+        trainer(FedAvg()).personalize(net(), everything)
     with pytest.raises(ConfigError, match=r"needs a FederatedDataModule as `datamodule`; got none"):
         trainer(FedAvg()).fit(net())
 
@@ -229,8 +284,11 @@ def other_lightning(monkeypatch):
         ("LightningDataModule", object),
         ("Callback", object),
         ("Logger", object),
+        ("Profiler", object),
     ):
-        setattr(package, name, type(name, (base,), {"__module__": "lightning.pytorch"}))
+        stock = vars(pl.Callback) if name == "Callback" else {}
+        own = {key: value for key, value in stock.items() if key not in ("__dict__", "__weakref__")}
+        setattr(package, name, type(name, (base,), {**own, "__module__": "lightning.pytorch"}))
     monkeypatch.setitem(sys.modules, "lightning", package)
     return package
 
@@ -250,6 +308,8 @@ def test_classes_of_the_package_lightning(other_lightning):
 
     class Logger(L.Logger): ...
 
+    class Profiler(L.Profiler): ...
+
     for call in CALLS:
         run = getattr(trainer(FedAvg()), call)
         with pytest.raises(ConfigError, match="got Module" + message):
@@ -260,6 +320,17 @@ def test_classes_of_the_package_lightning(other_lightning):
         FederatedTrainer(callbacks=[Callback()])
     with pytest.raises(ConfigError, match="trainer.logger .* got Logger" + message):
         FederatedTrainer(logger=Logger())
+    with pytest.raises(
+        ConfigError, match=r"trainer.profiler: Profiler is a class of the package `l"
+    ):
+        FederatedTrainer(profiler=Profiler())
+
+    class Bringing(Net):
+        def configure_callbacks(self):
+            return Callback()
+
+    with pytest.raises(ConfigError, match="trainer.callbacks .* got Callback" + message):
+        trainer(FedAvg()).fit(Bringing(), datamodule=data())
 
 
 def test_a_compiled_module_is_a_module():

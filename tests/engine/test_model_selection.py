@@ -6,7 +6,14 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from fedlightning import FedAvg, FedBABU, PersonalizationCallback
+from fedlightning import (
+    FedAvg,
+    FedBABU,
+    FedPer,
+    LGFedAvg,
+    LocalOnly,
+    PersonalizationCallback,
+)
 from fedlightning.core.metrics import is_test_metric
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
@@ -155,3 +162,33 @@ def test_personalization_never_trains_on_validation_or_test_data(way):
     assert all(same(*pair) for pair in zip(before, after, strict=True))
     one_more, _ = tuned(net(), ClientDatasets(train=others, test=test, **settings), way)
     assert not same(before[0], one_more[0]), "nothing depends on the data"
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [("val/acc", "personalized/val_acc"), ("val/loss", "personalized/val_loss")],
+)
+def test_selecting_by_a_model_that_no_client_has_is_said(metric, better):
+    with pytest.warns(UserWarning, match="a model that no client has") as caught:
+        fit(
+            net(), FedPer(), rounds=1, datamodule=data(val_fraction=0.3),
+            callbacks=[EarlyStopping(metric)],
+        )  # fmt: skip
+    (text,) = {str(w.message) for w in caught if "no client" in str(w.message)}
+    assert text.startswith(f"EarlyStopping looks at {metric!r}, which FedPer measures ")
+    assert f"take {better!r}, with PersonalizationCallback(every_n_rounds=1)" in text
+
+
+@pytest.mark.parametrize("algorithm", [FedPer(), LGFedAvg(), LocalOnly()])
+def test_whose_model_is_measured_is_said_at_once(algorithm, caplog):
+    with caplog.at_level("INFO"):
+        fit(net(), algorithm, rounds=1)
+    (text,) = [r.getMessage() for r in caplog.records if "each client keeps" in r.getMessage()]
+    assert text.startswith(f"{algorithm.name}: each client keeps its own ")
+    assert "`personalized/...`" in text
+
+
+def test_nothing_is_said_where_clients_share_the_model(caplog):
+    with caplog.at_level("INFO"):
+        fit(net(), FedAvg(), rounds=1)
+    assert not [r for r in caplog.records if "each client keeps" in r.getMessage()]

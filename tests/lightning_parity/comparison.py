@@ -88,13 +88,9 @@ def _one_client(idiom: Idiom, outcome: Outcome) -> None:
     outcome.got = ours.epochs[-1].metrics.get(idiom.show, math.nan)
     outcome.differences += _rounds_of_one(idiom, clients, reference, ours)
     outcome.differences += _notes(reference, ours)
-    state = reference.epochs[-1].state
     for split in ("val", "test"):
         loader = stock_loader(clients, 0, split)
-        if idiom.apart:
-            right = plain.evaluate(idiom, loader, split, state)
-        else:
-            right = plain.evaluate(idiom, loader, split, module=reference.module)
+        right = plain.evaluate(idiom, loader, split, module=reference.module)
         outcome.differences += _after_fit(idiom, ours, clients, split, right)
     if idiom.resumes:
         outcome.differences += _from_file(idiom, ours, clients, right)
@@ -115,16 +111,11 @@ def _rounds_of_one(
             return
         where, state = f"round {round_index}", of_round[-1].state
         right = _of_a_round(of_round)
-        if idiom.apart:
-            right = {
-                **right,
-                **plain.evaluate(idiom, stock_loader(clients, 0, "val"), "val", state),
-            }
         yield from _numbers(idiom, where, right, shown.metrics)
         yield from _places(idiom, where, of_round[-1], shown)
         yield from _states(where, state, shown.state)
     if idiom.tests_in_fit and rounds:
-        module = reference.module if idiom.resumes else None
+        module = reference.module if idiom.resumes or idiom.apart else None
         test = stock_loader(clients, 0, "test")
         right = plain.evaluate(idiom, test, "test", epochs[-1].state, module)
         yield from _numbers(idiom, "last round, test data", right, rounds[-1].metrics)
@@ -438,8 +429,9 @@ def _warning_of(idiom: Idiom, who: str, outcome: Outcome) -> Iterator[None]:
 @contextmanager
 def ignoring(idiom: Idiom) -> Iterator[None]:
     with warnings.catch_warnings():
-        if idiom.ignores is not None:
-            warnings.filterwarnings("ignore", f".*{idiom.ignores}")
+        for known in (idiom.ignores, idiom.warns):
+            if known is not None:
+                warnings.filterwarnings("ignore", f".*({known})")
         yield
 
 

@@ -82,8 +82,8 @@ class Idiom:
         three: Whether it is compared on three clients.
         personal: Whether the clients are fine-tuned, too.
         start: Runs it, where that is not ``trainer.fit``.
-        apart: Whether the module uses state outside of its ``state_dict``, which is a client's own:
-            then right is what plain Lightning measures of the weights in a new module.
+        apart: Whether the module uses state outside of its ``state_dict``: with one client it
+            lasts, as in plain Lightning; several clients each have their own.
         tests_in_fit: Whether the test data seen by ``fit`` are compared.
         show: The number that the table shows.
         why: Why it is refused, or in what the number differs.

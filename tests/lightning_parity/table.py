@@ -1,16 +1,17 @@
 """The idioms as a table for the documentation, made by running the comparisons.
 
-``python -m tests.lightning_parity.table [NAME ...] > table.md``
+``python -m tests.lightning_parity.table [NAME ...]`` prints it;
+``python -m tests.lightning_parity.table --write docs/lightning.md`` puts it into the documentation.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import logging
 import math
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -23,6 +24,7 @@ from tests.lightning_parity.idiom import Idiom
 from tests.lightning_parity.idioms import IDIOMS, THEMES
 from tests.lightning_parity.workers import two_workers
 
+BEGIN, END = "<!-- idioms -->", "<!-- end of idioms -->"
 HEADER = (
     "| idiom | plain Lightning | here | same, or why not |",
     "|---|---|---|---|",
@@ -89,21 +91,31 @@ def _number(idiom: Idiom, value: float | str) -> str:
 
 
 def main() -> None:
-    """Print the table of the idioms that are named, or of all."""
-    unknown = set(sys.argv[1:]) - {idiom.name for idiom in IDIOMS}
-    if unknown:
-        sys.exit(f"error: no idiom of the name {', '.join(sorted(unknown))}")
+    """Print the table of the idioms that are named, or of all; or write it into a document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--write", type=Path, help="a document with the two marks")
+    args = parser.parse_args()
+    if unknown := {*args.names} - {idiom.name for idiom in IDIOMS}:
+        parser.error(f"no idiom of the name {', '.join(sorted(unknown))}")
+    document = args.write.resolve() if args.write is not None else None
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     os.chdir(tempfile.mkdtemp())
-    lines = table(sys.argv[1:])
+    lines, written = table(args.names), list[str]()
     while True:
         with contextlib.redirect_stdout(io.StringIO()):  # progress bars and summaries
             line = next(lines, None)
         if line is None:
             break
+        written.append(line)
         print(line, flush=True)
+    if document is not None:
+        before, rest = document.read_text().split(BEGIN)
+        _, after = rest.split(END)
+        text = "\n".join([before + BEGIN, *written, "", END + after])
+        document.write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tests.lightning_parity.idioms import IDIOMS
-from tests.lightning_parity.table import HEADER, table
+from pathlib import Path
+
+from tests.lightning_parity.idioms import AVERAGING, IDIOMS
+from tests.lightning_parity.table import BEGIN, END, HEADER, table
 
 
 def test_idioms_have_names_and_titles_of_their_own():
@@ -25,3 +27,15 @@ def test_the_table_shows_both_numbers_or_why_there_are_none():
     assert clipped[1].startswith("`val/loss` ")
     assert clipped[3] == "same, one client, three clients"
     assert finder == ["`LearningRateFinder`", "", "refused", "refused: it trains outside of rounds"]
+
+
+def test_the_documentation_shows_every_idiom_and_no_difference():
+    document = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text()
+    shown = document.split(BEGIN)[1].split(END)[0].splitlines()
+    rows = [line for line in shown if line.startswith("| ") and line not in HEADER]
+    titles = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    of_newer_versions = {idiom.title for idiom in AVERAGING} - {idiom.title for idiom in IDIOMS}
+    assert [title for title in titles if title not in of_newer_versions] == [
+        idiom.title.replace("|", "\\|") for idiom in IDIOMS
+    ]
+    assert not [row for row in rows if "right " in row]

@@ -95,6 +95,21 @@ def test_numbers_out_of_range_are_refused(argument, value):
         MLP(**{argument: value})
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.EmbeddingBag(9, 4, sparse=True),
+        nn.Embedding(9, 4, sparse=True),
+        nn.Linear(4, 4, dtype=torch.cfloat),
+    ],
+    ids=["bag", "embedding", "complex"],
+)
+def test_the_optimizer_is_not_one_kernel_where_that_cannot_step(layer):
+    net = MLP(in_features=4, num_classes=2)
+    net.body.append(layer)
+    assert net.configure_optimizers().param_groups[0]["fused"] is False
+
+
 @pytest.mark.parametrize(("given", "fused"), [(None, True), (True, True), (False, False)])
 def test_the_optimizer_is_one_kernel_unless_told_otherwise(given, fused):
     optimizer = MLP(in_features=4, num_classes=2, fused=given).configure_optimizers()

@@ -17,12 +17,15 @@ from fedlightning import (
     FedBABU,
     FedBN,
     FederatedModule,
+    FedPN,
     FedRoD,
+    PerInvFL,
     PersonalizationCallback,
     PFedMe,
 )
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.models import PosteriorNetwork
 from fedlightning.personalization.models.reader import read_index, read_personal
 from fedlightning.personalization.models.writer import state_digest
 from fedlightning.personalization.on_demand import chosen_clients
@@ -44,6 +47,13 @@ class Conv(FederatedModule):
             nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
         )  # fmt: skip
         self.head = nn.Linear(32, 3)
+
+
+class Posteriors(PosteriorNetwork):
+    """A posterior network for the toy data."""
+
+    def __init__(self) -> None:
+        super().__init__(in_features=4, hidden=[5], num_classes=3, features=2, transforms=2)
 
 
 def callback(part="head", **kwargs):
@@ -173,8 +183,10 @@ def test_a_personalization_that_fails_leaves_the_former_one(tmp_path):
         (LG, net, "head"),
         (FedBABU(), lambda seed: net(seed, Conv), "full"),
         (FedBABU(), lambda seed: net(seed, Conv), "head"),
+        (FedPN(), lambda seed: net(seed, Posteriors), "head + density"),
+        (PerInvFL(personal_lr=0.1), net, "head"),
     ],
-    ids=["head", "kept heads", "kept bodies", "conv", "conv head"],
+    ids=["head", "kept heads", "kept bodies", "conv", "conv head", "switch", "invariance"],
 )
 def test_personalize_gives_the_bits_of_the_run(tmp_path, algorithm, module, part, devices):
     fit(

@@ -154,7 +154,7 @@ def test_weights_only_cannot_be_switched_off(folder):
 
 
 def test_a_state_that_could_not_be_loaded_is_warned_of_once(tmp_path):
-    io, bad = AtomicCheckpointIO(), {**content(1), "hyper_parameters": {"path": Path("x")}}
+    io, bad = AtomicCheckpointIO(), {**content(1), "callbacks": {"Mine": {"path": Path("x")}}}
     with pytest.warns(UserWarning, match=r"last\.ckpt cannot be loaded again"):
         io.save_checkpoint(bad, tmp_path / "last.ckpt")
     io.save_checkpoint(bad, tmp_path / "last.ckpt")

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from fedlightning.core.state import State, Sums, first_non_finite
+from fedlightning.core.state import State, Sums, as_real, first_non_finite
 from fedlightning.core.validation import Setting
 from fedlightning.errors import ConfigError, FederationError
 
@@ -105,7 +105,7 @@ def check_weight(weight: float) -> None:
 
 
 def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = None) -> State:
-    """Return the floating-point tensors of a state.
+    """Return the floating-point tensors of a state, those of complex numbers as pairs.
 
     Args:
         state: Tensors by key.
@@ -119,9 +119,9 @@ def floats_of(state: Mapping[str, Tensor], like: Mapping[str, Tensor] | None = N
         >>> floats_of({"w": torch.zeros(1), "n": torch.tensor(3)})
         {'w': tensor([0.])}
     """
-    values = {key: value for key, value in state.items() if value.is_floating_point()}
+    values = as_real(state)
     if like is not None:
-        expected = {key for key, value in like.items() if value.is_floating_point()}
+        expected = as_real(like).keys()
         if values.keys() != expected:
             raise ValueError(f"keys differ: {sorted(values.keys() ^ expected)}")
         for key, value in values.items():

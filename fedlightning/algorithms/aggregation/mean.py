@@ -47,7 +47,7 @@ class WeightedMean:
 
     Args:
         sums: ``float32`` adds in single precision, as most published code does: needed to replay
-            somebody else's run to the last bit, because training amplifies the difference.
+            a published run to the last bit, because training amplifies the difference.
 
     Example:
         >>> mean = WeightedMean()

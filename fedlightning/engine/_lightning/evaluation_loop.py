@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any, Protocol
 
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from fedlightning.core.metrics import LogFlags
-from fedlightning.core.module_snapshot import Changes, ModuleSnapshot, TensorBindings
-from fedlightning.core.state import State, copy_into, live_state
-from fedlightning.datamodules import ClientTask
+from fedlightning.core.module_snapshot import Changes, WholeModule
+from fedlightning.datamodules import ClientTask, ViewLoader
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.workers.collectives import Workers
@@ -23,69 +24,127 @@ from fedlightning.engine.workers.collectives import Workers
 __all__ = ["ClientEvaluationLoop", "PersonalizationLoop"]
 
 
+class Evaluates(Protocol):
+    """Evaluates the module on clients."""
+
+    def start(self, tasks: Sequence[ClientTask]) -> None:
+        """Begin an evaluation of some clients and splits."""
+
+    def of_client(self, task: ClientTask) -> Mapping[str, float]:
+        """Return a client's metrics by name."""
+
+    def summarise(
+        self, scores: Mapping[ClientTask, Mapping[str, float]]
+    ) -> Mapping[str, tuple[float, LogFlags]]:
+        """Turn all clients' metrics into those that are logged."""
+
+    def finish(self) -> None:
+        """End the evaluation, whether it went well or not."""
+
+
 class ClientEvaluationLoop(_EvaluationLoop):
     """Lightning's evaluation loop with a batch that is a client.
 
-    Batches that are not :class:`ClientTask`, from a loader of the user, are evaluated by Lightning.
+    To callbacks the clients of all views are batches of one epoch. The module lives through epochs
+    of its own, whose hooks the evaluator calls. Batches that are not :class:`ClientTask`, from a
+    loader of the user, are evaluated by Lightning.
 
     Args:
-        evaluate: Returns a client's metrics by name.
-        summarise: Turns all clients' metrics into those that are logged.
+        evaluator: Evaluates the module on clients.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        evaluate: Callable[[ClientTask], Mapping[str, float]],
-        summarise: Callable[
-            [Mapping[ClientTask, Mapping[str, float]]], Mapping[str, tuple[float, LogFlags]]
-        ],
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, evaluator: Evaluates, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._evaluate = evaluate
-        self._summarise = summarise
+        self._evaluator = evaluator
         self._scores: dict[ClientTask, Mapping[str, float]] = {}
         self._failure: Exception | None = None
-        self._own_state: Changes | None = None
-        self._state: State = {}
+        self._tasks: list[ClientTask] | None = None
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._whole: WholeModule | None = None
+        self._memory: Changes | None = None
 
     def run(self) -> Any:
-        """Evaluate; within ``fit``, the module is afterwards as it was.
+        """Evaluate; within ``fit``, the module is left unchanged.
 
-        What the module remembers of its validations (lists, metric objects, a best value) lasts
-        from one of them to the next, and nothing else sees it.
+        What it remembers of its validations lasts from one of them to the next, and nothing else
+        sees it.
         """
-        if self.trainer.state.fn is not TrainerFn.FITTING:
-            return super().run()
-        module = self.trainer.lightning_module
-        bindings, snapshot = TensorBindings(module), ModuleSnapshot(module, LIGHTNING_ATTRIBUTES)
-        self._state = {key: value.clone() for key, value in live_state(module).items()}
-        if self._own_state is not None:
-            self._own_state.apply()
         try:
             return super().run()
         finally:
-            if not self.trainer.sanity_checking:
-                self._own_state = snapshot.changes()
-            if bindings.changed():
-                bindings.restore()
-            snapshot.restore()
-            self._restore_state()
+            if self._tasks is not None:
+                self._tasks = None
+                self._evaluator.finish()
+            if self._whole is not None:
+                if not self.trainer.sanity_checking:
+                    self._memory = self._whole.changes()
+                self._whole.restore()
+                self._whole = None
 
-    def _restore_state(self) -> None:
-        """Undo what the evaluation has changed in parameters and buffers."""
-        present = live_state(self.trainer.lightning_module)
-        copy_into(present, {key: value for key, value in self._state.items() if key in present})
+    def on_run_start(self) -> None:
+        """Call the hooks, after the module's state is noted where Lightning evaluates it."""
+        if self._tasks is None and self.trainer.state.fn is TrainerFn.FITTING:
+            self._whole = WholeModule(self.trainer.lightning_module, LIGHTNING_ATTRIBUTES)
+            if self._memory is not None:
+                self._memory.apply()
+        super().on_run_start()
 
     @property
     def _workers(self) -> Workers:
         return Workers.of(self.trainer)
 
     def reset(self) -> None:
-        """Discard the scores of the previous evaluation."""
+        """Discard the scores of the previous evaluation; see which clients come."""
         super().reset()
-        self._scores, self._failure = {}, None
+        self._scores, self._failure, self._tasks = {}, None, None
+        loaders = self._combined_loader.flattened if self._combined_loader is not None else []
+        if len(loaders) == 1 and isinstance(loaders[0], ViewLoader):
+            self._tasks = list(islice(loaders[0], int(self.max_batches[0])))
+
+    def _on_evaluation_model_eval(self) -> None:
+        if self._tasks is None:
+            super()._on_evaluation_model_eval()
+            return
+        module = self.trainer.lightning_module
+        self._modes = [(child, child.training) for child in module.modules()]
+        module.eval()
+
+    def _on_evaluation_model_train(self) -> None:
+        if self._tasks is None:
+            super()._on_evaluation_model_train()
+            return
+        for child, mode in self._modes:
+            child.training = mode
+
+    def _on_evaluation_start(self, *args: Any, **kwargs: Any) -> None:
+        if self._tasks is None:
+            super()._on_evaluation_start(*args, **kwargs)
+            return
+        self._tell("start")
+        call._call_strategy_hook(self.trainer, self._hook("start"))
+
+    def _on_evaluation_epoch_start(self, *args: Any, **kwargs: Any) -> None:
+        if self._tasks is None:
+            super()._on_evaluation_epoch_start(*args, **kwargs)
+            return
+        self._tell("epoch_start")
+        self._attempt(lambda: self._evaluator.start(self._tasks or []))
+
+    def _hook(self, moment: str) -> str:
+        return f"on_{'test' if self.trainer.testing else 'validation'}_{moment}"
+
+    def _tell(self, moment: str, *args: Any) -> None:
+        """Call the callbacks' hook."""
+        call._call_callback_hooks(self.trainer, self._hook(moment), *args)
+
+    def _attempt(self, evaluate: Callable[[], None]) -> None:
+        """Evaluate; with several workers, an error is raised when all of them know of it."""
+        try:
+            evaluate()
+        except Exception as error:
+            self._failure = error
+            if self._workers.size == 1:
+                raise
 
     def _evaluation_step(
         self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any
@@ -94,23 +153,17 @@ class ClientEvaluationLoop(_EvaluationLoop):
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
         trainer = self.trainer
-        stage = "test" if trainer.testing else "validation"
         self.batch_progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
         self._results.batch_size = batch.num_examples
-        call._call_callback_hooks(trainer, f"on_{stage}_batch_start", batch, batch_idx)
+        self._tell("batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
-        scores: Mapping[str, float] = {}
         self._workers.check()
         if self._workers.owns(batch_idx) and self._failure is None:
-            try:
-                scores = self._scores[batch] = self._evaluate(batch)
-            except Exception as error:
-                self._failure = error
-                if self._workers.size == 1:
-                    raise
+            self._attempt(lambda: self._measure(batch))
+        scores = self._scores.get(batch, {})
         self.batch_progress.increment_processed()
-        call._call_callback_hooks(trainer, f"on_{stage}_batch_end", scores, batch, batch_idx)
+        self._tell("batch_end", scores, batch, batch_idx)
         trainer._logger_connector.on_batch_end()
         self.batch_progress.increment_completed()
         if not trainer.sanity_checking:
@@ -119,12 +172,19 @@ class ClientEvaluationLoop(_EvaluationLoop):
         if alone and not self.batch_progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 
+    def _measure(self, task: ClientTask) -> None:
+        self._scores[task] = self._evaluator.of_client(task)
+
     def _on_evaluation_epoch_end(self) -> None:
+        if self._tasks is None:
+            super()._on_evaluation_epoch_end()
+            return
         self._workers.agree(self._failure)
         fx = "test_step" if self.trainer.testing else "validation_step"
-        for name, (value, flags) in self._summarise(self._scores).items():
+        for name, (value, flags) in self._evaluator.summarise(self._scores).items():
             _log_as(self.trainer.lightning_module, fx, name, value, flags)
-        super()._on_evaluation_epoch_end()
+        self._tell("epoch_end")
+        self.trainer._logger_connector.on_epoch_end()
 
     def _on_evaluation_end(self, *args: Any, **kwargs: Any) -> None:
         fit_loop = self.trainer.fit_loop
@@ -132,8 +192,14 @@ class ClientEvaluationLoop(_EvaluationLoop):
             fit_loop.phase = (
                 Phase.VALIDATED
             )  # a checkpoint made by the hooks below holds the metrics
-        self._restore_state()  # before callbacks save the model
-        super()._on_evaluation_end(*args, **kwargs)
+        if self._tasks is None:
+            if self._whole is not None:
+                self._whole.restore_values()  # before callbacks save the model
+            super()._on_evaluation_end(*args, **kwargs)
+            return
+        self._tell("end")
+        call._call_strategy_hook(self.trainer, self._hook("end"))
+        self.trainer._logger_connector.reset_results()
 
 
 class PersonalizationLoop(ClientEvaluationLoop):
@@ -149,3 +215,8 @@ class PersonalizationLoop(ClientEvaluationLoop):
         self._combined_loader = CombinedLoader([[]], "sequential")
         self._max_batches = [0]
         self._seen_batches_per_dataloader = defaultdict(int)
+
+    def reset(self) -> None:
+        """See that no client comes."""
+        super().reset()
+        self._tasks = []

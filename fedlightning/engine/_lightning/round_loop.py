@@ -9,7 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -25,6 +26,12 @@ from fedlightning.datamodules import ClientTask
 from fedlightning.engine.workers.collectives import Workers
 
 __all__ = ["Phase", "RoundLoop"]
+
+
+# Callbacks that take a model into an average after each step; Lightning has them since 2.6.
+_AVERAGING: tuple[type[pl.Callback], ...] = tuple(
+    vars(pl.callbacks)[name] for name in ("WeightAveraging",) if hasattr(pl.callbacks, name)
+)
 
 
 class Phase(str, Enum):
@@ -78,11 +85,11 @@ class RoundLoop(_FitLoop):
         """Train one round, put its result into the module, and return the round's metrics."""
 
     def extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint shall hold besides: primitives and tensors."""
+        """Return what else a checkpoint holds: primitives and tensors."""
         return {}
 
     def check_extra_state(self, state: dict[str, Any]) -> None:
-        """Refuse what :meth:`extra_state` gave, if this run cannot go on from it."""
+        """Refuse what :meth:`extra_state` gave, if this run cannot continue from it."""
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""
@@ -96,7 +103,7 @@ class RoundLoop(_FitLoop):
 
     @property
     def next_round(self) -> int:
-        """The round that a run resumed now would go on with."""
+        """The round with which a run resumed now would continue."""
         return int(self.epoch_progress.state_dict()["current"]["processed"])
 
     @property
@@ -167,6 +174,7 @@ class RoundLoop(_FitLoop):
                 # the first moment at which a checkpoint may hold the round's result
                 self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
                 self.phase = Phase.AGGREGATED
+                self._average_weights()
                 self.fire("on_aggregate_end")
             for name, (value, flags) in self._round_metrics.items():
                 _log_as(self.trainer.lightning_module, "training_step", name, value, flags)
@@ -222,12 +230,25 @@ class RoundLoop(_FitLoop):
         progress.increment_processed()
         progress.is_last_batch = position + 1 == self.max_batches
         self._count_updates(self.updates + counts)
-        call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
+        with _without(self.trainer, _AVERAGING):  # they wait for the round's result
+            call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
         self.trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         self.trainer._logger_connector.update_train_step_metrics()
         if self.workers.size == 1:
             self.stop_if_told_to()
+
+    def _average_weights(self) -> None:
+        """Show the merged model to callbacks that average weights; to them a step is a round."""
+        trainer, updates, index = self.trainer, self.updates, self.round
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._count_updates(index + 1)
+        try:
+            for callback in callbacks:
+                if isinstance(callback, _AVERAGING):
+                    callback.on_train_batch_end(trainer, trainer.lightning_module, {}, None, index)
+        finally:
+            self._count_updates(updates)
 
     def restart_round(self) -> None:
         """Count the client updates of the round anew."""
@@ -300,6 +321,21 @@ class RoundLoop(_FitLoop):
         manual = self.epoch_loop.manual_optimization.optim_step_progress
         for counts in (automatic.total, manual.total):
             counts.ready = counts.completed = updates
+
+
+@contextmanager
+def _without(trainer: pl.Trainer, kinds: tuple[type[pl.Callback], ...]) -> Iterator[None]:
+    """Have a trainer's callbacks of some kinds not called inside the ``with`` block."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [callback for callback in callbacks if not isinstance(callback, kinds)]
+    if len(others) == len(callbacks):
+        yield
+        return
+    trainer.callbacks = others  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 def _nothing() -> None:

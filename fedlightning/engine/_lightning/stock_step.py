@@ -8,12 +8,13 @@ from functools import wraps
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.loops.optimization.automatic import Closure
 from pytorch_lightning.trainer import call
 from torch import Tensor
 
 from fedlightning.engine._lightning.round_loop import RoundLoop
 
-__all__ = ["LightningStep", "forget_failed_step", "transfer_batch"]
+__all__ = ["LightningStep", "forget_failed_step", "transfer_batch", "warn_of_no_loss"]
 
 
 class _Adjuster(pl.Callback):
@@ -115,6 +116,14 @@ def transfer_batch(trainer: pl.Trainer, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return call._call_strategy_hook(trainer, "batch_to_device", batch, dataloader_idx=0)
+
+
+def warn_of_no_loss() -> None:
+    """Warn of a training step without a loss, as Lightning does: once in a process."""
+    Closure.warning_cache.warn(
+        "`training_step` returned `None`, so nothing was learned from that batch. If this was on "
+        "purpose, ignore this warning; else return the loss."
+    )
 
 
 def forget_failed_step(trainer: pl.Trainer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,19 +11,22 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
+from pytorch_lightning.utilities.compile import from_compiled
 
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.round_loop import RoundLoop
 
 __all__ = [
     "after_environment",
-    "before_optimizers",
+    "around_optimizers",
     "continue_logger",
     "in_every_checkpoint",
     "install_loops",
+    "loading_weights",
     "personalization_loop",
     "requeued_checkpoint",
     "rounds_between_looks",
+    "uncompiled",
     "wandb_settings",
 ]
 
@@ -69,11 +72,33 @@ def personalization_loop(
         trainer.test_loop = before
 
 
-def before_optimizers(trainer: pl.Trainer, prepare: Callable[[], None]) -> None:
-    """Have ``prepare`` called when the module is complete and its optimizers are not built yet."""
-    trainer.strategy.setup_optimizers = partial(  # type: ignore[method-assign]
-        _prepare_then, prepare, trainer.strategy.setup_optimizers
-    )
+def around_optimizers(
+    trainer: pl.Trainer, prepare: Callable[[], None], built: Callable[[], None]
+) -> None:
+    """Have ``prepare`` called when the module is complete, ``built`` once its optimizers are."""
+    stock = trainer.strategy.setup_optimizers
+
+    def setup_optimizers(trainer: pl.Trainer) -> None:
+        prepare()
+        stock(trainer)
+        built()
+
+    trainer.strategy.setup_optimizers = setup_optimizers  # type: ignore[method-assign]
+
+
+def uncompiled(model: Any) -> Any:
+    """Return the module that ``torch.compile`` has wrapped, its steps compiled, or what is given.
+
+    Lightning does the same a little later. A step that the module lacks stays missing.
+    """
+    inner = getattr(model, "_orig_mod", None)
+    if not isinstance(inner, pl.LightningModule):
+        return model
+    module = from_compiled(model)
+    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+        if getattr(type(inner), name) is getattr(pl.LightningModule, name):
+            vars(module).pop(name, None)
+    return module
 
 
 def rounds_between_looks(callback: pl.Callback) -> int:
@@ -95,6 +120,21 @@ def in_every_checkpoint(trainer: pl.Trainer, note: Callable[[dict[str, Any]], No
     connector.dump_checkpoint = partial(_noted, note, connector.dump_checkpoint)  # type: ignore[method-assign]
 
 
+def loading_weights(
+    trainer: pl.Trainer, load: Callable[[Callable[[], None], Mapping[str, Any]], None]
+) -> None:
+    """Have ``load`` load a checkpoint's weights: called with how to do so, and the checkpoint.
+
+    The module is complete by then, whatever makes its layers.
+    """
+    strategy, stock = trainer.strategy, trainer.strategy.load_model_state_dict
+
+    def load_model_state_dict(checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        load(partial(stock, checkpoint, strict=strict), checkpoint)
+
+    strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
+
+
 def _noted(
     note: Callable[[dict[str, Any]], None],
     dump: Callable[..., dict[str, Any]],
@@ -112,7 +152,7 @@ def _one_then_other(one: Callable[[], None], other: Callable[[], None]) -> None:
 
 
 def continue_logger(logger: Logger, version: int | str | None, step: int) -> None:
-    """Have a logger that has not begun yet go on with an earlier run.
+    """Have a logger that has not started yet continue an earlier run.
 
     Args:
         logger: A TensorBoard or W&B logger; others are left alone.
@@ -137,10 +177,3 @@ def wandb_settings(logger: Logger) -> dict[str, Any] | None:
     if not isinstance(logger, WandbLogger) or logger._offline or logger._experiment is not None:
         return None
     return dict(logger._wandb_init)
-
-
-def _prepare_then(
-    prepare: Callable[[], None], setup_optimizers: Callable[[pl.Trainer], None], trainer: pl.Trainer
-) -> None:
-    prepare()
-    setup_optimizers(trainer)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 
+from fedlightning.core.arguments import unknown_argument
 from fedlightning.core.validation import check_instance, other_lightning
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.engine.steps import overrides
+from fedlightning.errors import ConfigError
+from fedlightning.storage.checkpoint_reader import check_local
 
-__all__ = ["check_inputs", "check_local", "check_training_data"]
+__all__ = ["check_call", "check_inputs", "check_training", "check_training_data"]
 
 
 def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
@@ -27,6 +30,11 @@ def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
         ConfigError: The model or the data is refused.
         CheckpointError: The path is refused.
     """
+    if isinstance(model, pl.LightningDataModule):
+        raise ConfigError(
+            f"model must be a LightningModule, got the data module {type(model).__name__}: the "
+            "model comes first, then datamodule=..."
+        )
     if model is not None:
         compiled = getattr(model, "_orig_mod", None)  # what torch.compile wraps
         check_instance("model", model if compiled is None else compiled, pl.LightningModule)
@@ -34,6 +42,38 @@ def check_inputs(model: Any, data: Iterable[Any], ckpt_path: Any) -> None:
         if isinstance(given, type) or other_lightning(given):
             check_instance("datamodule", given, FederatedDataModule)
     check_local(ckpt_path)
+
+
+def check_call(name: str, given: Iterable[str]) -> None:
+    """Refuse a keyword that a method of the Trainer does not have.
+
+    Raises:
+        ConfigError: There is one; the message says what was probably meant.
+
+    Example:
+        >>> check_call("test", ["datamodul"])
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: FederatedTrainer.test has no setting 'datamodul'. Did ...
+    """
+    known = list(inspect.signature(getattr(pl.Trainer, name)).parameters)[1:]
+    if (unknown := next((key for key in given if key not in known), None)) is not None:
+        raise ConfigError(unknown_argument(f"FederatedTrainer.{name}", unknown, known))
+
+
+def check_training(model: pl.LightningModule) -> None:
+    """Refuse a module that says nothing of how it is trained.
+
+    Raises:
+        ConfigError: It lacks ``training_step`` or ``configure_optimizers``.
+    """
+    check_instance("model", model, pl.LightningModule)
+    needed = {"training_step": "the loss of a batch", "configure_optimizers": "an optimizer"}
+    for hook, what in needed.items():
+        if not overrides(model, hook, pl.LightningModule):
+            raise ConfigError(
+                f"{type(model).__name__} has no {hook}: write one that returns {what}, or derive "
+                "the module from FederatedModule, which has one."
+            )
 
 
 def check_training_data(data: Any) -> None:
@@ -47,22 +87,4 @@ def check_training_data(data: Any) -> None:
             f"{type(data).__name__} does not say which client has which examples; pass a "
             "FederatedDataModule as `datamodule`. For arrays or Datasets see FederatedArrays and "
             "ClientDatasets in fedlightning.datamodules."
-        )
-
-
-def check_local(ckpt_path: Any) -> None:
-    """Refuse a checkpoint that is not on this machine.
-
-    Raises:
-        CheckpointError: The path is a URL.
-
-    Example:
-        >>> check_local("s3://bucket/last.ckpt")
-        Traceback (most recent call last):
-        fedlightning.errors.CheckpointError: ckpt_path='s3://bucket/last.ckpt': remote paths are ...
-    """
-    text = "" if ckpt_path is None else str(ckpt_path)
-    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path drops a slash; a drive is one letter
-        raise CheckpointError(
-            f"ckpt_path={text!r}: remote paths are not read; download the file and pass its path."
         )

@@ -11,17 +11,25 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from fedlightning.core.state import copy_into, live_state
 from fedlightning.core.tracebacks import place_of
 from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.pooled import PooledData
+from fedlightning.engine.checks.trial_step import lone_text
 from fedlightning.engine.evaluation import ClientEvaluator
 from fedlightning.engine.steps import overrides
 from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.models.base import FederatedModule
 
-__all__ = ["check_fit", "check_lone_examples", "check_module", "trains_by_forward"]
+__all__ = [
+    "check_fit",
+    "check_initialised",
+    "check_lone_examples",
+    "check_module",
+    "trains_by_forward",
+]
 
 _USUAL_SIZES = (28, 32, 8, 16, 24, 48, 64, 84, 96, 128, 224, 256)
 
@@ -36,7 +44,7 @@ def check_module(
 
     Args:
         trainer: The trainer, for its precision.
-        module: A module on its device; only one that :func:`trains_by_forward` is checked.
+        module: A module on its device that :func:`trains_by_forward`.
         data: The clients' data.
         evaluator: Gives a client's batches as the module gets them.
 
@@ -45,8 +53,6 @@ def check_module(
         FederationError: The client's batch cannot be made.
         DataError: See :func:`check_fit` and :func:`check_lone_examples`.
     """
-    if not trains_by_forward(module):
-        return
     # data that are made when asked for are not made for all clients just to be counted
     pooled = data.client_data if isinstance(data.client_data, PooledData) else None
     splits = pooled.splits if pooled is not None else None
@@ -80,6 +86,26 @@ def _check_test_inputs(
         check_fit(module, batch[0][:2], num_classes=0)
     except DataError as error:
         raise DataError(f"client {client}, test data: {error}") from error.__cause__
+
+
+def check_initialised(module: nn.Module) -> None:
+    """Refuse a module with lazy layers that have not seen an example yet.
+
+    Raises:
+        ConfigError: There is one; the message says how to show it an example.
+
+    Example:
+        >>> check_initialised(nn.Linear(2, 3))
+    """
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        name = type(module).__name__
+        raise ConfigError(
+            f"{lazy} of {name} is lazy and uninitialized, so there is no global model to send to "
+            f"the clients; show it an example in {name}.configure_model(): "
+            "self.forward(torch.zeros(1, ...)), or give the layer its sizes."
+        )
 
 
 def trains_by_forward(module: pl.LightningModule) -> bool:
@@ -178,12 +204,7 @@ def check_lone_examples(
             if "more than 1 value per channel" not in str(error):
                 raise
             client = int(lone[0])
-            count = int(sizes[client])
-            raise DataError(
-                f"client {client} has {count} sample{'' if count == 1 else 's'}, so a "
-                f"batch of 1 sample, which {type(module).__name__}'s BatchNorm cannot train on; "
-                "set data.drop_last=true, change data.batch_size, or use GroupNorm."
-            ) from error
+            raise DataError(lone_text(client, int(sizes[client]), module)) from error
 
 
 def _first_batch(evaluator: ClientEvaluator, client: int, split: Split = "train") -> Any:

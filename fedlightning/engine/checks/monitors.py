@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
@@ -18,7 +19,9 @@ from fedlightning.engine._lightning.trainer_hooks import rounds_between_looks
 from fedlightning.engine.evaluation import federated_data
 from fedlightning.errors import ConfigError
 
-__all__ = ["check_monitors", "warn_of_test_metrics"]
+__all__ = ["check_monitors", "say_whose_model", "warn_of_test_metrics"]
+
+_log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
 
 def warn_of_test_metrics(trainer: pl.Trainer) -> None:
@@ -37,6 +40,34 @@ def warn_of_test_metrics(trainer: pl.Trainer) -> None:
             rank_zero_warn(
                 f"{name} looks at {metric!r}: that selects by test data, so results on them are "
                 f"too good. Hold validation data out (data.val_fraction) and take {better!r}."
+            )
+
+
+def say_whose_model(trainer: pl.Trainer, algorithm: str, kept: Collection[str]) -> None:
+    """Say what ``val/...`` and ``global/...`` mean where clients keep parts of the model.
+
+    Args:
+        trainer: The trainer with its callbacks and schedulers.
+        algorithm: The algorithm's name.
+        kept: The keys of the model that each client keeps.
+    """
+    if not kept:
+        return
+    some = ", ".join(sorted(kept)[:2]) + (", ..." if len(kept) > 2 else "")
+    if trainer.is_global_zero:
+        _log.info(
+            f"{algorithm}: each client keeps its own {some}. `val/...` and `global/...` are those "
+            "of the shared parts with the initial values of what is kept, a model that no client "
+            "has; the clients' own models have `initial/...` and `personalized/...` "
+            "(PersonalizationCallback)."
+        )
+    for name, metric in dict.fromkeys(_monitors(trainer)):
+        if without_view(metric).startswith(("val", "global")):
+            own = "personalized/val_loss" if "loss" in metric else "personalized/val_acc"
+            rank_zero_warn(
+                f"{name} looks at {metric!r}, which {algorithm} measures of a model that no client "
+                f"has; take {own!r}, with PersonalizationCallback(every_n_rounds=1) and "
+                "data.val_fraction."
             )
 
 

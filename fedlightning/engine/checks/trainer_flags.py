@@ -8,12 +8,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from fedlightning import algorithms
+from fedlightning.algorithms import Algorithm
 from fedlightning.core.arguments import unknown_argument
-from fedlightning.core.validation import is_integer, is_number
+from fedlightning.core.validation import is_integer, is_number, other_lightning
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
 
-__all__ = ["UNSUPPORTED_FLAGS", "check_trainer_flags", "check_trainer_names"]
+__all__ = ["UNSUPPORTED_FLAGS", "algorithm_name", "check_trainer_flags", "check_trainer_names"]
 
 UNSUPPORTED_FLAGS: Mapping[str, tuple[Any, str]] = {
     "overfit_batches": (
@@ -73,6 +75,27 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def algorithm_name(value: Any) -> str | None:
+    """Return the name of the algorithm that a value is, as object, class or name; else ``None``.
+
+    Example:
+        >>> from fedlightning import FedAvg
+        >>> algorithm_name(FedAvg()), algorithm_name(FedAvg), algorithm_name("fedavg")
+        ('FedAvg', 'FedAvg', 'FedAvg')
+        >>> algorithm_name("ddp")
+    """
+    if isinstance(value, str):
+        names = {name.lower(): name for name in algorithms.__all__ if _is_algorithm(name)}
+        return names.get(value.lower())
+    kind = value if isinstance(value, type) else type(value)
+    return kind.__name__ if issubclass(kind, Algorithm) else None
+
+
+def _is_algorithm(name: str) -> bool:
+    named = getattr(algorithms, name)
+    return isinstance(named, type) and issubclass(named, Algorithm)
+
+
 def check_trainer_names(names: Iterable[str]) -> None:
     """Refuse arguments that the Trainer does not have.
 
@@ -121,6 +144,16 @@ def check_trainer_flags(flags: Mapping[str, Any]) -> None:
             f"trainer.min_epochs={least} with trainer.max_epochs={most} can never be met; lower "
             "the former or raise the latter."
         )
+    if (algorithm := algorithm_name(flags.get("strategy"))) is not None:
+        raise ConfigError(
+            f"trainer.strategy says how processes work together, and {algorithm} is an algorithm; "
+            f"pass federation=Federation(algorithm={algorithm}(...))."
+        )
+    for flag in flags.keys() - {"callbacks", "logger"}:  # which say it themselves
+        value = flags[flag]
+        for each in value if isinstance(value, (list, tuple)) else (value,):
+            if hint := other_lightning(each):
+                raise ConfigError(f"trainer.{flag}: {type(each).__name__} is {hint}")
     root = flags.get("default_root_dir")
     if root is not None and "://" in str(root):
         raise ConfigError(

@@ -25,7 +25,7 @@ class StackedParameters:
 
     Args:
         like: The module's optimizer: its settings are taken, its state is not.
-        module: The module, its parameters frozen as they shall be.
+        module: The module, its parameters frozen as they are to be trained.
         stack: The clients' states, clients first; they change.
     """
 

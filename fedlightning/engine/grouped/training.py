@@ -93,6 +93,10 @@ class GroupedTraining:
         self._trained.clear()
         self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
 
+    def epochs_of(self, client: int, steps: int) -> int:
+        """Refuse: clients that train at once pass over their data together."""
+        raise ConfigError("federation.local_steps needs federation.clients_per_kernel=1.")
+
     @property
     def optimizer(self) -> Optimizer:
         """The module's optimizer."""
@@ -124,7 +128,7 @@ class GroupedTraining:
         if client not in self._trained:
             group = next((group for group in self._groups if client in group), (client,))
             if group in self._groups:
-                self._groups.remove(group)  # whoever is tried again is tried by itself
+                self._groups.remove(group)  # a client that is retried is trained by itself
             try:
                 self._train(group, key, epochs, after_step)
             except Exception as error:
@@ -148,7 +152,7 @@ class GroupedTraining:
     ) -> None:
         limit, counts = self._trainer.limit_train_batches, self._data.num_batches
         steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
-        # whoever is done first stands last, so that those at work are a slice of the stack
+        # clients that finish first come last, so that those still training are a slice of the stack
         clients = sorted(
             steps, key=lambda client: (-steps[client], self._data.num_examples(client))
         )

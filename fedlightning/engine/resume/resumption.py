@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.nn.parameter import is_lazy
 
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
+from fedlightning.engine.steps import overrides
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable
@@ -36,11 +38,15 @@ __all__ = [
     "check_loadable",
     "check_resumable",
     "cut_back",
+    "load_weights",
     "note_loggers",
     "prepared_data",
     "resumption_of",
     "run_folder",
 ]
+
+# Hooks in which layers may be made, or the keys of a checkpoint changed.
+_LATE = ("setup", "configure_model", "on_load_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -144,13 +150,34 @@ def check_loadable(path: Path, module: pl.LightningModule) -> None:
         raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from None
 
 
+def load_weights(
+    load: Callable[[], None], checkpoint: Mapping[str, Any], path: Any, module: pl.LightningModule
+) -> None:
+    """Load a checkpoint's weights into a complete module; name the first one that does not fit.
+
+    Args:
+        load: Loads them.
+        checkpoint: The content of the file.
+        path: The file.
+        module: The module.
+
+    Raises:
+        CheckpointError: They are those of another network.
+    """
+    try:
+        load()
+    except RuntimeError as error:
+        try:
+            check_network(checkpoint, module)
+        except CheckpointError as difference:
+            raise CheckpointError(f"ckpt_path={str(path)!r}: {difference}") from error
+        raise
+
+
 def _compare_network(checkpoint: dict[str, Any], module: pl.LightningModule) -> None:
-    kind = type(module)
-    remade = (  # the network is not complete yet, or loads other keys
-        kind.configure_model is not pl.LightningModule.configure_model
-        or kind.on_load_checkpoint is not pl.LightningModule.on_load_checkpoint
-    )
-    if module.strict_loading and not remade:
+    """Compare networks as far as that is possible before the run has set the module up."""
+    late = any(overrides(module, hook, pl.LightningModule) for hook in _LATE)
+    if module.strict_loading and not late and not any(map(is_lazy, module.parameters())):
         check_network(checkpoint, module)
 
 

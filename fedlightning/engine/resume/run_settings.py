@@ -70,6 +70,7 @@ def settings_that_matter(
         "federation.schedule": federation.schedule,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
+        "federation.local_steps": federation.local_steps,
         "federation.head": federation.head,
         "federation.channels_last": federation.channels_last,
         "federation.clients_per_kernel": federation.clients_per_kernel,

@@ -58,7 +58,7 @@ class Workers:
         return values
 
     def _meet(self) -> None:
-        """Wait for the others where signals and bad news get through: no collective lets them."""
+        """Wait for the other workers; unlike a collective, signals and failures interrupt it."""
         arrived, pause = dist.barrier(async_op=True), 1e-4
         while arrived is not None and not arrived.is_completed():
             time.sleep(pause)
@@ -82,7 +82,7 @@ class Workers:
             self._watchdog.announce(client, round_index)
 
     def agree(self, failure: Exception | None) -> None:
-        """Raise on every process if one has failed, so that none waits for another in vain.
+        """Raise on every process if one has failed, so that none waits for it forever.
 
         Args:
             failure: What went wrong on this process, if anything.
@@ -105,9 +105,11 @@ class Workers:
             like: Tensors of the same keys, shapes, dtypes and device.
             owner: Rank of the process that has it.
         """
-        received: State = {}
-        for dtype in dict.fromkeys(value.dtype for value in like.values()):
-            keys = [key for key, value in like.items() if value.dtype is dtype]
+        # sparse tensors are the server's own: every process has them
+        received: State = {k: value for k, value in like.items() if value.layout != torch.strided}
+        dense = {key: value for key, value in like.items() if key not in received}
+        for dtype in dict.fromkeys(value.dtype for value in dense.values()):
+            keys = [key for key, value in dense.items() if value.dtype is dtype]
             source = state if state is not None else like
             flat = torch.cat([source[key].reshape(-1).to(like[key].device) for key in keys])
             dist.broadcast(flat, src=owner)

@@ -35,7 +35,7 @@ def why_ended(returncode: int | None) -> str:
 
 
 def is_stopped(pid: int) -> bool | None:
-    """Whether a process of this machine is stopped (SIGSTOP, Ctrl-Z); ``None`` if nobody knows.
+    """Whether a process of this machine is stopped (SIGSTOP, Ctrl-Z); ``None`` if unknown.
 
     Example:
         >>> is_stopped(os.getpid()) in (False, None)

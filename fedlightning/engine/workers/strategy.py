@@ -78,7 +78,10 @@ class FederatedDDPStrategy(DDPStrategy):
         """Start every worker from rank 0's weights; wrap nothing."""
         assert self.model is not None
         for tensor in live_state(self.model).values():
-            dist.broadcast(tensor, src=0)
+            if tensor.layout is torch.strided:
+                dist.broadcast(tensor, src=0)
+            else:
+                tensor.copy_(_from_rank_0(tensor))
 
     def on_exception(self, exception: BaseException) -> None:
         """Remember what ended the run."""
@@ -87,7 +90,7 @@ class FederatedDDPStrategy(DDPStrategy):
         self.why_lost(exception)  # while the others are still listened to
 
     def teardown(self) -> None:
-        """Take leave of the other workers."""
+        """Disconnect from the other workers."""
         super().teardown()
         if self._watchdog is not None:
             self._watchdog.stop(self._error)
@@ -145,7 +148,7 @@ class FederatedDDPStrategy(DDPStrategy):
                 os.environ.pop(LAUNCHER, None)
 
     def _take_children(self) -> None:
-        """Take the processes that the launcher started out of the hands of its own observer.
+        """Take the launched processes away from the launcher's own observer.
 
         That one would kill this process, without a word, when a worker ends with an error.
         """

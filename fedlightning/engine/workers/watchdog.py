@@ -58,7 +58,7 @@ class Watchdog:
     A killed process closes its connection, a stopped one falls silent. Whoever notices tells the
     others; then :attr:`lost` says what happened, :meth:`check` raises it between two local steps,
     and a process that has not ended some seconds later, because it waits where Python cannot
-    interrupt it, is ended by force. A stopped worker is killed: the run that it could go on with
+    interrupt it, is ended by force. A stopped worker is killed: the run that it could continue
     is over.
 
     Args:
@@ -167,7 +167,7 @@ class Watchdog:
         return self.lost
 
     def stop(self, error: BaseException | None = None) -> None:
-        """Say goodbye: the work is done, or ends with an error that the others shall hear of."""
+        """Stop: the work is done, or ends with an error that is passed to the other workers."""
         if self._thread is not None and not self._over.is_set():
             self._post({"bye": None if error is None else _as_ending(error)})
             self._over.set()

@@ -45,7 +45,7 @@ def read_features(
     """Return the features of batches of ``(inputs, labels)``.
 
     Args:
-        module: The model, in the mode that it shall have.
+        module: The model, in the mode to run it in.
         head: Its head: the features are its inputs.
         batches: What the model gets.
         precision: The trainer's precision plugin.

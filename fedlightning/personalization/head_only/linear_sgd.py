@@ -119,6 +119,6 @@ def tune_linear_head(
 
 
 def _watched(optimizer: Optimizer) -> bool:
-    """Whether somebody wants to see, or to change, the optimizer's steps."""
+    """Whether a hook sees, or changes, the optimizer's steps."""
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return any(hooks) or "step" in vars(optimizer)

@@ -2,6 +2,7 @@
 
 from fedlightning.personalization.models.export import (
     client_model,
+    client_network,
     client_predictor,
     example_input,
 )
@@ -14,6 +15,7 @@ from fedlightning.personalization.models.export_formats import (
 __all__ = [
     "FORMATS",
     "client_model",
+    "client_network",
     "client_predictor",
     "example_input",
     "export_model",

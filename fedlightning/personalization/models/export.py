@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlightning.algorithms import Algorithm
-from fedlightning.core.predictors import Predictor, StatePredictor
+from fedlightning.core.predictors import Predictor, PredictorModule, StatePredictor
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
@@ -22,7 +22,7 @@ from fedlightning.storage.checkpoint_io import good_checkpoint
 from fedlightning.storage.checkpoint_reader import check_network, read_checkpoint
 from fedlightning.storage.run_layout import CHECKPOINTS, PERSONAL_INDEX, PERSONAL_MODELS
 
-__all__ = ["client_model", "client_predictor", "example_input"]
+__all__ = ["client_model", "client_network", "client_predictor", "example_input"]
 
 _BATCH = 2  # torch.export takes a batch of one for a constant
 
@@ -82,15 +82,46 @@ def client_predictor(
         CheckpointError: See :func:`client_model`.
     """
     built, own, rule = _load(run, client, module, ckpt_path)
-    for hook in algorithm.hooks if rule else ():
+    return _predictor(rule, built, algorithm, client) if rule else StatePredictor(built, own)
+
+
+def client_network(
+    run: str | os.PathLike[str],
+    client: int | Literal["global"],
+    module: pl.LightningModule | Callable[[], pl.LightningModule],
+    algorithm: Callable[[], Algorithm],
+    *,
+    ckpt_path: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Return what a client predicts with as a module: its model, or a rule over several models.
+
+    Args:
+        run: See :func:`client_model`.
+        client: See :func:`client_model`.
+        module: See :func:`client_model`.
+        algorithm: Returns the run's algorithm; called where the client has a rule.
+        ckpt_path: See :func:`client_model`.
+
+    Raises:
+        ConfigError: See :func:`client_predictor`.
+        CheckpointError: See :func:`client_model`.
+    """
+    built, _, rule = _load(run, client, module, ckpt_path)
+    if not rule:
+        return built
+    return PredictorModule(_predictor(rule, built, algorithm(), client), built)
+
+
+def _predictor(
+    rule: State, built: pl.LightningModule, algorithm: Algorithm, client: int | str
+) -> Predictor:
+    for hook in algorithm.hooks:
         if (predictor := hook.predictor(rule, built)) is not None:
             return predictor
-    if rule:
-        raise ConfigError(
-            f"client {client} predicts with more than a state of {type(built).__name__}, and "
-            f"{algorithm.name} has no rule for that; pass the run's algorithm."
-        )
-    return StatePredictor(built, own)
+    raise ConfigError(
+        f"client {client} predicts with more than a state of {type(built).__name__}, and "
+        f"{algorithm.name} has no rule for that; pass the run's algorithm."
+    )
 
 
 def _load(
@@ -121,7 +152,7 @@ def _load(
         built.configure_model()
         built.on_load_checkpoint(checkpoint)
         try:
-            check_network(checkpoint, built)
+            _complete(built, checkpoint)
             built.load_state_dict(checkpoint["state_dict"])
         except (CheckpointError, RuntimeError) as error:
             raise CheckpointError(f"ckpt_path={str(path)!r}: {error}") from error
@@ -136,8 +167,31 @@ def _load(
     return built.eval(), own, rule
 
 
+def _complete(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Compare a module's network with a checkpoint; where it lacks layers, have it set up first.
+
+    Raises:
+        CheckpointError: It is another network.
+    """
+    makes_layers = type(module).setup is not pl.LightningModule.setup
+    try:
+        check_network(checkpoint, module)
+    except CheckpointError as difference:
+        if not makes_layers:
+            raise
+        try:
+            module.setup("predict")
+        except Exception as error:  # of the user's own
+            raise CheckpointError(
+                f"{str(difference).removesuffix('.')}, and {type(module).__name__}.setup, which "
+                f"may make layers, failed outside of a run ({type(error).__name__}: {error}); pass "
+                "a module that is set up."
+            ) from error
+        check_network(checkpoint, module)
+
+
 def example_input(
-    module: pl.LightningModule,
+    module: nn.Module,
     run: str | os.PathLike[str] | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Tensor:

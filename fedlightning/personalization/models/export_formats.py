@@ -81,7 +81,7 @@ def export_model(
     ``onnx`` hold the computation of ``forward``, too, for batches of any size.
 
     Args:
-        module: The model, in the mode (``eval()``) that it shall have.
+        module: The model, in the mode to export, as a rule ``eval()``.
         path: The file.
         format: One of :data:`FORMATS`; by default what the file's name ends with.
         example: Two inputs or more, in one tensor; only the shape and dtype count.

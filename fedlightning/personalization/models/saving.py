@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MOST_CLIENTS = 1_000
-"""More clients' files are written only where somebody asks for them."""
+"""More clients' files are written only on request."""
 MOST_BYTES = 2**30
 """The same for what the files take together."""
 

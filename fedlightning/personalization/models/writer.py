@@ -68,7 +68,7 @@ class About:
 
 
 def state_digest(state: State) -> str:
-    """Return a SHA-256 of keys, dtypes, shapes and values, whatever their order and layout.
+    """Return a SHA-256 of keys, dtypes, shapes and values, independent of their order and layout.
 
     Args:
         state: Tensors by key.

@@ -587,7 +587,7 @@ LAYERS = (
     ),
 )
 
-CALLBACKS = (
+AVERAGING = (
     Idiom(
         "ema",
         "`EMAWeightAveraging`",
@@ -607,6 +607,10 @@ CALLBACKS = (
         three=False,
         tests_in_fit=False,
     ),
+)
+
+CALLBACKS = (
+    *(AVERAGING if callbacks.HAS_AVERAGING else ()),
     Idiom(
         "swa",
         "`StochasticWeightAveraging`",

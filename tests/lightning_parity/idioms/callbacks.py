@@ -13,7 +13,6 @@ from pytorch_lightning.callbacks import (
     BatchSizeFinder,
     DeviceStatsMonitor,
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateFinder,
@@ -24,7 +23,6 @@ from pytorch_lightning.callbacks import (
     RichProgressBar,
     StochasticWeightAveraging,
     Timer,
-    WeightAveraging,
 )
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor, nn
@@ -76,13 +74,6 @@ class HasExample(Net):
         self.example_input_array = torch.zeros(2, FEATURES)
 
 
-class EveryEpoch(WeightAveraging):
-    """The mean over epochs."""
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return epoch_idx is not None
-
-
 class SteadyCPU(CPUAccelerator):
     """A processor with something to report, whatever is installed."""
 
@@ -101,11 +92,20 @@ def swa() -> list[pl.Callback]:
     return [StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=2)]
 
 
+HAS_AVERAGING = hasattr(pl.callbacks, "WeightAveraging")  # since Lightning 2.6
+
+
 def ema() -> list[pl.Callback]:
-    return [EMAWeightAveraging(decay=0.5)]
+    return [pl.callbacks.EMAWeightAveraging(decay=0.5)]
 
 
 def every_epoch() -> list[pl.Callback]:
+    class EveryEpoch(pl.callbacks.WeightAveraging):  # type: ignore[misc]
+        """The mean over epochs."""
+
+        def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+            return epoch_idx is not None
+
     return [EveryEpoch()]
 
 
