@@ -41,7 +41,7 @@ class PublicShare(FederatedDataModule):
         >>> data = PublicShare(Digits(num_clients=10, seed=0), fraction=0.1)
         >>> data.setup()
         >>> data.num_examples(CENTRAL, "public"), sum(data.num_examples(c) for c in range(10))
-        (135, 1213)
+        (135, 1212)
     """
 
     def __init__(self, data: FederatedDataModule, fraction: float = 0.1) -> None:

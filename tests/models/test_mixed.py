@@ -116,6 +116,18 @@ def test_personal_files_hold_the_clients_network(tmp_path):
         assert float(torch.cat(hits).mean()) == pytest.approx(found.acc_before, abs=1e-6)
 
 
+def test_clients_are_measured_by_architecture_too():
+    callback = PersonalizationCallback(part="head", epochs=0, nearest_mean=False)
+    built = fit(module(assignment=["plain", "conv", "conv"]), LocalOnly(), rounds=1,
+                datamodule=digits(), callbacks=[callback])  # fmt: skip
+    accuracies = {r.client: r.record.acc_before for r in callback.results}
+    for name, members in (("plain", (0, 3)), ("conv", (1, 2))):
+        found = built.callback_metrics[f"{name}/personalized/acc"].item()
+        assert found == pytest.approx(sum(accuracies[c] for c in members) / 2, abs=1e-6)
+    with pytest.raises(ConfigError, match="view cannot be called 'val'"):
+        LayeredNetworks({"val": ["fc5"]})
+
+
 def test_any_networks_can_be_mixed():
     mixed = MixedModule({"one": nn.Linear(4, 3), "two": nn.Sequential(nn.Linear(4, 3))})
     x = torch.rand(2, 4)
