@@ -14,23 +14,24 @@ from fedlightning import FedAvg, FedRes, LocalOnly
 from fedlightning.datamodules import Digits, PermutedLabels
 from fedlightning.models import MLP, ResidualMLP
 
-ROUNDS, CLIENTS, BATCH = 200, 40, 18
+ROUNDS, CLIENTS, BATCH = 150, 40, 20
 SGD = {"momentum": 0.0, "lr_milestones": ()}
 
 
 def measure(seed: int) -> dict[str, float]:
     """Return the mean accuracy of the clients' own models."""
     runs = {
-        "ours": (FedRes(), seeded(seed, ResidualMLP, lr=0.3, private_lr=0.1, **SGD), 1),
-        "fedavg": (FedAvg(weights="uniform"), seeded(seed, MLP, hidden=[32], lr=0.3, **SGD), 2),
-        "local": (LocalOnly(), seeded(seed, ResidualMLP, lr=0.1, **SGD), 2),
+        "ours": (FedRes(), seeded(seed, ResidualMLP, lr=0.5, private_lr=0.1, **SGD), 1, 1),
+        "fedavg": (FedAvg(weights="uniform"), seeded(seed, MLP, hidden=[32], lr=0.3, **SGD), 2, 10),
+        "local": (LocalOnly(), seeded(seed, ResidualMLP, lr=0.1, **SGD), 2, 1),
     }
     found = {}
-    for name, (algorithm, module, epochs) in runs.items():
+    for name, (algorithm, module, epochs, at_once) in runs.items():
         digits = Digits(test_fraction=0.2, num_clients=CLIENTS, batch_size=BATCH, seed=seed)
         built = fit(
             module, PermutedLabels(digits, classes=3), algorithm, ROUNDS, seed,
-            tune={"epochs": 0, "part": "full"}, federation={"local_epochs": epochs},
+            tune={"epochs": 0, "part": "full"},
+            federation={"local_epochs": epochs, "clients_per_kernel": at_once},
         )  # fmt: skip
         found[name] = mean_accuracy(built)
     return found
