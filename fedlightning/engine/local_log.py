@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytorch_lightning as pl
@@ -149,7 +150,7 @@ class LocalLog:
             step = moment.on_step if on_step is None else on_step
             epoch = moment.on_epoch if on_epoch is None else on_epoch
             logged = self._logged[name] = _Logged(
-                LogFlags(prog_bar, logger), _reduction(name, reduce_fx), moment.by_batch,
+                _flags(prog_bar, logger), _reduction(name, reduce_fx), moment.by_batch,
                 step and epoch,
             )  # fmt: skip
         if isinstance(value, Metric):
@@ -257,8 +258,15 @@ def _names(name: str) -> tuple[str, str, str]:
     return name, f"{name}_step", f"{name}_epoch"
 
 
+@cache
+def _flags(prog_bar: bool, logger: bool | None) -> LogFlags:
+    return LogFlags(prog_bar, logger)
+
+
 def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:
     """Return how values become one; see :meth:`LocalLog.record`."""
+    if reduce_fx == "mean":
+        return "mean"
     given = getattr(reduce_fx, "__name__", str(reduce_fx))
     known = _REDUCTIONS.get(given)
     if known is None or (callable(reduce_fx) and reduce_fx is not getattr(torch, given, reduce_fx)):

@@ -58,6 +58,8 @@ class ModelRoles:
         self._parts: Parts | None = None
         self._roles: KeyRoles | None = None
         self._undivided: Parts | None = None
+        # asked once: a protocol's isinstance() costs as much as a local step of a small network
+        self._networks = module if isinstance(module, NetworkPerClient) else None
         self.frozen = FrozenParameters(nn.Module(), ())
         self.trainable = {key: p.requires_grad for key, p in module.named_parameters()}
 
@@ -147,7 +149,7 @@ class ModelRoles:
     @property
     def differ_by_client(self) -> bool:
         """Whether clients have networks of their own, each with other keys."""
-        return isinstance(self.module, NetworkPerClient)
+        return self._networks is not None
 
     def roles_of(self, client: int) -> KeyRoles:
         """Return which of a client's keys are trained, shared and kept.
@@ -155,9 +157,9 @@ class ModelRoles:
         Raises:
             ConfigError: If something is shared that the client's network lacks.
         """
-        if not isinstance(self.module, NetworkPerClient):
+        if self._networks is None:
             return self.roles
-        own = self.roles.within(self.module.client_keys(client))
+        own = self.roles.within(self._networks.client_keys(client))
         if len(own.shared) < len(self.roles.shared):
             lacking = next(key for key in self.roles.shared if key not in own.shared)
             raise ConfigError(
@@ -177,9 +179,9 @@ class ModelRoles:
 
     def start_of(self, client: int, kept: Mapping[str, Tensor]) -> State:
         """Return the values of the model that a client does not take from the global one."""
-        if not isinstance(self.module, NetworkPerClient):
+        if self._networks is None:
             return self.roles.kept_of(kept)
-        return {**self.roles.kept_of(kept), **self.module.client_start(client)}
+        return {**self.roles.kept_of(kept), **self._networks.client_start(client)}
 
     def personal_model(self, client: int, kept: Mapping[str, Tensor]) -> State:
         """Return the values in which a client's own model differs from the global one.

@@ -30,7 +30,7 @@ from fedlightning.errors import ConfigError, did_you_mean, nearest
 
 __all__ = ["explain"]
 
-_MOST_NAMES = 25
+_MOST_NAMES = 60
 _EXPECTED = "Expected a "
 _OF_CLASSES = ["class_path", "init_args"]
 _CLASS_NAME = "Expected a dot import path string: (.*)"
