@@ -188,11 +188,18 @@ class TensorBindings:
 
     def changed(self) -> bool:
         """Whether anything that makes up the state is not where it was."""
-        return any(
-            any(now.get(name) is not entry for name, entry in then.items())
-            or (len(now) != len(then) and bool(_new_state(owner, now, then)))
-            for owner, now, then in self._tables
-        )
+        for owner, now, then in self._tables:
+            if (
+                len(now) == len(then)
+                and all(map(is_, now, then))
+                and all(map(is_, now.values(), then.values()))
+            ):
+                continue  # the usual case, at the price of comparing identities
+            if any(now.get(name) is not entry for name, entry in then.items()):
+                return True
+            if len(now) != len(then) and _new_state(owner, now, then):
+                return True
+        return False
 
     def restore(self) -> None:
         """Put everything back; caches that are no state (non-persistent buffers) may stay."""
