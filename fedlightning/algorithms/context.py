@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlightning.core.batches import PUBLIC, Batch, Split
+from fedlightning.core.module_snapshot import eval_mode
 from fedlightning.core.optimizers import FollowingOptimizer
 from fedlightning.core.parts import KeyRoles, Parts, head_module
 from fedlightning.core.seeding import Key
@@ -422,14 +423,8 @@ class ClientContext:
 
         What torch draws in it is drawn again after it, so that training does not notice.
         """
-        modes = [(child, child.training) for child in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad(), self.replay_rng(), self.no_logging():
-                yield
-        finally:
-            for child, mode in modes:
-                child.training = mode
+        with eval_mode(self.module), torch.no_grad(), self.replay_rng(), self.no_logging():
+            yield
 
     def class_counts(self, num_classes: int) -> Tensor:
         """Return how many of the client's training examples are of each class, as float64."""

@@ -10,7 +10,9 @@ from torch.func import functional_call
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import Aggregation, ClientHook
+from fedlightning.core.batches import inputs_of
 from fedlightning.core.divergence import softmax_divergence
+from fedlightning.core.module_snapshot import eval_mode
 from fedlightning.core.state import State
 from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError
@@ -44,12 +46,8 @@ class EnsembleDistillation(ClientHook):
         if not self.epochs:
             return {}
         module, key = side.module, side.key
-        inputs = [batch[0] if isinstance(batch, (tuple, list)) else batch
-                  for batch in side.public_batches()]  # fmt: skip
-        x = torch.cat(inputs)
-        modes = [(child, child.training) for child in module.modules()]
-        module.eval()
-        try:
+        x = torch.cat([inputs_of(batch) for batch in side.public_batches()])
+        with eval_mode(module):
             with torch.no_grad():
                 teachers = [_logits(module, {**side.model, **state}, x)
                             for state in aggregation.states]  # fmt: skip
@@ -65,9 +63,6 @@ class EnsembleDistillation(ClientHook):
                         own = _logits(module, {**side.model, **merged, **student}, x[rows])
                         torch.autograd.backward(softmax_divergence(target[rows], own))
                         optimizer.step()
-        finally:
-            for child, training in modes:
-                child.training = training
         return {name: value.detach() for name, value in student.items()}
 
 

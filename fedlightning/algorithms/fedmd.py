@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import Aggregation, ClientHook
+from fedlightning.core.batches import inputs_of
 from fedlightning.core.divergence import softmax_divergence
 from fedlightning.core.messages import Down, Up
 from fedlightning.core.seeding import Key
@@ -53,7 +54,7 @@ class Consensus(ClientHook):
     def on_update_end(self, context: ClientContext) -> None:
         """Send the logits of the public examples."""
         with context.evaluating():
-            logits = [_logits(context, _inputs(batch)) for batch in context.public_batches()]
+            logits = [_logits(context, inputs_of(batch)) for batch in context.public_batches()]
         context.send_extra(_NAME, torch.cat(logits))
 
     def on_aggregate(self, aggregation: Aggregation) -> State:
@@ -77,7 +78,7 @@ class Consensus(ClientHook):
 
     def _digest(self, context: ClientContext, consensus: Tensor | None) -> None:
         batches = list(context.public_batches())
-        x = torch.cat([_inputs(batch) for batch in batches])
+        x = torch.cat([inputs_of(batch) for batch in batches])
         y = torch.cat([_classes(batch) for batch in batches]) if self.labels else None
         if consensus is not None and len(consensus) != len(x):
             raise ConfigError(
@@ -148,10 +149,6 @@ class FedMD(Algorithm):
     ) -> None:
         hook = Consensus(public_epochs, public_labels, public_batch_size)
         super().__init__(train="full", share="none", keep=True, local=[hook], **choices)
-
-
-def _inputs(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def _classes(batch: Any) -> Tensor:

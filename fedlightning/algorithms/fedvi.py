@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import ClientHook
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, class_labels
 from fedlightning.core.predictors import Predictor
 from fedlightning.core.state import State
 from fedlightning.core.validation import check_number
@@ -171,8 +171,5 @@ def _variational(module: nn.Module) -> Any:
 
 
 def _examples(batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        x, y = batch
-        if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point():
-            return x, y
-    raise ConfigError("FedVI needs batches (inputs, labels) with one class per example.")
+    labels = class_labels(batch, "FedVI")
+    return batch[0], labels

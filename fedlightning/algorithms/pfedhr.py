@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
 from fedlightning.algorithms.reassembly import Cut, assemble, group_layers
-from fedlightning.core.batches import Batch
+from fedlightning.core.batches import Batch, class_labels
 from fedlightning.core.divergence import softmax_divergence
 from fedlightning.core.messages import Down, Up
 from fedlightning.core.seeding import Key, forked_generators
@@ -293,11 +293,8 @@ def _layered(module: nn.Module) -> Any:
 
 
 def _examples(batch: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        x, y = batch
-        if isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point():
-            return x, y
-    raise ConfigError("PFedHR needs batches (inputs, labels) with one class per example.")
+    labels = class_labels(batch, "PFedHR")
+    return batch[0], labels
 
 
 def _public(side: ServerSide) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ __all__ = [
     "batch_length",
     "check_split",
     "class_labels",
+    "inputs_of",
     "split_batch",
 ]
 
@@ -74,7 +75,17 @@ def class_labels(batch: Batch, needed_by: str) -> Tensor:
         labels = batch[1]
         if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
             return labels
-    raise ConfigError(f"{needed_by} needs batches (inputs, labels) with one class a sample.")
+    raise ConfigError(f"{needed_by} needs batches (inputs, labels) with one class per example.")
+
+
+def inputs_of(batch: Batch) -> Any:
+    """Return what a network is given of a batch: its first item, or all of what is not a tuple.
+
+    Example:
+        >>> inputs_of(("inputs", "labels")), inputs_of("inputs")
+        ('inputs', 'inputs')
+    """
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 
 def batch_length(batch: Batch) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Changes", "ModuleSnapshot", "TensorBindings", "WholeModule"]
+__all__ = ["Changes", "ModuleSnapshot", "TensorBindings", "WholeModule", "eval_mode"]
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
@@ -275,6 +275,27 @@ class WholeModule:
             if _version(parameter) != version or version < 0:
                 _refill(parameter, value)
                 self._parameters[place] = parameter, value, _version(parameter)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Hold a module in eval mode inside the ``with`` block; each layer gets its own mode back.
+
+    Example:
+        >>> layers = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> with eval_mode(layers):
+        ...     print(layers[0].training)
+        False
+        >>> layers[0].training, layers[1].training
+        (True, False)
+    """
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
 
 
 def _copy_of(tensor: Tensor) -> Tensor:

@@ -8,16 +8,17 @@ import numpy as np
 
 from fedlightning.core.batches import Batch, Split
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.validation import check_instance, check_integer
+from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.derived import DerivedData
 from fedlightning.datamodules.examples import TensorExamples
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["PermutedLabels"]
 
 
-class PermutedLabels(FederatedDataModule):
+class PermutedLabels(DerivedData):
     """Another data module's clients, each of whom exchanges the labels of some classes.
 
     Which classes, and in which circle they change places, is drawn for each client; its training,
@@ -42,20 +43,7 @@ class PermutedLabels(FederatedDataModule):
     """
 
     def __init__(self, data: FederatedDataModule, classes: int = 2) -> None:
-        check_instance("data", data, FederatedDataModule)
-        super().__init__(
-            num_clients=data.num_clients,
-            batch_size=data.batch_size,
-            partition=data.partition,
-            val_fraction=data.val_fraction,
-            eval_batch_size=data.eval_batch_size,
-            drop_last=data.drop_last,
-            seed=data.seed,
-            eval_clients=data.eval_clients,
-            held_out_clients=data.held_out_clients,
-            check_data=data.check_data,
-        )
-        self.data = data
+        super().__init__(data)
         self.classes = check_integer("classes", classes, at_least=0)
         if self.classes == 1:
             raise ConfigError("classes must be 0, or at least 2 for two to change places, got 1.")

@@ -9,10 +9,11 @@ import numpy as np
 
 from fedlightning.core.batches import PUBLIC, Batch, Split
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.validation import check_instance, check_number
+from fedlightning.core.validation import check_number
 from fedlightning.core.views import CENTRAL
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.client_data import ClientData
+from fedlightning.datamodules.derived import DerivedData
 from fedlightning.datamodules.examples import TensorExamples
 from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from fedlightning.errors import ConfigError, DataError
 __all__ = ["PublicShare"]
 
 
-class PublicShare(FederatedDataModule):
+class PublicShare(DerivedData):
     """Another data module's clients, who give a share of their training examples to everybody.
 
     The share is drawn at random from all clients' examples together; nobody trains on it as its
@@ -45,20 +46,7 @@ class PublicShare(FederatedDataModule):
     """
 
     def __init__(self, data: FederatedDataModule, fraction: float = 0.1) -> None:
-        check_instance("data", data, FederatedDataModule)
-        super().__init__(
-            num_clients=data.num_clients,
-            batch_size=data.batch_size,
-            partition=data.partition,
-            val_fraction=data.val_fraction,
-            eval_batch_size=data.eval_batch_size,
-            drop_last=data.drop_last,
-            seed=data.seed,
-            eval_clients=data.eval_clients,
-            held_out_clients=data.held_out_clients,
-            check_data=data.check_data,
-        )
-        self.data = data
+        super().__init__(data)
         self.fraction = float(check_number("fraction", fraction, above=0, below=1))
 
     def load(self) -> ClientData:

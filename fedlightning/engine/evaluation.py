@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from fedlightning.core.batches import inputs_of
 from fedlightning.core.metrics import LogFlags, Metrics
 from fedlightning.core.module_snapshot import Changes, WholeModule
 from fedlightning.core.seeding import Key, default_seed
@@ -19,11 +20,10 @@ from fedlightning.core.statistics import over_clients
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.engine._lightning.stages import show_callback_metrics
-from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.evaluation_epoch import EvaluationEpoch, Measured, no_step
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import overrides, transfers_batches
+from fedlightning.engine.steps import overrides, ready_batches
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
 
@@ -91,7 +91,8 @@ class ClientEvaluator:
         parts = (
             (self._key(task), self._checked(task) if batches is None else batches) for task in tasks
         )
-        measured = epoch.run(parts, log, self.per_class, self._show if show else None)
+        shown = partial(show_callback_metrics, self._trainer) if show else None
+        measured = epoch.run(parts, log, self.per_class, shown)
         logged = {*measured.all, *(name for part in measured.by_part for name in part)}
         self._flags.update({name: log.flags.get(name, LogFlags()) for name in logged})
         return measured
@@ -107,10 +108,6 @@ class ClientEvaluator:
         Workers.of(self._trainer).check()
         return self.batches(task.client, task.split)
 
-    def _show(self, values: Mapping[str, float]) -> None:
-        """Let the module read in its hooks what its batches have given."""
-        show_callback_metrics(self._trainer, values)
-
     @property
     def _seed(self) -> int:
         return default_seed(self._given_seed)
@@ -121,9 +118,7 @@ class ClientEvaluator:
         batches = federated_data(trainer).batches(
             client, split, device=trainer.strategy.root_device
         )
-        if transfers_batches(trainer, trainer.lightning_module):
-            return (transfer_batch(trainer, batch) for batch in batches)
-        return batches
+        return ready_batches(trainer, trainer.lightning_module, batches)
 
     # -- the global model ----------------------------------------------------------------------
 
@@ -143,7 +138,8 @@ class ClientEvaluator:
         if self._memory_of is not module:
             self._memory, self._memory_of = {}, module
         self._whole = WholeModule(module, LIGHTNING_ATTRIBUTES)
-        self._epochs = {task.split: EvaluationEpoch(trainer, task.split) for task in tasks}
+        splits = dict.fromkeys(task.split for task in tasks)
+        self._epochs = {split: EvaluationEpoch(trainer, split) for split in splits}
         for view in reversed(_validation_last(federated_data(trainer).evaluation_views())):
             clients = frozenset(view.clients)
             of_view = [t for t in tasks if t.split == view.split and t.client in clients]
@@ -273,7 +269,7 @@ def federated_data(trainer: pl.Trainer) -> FederatedDataModule:
 
 def _predict_classes(module: pl.LightningModule, batch: Batch, batch_idx: int) -> Any:
     """Return class probabilities where the module returns logits, else its outputs."""
-    outputs = module(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    outputs = module(inputs_of(batch))
     logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point()
     return outputs.softmax(dim=-1) if logits else outputs
 

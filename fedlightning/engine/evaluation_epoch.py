@@ -27,14 +27,9 @@ from fedlightning.engine.local_log import EPOCH, EVALUATION_BATCH, LocalLog
 from fedlightning.engine.steps import overrides, with_index
 from fedlightning.engine.workers.apart import apart
 
-__all__ = ["EvaluationEpoch", "Measured", "no_step", "stage_of"]
+__all__ = ["EvaluationEpoch", "Measured", "no_step"]
 
 _OF_AN_EPOCH = ("start", "epoch_start", "epoch_end", "end")
-
-
-def stage_of(split: Split) -> str:
-    """Return what Lightning calls an evaluation of a split in the names of hooks."""
-    return "validation" if split == "val" else "test"
 
 
 def no_step(batch: Batch, batch_idx: int) -> None:
@@ -77,7 +72,7 @@ class EvaluationEpoch:
     def __init__(self, trainer: pl.Trainer, split: Split) -> None:
         self._trainer = trainer
         self._module = module = trainer.lightning_module
-        self._split, self._stage = split, stage_of(split)
+        self._split, self._stage = split, "validation" if split == "val" else "test"
         step = getattr(module, f"{self._stage}_step")
         base = pl.LightningModule
         self._own = step is not no_step and overrides(module, f"{self._stage}_step", base)
@@ -149,7 +144,7 @@ class EvaluationEpoch:
                 by_part.append(log.cut() | self._accuracies(classes))
             log.settle()
             if show is not None:
-                show(log.shown())
+                show(log.means())
             log.moment = EPOCH
             self._hook("epoch_end")
             by_batch, has_metrics = log.by_batch(), log.has_metrics

@@ -196,10 +196,6 @@ class LocalLog:
             for shown in (_names(name) if logged.twice else (name,))
         )  # fmt: skip
 
-    def shown(self) -> dict[str, float]:
-        """Return the means so far."""
-        return self._means()
-
     def collect(self, reset: bool = True) -> dict[str, float]:
         """Return the means since the last call, and start anew.
 
@@ -209,7 +205,7 @@ class LocalLog:
         Args:
             reset: Whether metric objects are reset now; otherwise :meth:`reset_metrics` does it.
         """
-        means = self._means()
+        means = self.means()
         self._done = [entry.metric for entry in self._logged.values() if entry.metric is not None]
         self._logged = {}
         if reset:
@@ -222,7 +218,8 @@ class LocalLog:
             metric.reset()
         self._done = []
 
-    def _means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        """Return the means since the last :meth:`collect`, and forget nothing."""
         means: dict[str, float] = {}
         for name, values in _numbers(self._logged).items():
             entry = self._logged[name]

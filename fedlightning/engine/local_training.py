@@ -20,7 +20,6 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.module_snapshot import ModuleSnapshot
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
-from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.local_log import EPOCH, TRAINING_BATCH, LocalLog
 from fedlightning.engine.local_settings import TrainingSettings
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES, ResidentModule
@@ -31,8 +30,8 @@ from fedlightning.engine.steps import (
     make_step,
     needs_lightning_step,
     overrides,
+    ready_batches,
     through_transfer,
-    transfers_batches,
 )
 from fedlightning.engine.workers.apart import apart
 from fedlightning.errors import ConfigError
@@ -298,21 +297,13 @@ class LocalTraining:
         if self._gradient_step is not None:
             self._refuse_accumulation()  # which a callback may have begun since the last round
         self._context, self._stateless = context, False
-        if not self._hooks:
-            return self._epochs.run(
-                context.client,
-                context.key,
-                epochs,
-                context.after_step,
-                max_steps=context.local_steps,
-            )
         return self._epochs.run(
             context.client,
             context.key,
             epochs,
             context.after_step,
-            self._on_epoch,
-            self._on_epoch_end,
+            self._on_epoch if self._hooks else None,
+            self._on_epoch_end if self._hooks else None,
             context.local_steps,
         )
 
@@ -330,10 +321,9 @@ class LocalTraining:
     def stored_batches(self, client: int, split: Split = "train") -> Iterator[Batch]:
         """Return all of a client's examples of a split in stored order, ready for the module."""
         batches = self._data.batches(client, split, device=self._settings.device)
-        if self._trainer is None or not transfers_batches(self._trainer, self._module):
+        if self._trainer is None:
             return batches
-        trainer = self._trainer
-        return (transfer_batch(trainer, batch) for batch in batches)
+        return ready_batches(self._trainer, self._module, batches)
 
     def train_copy(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ __all__ = [
     "make_step",
     "needs_lightning_step",
     "overrides",
+    "ready_batches",
     "through_transfer",
     "transfers_batches",
     "with_index",
@@ -233,6 +234,15 @@ def transfers_batches(trainer: pl.Trainer, module: pl.LightningModule) -> bool:
     return overrides(trainer.precision_plugin, "convert_input", Precision) or any(
         overrides(owner, hook, base) for owner, base in owners for hook in _TRANSFER_HOOKS
     )
+
+
+def ready_batches(
+    trainer: pl.Trainer, module: pl.LightningModule, batches: Iterator[Batch]
+) -> Iterator[Batch]:
+    """Return batches that have been through hooks and plugins, where any wants them."""
+    if not transfers_batches(trainer, module):
+        return batches
+    return (transfer_batch(trainer, batch) for batch in batches)
 
 
 def through_transfer(trainer: pl.Trainer, module: pl.LightningModule, step: Step) -> Step:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.batches import inputs_of
 from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.core.validation import check_number
@@ -159,7 +160,7 @@ class FederatedModule(NamedArguments, pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return class probabilities of shape (batch, classes)."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        x = inputs_of(batch)
         probabilities: Tensor = self(x).softmax(dim=-1)
         return probabilities
 

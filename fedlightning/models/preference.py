@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.core.batches import inputs_of
 from fedlightning.core.validation import check_integer
 from fedlightning.models.base import FederatedModule
 
@@ -50,7 +51,7 @@ class PreferenceModule(FederatedModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the probabilities that the first item is preferred, shape (n,)."""
-        pairs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        pairs = inputs_of(batch)
         probabilities: Tensor = self(pairs).sigmoid()
         return probabilities
 

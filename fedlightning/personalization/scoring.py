@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from fedlightning.core.metrics import canonical_name
+from fedlightning.core.module_snapshot import eval_mode
 from fedlightning.datamodules import ClientTask, Split
 
 __all__ = ["Scores", "measure", "preserve_training_state"]
@@ -40,12 +41,9 @@ def preserve_training_state(module: nn.Module) -> Iterator[None]:
     What an evaluation draws comes from a forked stream. That fork drops the normal number that
     NumPy's legacy generator may hold for its next call, so the generator's state is restored here.
     """
-    modes = {child: child.training for child in module.modules()}
     drawn = np.random.get_state(legacy=False)
-    module.eval()
     try:
-        yield
+        with eval_mode(module):
+            yield
     finally:
         np.random.set_state(drawn)
-        for child, mode in modes.items():
-            child.training = mode

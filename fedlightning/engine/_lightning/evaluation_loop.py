@@ -12,7 +12,6 @@ from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import nn
 
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.module_snapshot import Changes, WholeModule
@@ -59,7 +58,6 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._scores: dict[ClientTask, Mapping[str, float]] = {}
         self._failure: Exception | None = None
         self._tasks: list[ClientTask] | None = None
-        self._modes: list[tuple[nn.Module, bool]] = []
         self._whole: WholeModule | None = None
         self._memory: Changes | None = None
 
@@ -106,15 +104,14 @@ class ClientEvaluationLoop(_EvaluationLoop):
             super()._on_evaluation_model_eval()
             return
         module = self.trainer.lightning_module
-        self._modes = [(child, child.training) for child in module.modules()]
+        self._module_mode.capture(module)
         module.eval()
 
     def _on_evaluation_model_train(self) -> None:
         if self._tasks is None:
             super()._on_evaluation_model_train()
             return
-        for child, mode in self._modes:
-            child.training = mode
+        self._module_mode.restore(self.trainer.lightning_module)
 
     def _on_evaluation_start(self, *args: Any, **kwargs: Any) -> None:
         if self._tasks is None:

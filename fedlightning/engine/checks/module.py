@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from fedlightning.core.state import copy_into, live_state
+from fedlightning.core.module_snapshot import WholeModule
 from fedlightning.core.tracebacks import place_of
 from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.pooled import PooledData
 from fedlightning.engine.checks.trial_step import lone_text
 from fedlightning.engine.evaluation import ClientEvaluator
+from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.steps import overrides
 from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.models.base import FederatedModule
@@ -220,17 +221,14 @@ def _first_batch(evaluator: ClientEvaluator, client: int, split: Split = "train"
 
 @contextmanager
 def _left_as_it_is(module: nn.Module) -> Iterator[None]:
-    """Put back state, modes and random streams afterwards."""
-    state = {key: value.clone() for key, value in live_state(module).items()}
-    modes = [(child, child.training) for child in module.modules()]
+    """Put back the module and the random streams afterwards."""
+    before = WholeModule(module, LIGHTNING_ATTRIBUTES)
     devices = [parameter.device for parameter in module.parameters() if parameter.is_cuda][:1]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
             yield
     finally:
-        copy_into(live_state(module), state)
-        for child, mode in modes:
-            child.training = mode
+        before.restore()
 
 
 def _mismatch(module: pl.LightningModule, inputs: Tensor, error: Exception) -> str:

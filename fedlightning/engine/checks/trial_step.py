@@ -21,10 +21,9 @@ from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.examples import has_classes
 from fedlightning.datamodules.pooled import PooledData
-from fedlightning.engine._lightning.stock_step import transfer_batch
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import transfers_batches, with_index
+from fedlightning.engine.steps import ready_batches, with_index
 from fedlightning.errors import DataError
 
 __all__ = ["check_by_trial", "lone_clients", "lone_text"]
@@ -123,9 +122,8 @@ class _Trial:
         try:
             with forked_generators(key, device), log.capture(), log.muted():
                 examples = torch.from_numpy(rows)
-                batch = next(self.data.read(pool, examples, key=key, device=device))
-                if transfers_batches(self.trainer, module):
-                    batch = transfer_batch(self.trainer, batch)
+                batches = self.data.read(pool, examples, key=key, device=device)
+                batch = next(ready_batches(self.trainer, module, batches))
                 with self.trainer.precision_plugin.train_step_context():
                     with_index(module.training_step)(batch, 0)
         except Exception as error:  # of the user's code: the run will say what else is wrong
