@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +28,7 @@ _REDUCTIONS = {
     "amin": "min",
     "sum": "sum",
 }
+_FLAGS = {(bar, to): LogFlags(bar, to) for bar in (False, True) for to in (None, False, True)}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class LocalLog:
             step = moment.on_step if on_step is None else on_step
             epoch = moment.on_epoch if on_epoch is None else on_epoch
             logged = self._logged[name] = _Logged(
-                _flags(prog_bar, logger), _reduction(name, reduce_fx), moment.by_batch,
+                _FLAGS[bool(prog_bar), logger], _reduction(name, reduce_fx), moment.by_batch,
                 step and epoch,
             )  # fmt: skip
         if isinstance(value, Metric):
@@ -253,11 +253,6 @@ def _named(name: str, entry: _Logged, values: list[tuple[float, float]]) -> dict
 
 def _names(name: str) -> tuple[str, str, str]:
     return name, f"{name}_step", f"{name}_epoch"
-
-
-@cache
-def _flags(prog_bar: bool, logger: bool | None) -> LogFlags:
-    return LogFlags(prog_bar, logger)
 
 
 def _reduction(name: str, reduce_fx: str | Callable[..., Any]) -> str:
