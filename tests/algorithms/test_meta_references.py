@@ -151,7 +151,9 @@ class Attention(torch.nn.Module):
 def test_a_network_without_second_derivatives_is_named():
     module = net(lr_milestones=()).double()
     module.body.append(Attention())
-    with pytest.raises(ConfigError, match=r"Net cannot be differentiated twice \(derivative for .*"):
+    with pytest.raises(
+        ConfigError, match=r"Net cannot be differentiated twice \(derivative for .*"
+    ):
         trained(PerFedAvg(ALPHA, "exact"), module)
 
 

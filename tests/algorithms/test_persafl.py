@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from fedlightning import FedAvg, PerFedAvg, PersAFL, PersonalizationCallback, PFedMe
 from fedlightning.algorithms import Algorithm, OneStep
