@@ -170,5 +170,5 @@ def test_a_module_that_optimizes_by_hand_is_refused_before_the_first_round():
             super().__init__(**kwargs)
             self.automatic_optimization = False
 
-    with pytest.raises(ConfigError, match="OneStep asks for gradients.* ByHand optimizes by hand"):
+    with pytest.raises(ConfigError, match=r"OneStep asks for gradients.* ByHand optimizes by hand"):
         fit(net(module=ByHand), STEP, callbacks=[PersonalizationCallback(epochs=0)])

@@ -13,9 +13,8 @@ from fedlightning.federation.jobs import Population
 from fedlightning.personalization.speed_views import views_by_speed
 from tests.toys import data, fit, net
 
-CLIENTS = Population(
-    0, range(4), 4, lambda commit: (0, 1, 2, 3), num_examples=[8, 6, 7, 60].__getitem__
-)
+EXAMPLES = (8, 6, 7, 60)
+CLIENTS = Population(0, range(4), 4, lambda commit: (), num_examples=EXAMPLES.__getitem__)
 MAIN = [EvaluationView("", range(4)), EvaluationView("", range(4), "val")]
 
 
