@@ -78,7 +78,8 @@ class PersAFL(Algorithm):
     synchronous ancestors and with FedBuff. Its rates and results are not claimed. Ours are how
     batches are drawn (:math:`D, D', D''` are thirds of one local batch), the start of an inner
     problem (where the last batch's was left, within one client update) and the defaults. That MAML
-    gets further than option A with one step of fine-tuning did not show in our experiments.
+    gets further than option A with one step of fine-tuning did not clearly show in our
+    experiments.
 
     Args:
         option: ``A`` (plain), ``B`` (MAML) or ``C`` (Moreau envelope).

@@ -27,6 +27,18 @@ from fedlightning.errors import ConfigError
 from tests.toys import Net, fit, net, state
 
 
+def test_settings_that_are_newer_than_checkpoints_are_shown_only_where_they_are_chosen():
+    """The text of an algorithm is compared when a run is resumed."""
+    assert repr(PerFedAvg()) == (
+        "PerFedAvg(local=(MetaGradient(alpha=0.01, variant='first_order', delta=0.001),))"
+    )
+    assert repr(PFedMe()) == (
+        "PFedMe(local=(MoreauEnvelope(strength=15.0, inner_steps=5, lr=None),))"
+    )
+    assert "batches='same'" in repr(PerFedAvg(batches="same"))
+    assert "tolerance=0.1" in repr(PFedMe(tolerance=0.1))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
