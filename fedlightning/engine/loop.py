@@ -35,6 +35,7 @@ from fedlightning.engine.checks.trial_step import check_by_trial
 from fedlightning.engine.clients import Plans, ResidentClients
 from fedlightning.engine.evaluation import ClientEvaluator, federated_data
 from fedlightning.engine.executor import Executor, SerialExecutor, WorkerExecutor
+from fedlightning.engine.freed_memory import FreedMemory
 from fedlightning.engine.frozen import FrozenChanged
 from fedlightning.engine.grouped.training import GroupedTraining
 from fedlightning.engine.local_log import LocalLog
@@ -116,6 +117,7 @@ class FederatedLoop(RoundLoop):
         self._settings: Settings
         self._compared: Settings | None = None
         self._optimizers: Settings = {}
+        self._freed_memory = FreedMemory(federation.keep_freed_memory)
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -257,6 +259,7 @@ class FederatedLoop(RoundLoop):
 
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
+        self._freed_memory.keep()
         warn_of_test_metrics(self.trainer)
         say_whose_model(self.trainer, self.federation.algorithm.name, self.roles.kept)
         # a resumed run's optimizers have moved on by now: the settings were compared before
@@ -479,6 +482,7 @@ class FederatedLoop(RoundLoop):
     def teardown(self) -> None:
         """Give the module back as it was: every parameter as trainable as before."""
         super().teardown()
+        self._freed_memory.give_back()
         module: pl.LightningModule | None = self.trainer.lightning_module
         if module is not None and self._model is not None:
             self._model.thaw()

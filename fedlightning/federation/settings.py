@@ -59,6 +59,9 @@ class Federation(NamedArguments):
         channels_last: Whether 4-D weights lie in memory with channels last; ``None`` means where
             that makes convolutions faster: on CPUs, and on GPUs in half precision. Kernels differ,
             so the last bits do: replaying a published run needs a definite choice.
+        keep_freed_memory: Whether the C allocator keeps the memory that training steps free, for
+            the next step, until the run ends: faster on CPUs with glibc, for some more memory
+            (``docs/performance.md``). Elsewhere, and with another allocator, it does nothing.
         clients_per_kernel: How many clients are trained at once, as one network with grouped
             operations (see :mod:`fedlightning.engine.grouped.training`): several times as fast
             where the network and its batches are so small that calls cost more than arithmetic.
@@ -98,6 +101,7 @@ class Federation(NamedArguments):
     sampler: ClientSampler | None = None
     num_threads: int | None = 1
     channels_last: bool | None = None
+    keep_freed_memory: bool = True
     clients_per_kernel: int = 1
     personal_memory_mb: float = 256.0
     on_client_failure: Policy = "fail"
