@@ -54,6 +54,12 @@ class Trains(Protocol):
     def no_logging(self) -> AbstractContextManager[None]:
         """Drop what the module logs inside the ``with`` block."""
 
+    def optimizer_memory(self) -> State:
+        """Return what the module's optimizers and schedules by step remember, as copies."""
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Let the module's optimizers and schedules continue where others have ended."""
+
     def train_copy(
         self,
         context: ClientContext,
@@ -160,6 +166,22 @@ class ClientContext:
     def lr(self) -> float:
         """The optimizer's present learning rate (that of its first group)."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def optimizer_memory(self) -> State:
+        """Return what the module's optimizers and schedules by step remember, by name, as copies.
+
+        Momentum, Adam's moments, numbers of steps, positions in schedules, and the hyperparameters
+        that these have changed.
+        """
+        return self._trains.optimizer_memory()
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Let the module's optimizers and schedules continue where others have ended.
+
+        Args:
+            memory: What :meth:`optimizer_memory` has returned, here or at another client.
+        """
+        self._trains.set_optimizer_memory(memory)
 
     def weights(self) -> State:
         """Return copies of the trained parameters."""

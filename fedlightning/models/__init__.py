@@ -1,5 +1,6 @@
 """Networks with a body and a head."""
 
+from fedlightning.core.lr_schedules import CosineWithWarmup
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
 from fedlightning.models.layered import LayeredNetwork
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "ClassDensities",
     "Conv4",
+    "CosineWithWarmup",
     "GaussianClasses",
     "LayeredNetwork",
     "LayeredNetworks",
