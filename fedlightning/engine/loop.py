@@ -7,7 +7,7 @@ local epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.model_roles import ModelRoles, set_memory_format
+from fedlightning.engine.planned_steps import PlannedSteps
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.run_settings import (
     Settings,
@@ -145,7 +146,8 @@ class FederatedLoop(RoundLoop):
         """Which of the module's keys are trained, shared and kept."""
         if self._model is None or self._model.module is not self.module:
             federation = self.federation
-            self._model = ModelRoles(self.module, federation.algorithm, federation.head)
+            algorithm = federation.client_algorithm
+            self._model = ModelRoles(self.module, algorithm, federation.head, federation.buffers)
         return self._model
 
     @property
@@ -249,6 +251,7 @@ class FederatedLoop(RoundLoop):
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
         warn_of_test_metrics(self.trainer)
+        self.model.say_buffers()
         say_whose_model(self.trainer, self.federation.algorithm.name, self.roles.kept)
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
@@ -283,13 +286,27 @@ class FederatedLoop(RoundLoop):
             start = self._schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
 
+    @property
+    def planned_steps(self) -> PlannedSteps:
+        """How many optimizer steps the clients' updates will have."""
+        return PlannedSteps(
+            self.trainer, self.federation, self._schedule, self.population, self.data.num_batches
+        )
+
+    def _planned_steps(self) -> Callable[[int], int] | None:
+        """Return how many steps a client's optimizers live for; ``None`` for one update's."""
+        lifetime, planned = self.federation.optimizer_lifetime, self.planned_steps
+        if lifetime == "fresh":
+            return None
+        return planned.of_client if lifetime == "keep" else lambda client: planned.of_run
+
     def _training_of(self, resident: ResidentModule, log: LocalLog) -> Plans:
         """Return what trains clients, one by one or several at once."""
-        algorithm, size = self.federation.algorithm, self.federation.clients_per_kernel
+        algorithm, size = self.federation.client_algorithm, self.federation.clients_per_kernel
         if size == 1:
             return LocalTraining(
                 TrainerSettings(self.trainer), self.module, self.data, resident, algorithm,
-                self.trainer, log, LocalProgress(self.trainer),
+                self.trainer, log, LocalProgress(self.trainer), self._planned_steps(),
             )  # fmt: skip
         if algorithm.hooks:
             raise ConfigError(
@@ -311,11 +328,12 @@ class FederatedLoop(RoundLoop):
         """Return the server; it continues from the state that a checkpoint had."""
         federation, model = self.federation, self.model
         server = Server(
-            federation.algorithm,
+            federation.client_algorithm,
             len(self.data.training_clients),
             federation.aggregator,
             federation.stages,
             self._server_side,
+            self._schedule.sequential,
         )
         server.load_state_dict(self._server_state)
         server.start(

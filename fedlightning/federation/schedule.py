@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fedlightning.core.validation import Setting
 
@@ -112,7 +112,13 @@ class Schedule(Setting, ABC):
 
     A schedule is pure: what it returns depends on its settings, its state and the population, and
     on no result of training. Its attributes are settings and nothing else.
+
+    Attributes:
+        sequential: Whether clients train one after another: a commit is one update, which starts
+            from the newest model.
     """
+
+    sequential: ClassVar[bool] = False
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""

@@ -68,6 +68,8 @@ def settings_that_matter(
         "federation.compression": federation.compression,
         "federation.uplink": federation.uplink or None,
         "federation.schedule": federation.schedule,
+        "federation.optimizer_state": federation.optimizer_lifetime,
+        "federation.buffers": federation.buffers,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.local_steps": federation.local_steps,
