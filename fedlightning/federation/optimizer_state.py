@@ -70,7 +70,10 @@ def with_optimizer_state(
                 f"{setting} and {algorithm.name} do not go together: {reason}; set it to fresh."
             )
     if clients_per_kernel > 1:
-        raise ConfigError(f"{setting} needs federation.clients_per_kernel=1.")
+        raise ConfigError(
+            f"federation.clients_per_kernel={clients_per_kernel}: clients cannot be trained at "
+            f"once, because {setting} takes part in their steps; set it to 1."
+        )
     if lifetime == "pass_on":
         _check_passing(algorithm, setting, schedule, cohort_size, stages)
     extended = copy.copy(algorithm)

@@ -12,12 +12,14 @@ from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTa
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.stitched import StitchedNetwork
+from fedlightning.models.timm import TimmClassifier
 from fedlightning.models.torchvision import TorchvisionClassifier
 from fedlightning.models.variational import (
     PosteriorConstructor,
     VariationalMLP,
     VariationalModule,
 )
+from fedlightning.models.vit import SmallViT
 
 __all__ = [
     "MLP",
@@ -37,7 +39,9 @@ __all__ = [
     "ResidualMLP",
     "RewardMLP",
     "RewardTable",
+    "SmallViT",
     "StitchedNetwork",
+    "TimmClassifier",
     "TorchvisionClassifier",
     "VariationalMLP",
     "VariationalModule",
