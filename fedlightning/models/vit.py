@@ -27,7 +27,7 @@ class _Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.project(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1) + self.positions
+        return torch.cat([self.token.expand(len(x), -1, -1), tokens], dim=1).add(self.positions)
 
 
 class _Attention(nn.Module):
@@ -61,7 +61,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        return x.add(self.dropout(self.mlp(self.norm2(x))))
 
 
 class _FirstToken(nn.Module):

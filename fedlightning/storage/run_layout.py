@@ -33,6 +33,9 @@ FINETUNING = "finetuning.csv"
 FINETUNING_FIGURE = "finetuning.png"
 """The same as a figure."""
 
+FORGETTING_FIGURE = "forgetting.png"
+"""What the model forgets of clients, over the rounds and client by client."""
+
 PARTITION = "partition.json"
 """Which client has which example; ``PartitionFile`` reads it."""
 

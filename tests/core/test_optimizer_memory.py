@@ -77,7 +77,7 @@ class Side:
 
 
 @pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
-@pytest.mark.parametrize("optimizer, schedule", [
+@pytest.mark.parametrize(("optimizer", "schedule"), [
     *((name, "none") for name in OPTIMIZERS), *(("momentum", name) for name in SCHEDULES),
     ("AdamW", "warm-up"),
 ])  # fmt: skip
