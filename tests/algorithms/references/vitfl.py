@@ -10,27 +10,10 @@ from torch import Tensor, nn
 
 from fedlightning import FedAvg, FederatedModule
 from fedlightning.datamodules import ClientDatasets
-from fedlightning.federation.schedule import Job, Schedule, ScheduleState
+from fedlightning.federation import Cyclic
 from fedlightning.models import CosineWithWarmup
 from tests.algorithms.references.reference import Reference, close
 from tests.toys import loop_of, trainer
-
-
-class Cyclic(Schedule):
-    """Clients in ascending order."""
-
-    sequential = True
-
-    def __init__(self, order: str = "fixed") -> None:
-        self.order = order
-
-    def next(self, state: ScheduleState, population: Any) -> Any:
-        client = population.clients[state.commit % len(population.clients)]
-        return [Job(client, state.commit, 0)], ScheduleState(state.commit + 1)
-
-    def jobs_per_commit(self, population: Any) -> int:
-        return 1
-
 
 LR, MOMENTUM, CLIP, WARMUP, BATCH = 0.05, 0.9, 1.0, 3, 4
 
