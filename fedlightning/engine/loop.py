@@ -413,6 +413,22 @@ class FederatedLoop(RoundLoop):
         metrics = self._executor.finish()
         return {**metrics, **clock_metrics(self.jobs, after)} if self.schedule.timed else metrics
 
+    def plan(self) -> Iterator[tuple[Sequence[Job], ScheduleState]]:
+        """Yield the jobs of each commit of the run and the schedule's state after it.
+
+        Nothing is trained, and nothing that has been trained matters.
+        """
+        population = self.population
+        state = self.schedule.start(population)
+        while True:
+            jobs, state = self.schedule.next(state, population)
+            yield jobs, state
+
+    @property
+    def simulated_time(self) -> float | None:
+        """Simulated seconds until the newest commit; ``None`` before the first round."""
+        return self._schedule_state.time if self._schedule_state is not None else None
+
     def _check_arrivals(self, after: ScheduleState) -> None:
         """Refuse a commit for which too few updates arrive."""
         least, whole = self.federation.min_clients, self.jobs_per_commit()

@@ -30,6 +30,8 @@ from fedlightning.storage.run_layout import (
     PARTITION_TABLE,
     PERSONAL_MODELS,
     ROUNDS,
+    TIMELINE,
+    TIMELINE_FIGURE,
 )
 
 __all__ = ["RunSummary", "ViewSummary", "accuracies", "render", "view_accuracies"]
@@ -47,6 +49,8 @@ _FILES = {
     FORGETTING_FIGURE: "what the model forgets of clients",
     PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
     CURVES_FIGURE: "metrics over the rounds",
+    TIMELINE: "each update: client, model version, simulated times",
+    TIMELINE_FIGURE: "timeline.csv as a picture",
     PARTITION_TABLE: "examples of each class that each client holds",
     PARTITION: "which client has which example; PartitionFile reads it",
     PARTITION_FIGURE: "partition.csv as a picture",
@@ -101,6 +105,7 @@ class RunSummary:
         untested: How many of these have no test data; ``None`` means all those without an accuracy.
         views: The other views.
         keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
+        clock: What the simulated clock says, if the schedule has one.
     """
 
     algorithm: str
@@ -122,6 +127,7 @@ class RunSummary:
     untested: int | None = None
     views: tuple[ViewSummary, ...] = ()
     keeps_parts: bool = False
+    clock: str = ""
 
 
 def render(
@@ -159,7 +165,7 @@ def render(
     painter = Painter.for_stream(stream, color)
     lines = [_heading(summary, width, painter)]
     for block in (
-        [INDENT + _work_done(summary)],
+        [INDENT + line for line in (_work_done(summary), summary.clock) if line],
         accuracies(summary, width, painter),
         *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
         _folder(summary, painter),

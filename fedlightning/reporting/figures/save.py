@@ -12,6 +12,7 @@ from fedlightning.reporting.figures.curves import curves_figure
 from fedlightning.reporting.figures.finetuning import finetuning_figure
 from fedlightning.reporting.figures.partition import partition_figure
 from fedlightning.reporting.figures.style import style
+from fedlightning.reporting.figures.timeline import timeline_figure
 from fedlightning.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "finetuning_figure",
     "partition_figure",
     "save_figure",
+    "timeline_figure",
 ]
 
 
