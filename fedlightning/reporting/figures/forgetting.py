@@ -100,7 +100,7 @@ def _draw_clients(
     places = range(len(clients))
     then, later = ([100 * of[client] for client in clients] for of in (after, now))
     ax.hlines(places, then, later, color=GREY, linewidth=1.2)
-    ax.plot(then, places, "o", color=BLUE, markersize=5, label="right after its turn")
+    ax.plot(then, places, "o", color=BLUE, markersize=8, fillstyle="none", label="right after its turn")
     ax.plot(later, places, "o", color=RED, markersize=5, label="now")
     ax.set_yticks(list(places), [str(client) for client in clients])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
