@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor, nn
 
+from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.method import ServerSide
-from fedlightning.core.batches import PUBLIC
+from fedlightning.core.batches import PUBLIC, Batch
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
@@ -52,6 +53,7 @@ from fedlightning.engine.resume.snapshot import Snapshot
 from fedlightning.engine.server_training import ServerTraining
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
+from fedlightning.federation.failures import ServersOwn
 from fedlightning.federation.schedule import Job, Population, ScheduleState, Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
@@ -221,6 +223,7 @@ class FederatedLoop(RoundLoop):
         self.model.leave_out_frozen()
         self.model.freeze()
         self.set_memory_format()
+        self.federation.check_leave_out(self.data.training_clients)
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.clients_per_round())
             if self.federation.aggregator is not None:
@@ -290,6 +293,7 @@ class FederatedLoop(RoundLoop):
             return LocalTraining(
                 TrainerSettings(self.trainer), self.module, self.data, resident, algorithm,
                 self.trainer, log, LocalProgress(self.trainer),
+                self._look_at_loss if self.listens("on_local_loss") else None,
             )  # fmt: skip
         if algorithm.hooks:
             raise ConfigError(
@@ -340,6 +344,12 @@ class FederatedLoop(RoundLoop):
     def _client_ended(self, update: ClientUpdate) -> None:
         self.fire("on_client_end", update)
 
+    def _look_at_loss(self, context: ClientContext, batch: Batch, loss: Tensor) -> None:
+        try:
+            self.fire("on_local_loss", context, batch, loss)
+        except Exception as error:
+            raise ServersOwn(error) from error
+
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
@@ -355,7 +365,8 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         self.model.share_unfrozen()
         self.server.share(self.roles.shared)
-        self.jobs, after = self._schedule.next(state, self.population)
+        jobs, after = self._schedule.next(state, self.population)
+        self.jobs = [job for job in jobs if job.client not in self.federation.leave_out]
         try:
             for update in self._executor.run(self.jobs, self.round):
                 if update.unsent:

@@ -1,0 +1,126 @@
+"""Second derivatives of a loss along directions, without the matrix that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedlightning.core.state import State
+
+__all__ = ["Directions", "fisher_step", "gradients_with_graph", "hessian_step", "layer_step"]
+
+Directions = Sequence[State]
+"""Vectors in parameter space, each as tensors by the keys of parameters."""
+
+
+def gradients_with_graph(loss: Tensor, parameters: Mapping[str, Tensor]) -> State:
+    """Return the gradients of a loss, which can be differentiated again.
+
+    Args:
+        loss: A scalar; its graph stays as it is, for the backward pass of training.
+        parameters: By key; those that the loss does not depend on, or depends on linearly, are left
+            out, because their second derivatives are zero.
+    """
+    found = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=True, allow_unused=True
+    )
+    return {
+        key: gradient
+        for key, gradient in zip(parameters, found, strict=True)
+        if gradient is not None and gradient.requires_grad
+    }
+
+
+def hessian_step(
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    directions: Directions,
+    lrs: Mapping[str, float],
+) -> None:
+    r"""Take directions through a gradient step: :math:`\sigma \leftarrow \sigma - \eta H \sigma`.
+
+    Args:
+        gradients: What :func:`gradients_with_graph` returns.
+        parameters: The parameters, by key.
+        directions: Vectors over all parameters; they are changed in place.
+        lrs: The learning rate of each parameter; one that is left out does not move.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> loss = (w[0] ** 2 + 3 * w[0] * w[1])          # H = [[2, 3], [3, 0]]
+        >>> sigma = {"w": torch.tensor([1.0, 1.0])}
+        >>> hessian_step(gradients_with_graph(loss, {"w": w}), {"w": w}, [sigma], {"w": 0.1})
+        >>> sigma["w"].tolist()
+        [0.5, 0.699999988079071]
+    """
+    moving = {key: parameters[key] for key in lrs}
+    if not gradients or not moving:
+        return
+    for direction in directions:
+        products = torch.autograd.grad(
+            list(gradients.values()),
+            list(moving.values()),
+            [direction[key] for key in gradients],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for key, product in zip(moving, products, strict=True):
+            if product is not None:
+                direction[key].sub_(product, alpha=lrs[key])
+
+
+def layer_step(
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    directions: Directions,
+    lrs: Mapping[str, float],
+) -> None:
+    """Take directions through a gradient step, as if parameter tensors did not interact.
+
+    The Hessian is taken block-diagonal, a block for each parameter tensor.
+
+    Args:
+        gradients: What :func:`gradients_with_graph` returns.
+        parameters: The parameters, by key.
+        directions: Vectors over some of the parameters each; they are changed in place.
+        lrs: The learning rate of each parameter; one that is left out does not move.
+    """
+    for direction in directions:
+        for key, part in direction.items():
+            if key not in gradients or key not in lrs:
+                continue
+            (product,) = torch.autograd.grad(
+                gradients[key], parameters[key], part, retain_graph=True, allow_unused=True
+            )
+            if product is not None:
+                part.sub_(product, alpha=lrs[key])
+
+
+def fisher_step(
+    gradients: Mapping[str, Tensor], directions: Directions, lrs: Mapping[str, float]
+) -> None:
+    r"""Take directions through a step with the Fisher information in place of the Hessian.
+
+    :math:`\sigma \leftarrow \sigma - \eta\, \frac1n \sum_s g_s (g_s \cdot \sigma)` in each
+    parameter tensor by itself.
+
+    Args:
+        gradients: Gradients of single examples, shape (n, ...), by the key of the parameter.
+        directions: Vectors over some of the parameters each; they are changed in place.
+        lrs: The learning rate of each parameter; one that is left out does not move.
+
+    Example:
+        >>> sigma = {"w": torch.tensor([1.0, 1.0])}
+        >>> fisher_step({"w": torch.tensor([[2.0, 0.0], [0.0, 0.0]])}, [sigma], {"w": 0.1})
+        >>> sigma["w"].tolist()
+        [0.800000011920929, 1.0]
+    """
+    for direction in directions:
+        for key, part in direction.items():
+            if key not in gradients or key not in lrs:
+                continue
+            rows = gradients[key].flatten(1)
+            product = rows.T @ (rows @ part.flatten()) / len(rows)
+            part.sub_(product.view_as(part), alpha=lrs[key])
