@@ -1,6 +1,7 @@
 """Callbacks: the server's side of a federated run."""
 
 from fedlightning.callbacks.class_accuracy import ClassAccuracy
+from fedlightning.callbacks.influence.callback import ClientInfluence
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
@@ -9,6 +10,7 @@ from fedlightning.callbacks.run_record import RunRecord
 
 __all__ = [
     "ClassAccuracy",
+    "ClientInfluence",
     "LastCheckpoint",
     "PersonalizationCallback",
     "PredictionWriter",
