@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from fedlightning.core.state import State
 
 __all__ = ["Directions", "fisher_step", "gradients_with_graph", "hessian_step", "layer_step"]
+
+_CUT = "torch::autograd::Error"
 
 Directions = Sequence[State]
 """Vectors in parameter space, each as tensors by the keys of parameters."""
@@ -22,15 +25,34 @@ def gradients_with_graph(loss: Tensor, parameters: Mapping[str, Tensor]) -> Stat
         loss: A scalar; its graph stays as it is, for the backward pass of training.
         parameters: By key; those that the loss does not depend on, or depends on linearly, are left
             out, because their second derivatives are zero.
+
+    Raises:
+        RuntimeError: A function in the graph is marked ``@once_differentiable``; torch would leave
+            its share out without a word.
     """
     found = torch.autograd.grad(
         loss, list(parameters.values()), create_graph=True, allow_unused=True
     )
-    return {
+    gradients = {
         key: gradient
         for key, gradient in zip(parameters, found, strict=True)
         if gradient is not None and gradient.requires_grad
     }
+    if any(node.name() == _CUT for node in _graph(gradients)):
+        raise RuntimeError("a function in it is marked @once_differentiable")
+    return gradients
+
+
+def _graph(tensors: Mapping[str, Tensor]) -> set[Any]:
+    """Return the nodes of the graph behind some tensors."""
+    seen: set[Any] = set()
+    ahead: list[Any] = [tensor.grad_fn for tensor in tensors.values()]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [following for following, _ in node.next_functions]
+    return seen
 
 
 def hessian_step(

@@ -94,7 +94,8 @@ def influence(words: Sequence[str]) -> int:
     if ended.signal:
         sys.stdout.flush()
         print_note(
-            f"interrupted: {len(done)} of {len(replays)} replays are done; the same command resumes."
+            f"interrupted: {len(done)} of {len(replays)} replays are done; the same command "
+            "resumes."
         )
         return 128 + ended.signal
     if ended.failed:
@@ -196,8 +197,6 @@ def _compare(
         truth = {n: metrics[n] - value for n, value in whole.metrics.items() if n in metrics}
         without = parameters_of(folder)
         moved = {key: without[key] - value for key, value in present.items() if key in without}
-        records.append(
-            LeftOut.of(client, truth, estimates.get(client), moved, guesses.get(client))
-        )
+        records.append(LeftOut.of(client, truth, estimates.get(client), moved, guesses.get(client)))
     text = write_left_out(whole.output, records, metric)
     return f"{text}\n{whole.output}"

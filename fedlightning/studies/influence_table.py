@@ -129,7 +129,9 @@ def write_left_out(output: Path, records: Sequence[LeftOut], metric: str) -> str
     Raises:
         EnvironmentFailure: A file cannot be written.
     """
-    ordered = sorted(records, key=lambda record: (record.truth.get(metric, math.inf), record.client))
+    ordered = sorted(
+        records, key=lambda record: (record.truth.get(metric, math.inf), record.client)
+    )
     names = list(dict.fromkeys(name for record in ordered for name in record.truth))
     names.sort(key=lambda name: name != metric)
     known = [record for record in ordered if metric in record.estimate]

@@ -59,17 +59,17 @@ class _Ended:
 class ClientInfluence(NamedArguments, pl.Callback):
     r"""Estimates what the global model would be without a client, while it is trained.
 
-    Nothing is trained again. It is an observer: with it a run gives the same bits. Each examined client has a vector of the model's
-    size, which goes through the local steps of all others by products with the Hessian of each
-    batch's loss,
+    Nothing is trained again. It is an observer: with it a run gives the same bits. Each examined
+    client has a vector of the model's size, which goes through the local steps of all others by
+    products with the Hessian of each batch's loss,
 
     .. math:: \epsilon_t = \sum_{k \in C_t \setminus c} \frac{n_k}{N(C_t \setminus c)}
         \prod_i (I - \eta H^k_{t,i})\, \epsilon_{t-1} + [w_t(C_t \setminus c) - w_t].
 
     At the end :math:`w_T + \epsilon_T` is evaluated in place of :math:`w_T` on the test data. The
     run folder gets ``influence.csv``, ranked from the lowest influence on ``metric`` to the
-    highest, and ``influence.png``. With a loss the first ones are bad clients: it is lower without them.
-    ``python -m fedlightning influence`` makes the truth: runs in which a client is left out.
+    highest, and ``influence.png``. With a loss the first ones are bad clients: it is lower without
+    them. ``python -m fedlightning influence`` makes the truth: runs in which a client is left out.
 
     The paper derives it for rounds of plain SGD with full gradients and a plain weighted mean. Any
     other rounds are refused; where batches are a part of a client's data the Hessian is that of the
