@@ -16,6 +16,7 @@ from fedlightning.studies.leave_one_out import (
     WholeRun,
     final_test_metrics,
     find_whole_run,
+    listed_clients,
     plan_without,
 )
 from fedlightning.studies.options import Options, read_words
@@ -125,9 +126,16 @@ def _clients(
 ) -> Sequence[int]:
     from fedlightning.personalization.on_demand import chosen_clients
 
-    chosen = given.values.get("clients")
+    chosen = chosen_clients(given.values.get("clients"))
     if chosen is not None:
-        return chosen_clients(chosen) or []
+        known = listed_clients(run.folder)
+        for client in chosen if known else ():
+            if client not in known:
+                raise ConfigError(
+                    f"--clients: client {client} is not one of the run's {len(known)} clients, "
+                    f"{min(known)} to {max(known)}."
+                )
+        return chosen
     if not estimates:
         raise ConfigError(
             f"{run.folder} has no {INFLUENCE}: name the clients to leave out, e.g. --clients 1,2,3."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Any
 
 from fedlightning.cli.config.overrides import apply_overrides
 from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
+from fedlightning.datamodules.client_roles import SAMPLE
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.storage.run_layout import CONFIG, METRICS, WITHOUT
+from fedlightning.storage.run_layout import CONFIG, METRICS, PARTITION_TABLE, WITHOUT
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.run_reader import find_run_folders, read_run
 from fedlightning.studies.study import load_yaml
 
-__all__ = ["WholeRun", "final_test_metrics", "find_whole_run", "plan_without"]
+__all__ = ["WholeRun", "final_test_metrics", "find_whole_run", "listed_clients", "plan_without"]
 
 _OBSERVES = "ClientInfluence"
 _STOPS = ("EarlyStopping", "Timer")
@@ -99,6 +101,16 @@ def final_test_metrics(folder: Path) -> tuple[int, dict[str, float]]:
         and not without_view(name).startswith(PERSONAL)
         and not math.isnan(column[-1])
     }
+
+
+def listed_clients(folder: Path) -> frozenset[int]:
+    """Return the clients of a run, from the table of its partition; empty if they are not known."""
+    path = folder / PARTITION_TABLE
+    if not path.is_file():
+        return frozenset()
+    with path.open(encoding="utf-8", newline="") as file:
+        found = frozenset(int(row["client_id"]) for row in csv.DictReader(file))
+    return found if len(found) != SAMPLE else frozenset()  # of very many it lists so many
 
 
 def plan_without(run: WholeRun, clients: Sequence[int]) -> list[PlannedRun]:
