@@ -22,7 +22,7 @@ _NAMES = {
     "datamodules": "FederatedDataModule",
     "engine.loop": "FederatedLoop",
     "errors": "FedLightningError",
-    "federation": "Federation",
+    "federation": "Buffered Cyclic Federation Synchronous",
     "models.base": "FederatedModule",
     "storage.checkpoint_io": "AtomicCheckpointIO",
     "trainer": "FederatedTrainer",

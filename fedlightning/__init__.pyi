@@ -51,7 +51,12 @@ from fedlightning.callbacks import (
 from fedlightning.datamodules import FederatedDataModule as FederatedDataModule
 from fedlightning.engine.loop import FederatedLoop as FederatedLoop
 from fedlightning.errors import FedLightningError as FedLightningError
-from fedlightning.federation import Federation as Federation
+from fedlightning.federation import (
+    Buffered as Buffered,
+    Cyclic as Cyclic,
+    Federation as Federation,
+    Synchronous as Synchronous,
+)
 from fedlightning.models.base import FederatedModule as FederatedModule
 from fedlightning.storage.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from fedlightning.trainer import FederatedTrainer as FederatedTrainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from fedlightning.engine.loop import FederatedLoop
 from fedlightning.reporting import (
     RunSummary,
     Spread,
+    TimelineEntry,
     ViewSummary,
     curves_figure,
     partition_figure,
     render,
     save_figure,
+    timeline_figure,
 )
 from fedlightning.reporting.csv_logger import RoundCSVLogger
+from fedlightning.reporting.figures.style import counted
 from fedlightning.reporting.round_table import RoundTable
+from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENT_STATES,
@@ -42,6 +47,8 @@ from fedlightning.storage.run_layout import (
     PARTITION_TABLE,
     PERSONAL_MODELS,
     ROUNDS,
+    TIMELINE,
+    TIMELINE_FIGURE,
 )
 
 __all__ = ["RunRecord"]
@@ -51,6 +58,8 @@ _FILES = (
     METRICS,
     ROUNDS,
     CURVES_FIGURE,
+    TIMELINE,
+    TIMELINE_FIGURE,
     CLIENTS,
     CLIENTS_FIGURE,
     FINETUNING,
@@ -150,7 +159,10 @@ class RunRecord(pl.Callback):
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
-            save_figure(curves_figure(rounds, known), folder / CURVES_FIGURE)
+            clock = [row.get("time/simulated", nan) for row in rows]
+            timed = loop.schedule.timed and all(second == second for second in clock)
+            figure = curves_figure(rounds, known, clock=clock if timed else None)
+            save_figure(figure, folder / CURVES_FIGURE)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves and print the closing summary."""
@@ -159,6 +171,8 @@ class RunRecord(pl.Callback):
             return
         if folder is not None:
             self._draw_curves(trainer, loop, folder)
+            if loop.schedule.timed:
+                _write_timeline(loop, folder)
         if self.summary and trainer.is_global_zero:
             print("\n" + render(self._summarise(trainer, loop, folder)))
 
@@ -200,11 +214,38 @@ class RunRecord(pl.Callback):
                 if (summary := _of_view(view, personal, accuracies)) is not None
             ),
             keeps_parts=bool(loop.roles.kept),
+            clock=_clock(loop),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty state."""
         return {}
+
+
+def _write_timeline(loop: FederatedLoop, folder: Path) -> None:
+    """Write and draw when clients trained: the plan says it without a look at the run."""
+    entries = [
+        TimelineEntry(index, job.client, job.version, job.start, job.time, after.time)
+        for index, (jobs, after) in enumerate(islice(loop.plan(), loop.rounds_aggregated))
+        for job in jobs
+    ]
+    header = ["round", "client", "version", "staleness", "start", "arrival", "merged"]
+    rows = (
+        [e.round, e.client, e.version, e.staleness, e.start, e.arrival, e.merged] for e in entries
+    )
+    write_csv(folder / TIMELINE, header, rows)
+    if entries:
+        save_figure(timeline_figure(entries), folder / TIMELINE_FIGURE)
+
+
+def _clock(loop: FederatedLoop) -> str:
+    """Return what the closing summary says of simulated time."""
+    if not loop.schedule.timed or loop.simulated_time is None:
+        return ""
+    seconds, updates = f"{loop.simulated_time:,.1f} simulated seconds", loop.jobs_per_commit()
+    if updates == loop.clients_per_round():
+        return seconds
+    return f"{seconds} · {counted(updates, 'update')} a round ({type(loop.schedule).__name__})"
 
 
 def _other_views(loop: FederatedLoop) -> list[EvaluationView]:

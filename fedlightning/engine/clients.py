@@ -25,7 +25,7 @@ from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
 from fedlightning.federation.client_update import Training, client_update
 from fedlightning.federation.failures import ServersOwn
-from fedlightning.federation.schedule import Job
+from fedlightning.federation.jobs import Job
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.client_store import ClientStore

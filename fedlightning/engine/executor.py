@@ -18,7 +18,7 @@ from fedlightning.datamodules.loaders import ClientTask
 from fedlightning.engine.workers.cohort_exchange import Trained, shares_of, train_in_parallel
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.federation.failures import Attempt, attempt, count_clients, require_enough
-from fedlightning.federation.schedule import Job
+from fedlightning.federation.jobs import Job
 from fedlightning.federation.settings import Federation
 
 __all__ = ["Executor", "RoundEvents", "SerialExecutor", "Trains", "WorkerExecutor"]

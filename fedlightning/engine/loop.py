@@ -52,9 +52,11 @@ from fedlightning.engine.resume.run_settings import (
 from fedlightning.engine.resume.snapshot import Snapshot
 from fedlightning.engine.server_training import ServerTraining
 from fedlightning.engine.workers.collectives import Workers
-from fedlightning.errors import ConfigError
+from fedlightning.errors import ConfigError, FederationError
+from fedlightning.federation.clock import clock_metrics
 from fedlightning.federation.failures import ServersOwn
-from fedlightning.federation.schedule import Job, Population, ScheduleState, Synchronous
+from fedlightning.federation.jobs import Job, Population, ScheduleState
+from fedlightning.federation.schedule import Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 from fedlightning.storage.checkpoint_reader import loop_state
@@ -83,6 +85,7 @@ class FederatedLoop(RoundLoop):
     Attributes:
         evaluator: Evaluates the module on one client after another.
         client_store: What clients keep.
+        schedule: Which client updates make the next commit.
         server: The server, once training has started.
         jobs: The client updates of the commit under way.
         borrower: What uses the resident module for something else than a round.
@@ -104,7 +107,7 @@ class FederatedLoop(RoundLoop):
         self.jobs: Sequence[Job] = ()
         self.borrower: ModuleBorrower | None = None
         self.modes: dict[nn.Module, bool] = {}
-        self._schedule = federation.schedule or Synchronous()
+        self.schedule = federation.schedule or Synchronous()
         self._schedule_state: ScheduleState | None = None
         self._model: ModelRoles | None = None
         self._resident: ResidentModule | None = None
@@ -181,7 +184,7 @@ class FederatedLoop(RoundLoop):
 
     def jobs_per_commit(self) -> int:
         """Return how many client updates make a commit."""
-        return self._schedule.jobs_per_commit(self.population)
+        return self.schedule.jobs_per_commit(self.population)
 
     def cohort(self, round_index: int) -> tuple[int, ...]:
         """Return the clients of a round, in the order in which they are merged."""
@@ -206,7 +209,13 @@ class FederatedLoop(RoundLoop):
             self.clients_per_round(),
             self.cohort,
             data.num_examples,
+            self._sample,
         )
+
+    def _sample(self, commit: int, size: int, again: int) -> tuple[int, ...]:
+        """Return so many clients that the sampler chooses for a commit."""
+        key = Key(self.seed, "cohort", round=commit, epoch=again)
+        return self.federation.cohort(key, self.data.num_clients, size, self.data.training_clients)
 
     # -- before the first round ----------------------------------------------------------------
 
@@ -225,9 +234,9 @@ class FederatedLoop(RoundLoop):
         self.set_memory_format()
         self.federation.check_leave_out(self.data.training_clients)
         if not getattr(self.trainer, "fast_dev_run", 0):
-            self.federation.check_min_clients(self.clients_per_round())
+            self.federation.check_min_clients(self.jobs_per_commit())
             if self.federation.aggregator is not None:
-                self.federation.aggregator.check(self.clients_per_round())
+                self.federation.aggregator.check(self.jobs_per_commit())
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
@@ -283,7 +292,7 @@ class FederatedLoop(RoundLoop):
             )
         commits = self.rounds_aggregated
         if self._schedule_state is None or self._schedule_state.commit != commits:
-            start = self._schedule.start(self.population)
+            start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
 
     def _training_of(self, resident: ResidentModule, log: LocalLog) -> Plans:
@@ -320,6 +329,7 @@ class FederatedLoop(RoundLoop):
             federation.aggregator,
             federation.stages,
             self._server_side,
+            self.schedule.weight,
         )
         server.load_state_dict(self._server_state)
         server.start(
@@ -365,8 +375,10 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         self.model.share_unfrozen()
         self.server.share(self.roles.shared)
-        jobs, after = self._schedule.next(state, self.population)
-        self.jobs = [job for job in jobs if job.client not in self.federation.leave_out]
+        self.jobs, after = self.schedule.next(state, self.population)
+        self._check_arrivals(after)
+        self.jobs = self._of_those_that_stay(self.jobs)
+        self.max_batches = max(len(self.jobs), 1)  # Lightning ends a run that has no batches
         try:
             for update in self._executor.run(self.jobs, self.round):
                 if update.unsent:
@@ -391,7 +403,40 @@ class FederatedLoop(RoundLoop):
         self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
         self._schedule_state = after
-        return self._executor.finish()
+        metrics = self._executor.finish()
+        return {**metrics, **clock_metrics(self.jobs, after)} if self.schedule.timed else metrics
+
+    def plan(self) -> Iterator[tuple[Sequence[Job], ScheduleState]]:
+        """Yield the jobs of each commit of the run and the schedule's state after it.
+
+        Nothing is trained, and nothing that has been trained matters.
+        """
+        population = self.population
+        state = self.schedule.start(population)
+        while True:
+            jobs, state = self.schedule.next(state, population)
+            yield self._of_those_that_stay(jobs), state
+
+    def _of_those_that_stay(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return the jobs without those of clients that are left out."""
+        left_out = self.federation.leave_out
+        return [job for job in jobs if job.client not in left_out] if left_out else jobs
+
+    @property
+    def simulated_time(self) -> float | None:
+        """Simulated seconds until the newest commit; ``None`` before the first round."""
+        return self._schedule_state.time if self._schedule_state is not None else None
+
+    def _check_arrivals(self, after: ScheduleState) -> None:
+        """Refuse a commit for which too few updates arrive."""
+        least, whole = self.federation.min_clients, self.jobs_per_commit()
+        if len(self.jobs) < min(least, whole):
+            reasons = ", ".join(f"{count} {name}" for name, count in after.counts.items() if count)
+            raise FederationError(
+                f"round {self.round}: {len(self.jobs)} of {whole} updates arrive ({reasons}), "
+                f"federation.min_clients={least}; raise federation.schedule.deadline, start more "
+                "clients, or lower min_clients."
+            )
 
     # -- checkpoints ---------------------------------------------------------------------------
 

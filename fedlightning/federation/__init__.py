@@ -1,5 +1,42 @@
 """A round: whose turn it is, what a client does, what the server merges; and the settings."""
 
+from fedlightning.federation.buffered import Buffered
+from fedlightning.federation.cyclic import Cyclic
+from fedlightning.federation.delays import (
+    ByClient,
+    ByExamples,
+    ConstantDelay,
+    Delays,
+    Exponential,
+    LogNormal,
+    Trace,
+    Windows,
+)
+from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.settings import Federation
+from fedlightning.federation.staleness import (
+    ConstantWeight,
+    Hinge,
+    Polynomial,
+    StalenessWeight,
+)
 
-__all__ = ["Federation"]
+__all__ = [
+    "Buffered",
+    "ByClient",
+    "ByExamples",
+    "ConstantDelay",
+    "ConstantWeight",
+    "Cyclic",
+    "Delays",
+    "Exponential",
+    "Federation",
+    "Hinge",
+    "LogNormal",
+    "Polynomial",
+    "Schedule",
+    "StalenessWeight",
+    "Synchronous",
+    "Trace",
+    "Windows",
+]

@@ -15,7 +15,7 @@ from fedlightning.algorithms.context import ClientContext, Trains
 from fedlightning.core.messages import Broadcast, ClientUpdate, num_bytes
 from fedlightning.core.state import State
 from fedlightning.errors import ConfigError
-from fedlightning.federation.schedule import Job
+from fedlightning.federation.jobs import Job
 from fedlightning.federation.update_checks import BadUpdate, check_tensors, check_weight
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
 

@@ -7,104 +7,17 @@ It owns simulated time; the engine executes its plan in any order that gives the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from fedlightning.core.validation import Setting
+from fedlightning.core.validation import Setting, check_number
+from fedlightning.errors import ConfigError
+from fedlightning.federation.delays import Delays, delays_of
+from fedlightning.federation.jobs import Job, Population, ScheduleState
 
 __all__ = ["Job", "Population", "Schedule", "ScheduleState", "Synchronous"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One client update of a plan.
-
-    Args:
-        client: Client id.
-        version: The global model that it starts from: the number of commits behind it.
-        position: Its place in the order of aggregation, within its commit.
-        time: Simulated time of its arrival, in seconds.
-        dispatch: Its number in the client's random streams; ``None`` means ``version``. A client
-            that starts twice from one version needs two numbers, to draw anew.
-
-    Example:
-        >>> Job(client=3, version=7, position=0).stream
-        7
-    """
-
-    client: int
-    version: int
-    position: int
-    time: float = 0.0
-    dispatch: int | None = None
-
-    @property
-    def stream(self) -> int:
-        """The number that names the update's random streams."""
-        return self.version if self.dispatch is None else self.dispatch
-
-
-@dataclass(frozen=True)
-class ScheduleState:
-    """What a schedule knows between two commits.
-
-    Args:
-        commit: The number of commits so far, which is the version of the newest model.
-        time: Simulated time of the newest commit, in seconds.
-        pending: Updates under way: clients that have received a model and whose updates are part
-            of no commit yet. The engine keeps the versions that they started from.
-        extra: More of the schedule's own: numbers, texts, lists and dicts of them.
-    """
-
-    commit: int = 0
-    time: float = 0.0
-    pending: tuple[Job, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as numbers, texts, lists and dicts."""
-        return {
-            "commit": self.commit,
-            "time": self.time,
-            "pending": [
-                [job.client, job.version, job.position, job.time, job.dispatch]
-                for job in self.pending
-            ],
-            "extra": dict(self.extra),
-        }
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> ScheduleState:
-        """Return the state that :meth:`state_dict` has written.
-
-        Example:
-            >>> state = ScheduleState(2, 1.5, (Job(0, 1, 0, 2.0),))
-            >>> ScheduleState.from_dict(state.state_dict()) == state
-            True
-        """
-        pending = tuple(Job(*entry) for entry in state["pending"])
-        return cls(state["commit"], state["time"], pending, dict(state["extra"]))
-
-
-@dataclass(frozen=True)
-class Population:
-    """What a schedule may know of the clients.
-
-    Args:
-        seed: The seed of the run.
-        clients: The ids of those that take part in training, in ascending order.
-        cohort_size: ``federation.cohort_size`` as a number of clients.
-        cohort: Returns the clients that the federation's sampler chooses for a commit.
-        num_examples: Returns the number of a client's training examples.
-    """
-
-    seed: int
-    clients: Sequence[int]
-    cohort_size: int
-    cohort: Callable[[int], tuple[int, ...]]
-    num_examples: Callable[[int], int]
 
 
 class Schedule(Setting, ABC):
@@ -133,24 +46,117 @@ class Schedule(Setting, ABC):
         """Return how many updates a commit has, for progress bars and ``max_steps``."""
         return population.cohort_size
 
+    @property
+    def timed(self) -> bool:
+        """Whether it has a clock: whether the times of its jobs mean anything."""
+        return False
+
+    def weight(self, staleness: int) -> float:
+        """Return the share of an update's change that counts, so many commits after its start."""
+        return 1.0
+
+    def slowness(self, population: Population, client: int) -> float | None:
+        """Return the typical simulated seconds of a client's updates; ``None`` without a clock."""
+        return None
+
 
 class Synchronous(Schedule):
     """Rounds: all clients of a cohort start from the newest model and are merged together.
 
+    With a model of delays it says how long the rounds would take, for any algorithm: a round lasts
+    until its slowest update has arrived, or until its deadline. Delays alone change no bit of the
+    result. Updates that are late, lost or not waited for are not merged.
+
+    Args:
+        delays: Simulated seconds of an update: a number, a list with one for each client, or a
+            model such as ``LogNormal(2.0)``; ``None`` means without a clock.
+        deadline: Simulated seconds after which a round ends with what has arrived; ``None`` means
+            never.
+        over_selection: How many times as many clients as ``federation.cohort_size`` start; the
+            round ends with the first ``cohort_size`` of them (Bonawitz et al., *Towards Federated
+            Learning at Scale*, MLSys 2019, start 1.3 times as many).
+
     Example:
-        >>> clients = Population(0, range(4), 2, cohort=lambda commit: (3, 1), num_examples=len)
-        >>> jobs, state = Synchronous().next(ScheduleState(commit=5), clients)
-        >>> [(job.client, job.version, job.position) for job in jobs], state.commit
-        ([(3, 5, 0), (1, 5, 1)], 6)
+        >>> clients = Population(0, range(4), 2, lambda commit: (3, 1), num_examples=lambda c: 10)
+        >>> jobs, state = Synchronous(delays=[1, 2, 3, 4]).next(ScheduleState(commit=5), clients)
+        >>> [(job.client, job.version, job.time) for job in jobs], state.commit, state.time
+        ([(3, 5, 4.0), (1, 5, 2.0)], 6, 4.0)
+        >>> jobs, state = Synchronous([1, 2, 3, 4], deadline=2.5).next(ScheduleState(), clients)
+        >>> [job.client for job in jobs], state.time, state.counts["late"]
+        ([1], 2.5, 1)
     """
+
+    def __init__(
+        self,
+        delays: float | list[float] | Delays | None = None,
+        deadline: float | None = None,
+        over_selection: float = 1.0,
+    ) -> None:
+        self.delays = delays
+        self.deadline = deadline
+        self.over_selection = check_number("over_selection", over_selection, at_least=1)
+        if delays is not None:
+            delays_of(delays)
+        elif deadline is not None or over_selection > 1:
+            name = "deadline" if deadline is not None else "over_selection"
+            raise ConfigError(
+                f"federation.schedule: {name}={getattr(self, name)} needs delays, which say when "
+                "an update arrives; set federation.schedule.delays."
+            )
+        if deadline is not None:
+            check_number("deadline", deadline, above=0, unit="seconds", other="null for none")
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a model of delays."""
+        return self.delays is not None
+
+    def slowness(self, population: Population, client: int) -> float | None:
+        """Return the typical simulated seconds of a client's updates."""
+        if self.delays is None:
+            return None
+        return delays_of(self.delays).typical(population.turn(client, 0))
 
     def next(
         self, state: ScheduleState, population: Population
     ) -> tuple[Sequence[Job], ScheduleState]:
-        """Return one update per client of the cohort."""
-        cohort = population.cohort(state.commit)
-        jobs = [
-            Job(client, state.commit, position, state.time)
-            for position, client in enumerate(cohort)
-        ]
-        return jobs, ScheduleState(state.commit + 1, state.time)
+        """Return one update per client of the cohort that arrives in time."""
+        cohort = self._chosen(state.commit, population)
+        version, now = state.commit, state.time
+        if self.delays is None:
+            jobs = [Job(client, version, place, now) for place, client in enumerate(cohort)]
+            return jobs, ScheduleState(version + 1, now)
+        delays = delays_of(self.delays)
+        end = math.inf if self.deadline is None else now + self.deadline
+        arrived: list[Job] = []
+        counts = {"lost": 0, "late": 0, "spare": 0}
+        last = now
+        for place, client in enumerate(cohort):
+            turn = population.turn(client, version)
+            start = delays.start(turn, now)
+            time = start + delays.seconds(turn)
+            if time > end:
+                counts["late"] += 1
+            elif delays.is_lost(turn):
+                counts["lost"] += 1
+                last = max(last, time)
+            else:
+                arrived.append(Job(client, version, place, time, start=start))
+        in_time = sorted(arrived, key=lambda job: (job.time, job.position))
+        jobs = sorted(in_time[: population.cohort_size], key=lambda job: job.position)
+        counts["spare"] = len(arrived) - len(jobs)
+        if counts["spare"] or len(jobs) == population.cohort_size:
+            last = max(job.time for job in jobs)
+        elif counts["late"]:
+            last = end
+        else:
+            last = max([last, *(job.time for job in jobs)])
+        jobs = [replace(job, position=place) for place, job in enumerate(jobs)]
+        return jobs, ScheduleState(version + 1, last, counts=counts)
+
+    def _chosen(self, commit: int, population: Population) -> Sequence[int]:
+        """Return the clients that start."""
+        size = min(math.ceil(population.cohort_size * self.over_selection), len(population.clients))
+        if size <= population.cohort_size or population.sample is None:
+            return population.cohort(commit)
+        return population.sample(commit, size, 0)

@@ -21,7 +21,7 @@ from fedlightning.core.messages import Broadcast, ClientUpdate
 from fedlightning.core.state import State, as_complex, as_real, first_non_finite
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.extras import ExtrasAccumulator
-from fedlightning.federation.schedule import Job
+from fedlightning.federation.jobs import Job
 from fedlightning.federation.uplink.stage import UplinkStage
 
 __all__ = ["Server", "check_robust"]
@@ -52,6 +52,7 @@ class Server:
         aggregator: What merges updates, if not the algorithm's mean.
         uplink: The stages whose server halves updates pass, in the order of the client.
         side: Returns what hooks find at the server beside messages, for a commit's number.
+        staleness_weight: Returns the share of a stale update's change that counts.
 
     Example:
         >>> from fedlightning.algorithms import FedAvg
@@ -71,9 +72,11 @@ class Server:
         aggregator: Aggregator | None = None,
         uplink: Sequence[UplinkStage] = (),
         side: Callable[[int], ServerSide] | None = None,
+        staleness_weight: Callable[[int], float] = lambda staleness: 1.0,
     ) -> None:
         self._algorithm = algorithm
         self._side = side
+        self._staleness_weight = staleness_weight
         self._rule = aggregator if aggregator is not None else Mean()
         self._uplink = tuple(uplink)
         self._num_training_clients = num_training_clients
@@ -180,7 +183,8 @@ class Server:
             update = stage.receive(update, received, self._parameters)
         staleness = self.version - update.version
         if staleness:
-            update = replace(update, state=self._rebased(update.state, received))
+            share = self._staleness_weight(staleness)
+            update = replace(update, state=self._rebased(update.state, received, share))
         now = {key: self._model[key] for key in self._shared}
         update = replace(update, received=now, staleness=staleness)
         if self._round is None:
@@ -288,10 +292,12 @@ class Server:
         older = self._older.get(version)
         return self._model if older is None else older.model
 
-    def _rebased(self, state: Mapping[str, Tensor], received: Mapping[str, Tensor]) -> State:
-        """Return the newest model, moved by what a stale update has changed."""
+    def _rebased(
+        self, state: Mapping[str, Tensor], received: Mapping[str, Tensor], share: float
+    ) -> State:
+        """Return the newest model, moved by a share of what a stale update has changed."""
         return {
-            key: self._model[key] + (value - received[key])
+            key: self._model[key] + (value - received[key]) * share
             if value.is_floating_point() or value.is_complex()
             else value
             for key, value in state.items()

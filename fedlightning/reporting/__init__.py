@@ -13,7 +13,9 @@ from fedlightning.reporting.figures.save import (
     finetuning_figure,
     partition_figure,
     save_figure,
+    timeline_figure,
 )
+from fedlightning.reporting.figures.timeline import TimelineEntry
 from fedlightning.reporting.finetuning_curve import EpochRecord, write_finetuning_csv
 from fedlightning.reporting.summary import RunSummary, ViewSummary, render
 
@@ -22,6 +24,7 @@ __all__ = [
     "EpochRecord",
     "RunSummary",
     "Spread",
+    "TimelineEntry",
     "ViewSummary",
     "clients_figure",
     "curves_figure",
@@ -30,6 +33,7 @@ __all__ = [
     "read_clients_csv",
     "render",
     "save_figure",
+    "timeline_figure",
     "write_clients_csv",
     "write_finetuning_csv",
 ]

@@ -31,6 +31,8 @@ from fedlightning.storage.run_layout import (
     PARTITION_TABLE,
     PERSONAL_MODELS,
     ROUNDS,
+    TIMELINE,
+    TIMELINE_FIGURE,
 )
 
 __all__ = ["RunSummary", "ViewSummary", "accuracies", "render", "view_accuracies"]
@@ -49,6 +51,8 @@ _FILES = {
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
     CURVES_FIGURE: "metrics over the rounds",
+    TIMELINE: "each update: client, model version, simulated times",
+    TIMELINE_FIGURE: "timeline.csv as a picture",
     PARTITION_TABLE: "examples of each class that each client holds",
     PARTITION: "which client has which example; PartitionFile reads it",
     PARTITION_FIGURE: "partition.csv as a picture",
@@ -103,6 +107,7 @@ class RunSummary:
         untested: How many of these have no test data; ``None`` means all those without an accuracy.
         views: The other views.
         keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
+        clock: What the simulated clock says, if the schedule has one.
     """
 
     algorithm: str
@@ -124,6 +129,7 @@ class RunSummary:
     untested: int | None = None
     views: tuple[ViewSummary, ...] = ()
     keeps_parts: bool = False
+    clock: str = ""
 
 
 def render(
@@ -161,7 +167,7 @@ def render(
     painter = Painter.for_stream(stream, color)
     lines = [_heading(summary, width, painter)]
     for block in (
-        [INDENT + _work_done(summary)],
+        [INDENT + line for line in (_work_done(summary), summary.clock) if line],
         accuracies(summary, width, painter),
         *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
         _folder(summary, painter),

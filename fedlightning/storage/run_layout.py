@@ -21,6 +21,12 @@ ROUNDS = "rounds.csv"
 CURVES_FIGURE = "curves.png"
 """The metrics over the rounds."""
 
+TIMELINE = "timeline.csv"
+"""Client, model version and simulated times of each update, of runs with a simulated clock."""
+
+TIMELINE_FIGURE = "timeline.png"
+"""The same as a figure."""
+
 CLIENTS = "clients.csv"
 """Accuracy and loss before and after personalization, one row per client."""
 

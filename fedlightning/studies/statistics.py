@@ -45,6 +45,7 @@ class Summary:
         rounds: Number of rounds.
         seconds_training: Duration of training in all rounds, without evaluation.
         seconds_wall: Duration of the whole command.
+        seconds_simulated: Simulated time of the last commit; nan without a clock.
     """
 
     condition: str
@@ -70,6 +71,7 @@ class Summary:
     rounds: float
     seconds_training: float
     seconds_wall: float
+    seconds_simulated: float
 
 
 def summarise(groups: Sequence[Group], view: str = "") -> list[Summary]:
@@ -132,6 +134,7 @@ def _summary(group: Group, view: str, local: Group | None, fedavg: Group | None)
         rounds=_mean([float(len(run.rounds)) for run in runs]),
         seconds_training=_mean([float(np.sum(run.seconds)) for run in runs]),
         seconds_wall=_mean([run.wall_seconds for run in runs]),
+        seconds_simulated=_mean([run.last("time/simulated") for run in runs]),
     )
 
 

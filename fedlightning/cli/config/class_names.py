@@ -36,9 +36,9 @@ STRICT_RULE = "with --strict, configs name classes of fedlightning, Lightning an
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _NAME = re.compile(r"[A-Z]\w*")
 _CLASS_KEYS = {
-    "aggregator", "algorithm", "algorithms", "callbacks", "compression", "data", "local", "logger",
-    "lr_scheduler", "model", "optimizer", "partition", "plugins", "profiler", "sampler", "server",
-    "strategy",
+    "aggregator", "algorithm", "algorithms", "callbacks", "compression", "data", "delays", "local",
+    "logger", "lr_scheduler", "model", "optimizer", "partition", "plugins", "profiler", "sampler",
+    "schedule", "server", "strategy", "weighting", "windows",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlightning.core.state import State
 from fedlightning.engine.resume.run_settings import Settings
-from fedlightning.federation.schedule import ScheduleState
+from fedlightning.federation.jobs import ScheduleState
 
 __all__ = ["Snapshot"]
 

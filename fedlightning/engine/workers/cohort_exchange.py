@@ -13,7 +13,7 @@ from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers, longest_first
 from fedlightning.federation.failures import Attempt, ClientFailure
-from fedlightning.federation.schedule import Job
+from fedlightning.federation.jobs import Job
 
 __all__ = ["Trained", "shares_of", "train_in_parallel"]
 

@@ -28,6 +28,7 @@ def curves_figure(
     rounds: Sequence[int],
     series: Mapping[str, Sequence[float]],
     title: str = "Learning curves",
+    clock: Sequence[float] | None = None,
 ) -> Figure:
     """Draw metrics over rounds, each with its name and last value at its right end.
 
@@ -38,6 +39,7 @@ def curves_figure(
         rounds: Round indices, R of them.
         series: R values by metric name.
         title: The headline.
+        clock: Simulated seconds at the end of each round: the metrics are drawn over them, too.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -58,15 +60,21 @@ def curves_figure(
     others = {name: values for name, values in series.items() if not _is_accuracy(name)}
     panels = [panel for panel in (accuracies, others) if panel] or [{}]
     colors = {name: CYCLE[index % len(CYCLE)] for index, name in enumerate(series)}
+    scales: list[tuple[str, Sequence[float]]] = [("round", rounds)]
+    if clock is not None:
+        scales.append(("simulated seconds", clock))
     with style():
-        figure = new_figure(9, 1.4 + 2.8 * len(panels))
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        headline(axes[0], title, counted(len(rounds), "round"))
-        for ax, panel in zip(axes, panels, strict=True):
-            _draw(ax, rounds, panel, colors)
+        figure = new_figure(9 if clock is None else 14, 1.4 + 2.8 * len(panels))
+        grid = figure.subplots(len(panels), len(scales), sharex="col", sharey="row", squeeze=False)
+        headline(grid[0][0], title, counted(len(rounds), "round"))
+        for axes, panel in zip(grid, panels, strict=True):
+            for ax, (_, xs) in zip(axes, scales, strict=True):
+                _draw(ax, xs, panel, colors, named=ax is axes[-1])
+            axes[0].set_ylabel(_quantity(panel))
         figure.align_ylabels()
-        axes[-1].set_xlabel("round")
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        for ax, (name, _) in zip(grid[-1], scales, strict=True):
+            ax.set_xlabel(name)
+        grid[-1][0].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -76,9 +84,10 @@ def _is_accuracy(name: str) -> bool:
 
 def _draw(
     ax: Axes,
-    rounds: Sequence[int],
+    xs: Sequence[float],
     panel: Mapping[str, Sequence[float]],
     colors: Mapping[str, str],
+    named: bool,
 ) -> None:
     percent = all(_is_accuracy(name) for name in panel) and bool(panel)
     ends, texts, shown = [], [], []
@@ -89,7 +98,7 @@ def _draw(
             continue
         few = int(known.sum()) <= 30
         ax.plot(
-            np.asarray(rounds)[known],
+            np.asarray(xs)[known],
             numbers[known],
             color=colors[name],
             linewidth=1.8,
@@ -102,12 +111,16 @@ def _draw(
         shown.append(colors[name])
     if percent:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
-    ax.set_ylabel("accuracy" if percent else "loss" if _all_losses(panel) else "value")
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
     ax.margins(x=0.01)
-    label_at_right(ax, ends, texts, shown)
+    if named:
+        label_at_right(ax, ends, texts, shown)
 
 
-def _all_losses(panel: Mapping[str, Sequence[float]]) -> bool:
-    return all(name.rsplit("/", 1)[-1].startswith("loss") for name in panel)
+def _quantity(panel: Mapping[str, Sequence[float]]) -> str:
+    """Return what a panel shows."""
+    if panel and all(_is_accuracy(name) for name in panel):
+        return "accuracy"
+    losses = all(name.rsplit("/", 1)[-1].startswith("loss") for name in panel)
+    return "loss" if losses else "value"

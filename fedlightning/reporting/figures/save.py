@@ -13,6 +13,7 @@ from fedlightning.reporting.figures.finetuning import finetuning_figure
 from fedlightning.reporting.figures.influence import influence_figure, leave_one_out_figure
 from fedlightning.reporting.figures.partition import partition_figure
 from fedlightning.reporting.figures.style import style
+from fedlightning.reporting.figures.timeline import timeline_figure
 from fedlightning.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "leave_one_out_figure",
     "partition_figure",
     "save_figure",
+    "timeline_figure",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Learning curves of several variants, against rounds, bytes and seconds."""
+"""Learning curves of several variants, against rounds, bytes, seconds and simulated time."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def learning_figure(
     """Draw mean and standard deviation over seeds, for each metric that has a curve.
 
     More than eight variants are drawn without the latter, which would hide the curves. Bytes are
-    those of both directions, seconds those of training; a column is left out where they are not
-    known for any run.
+    those of both directions, seconds those of training; a column, such as that of simulated time,
+    is left out where it is not known for any run.
 
     Args:
         groups: The groups of one condition.
@@ -86,6 +86,10 @@ def _x_axes(groups: Sequence[Group]) -> list[tuple[str, float, str]]:
     if longest > 0:
         _, size, unit = next(entry for entry in _SECONDS if longest >= entry[0])
         axes.append((f"{unit} of training", size, "seconds"))
+    simulated = max((_largest(_xs(run, "simulated")) for run in runs), default=0.0)
+    if simulated > 0:
+        _, size, unit = next(entry for entry in _SECONDS if simulated >= entry[0])
+        axes.append((f"simulated {unit}", size, "simulated"))
     return axes
 
 
@@ -94,6 +98,8 @@ def _xs(run: Run, kind: str) -> Numbers:
         return run.rounds + 1
     if kind == "seconds":
         return np.asarray(np.cumsum(run.seconds), float)
+    if kind == "simulated":
+        return np.asarray(run.metrics.get("time/simulated", np.full(len(run.rounds), math.nan)))
     return np.asarray(cumulative_bytes(run.metrics, len(run.rounds)), float)
 
 

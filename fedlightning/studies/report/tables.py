@@ -46,6 +46,7 @@ _COSTS: dict[str, Callable[[Summary], str]] = {
     "down,\nper round": lambda s: number(s.bytes_down_per_round, "B"),
     "seconds of\ntraining": lambda s: number(s.seconds_training),
     "seconds\nin all": lambda s: number(s.seconds_wall),
+    "simulated\nseconds": lambda s: number(s.seconds_simulated),
 }
 _STRESSED = {
     "accuracy\nbefore": "acc_before",

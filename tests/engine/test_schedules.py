@@ -1,0 +1,223 @@
+"""Asynchronous and cyclic runs: trained, killed, resumed, with workers; what they leave."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+
+import pytest
+import torch
+
+from fedlightning import SCAFFOLD, FedAdam, FedAvg, FedBABU, FedPer, PersonalizationCallback
+from fedlightning.core.seeding import Key
+from fedlightning.errors import FederationError
+from fedlightning.federation import (
+    Buffered,
+    ConstantDelay,
+    Cyclic,
+    Exponential,
+    LogNormal,
+    Polynomial,
+    Synchronous,
+    Windows,
+)
+from tests.engine.test_resume import Stop, StopAt
+from tests.toys import Net, data, fit, loop_of, net, same, sgd_by_hand, state
+
+UNEVEN = Buffered(2, LogNormal([1.0, 1.0, 6.0, 1.0], 0.5, dropout=0.1), weighting=Polynomial(0.5))
+WINDOWS = Buffered(2, Exponential(1.0, windows=Windows(0.4, 4.0)), max_staleness=2)
+CYCLE = Cyclic("shuffled", ConstantDelay(1.0, dropout=0.2))
+SCHEDULES = [
+    pytest.param(UNEVEN, 1.0, id="uneven"),
+    pytest.param(WINDOWS, 1.0, id="windows"),
+    pytest.param(Buffered(1, Exponential(2.0)), 2, id="cohort"),
+    pytest.param(Buffered(5, [0.2, 3.0, 3.0, 3.0]), 1.0, id="twice-in-a-commit"),
+    pytest.param(CYCLE, 1.0, id="cyclic"),
+]
+
+
+def run(schedule, cohort=1.0, algorithm=None, rounds=6, **kwargs):
+    module = net(dropout=0.3, lr_milestones=())
+    built = fit(
+        module, algorithm or FedAvg(), rounds=rounds, cohort=cohort,
+        federation={"schedule": schedule}, **kwargs,
+    )  # fmt: skip
+    return built, state(module)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedBABU(), FedPer() + FedAdam(), SCAFFOLD()])
+@pytest.mark.parametrize("cohort", [1.0, 3])
+def test_equal_delays_and_a_full_buffer_are_synchronous_bit_for_bit(algorithm, cohort):
+    size = 4 if cohort == 1.0 else cohort
+    rounds, one = run(None, cohort, algorithm, rounds=4)
+    queue, other = run(Buffered(size, 3.0), cohort, algorithm, rounds=4)
+    assert same(one, other)
+    assert all(map(same, kept(rounds), kept(queue)))
+
+
+def test_delays_alone_change_no_bit_of_synchronous_rounds():
+    _, plain = run(None)
+    built, timed = run(Synchronous(LogNormal(2.0)))
+    assert same(plain, timed)
+    assert float(built.callback_metrics["time/simulated"]) > 0
+
+
+@cache
+def uninterrupted(schedule, cohort):
+    """Return the model and what clients keep."""
+    built, result = run(schedule, cohort, FedPer(), rounds=5)
+    return result, kept(built)
+
+
+def kept(built):
+    return [loop_of(built).client_store.get(client) or {} for client in range(4)]
+
+
+@pytest.mark.parametrize(("schedule", "cohort"), SCHEDULES)
+@pytest.mark.parametrize("event", ["on_client_end", "on_aggregate_end"])
+@pytest.mark.parametrize(
+    "round_", [1, 3, *(pytest.param(r, marks=pytest.mark.slow) for r in (0, 2, 4))]
+)
+def test_a_run_killed_between_any_two_events_resumes_to_the_same_bits(
+    schedule, cohort, event, round_, tmp_path
+):
+    stop = StopAt(event, round_)
+    with pytest.raises(Stop):
+        run(schedule, cohort, FedPer(), rounds=5, folder=tmp_path, callbacks=[stop])
+    saved = (tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").exists()
+    again, resumed = run(
+        schedule, cohort, FedPer(), rounds=5, folder=tmp_path, ckpt="last" if saved else None
+    )
+    result, of_clients = uninterrupted(schedule, cohort)
+    assert same(resumed, result)
+    assert all(map(same, kept(again), of_clients))
+
+
+@pytest.mark.parametrize(("schedule", "cohort"), SCHEDULES)
+def test_two_workers_give_the_same_bits(schedule, cohort):
+    _, one = run(schedule, cohort, FedPer() + SCAFFOLD())
+    _, two = run(
+        schedule, cohort, FedPer() + SCAFFOLD(), devices=2, accelerator="cpu", strategy="ddp_fork"
+    )
+    assert same(one, two)
+
+
+def test_a_stale_update_counts_by_its_weight():
+    """By hand: x <- x + mean of (1 + staleness)^-a (y_i - x_version_i)."""
+    schedule, sizes = Buffered(2, [1.0, 2.0, 5.0, 5.0], weighting=Polynomial(0.7)), (8, 6, 7, 5)
+    module = net(momentum=0.0, lr_milestones=())
+    built = fit(
+        module, FedAvg(weights="uniform"), rounds=6, datamodule=data(sizes),
+        federation={"schedule": schedule},
+    )  # fmt: skip
+    clients, by_hand = data(sizes), net(momentum=0.0, lr_milestones=())
+    clients.setup("fit")
+    versions, stalest = [state(by_hand)], 0
+    for commit, (jobs, _) in zip(range(6), loop_of(built).plan(), strict=False):
+        moves = []
+        for job in jobs:
+            by_hand.load_state_dict(versions[job.version])
+            key = Key(0, "fit", job.stream, job.client).at(epoch=0)
+            batches = clients.batches(job.client, "train", key=key, device=torch.device("cpu"))
+            sgd_by_hand(by_hand, list(batches), lr=0.1, momentum=0.0)
+            share = (1 + commit - job.version) ** -0.7
+            stalest = max(stalest, commit - job.version)
+            trained = state(by_hand)
+            moves.append({k: share * (v - versions[job.version][k]) for k, v in trained.items()})
+        versions.append({k: v + sum(m[k] for m in moves) / 2 for k, v in versions[-1].items()})
+    assert stalest >= 2
+    for key, value in state(module).items():
+        torch.testing.assert_close(value, versions[-1][key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cycle_of_two_clients_is_training_on_their_data_in_turn():
+    sizes = (8, 6)
+    module = net(momentum=0.0, lr_milestones=())
+    fit(
+        module, FedAvg(), rounds=4, datamodule=data(sizes), federation={"schedule": Cyclic()}
+    )  # fmt: skip
+    clients, by_hand = data(sizes), net(momentum=0.0, lr_milestones=())
+    clients.setup("fit")
+    for turn in range(4):
+        key = Key(0, "fit", turn, turn % 2).at(epoch=0)
+        batches = clients.batches(turn % 2, "train", key=key, device=torch.device("cpu"))
+        sgd_by_hand(by_hand, list(batches), lr=0.1, momentum=0.0)
+    for key, value in state(module).items():
+        torch.testing.assert_close(value, state(by_hand)[key], rtol=1e-6, atol=1e-7)
+
+
+def test_only_versions_that_updates_under_way_have_read_are_kept(tmp_path):
+    run(Buffered(1, [1.0, 1.0, 1.0, 40.0]), rounds=30, folder=tmp_path)
+    checkpoint = torch.load(
+        tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True
+    )
+    extra = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]
+    under_way = {entry[1] for entry in extra["schedule"]["pending"] if entry[1] >= 0}
+    assert set(extra["versions"]) == under_way - {30}
+    assert len(extra["versions"]) <= 4
+    assert 0 in extra["versions"]
+
+
+def test_a_timed_run_leaves_its_clock_and_its_timeline(tmp_path, capsys):
+    run(UNEVEN, rounds=8, folder=tmp_path)
+    folder = tmp_path / "lightning_logs/version_0"
+    with (folder / "metrics.csv").open() as file:
+        metrics = [row for row in csv.DictReader(file) if row["time/simulated"]]
+    with (folder / "timeline.csv").open() as file:
+        jobs = list(csv.DictReader(file))
+    assert len(metrics) == 8
+    for row in metrics:
+        of_round = [job for job in jobs if job["round"] == row["round"]]
+        stale = [int(job["staleness"]) for job in of_round]
+        assert len(of_round) == 2
+        last = max(float(job["arrival"]) for job in of_round)
+        assert float(row["time/simulated"]) == pytest.approx(last)
+        assert float(row["staleness/mean"]) == sum(stale) / 2
+        assert float(row["staleness/max"]) == max(stale)
+        work = sum(float(job["arrival"]) - float(job["start"]) for job in of_round)
+        assert float(row["time/work"]) == pytest.approx(work)
+    assert (folder / "timeline.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert (
+        f"{float(metrics[-1]['time/simulated']):,.1f} simulated seconds · 2 updates a round" in out
+    )
+    assert "timeline.png" in out
+
+
+def test_rounds_without_a_clock_leave_none(tmp_path):
+    run(None, rounds=1, folder=tmp_path)
+    folder = tmp_path / "lightning_logs/version_0"
+    assert "time/" not in (folder / "metrics.csv").read_text()
+    assert not (folder / "timeline.csv").exists()
+
+
+def test_a_round_in_which_too_few_arrive_ends_the_run_and_says_why():
+    with pytest.raises(FederationError, match=r"round 0: 0 of 4 updates arrive \(4 late\).*dead"):
+        run(Synchronous([5.0], deadline=1.0))
+    slow = Synchronous([1.0, 5.0, 5.0, 5.0], deadline=2.0)
+    with pytest.raises(FederationError, match=r"1 of 4 updates arrive \(3 late\).*min_clients=2"):
+        fit(net(), FedAvg(), federation={"schedule": slow, "min_clients": 2})
+    built, _ = run(slow, rounds=2)
+    assert float(built.callback_metrics["schedule/late"]) == 3
+
+
+def test_a_client_that_fails_is_skipped_and_the_clock_goes_on():
+    class Broken(Net):
+        def training_step(self, batch, batch_idx):
+            if len(batch[0]) == 1:  # the last batch of the client with five examples
+                raise RuntimeError("broken")
+            return super().training_step(batch, batch_idx)
+
+    module = net(module=Broken, lr_milestones=())
+    with pytest.warns(UserWarning, match="skipped"):
+        built = fit(
+            module, FedAvg(), rounds=6, datamodule=data((8, 8, 8, 5)),
+            federation={"schedule": Buffered(2, 1.0), "on_client_failure": "skip"},
+        )  # fmt: skip
+    assert loop_of(built).simulated_time == 3.0
+
+
+def test_personalization_and_validation_go_with_any_schedule():
+    for schedule in (UNEVEN, CYCLE):
+        built, _ = run(schedule, rounds=4, callbacks=[PersonalizationCallback(epochs=1)])
+        assert float(built.callback_metrics["personalized/acc"]) >= 0
