@@ -25,6 +25,7 @@ from fedlightning import (
 from fedlightning.algorithms.aggregation import CoordinateMedian
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError, ConfigError
+from fedlightning.federation import Buffered
 from fedlightning.federation.uplink import ClipNorm, Int8
 from fedlightning.reporting.influence_table import read_influence_csv
 from tests.algorithms.cases import everything
@@ -486,6 +487,7 @@ def decaying(parameters: Any) -> Any:
         ({"federation": {"compression": Int8()}}, "federation.compression=Int8"),
         ({"federation": {"uplink": [ClipNorm(1.0)]}}, r"federation.uplink=\[ClipNorm"),
         ({"federation": {"clients_per_kernel": 2}}, "clients_per_kernel=2: .* set it to 1"),
+        ({"federation": {"schedule": Buffered()}}, r"federation.schedule=Buffered\(.*Synchronous"),
         ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val=1.0: .* leave it out"),
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches=2: .* set it to 1"),
         ({"precision": "bf16-mixed"}, "trainer.precision=bf16-mixed: .* set it to 32-true"),
