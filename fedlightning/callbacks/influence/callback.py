@@ -23,7 +23,7 @@ from fedlightning.callbacks.influence.checks import (
 from fedlightning.callbacks.influence.cost import batches_are_stochastic, describe_cost
 from fedlightning.callbacks.influence.curvature import carry_through
 from fedlightning.callbacks.influence.estimates import Estimates, Method, Truncation
-from fedlightning.callbacks.influence.measure import MovedModel, measured
+from fedlightning.callbacks.influence.results import influence_records, write_influence
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.batches import Batch
 from fedlightning.core.messages import ClientUpdate
@@ -31,9 +31,7 @@ from fedlightning.core.state import State
 from fedlightning.core.validation import check_integer
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import CheckpointError, ConfigError, did_you_mean
-from fedlightning.reporting.figures.save import influence_figure, save_figure
-from fedlightning.reporting.influence_table import InfluenceRecord, ranked, write_influence_csv
-from fedlightning.storage.run_layout import INFLUENCE, INFLUENCE_FIGURE
+from fedlightning.reporting.influence_table import InfluenceRecord
 
 __all__ = ["ClientInfluence"]
 
@@ -337,25 +335,13 @@ class ClientInfluence(NamedArguments, pl.Callback):
         """Measure what the estimates mean for metrics on test data; write table and figure."""
         if not trainer.current_epoch:
             return
-        self.results = self._measure(pl_module)
+        parameters = self._parameters(pl_module)
+        self.results = influence_records(self._the_loop, self.estimates, parameters, self.metric)
         if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = trainer.log_dir  # asks rank 0
-        if folder is None or not trainer.is_global_zero:
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_influence_csv(Path(folder) / INFLUENCE, self.results, self.ranked_by)
-        clients = [record.client_id for record in self.results]
-        values = [record.on(self.ranked_by) for record in self.results]
-        save_figure(
-            influence_figure(clients, values, self.ranked_by), Path(folder) / INFLUENCE_FIGURE
-        )
-
-    @property
-    def ranked_by(self) -> str:
-        """The metric that ranks the results: ``metric``, or the first one that was measured."""
-        names = list(dict.fromkeys(n for record in self.results for n in record.metrics))
-        return self.metric if self.metric in names or not names else names[0]
+        if folder is not None and trainer.is_global_zero:
+            write_influence(Path(folder), self.results, self.metric)
 
     def parameters(self, client: int) -> State:
         """Return a client's estimate: (parameters without it) - parameters, by key.
@@ -369,36 +355,6 @@ class ClientInfluence(NamedArguments, pl.Callback):
         if client not in self.estimates.turns:
             raise ConfigError(f"ClientInfluence: client {client} is not examined; see `clients`.")
         return self.estimates.value(client, self._parameters(self._the_loop.module))
-
-    def _measure(self, module: pl.LightningModule) -> list[InfluenceRecord]:
-        loop, estimates = self._the_loop, self.estimates
-        parameters = self._parameters(module)
-        present, moved = measured(loop), MovedModel(loop, parameters)
-        if present and self.metric not in present:
-            rank_zero_warn(
-                f"ClientInfluence: metric={self.metric!r} is not measured on test data; clients "
-                f"are ranked by {next(iter(present))!r}.{did_you_mean(self.metric, present)}"
-            )
-        records = []
-        for client in estimates.clients:
-            direction = estimates.value(client, parameters)
-            metrics = dict.fromkeys(present, 0.0)
-            if client in estimates.values:
-                with moved.by(direction):
-                    without = measured(loop)
-                metrics = {n: without[n] - value for n, value in present.items() if n in without}
-            records.append(
-                InfluenceRecord(
-                    client,
-                    loop.data.num_examples(client),
-                    estimates.turns[client],
-                    _length(direction),
-                    len({key for key, _ in estimates.dropped.get(client, ())}),
-                    metrics,
-                )
-            )
-        known = self.metric if self.metric in present else next(iter(present), self.metric)
-        return ranked(records, known)
 
     @property
     def _the_loop(self) -> FederatedLoop:
@@ -439,8 +395,3 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
             f"ClientInfluence: {name} must be one of {', '.join(choices)}, got {value!r}."
             f"{did_you_mean(str(value), choices)}"
         )
-
-
-def _length(state: State) -> float:
-    norms = [torch.linalg.vector_norm(value.double()) for value in state.values()]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
