@@ -16,7 +16,7 @@ _NAMES = {
         "APFL IFCA MOON SCAFFOLD Algorithm ClientHook ClientUpdate Composite Ditto FedALA FedAMP "
         "FedAdagrad FedAdam FedAvg FedAvgM FedBABU FedBN FedDF FedDyn FedImpro FedMD FedNova FedPN "
         "FedPer FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
-        "LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg PerInvFL ServerData"
+        "LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg PerInvFL PersAFL ServerData"
     ),
     "callbacks": "ClientInfluence PersonalizationCallback",
     "datamodules": "FederatedDataModule",

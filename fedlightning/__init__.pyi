@@ -40,6 +40,7 @@ from fedlightning.algorithms import (
     LocalOnly as LocalOnly,
     PerFedAvg as PerFedAvg,
     PerInvFL as PerInvFL,
+    PersAFL as PersAFL,
     PFedHR as PFedHR,
     PFedMe as PFedMe,
     ServerData as ServerData,

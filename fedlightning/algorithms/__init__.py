@@ -31,10 +31,11 @@ from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod, ServerSide
 from fedlightning.algorithms.moon import MOON, ModelContrast
-from fedlightning.algorithms.per_fedavg import MetaGradient, PerFedAvg
+from fedlightning.algorithms.per_fedavg import MetaGradient, OneStep, PerFedAvg
 from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
+from fedlightning.algorithms.persafl import PersAFL, ServerShare
 from fedlightning.algorithms.pfedhr import PFedHR, Teacher
-from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe
+from fedlightning.algorithms.pfedme import MoreauEnvelope, PFedMe, SolvedEnvelope
 from fedlightning.algorithms.scaffold import SCAFFOLD, ControlVariates
 from fedlightning.algorithms.server_data import ServerData
 from fedlightning.algorithms.server_step import (
@@ -120,12 +121,14 @@ __all__ = [
     "NearestNeighbours",
     "NearestPrototype",
     "NormalizedChanges",
+    "OneStep",
     "OwnModel",
     "PFedHR",
     "PFedMe",
     "Parts",
     "PerFedAvg",
     "PerInvFL",
+    "PersAFL",
     "Proximal",
     "ResidualPhases",
     "Roles",
@@ -135,12 +138,14 @@ __all__ = [
     "ServerDyn",
     "ServerOptimizer",
     "ServerSGD",
+    "ServerShare",
     "ServerSide",
     "ServerTraining",
     "ServerTrainingConfig",
     "ServerYogi",
     "SharedFeatures",
     "SmoothedLabels",
+    "SolvedEnvelope",
     "Switch",
     "SwitchingPredictor",
     "Teacher",

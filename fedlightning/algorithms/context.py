@@ -30,6 +30,9 @@ __all__ = ["ClientContext", "GradientStep", "Held", "Trains"]
 class GradientStep(Protocol):
     """A training step in two halves: the loss's gradient, and what is done with it."""
 
+    def loss(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the module's loss, through which gradients flow."""
+
     def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Add the gradient of the module's loss to what is there; return the loss."""
 
@@ -300,6 +303,42 @@ class ClientContext:
             parameter.grad = None
         loss = self._step.gradient(batch, batch_idx)
         return loss.detach() if loss is not None else None
+
+    def hessian_product(
+        self, batch: Batch, batch_idx: int, direction: Mapping[str, Tensor]
+    ) -> State:
+        r"""Return :math:`\nabla^2 f\, v` for the loss of a batch, by differentiating twice.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its number in the present local epoch.
+            direction: v, by key of trained parameters; the result has the same keys.
+
+        Raises:
+            ConfigError: If an operation of the network has no second derivative.
+        """
+        loss = self._step.loss(batch, batch_idx)
+        parameters = [self.parameters[key] for key in direction]
+        zeros = {key: torch.zeros_like(p) for key, p in zip(direction, parameters, strict=True)}
+        if loss is None or not parameters:
+            return zeros
+        try:
+            slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            pairs = [(g, v) for g, v in zip(slopes, direction.values(), strict=True)
+                     if g is not None and g.requires_grad]  # fmt: skip
+            if not pairs:
+                return zeros
+            along, by = zip(*pairs, strict=True)
+            products = torch.autograd.grad(along, parameters, by, allow_unused=True)
+        except RuntimeError as error:
+            if "not implemented" not in str(error):
+                raise
+            raise ConfigError(
+                f"{type(self.module).__name__} cannot be differentiated twice "
+                f"({str(error).splitlines()[0][:120]}); take a method without second derivatives."
+            ) from error
+        found = zip(direction, products, strict=True)
+        return zeros | {key: product for key, product in found if product is not None}
 
     def gradients(self) -> State:
         """Return the present gradients, which the next :meth:`gradient` does not touch."""

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.state import State
 
 __all__ = ["FineTuning"]
 
@@ -27,6 +28,9 @@ class FineTuning:
             classes, as float64.
         num_examples: Returns the size of one of the client's splits.
         batches: Returns a split in evaluation batches.
+        gradient: Returns the gradient of the mean of the module's training loss over all of the
+            client's training examples, in eval mode, at some values of trained parameters; those
+            that are left out have the module's. It has the keys of all trained parameters.
     """
 
     client: int
@@ -36,3 +40,4 @@ class FineTuning:
     class_counts: Callable[[int], Tensor]
     num_examples: Callable[[Split], int]
     batches: Callable[[Split], Iterator[Batch]]
+    gradient: Callable[[Mapping[str, Tensor]], State] = dict

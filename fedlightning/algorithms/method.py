@@ -87,7 +87,7 @@ class ClientHook(Setting):
         messages: The extras that the hook sends and receives, declared with
             :class:`~fedlightning.core.messages.Down` and :class:`~fedlightning.core.messages.Up`.
         needs_head: Whether the module must say which part is its head.
-        personal_model: Whether it gives clients models of their own.
+        personal_model: Whether it gives clients that train models of their own.
         needs_global: Whether it makes no sense where nothing is shared.
         whole_step: Whether no other hook may change gradients.
         first: Whether its :meth:`on_before_optimizer_step` comes before those of others, to see
@@ -153,7 +153,7 @@ class ClientHook(Setting):
             return "each says how to train on a batch"
         if self.has_phases and other.has_phases:
             return "each divides an update into phases"
-        if self.personal_model and other.personal_model:
+        if all(hook.personal_model or hook.fits for hook in (self, other)):
             return "each gives clients models of their own"
         if self.predicts and other.predicts:
             return "each says what a client predicts with"
@@ -248,6 +248,25 @@ class ClientHook(Setting):
         Raises:
             ConfigError: It cannot be.
         """
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits a client's own model to the client's examples where it is evaluated."""
+        return type(self).fit_personal is not ClientHook.fit_personal
+
+    def fit_personal(self, tuning: FineTuning) -> State:
+        """Return the values of a client's own model that follow from its training examples.
+
+        For models that a short computation gives, whether the client ever trained or not. Called
+        for every client that is personalised, in eval mode, before it is measured: fine-tuning
+        starts from the result, and the client's file holds it. What is drawn comes from the global
+        generators, which are seeded for the client. Another hook's :meth:`personal` goes before.
+
+        Args:
+            tuning: The client; the module holds the global model with what the client has kept, and
+                is not to be changed.
+        """
+        return {}
 
     def on_finetuning_start(self, tuning: FineTuning) -> None:
         """Prepare the module that is about to be fine-tuned to a client.

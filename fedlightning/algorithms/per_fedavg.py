@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,15 +11,18 @@ from torch import Tensor
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.method import ClientHook
 from fedlightning.core.batches import Batch, split_batch
+from fedlightning.core.state import State
 from fedlightning.core.validation import check_number
-from fedlightning.errors import ConfigError
+from fedlightning.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from fedlightning.algorithms.context import ClientContext
+    from fedlightning.algorithms.finetuning import FineTuning
 
-__all__ = ["MetaGradient", "PerFedAvg", "Variant"]
+__all__ = ["MetaBatches", "MetaGradient", "OneStep", "PerFedAvg", "Variant"]
 
-Variant = Literal["first_order", "hessian_free"]
+Variant = Literal["first_order", "hessian_free", "exact"]
+MetaBatches = Literal["split", "same"]
 
 
 class MetaGradient(ClientHook):
@@ -28,44 +31,67 @@ class MetaGradient(ClientHook):
     Args:
         alpha: Step size of the adaptation.
         variant: ``first_order`` leaves the Hessian out; ``hessian_free`` takes it by a difference
-            of two gradients.
+            of two gradients; ``exact`` differentiates twice.
         delta: Length of that difference, for ``hessian_free``.
+        batches: ``split`` divides a local batch into :math:`D`, :math:`D'` and :math:`D''`;
+            ``same`` takes all of it for each.
     """
 
     needs_global = False
+    batches: MetaBatches = "split"
 
-    def __init__(self, alpha: float, variant: Variant, delta: float) -> None:
+    def __init__(
+        self, alpha: float, variant: Variant, delta: float, batches: MetaBatches = "split"
+    ) -> None:
         check_number("algorithm.alpha", alpha, above=0)
         check_number("algorithm.delta", delta, above=0)
-        if variant not in ("first_order", "hessian_free"):
-            raise ConfigError(
-                f"algorithm.variant must be one of first_order, hessian_free, got {variant!r}."
-            )
+        for name, value, choices in (
+            ("variant", variant, get_args(Variant)), ("batches", batches, get_args(MetaBatches)),
+        ):  # fmt: skip
+            if value not in choices:
+                raise ConfigError(
+                    f"algorithm.{name} must be one of {', '.join(choices)}, got {value!r}."
+                    f"{did_you_mean(str(value), choices)}"
+                )
         self.alpha = alpha
         self.variant = variant
         self.delta = delta
+        if batches != "split":  # the default is not shown: checkpoints of 0.1 do not have it
+            self.batches = batches
 
     def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Adapt, take the gradient there, and step from where the client was."""
-        hessian = self.variant == "hessian_free"
-        inner, outer, *third = split_batch(batch, 3 if hessian else 2)
-        with context.no_logging():
+        hessian = self.variant != "first_order"
+        inner, outer, *third = self._roles(batch, 3 if hessian else 2)
+        with context.no_logging(), self._same_draws(context):
             context.gradient(inner, batch_idx)
         weights = context.weights()
         context.add_to_weights(context.gradients(), -self.alpha)
-        loss = context.gradient(outer, batch_idx)
+        with self._same_draws(context) if hessian else nullcontext():
+            loss = context.gradient(outer, batch_idx)
         meta = context.gradients()
         context.set_weights(weights)
         if hessian:
             with context.no_logging():
-                product = self._hessian_product(context, third[0], batch_idx, meta)
+                product = (
+                    context.hessian_product(third[0], batch_idx, meta)
+                    if self.variant == "exact"
+                    else self._difference(context, third[0], batch_idx, meta)
+                )
             changes = [product[key] for key in meta]
             torch._foreach_sub_(list(meta.values()), changes, alpha=self.alpha)
         context.set_gradients(meta)
         context.update(batch_idx)
         return loss
 
-    def _hessian_product(
+    def _roles(self, batch: Batch, count: int) -> list[Batch]:
+        return [batch] * count if self.batches == "same" else split_batch(batch, count)
+
+    def _same_draws(self, context: ClientContext) -> AbstractContextManager[None]:
+        """Let the next role of one batch see the same dropout: then it is one function of w."""
+        return context.replay_rng() if self.batches == "same" else nullcontext()
+
+    def _difference(
         self, context: ClientContext, batch: Batch, batch_idx: int, direction: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         weights = context.weights()
@@ -80,6 +106,29 @@ class MetaGradient(ClientHook):
         return {key: (ahead[key] - behind[key]) / (2 * self.delta) for key in direction}
 
 
+class OneStep(ClientHook):
+    r"""Has a client predict with :math:`w - \alpha \nabla f_i(w)`, one step from the global model.
+
+    :math:`f_i` is the mean training loss over all of the client's training examples, in eval mode.
+    The step is taken where the client is personalised, and nothing is kept.
+
+    Args:
+        alpha: Step size :math:`\alpha`.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        check_number("algorithm.alpha", alpha, above=0)
+        self.alpha = alpha
+
+    def fit_personal(self, tuning: FineTuning) -> State:
+        """Return the weights after the step."""
+        weights = dict(tuning.module.named_parameters())
+        return {
+            key: weights[key].detach() - self.alpha * slope
+            for key, slope in tuning.gradient({}).items()
+        }
+
+
 class PerFedAvg(Algorithm):
     r"""Personalized FedAvg (MAML over clients).
 
@@ -87,15 +136,21 @@ class PerFedAvg(Algorithm):
     :math:`\tilde w = w - \alpha \nabla f(w; D)`, then
     :math:`w \leftarrow w - \beta (I - \alpha \nabla^2 f(w; D'')) \nabla f(\tilde w; D')`, where the
     first-order variant drops the Hessian and the Hessian-free one replaces its product with
-    :math:`v` by :math:`(\nabla f(w + \delta v) - \nabla f(w - \delta v)) / 2 \delta`. :math:`\beta`
-    is the learning rate of the module's optimizer. A batch with fewer than two examples for each
-    stands for all of them. Personalise with one epoch (or few) at learning rate
-    :math:`\alpha`, the whole network.
+    :math:`v` by :math:`(\nabla f(w + \delta v) - \nabla f(w - \delta v)) / 2 \delta`. The exact one
+    differentiates twice, which needs about the time of the Hessian-free one and more memory.
+    :math:`\beta` is the learning rate of the module's optimizer. A batch with fewer than two
+    examples for each stands for all of them. Personalise with one epoch (or few) at learning rate
+    :math:`\alpha`, the whole network, or with ``personal_step``.
 
     Args:
         alpha: Step size :math:`\alpha` of the adaptation.
-        variant: ``first_order`` or ``hessian_free``.
+        variant: ``first_order``, ``hessian_free`` or ``exact``.
         delta: :math:`\delta` of the Hessian-free variant.
+        batches: ``same`` takes the whole batch, under the same dropout, for :math:`D`, :math:`D'`
+            and :math:`D''`: then a step is along the gradient of
+            :math:`f(w - \alpha \nabla f(w))` itself, a biased one of its expectation.
+        personal_step: Whether a client's own model is one step from the global one, on all of its
+            training examples (see :class:`OneStep`).
         **choices: Those of :class:`Algorithm`. The paper's mean is uniform over the cohort,
             ``weights="uniform"``; the default weighs by examples, as FedAvg does.
 
@@ -109,6 +164,9 @@ class PerFedAvg(Algorithm):
         alpha: float = 0.01,
         variant: Variant = "first_order",
         delta: float = 1e-3,
+        batches: MetaBatches = "split",
+        personal_step: bool = False,
         **choices: Any,
     ) -> None:
-        super().__init__(local=[MetaGradient(alpha, variant, delta)], **choices)
+        local: list[ClientHook] = [MetaGradient(alpha, variant, delta, batches)]
+        super().__init__(local=[*local, *([OneStep(alpha)] if personal_step else [])], **choices)

@@ -33,6 +33,7 @@ from fedlightning.personalization.results import (
     results_by_view,
     write_results,
 )
+from fedlightning.personalization.speed_views import views_by_speed
 from fedlightning.reporting import ClientRecord
 from fedlightning.storage.checkpoint_reader import loop_state
 
@@ -55,8 +56,10 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
     feature space. With ``data.val_fraction``, ``personalized/val_acc`` and ``val_loss`` are
     measured on validation data: choose settings by them. Other evaluation views, such as
     ``held_out`` for the clients of ``data.held_out_clients``, have the same metrics after their
-    name. The run folder gets ``clients.csv``, ``clients.png``, one more table per view
-    (``held_out_clients.csv``), and the clients' models in ``personalized``.
+    name. Where the schedule's delays make some clients slow, more than twice as slow as the median
+    one, ``slow`` and ``fast`` are such views. The run folder gets ``clients.csv``,
+    ``clients.png``, one more table per view (``held_out_clients.csv``), and the clients' models in
+    ``personalized``.
 
     Args:
         epochs: Passes over each client's training data.
@@ -218,6 +221,8 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
         loop = _loop_of(trainer)
         views = loop.data.evaluation_views()
         views = [*views, *views_by_architecture(loop.module, views)]
+        if loop.schedule.timed:
+            views += views_by_speed(loop.schedule, loop.population, views)
         chosen = getattr(trainer, "personalizes", False)
         clients = loop.data.evaluated_clients if chosen else _members(views)
         mine: list[PersonalResult] = []

@@ -122,12 +122,17 @@ class DirectStep:
             self.update(batch_idx)
         return loss.detach()
 
-    def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """Add the gradient of the loss to what is there; return the loss."""
+    def loss(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss, through which gradients flow."""
         with self._context():
             loss = loss_of(self._training_step(batch, batch_idx), self._module)
             if loss is not None and self._on_loss is not None:
                 loss = self._on_loss(batch, loss)
+        return loss
+
+    def gradient(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Add the gradient of the loss to what is there; return the loss."""
+        loss = self.loss(batch, batch_idx)
         if loss is None:
             return None
         accumulate = self._settings.accumulate_grad_batches

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from fedlightning.algorithms import ClientHook
 from fedlightning.algorithms.finetuning import FineTuning
+from fedlightning.core.module_snapshot import eval_mode
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State
 from fedlightning.engine.clients import class_counts
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.errors import ConfigError
+from fedlightning.personalization.gradients import MeanGradient
 
 __all__ = ["TuningHooks"]
 
-_START, _END = 1, 2  # streams of the client's personalization; fine-tuning itself has 0
+_START, _END, _FIT = 1, 2, 3  # streams of the client's personalization; fine-tuning itself has 0
 
 
 class TuningHooks:
@@ -33,6 +36,8 @@ class TuningHooks:
         self._keys = keys
         self._hooks: list[ClientHook] = [h for h in loop.federation.algorithm.hooks if h.tunes]
         self._tuned = bool(epochs)
+        self._fitting: list[ClientHook] = [h for h in loop.federation.algorithm.hooks if h.fits]
+        self._gradient = MeanGradient(loop)
 
     def check(self) -> None:
         """Refuse what cannot be fine-tuned.
@@ -42,6 +47,30 @@ class TuningHooks:
         """
         for hook in self._hooks:
             hook.check_finetuning(self._loop.module, self._keys)
+        if self._fitting and not self._loop.module.automatic_optimization:
+            raise ConfigError(
+                f"{type(self._fitting[0]).__name__} asks for gradients of the training loss, and "
+                f"{type(self._loop.module).__name__} optimizes by hand "
+                "(automatic_optimization=False)."
+            )
+
+    def fit(self, client: int, received: Mapping[str, Tensor]) -> State:
+        """Return the values of a client's own model that hooks fit to its examples.
+
+        Args:
+            client: Client id.
+            received: The global model; the module holds it with what the client has kept.
+        """
+        found: State = {}
+        with eval_mode(self._loop.module), forked_generators(self._key(client, _FIT), self._device):
+            for hook in self._fitting:
+                found |= hook.fit_personal(self._tuning(client, received))
+        return found
+
+    @property
+    def fits(self) -> bool:
+        """Whether hooks fit clients' own models to their examples."""
+        return bool(self._fitting)
 
     def take_part(self, client: int) -> bool:
         """Whether hooks have a part in a client's personalization."""
@@ -95,4 +124,5 @@ class TuningHooks:
             class_counts=lambda classes: class_counts(loop.data, client, classes, name),
             num_examples=lambda split: loop.data.num_examples(client, split),
             batches=lambda split: loop.evaluator.batches(client, split),
+            gradient=lambda weights: self._gradient(client, weights),
         )

@@ -183,9 +183,16 @@ class Personalizer:
         )
 
     def kept(self, client: int) -> State:
-        """Return the values in which a client's own model differs from the global one at first."""
+        """Return the values in which a client's own model differs from the global one at first.
+
+        The module must hold the global model.
+        """
         if self._kept[0] != client:  # it may lie in a file, and is asked for twice
-            self._kept = client, self._loop.personal_model(client)
+            own = self._loop.personal_model(client)
+            if self._hooks.fits:
+                copy_into(live_state(self._loop.module), own)
+                own = {**own, **self._hooks.fit(client, self._global)}
+            self._kept = client, own
         return self._kept[1]
 
     def own_state(self, result: PersonalResult) -> State:

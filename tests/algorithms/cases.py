@@ -37,6 +37,7 @@ from fedlightning import (
     LocalOnly,
     PerFedAvg,
     PerInvFL,
+    PersAFL,
     PFedMe,
 )
 from fedlightning.algorithms import Algorithm, ServerData
@@ -57,8 +58,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "LGFedAvg": LGFedAvg(),
     "PerFedAvg": PerFedAvg(alpha=0.1),
     "PerFedAvg, Hessian-free": PerFedAvg(alpha=0.1, variant="hessian_free"),
+    "PerFedAvg, exact": PerFedAvg(alpha=0.1, variant="exact", batches="same"),
     "Ditto": Ditto(),
     "PFedMe": PFedMe(strength=2.0, inner_steps=2, beta=0.5),
+    "PersAFL": PersAFL("B", alpha=0.1),
+    "PersAFL, plain": PersAFL("A", beta=0.5),
+    "PersAFL, envelope": PersAFL("C", strength=2.0, inner_steps=3),
     "APFL": APFL(),
     "FedRoD": FedRoD(),
     "FedNova": FedNova(),

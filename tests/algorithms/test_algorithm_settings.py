@@ -18,12 +18,25 @@ from fedlightning import (
     FedRep,
     FedRoD,
     PerFedAvg,
+    PersAFL,
     PFedMe,
 )
 from fedlightning.algorithms import Algorithm, Proximal, ServerSGD
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError
 from tests.toys import Net, fit, net, state
+
+
+def test_settings_that_are_newer_than_checkpoints_are_shown_only_where_they_are_chosen():
+    """The text of an algorithm is compared when a run is resumed."""
+    assert repr(PerFedAvg()) == (
+        "PerFedAvg(local=(MetaGradient(alpha=0.01, variant='first_order', delta=0.001),))"
+    )
+    assert repr(PFedMe()) == (
+        "PFedMe(local=(MoreauEnvelope(strength=15.0, inner_steps=5, lr=None),))"
+    )
+    assert "batches='same'" in repr(PerFedAvg(batches="same"))
+    assert "tolerance=0.1" in repr(PFedMe(tolerance=0.1))
 
 
 @pytest.mark.parametrize(
@@ -38,10 +51,24 @@ from tests.toys import Net, fit, net, state
         (lambda: SCAFFOLD(lr=-1), r"algorithm\.lr must be .* > 0, got -1\."),
         (lambda: FedRep(head_epochs=0), r"algorithm\.head_epochs must be an integer >= 1, got 0"),
         (lambda: PerFedAvg(alpha=0), r"algorithm\.alpha must be a finite number > 0, got 0"),
-        (lambda: PerFedAvg(variant="exact"), r"algorithm\.variant must be one of .* got 'exact'"),
+        (lambda: PerFedAvg(variant="third"), r"algorithm\.variant must be one of .* got 'third'"),
+        (
+            lambda: PerFedAvg(batches="one"),
+            r"algorithm\.batches must be one of split, same, got 'o",
+        ),
         (lambda: Ditto(strength=-1), r"algorithm\.strength must be .* >= 0, got -1"),
         (lambda: Ditto(epochs=1.5), r"algorithm\.epochs must be an integer >= 1, got 1\.5"),
         (lambda: PFedMe(inner_steps=0), r"algorithm\.inner_steps must be an integer >= 1, got 0"),
+        (
+            lambda: PFedMe(tolerance=-1),
+            r"algorithm\.tolerance must be a finite number >= 0, got -1",
+        ),
+        (
+            lambda: PFedMe(personal_solve=True),
+            r"personal_solve needs a tolerance.* set algorithm\.to",
+        ),
+        (lambda: PersAFL("D"), r"algorithm\.option must be A .plain., B .MAML. or C .* got 'D'"),
+        (lambda: PersAFL(beta=0), r"algorithm\.beta must be a finite number > 0, got 0"),
         (lambda: PFedMe(beta=0), r"algorithm\.beta must be a finite number > 0, got 0"),
         (lambda: APFL(alpha=1.5), r"algorithm\.alpha must be in \[0, 1\], got 1\.5"),
         (lambda: FedAvg(weights="size"), r"algorithm\.weights must be one of uniform, examples"),

@@ -20,7 +20,7 @@ from tests.algorithms.references.reference import Reference
 _DEFAULT = Path(__file__).parents[2].parent / "shared" / "references"
 FOLDER = Path(os.environ.get("FEDLIGHTNING_REFERENCES", _DEFAULT))
 FILES = sorted(FOLDER.glob("*.json"))
-TO_COME = {"persafl", "vitfl"}
+TO_COME = {"vitfl"}
 REPLAYS = {m.name for m in pkgutil.iter_modules(references.__path__)} - {"reference"}
 
 

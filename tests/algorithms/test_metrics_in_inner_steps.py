@@ -45,6 +45,8 @@ class Counting(Net):
         PFedMe(2.0, 5, 0.02),
         PerFedAvg(0.5),
         PerFedAvg(0.5, "hessian_free"),
+        PerFedAvg(0.5, "exact"),
+        PFedMe(2.0, 5, 0.02, tolerance=0.1),
     ],
     ids=repr,
 )

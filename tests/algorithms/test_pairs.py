@@ -81,6 +81,13 @@ REFUSED: dict[tuple[str, str], str] = {
         _STEP,
     ),
     **{("Ditto", name): _MODELS for name in ("PFedMe", "APFL", "FedRoD", "PerInvFL")},
+    **{(name, "PersAFL"): _SERVER for name in (*SERVERS, "PFedMe")},
+    ("PersAFL", "FedDyn"): _SERVER,
+    ("PerFedAvg", "PersAFL"): "both are MetaGradient",
+    **{("PersAFL", name): _STEP for name in ("APFL", "FedRoD", "FedRes", "FedImpro", "PerInvFL")},
+    ("Ditto", "PersAFL"): _MODELS,
+    **{("PersAFL", name): _MODELS for name in ("FedALA", *PRIVATE)},
+    ("PersAFL", "LocalOnly"): _NOBODY,
 }
 PAIRS = [pytest.param(one, other, id=f"{one} + {other}") for one, other in combinations(NAMED, 2)]
 

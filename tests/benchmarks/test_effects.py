@@ -18,6 +18,7 @@ MET = {
         "truncated, perceptron": 0.6,
     },
     "pfedhr": {"ours": 0.70, "candidates with new weights": 0.60},
+    "persafl": {"ours": 6.5, "A: ratio": 5.5, "C: ratio": 6.0},
     "fedvi": {
         "ours": 0.88, "fedavg": 0.80, "fedavg, fine-tuned": 0.885, "another client's support": 0.7,
         "divergence from the prior": 5.0, "ours, swapped labels": 0.8,
