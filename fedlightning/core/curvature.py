@@ -10,7 +10,14 @@ from torch import Tensor
 
 from fedlightning.core.state import State
 
-__all__ = ["Directions", "fisher_step", "gradients_with_graph", "hessian_step", "layer_step"]
+__all__ = [
+    "Directions",
+    "fisher_step",
+    "gradients_with_graph",
+    "hessian_product",
+    "hessian_step",
+    "layer_step",
+]
 
 _CUT = "torch::autograd::Error"
 
@@ -55,6 +62,40 @@ def _graph(tensors: Mapping[str, Tensor]) -> set[Any]:
     return seen
 
 
+def hessian_product(
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+) -> State:
+    r"""Return :math:`H v` by key, without those parameters for which it is zero.
+
+    Args:
+        gradients: What :func:`gradients_with_graph` returns.
+        parameters: The parameters at which it is wanted, by key.
+        direction: v, by the keys of ``gradients`` at least.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> slope = gradients_with_graph(w[0] ** 2 + 3 * w[0] * w[1], {"w": w})
+        >>> hessian_product(slope, {"w": w}, {"w": torch.tensor([1.0, 1.0])})["w"].tolist()
+        [5.0, 3.0]
+    """
+    if not gradients or not parameters:
+        return {}
+    products = torch.autograd.grad(
+        list(gradients.values()),
+        list(parameters.values()),
+        [direction[key] for key in gradients],
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return {
+        key: product
+        for key, product in zip(parameters, products, strict=True)
+        if product is not None
+    }
+
+
 def hessian_step(
     gradients: Mapping[str, Tensor],
     parameters: Mapping[str, Tensor],
@@ -78,19 +119,9 @@ def hessian_step(
         [0.5, 0.699999988079071]
     """
     moving = {key: parameters[key] for key in lrs}
-    if not gradients or not moving:
-        return
     for direction in directions:
-        products = torch.autograd.grad(
-            list(gradients.values()),
-            list(moving.values()),
-            [direction[key] for key in gradients],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        for key, product in zip(moving, products, strict=True):
-            if product is not None:
-                direction[key].sub_(product, alpha=lrs[key])
+        for key, product in hessian_product(gradients, moving, direction).items():
+            direction[key].sub_(product, alpha=lrs[key])
 
 
 def layer_step(
