@@ -229,6 +229,9 @@ class LocalTraining:
             a step.
         log: Takes what the module logs.
         progress: Hears of every batch.
+        on_local_loss: Looks at the update, the batch and the loss that is about to be
+            differentiated, before every step; it must leave all of them, and the loss's graph, as
+            they are. Modules that optimize by hand are not looked at.
         planned_steps: Returns how many steps a client's optimizers live for, for schedules that
             want to know it; ``None`` means those of one update.
 
@@ -246,6 +249,7 @@ class LocalTraining:
         trainer: pl.Trainer | None = None,
         log: LocalLog | None = None,
         progress: Progress | None = None,
+        on_local_loss: Callable[[ClientContext, Batch, Tensor], None] | None = None,
         planned_steps: Callable[[int], int] | None = None,
     ) -> None:
         self.log = log if log is not None else LocalLog(module)
@@ -259,6 +263,7 @@ class LocalTraining:
         self._hooks = algorithm.hooks if algorithm is not None else ()
         self._adjusting = [hook for hook in self._hooks if hook.changes_gradients]
         self._with_loss = [hook for hook in self._hooks if hook.changes_loss]
+        self._look = on_local_loss if module.automatic_optimization else None
         self._context: ClientContext | None = None
         self._stateless = False  # known of a module whose attributes do not change in a step
         self._epoch = 0
@@ -394,8 +399,9 @@ class LocalTraining:
         return LocalEpochs(self._settings, self._module, self._data, step, self.log, self._progress)
 
     def _step_hooks(self) -> StepHooks:
+        sees_loss = self._with_loss or self._look is not None
         return StepHooks(
-            self._on_loss if self._with_loss else None, self._adjust if self._adjusting else None
+            self._on_loss if sees_loss else None, self._adjust if self._adjusting else None
         )
 
     def _make_step(self, hooks: StepHooks) -> Step:
@@ -458,6 +464,8 @@ class LocalTraining:
                     "tensor."
                 )
             loss = changed
+        if self._look is not None:
+            self._look(self._now, batch, loss)
         return loss
 
 

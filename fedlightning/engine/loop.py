@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor, nn
 
+from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.method import ServerSide
-from fedlightning.core.batches import PUBLIC
+from fedlightning.core.batches import PUBLIC, Batch
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
@@ -54,6 +55,7 @@ from fedlightning.engine.server_training import ServerTraining
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.clock import clock_metrics
+from fedlightning.federation.failures import ServersOwn
 from fedlightning.federation.jobs import Job, Population, ScheduleState
 from fedlightning.federation.schedule import Synchronous
 from fedlightning.federation.server import Server
@@ -232,6 +234,7 @@ class FederatedLoop(RoundLoop):
         self.model.leave_out_frozen()
         self.model.freeze()
         self.set_memory_format()
+        self.federation.check_leave_out(self.data.training_clients)
         if not getattr(self.trainer, "fast_dev_run", 0):
             self.federation.check_min_clients(self.jobs_per_commit())
             if self.federation.aggregator is not None:
@@ -315,7 +318,9 @@ class FederatedLoop(RoundLoop):
         if size == 1:
             return LocalTraining(
                 TrainerSettings(self.trainer), self.module, self.data, resident, algorithm,
-                self.trainer, log, LocalProgress(self.trainer), self._planned_steps(),
+                self.trainer, log, LocalProgress(self.trainer),
+                self._look_at_loss if self.listens("on_local_loss") else None,
+                self._planned_steps(),
             )  # fmt: skip
         if algorithm.hooks:
             raise ConfigError(
@@ -368,6 +373,12 @@ class FederatedLoop(RoundLoop):
     def _client_ended(self, update: ClientUpdate) -> None:
         self.fire("on_client_end", update)
 
+    def _look_at_loss(self, context: ClientContext, batch: Batch, loss: Tensor) -> None:
+        try:
+            self.fire("on_local_loss", context, batch, loss)
+        except Exception as error:
+            raise ServersOwn(error) from error
+
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
@@ -385,7 +396,8 @@ class FederatedLoop(RoundLoop):
         self.server.share(self.roles.shared)
         self.jobs, after = self.schedule.next(state, self.population)
         self._check_arrivals(after)
-        self.max_batches = len(self.jobs)
+        self.jobs = self._of_those_that_stay(self.jobs)
+        self.max_batches = max(len(self.jobs), 1)  # Lightning ends a run that has no batches
         try:
             for update in self._executor.run(self.jobs, self.round):
                 if update.unsent:
@@ -422,7 +434,12 @@ class FederatedLoop(RoundLoop):
         state = self.schedule.start(population)
         while True:
             jobs, state = self.schedule.next(state, population)
-            yield jobs, state
+            yield self._of_those_that_stay(jobs), state
+
+    def _of_those_that_stay(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return the jobs without those of clients that are left out."""
+        left_out = self.federation.leave_out
+        return [job for job in jobs if job.client not in left_out] if left_out else jobs
 
     @property
     def simulated_time(self) -> float | None:

@@ -101,6 +101,10 @@ class Federation(NamedArguments):
         client_timeout: Seconds that a client may train; ``None`` means any. The clock is looked at
             after every local step, so a step that never ends is not interrupted.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
+        leave_out: Clients that are struck from every cohort after it was drawn. All others meet in
+            the same rounds, with the same batches and random numbers, as if nobody were struck; a
+            round of which nobody is left changes nothing. ``python -m fedlightning influence``
+            replays runs so.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -131,6 +135,7 @@ class Federation(NamedArguments):
     min_clients: int = 1
     client_timeout: float | None = None
     seed: int | None = None
+    leave_out: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -141,6 +146,7 @@ class Federation(NamedArguments):
             self._check_local_steps()
         if self.sampler is not None:
             check_instance("federation.sampler", self.sampler, ClientSampler)
+        self._check_leave_out()
         if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**32):
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None:
@@ -154,6 +160,14 @@ class Federation(NamedArguments):
         self._check_faults()
         check_choice("federation.buffers", self.buffers, get_args(Buffers))
         _ = self.client_algorithm
+
+    def _check_leave_out(self) -> None:
+        if not isinstance(self.leave_out, (list, tuple)):
+            raise ConfigError(
+                f"federation.leave_out must be a list of client ids, got {self.leave_out!r}."
+            )
+        for client in self.leave_out:
+            check_integer("federation.leave_out", client, at_least=0)
 
     def _check_local_steps(self) -> None:
         check_integer("federation.local_steps", self.local_steps, at_least=1)
@@ -259,6 +273,26 @@ class Federation(NamedArguments):
     def retries(self) -> int:
         """How often a client that fails is tried again."""
         return self.max_retries if self.on_client_failure == "retry" else 0
+
+    def check_leave_out(self, clients: Sequence[int]) -> None:
+        """Refuse to leave out a client that does not train, or all that do.
+
+        Args:
+            clients: Those that train.
+
+        Raises:
+            ConfigError: ``leave_out`` has such a client, or all.
+        """
+        for client in self.leave_out:
+            if client not in clients:
+                raise ConfigError(
+                    f"federation.leave_out: client {client} does not train; the clients that do "
+                    f"are {len(clients)}, from {clients[0]} to {clients[-1]}."
+                )
+        if len(set(self.leave_out)) == len(clients):
+            raise ConfigError(
+                "federation.leave_out: nobody is left to train; leave some client in the cohorts."
+            )
 
     def check_min_clients(self, cohort: int) -> None:
         """Refuse a cohort of so many clients that could not make a round even if all succeeded.
