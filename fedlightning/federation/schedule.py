@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from fedlightning.core.validation import Setting, check_number
 from fedlightning.errors import ConfigError
@@ -25,7 +26,13 @@ class Schedule(Setting, ABC):
 
     A schedule is pure: what it returns depends on its settings, its state and the population, and
     on no result of training. Its attributes are settings and nothing else.
+
+    Attributes:
+        sequential: Whether clients train one after another: a commit is one update, which starts
+            from the newest model.
     """
+
+    sequential: ClassVar[bool] = False
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""
