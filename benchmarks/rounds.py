@@ -33,13 +33,16 @@ HERE = Path(__file__).resolve().parent
 BENCH = HERE.parent / ".bench"
 # name: adapter, requirements and environment (None is this one), settings
 Variants = dict[str, tuple[str, str | None, list[str]]]
-PLAIN = ["channels_last=false", "fused=false"]
+PLAIN = ["channels_last=false", "fused=false", "keep_freed_memory=false"]
 ENGINE: Variants = {
     "raw loop": ("raw", None, []),
     "raw loop, ReLU before pooling": ("raw", None, ["published=1"]),
     "raw loop, channels last and fused SGD": ("raw", None, ["fast=1"]),
+    "raw loop, freed memory kept": ("raw", None, ["kept=1"]),
+    "raw loop, all three": ("raw", None, ["fast=1", "kept=1"]),
     "fedlightning, no switch": ("ours", None, PLAIN),
     "fedlightning, fused SGD": ("ours", None, ["channels_last=false"]),
+    "fedlightning, memory given back": ("ours", None, ["keep_freed_memory=false"]),
     "fedlightning": ("ours", None, []),
     "fedlightning, 5 clients a kernel": ("ours", None, ["clients_per_kernel=5"]),
     "fedlightning, bf16-mixed": ("ours", None, ['precision="bf16-mixed"']),

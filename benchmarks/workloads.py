@@ -67,9 +67,6 @@ def module(workload: str) -> FederatedModule:
     return MODULES[workload]()
 
 
-def federation(channels_last: bool | None = None, clients_per_kernel: int = 1) -> Federation:
+def federation(**settings: Any) -> Federation:
     """Return the workload's federation."""
-    return Federation(
-        algorithm=FedAvg(), cohort_size=COHORT, channels_last=channels_last,
-        clients_per_kernel=clients_per_kernel, seed=0,
-    )  # fmt: skip
+    return Federation(algorithm=FedAvg(), cohort_size=COHORT, seed=0, **settings)

@@ -80,6 +80,9 @@ class Notes(pl.Callback):
         self.diary.first_step = min(filter(None, first_steps), default=marks[0][0])
 
 
+OF_THE_FEDERATION = ("channels_last", "clients_per_kernel", "keep_freed_memory")
+
+
 def main() -> None:
     """Run federated averaging."""
     work, diary = arguments(), Diary()
@@ -98,7 +101,7 @@ def main() -> None:
         notes = Notes(diary, Path(folder))
         FederatedTrainer(
             federation=federation(
-                settings.get("channels_last"), settings.get("clients_per_kernel", 1)
+                **{name: settings[name] for name in OF_THE_FEDERATION if name in settings}
             ),
             precision=settings.get("precision"), max_epochs=len(work.cohorts), limit_val_batches=0,
             callbacks=[notes], devices=devices, accelerator="cpu", logger=False,

@@ -1,4 +1,7 @@
-"""A hand-written loop: what there is to do, and nothing else; ``fast=1`` with torch's switches."""
+"""A hand-written loop: what there is to do, and nothing else.
+
+``fast=1`` has torch's switches, ``kept=1`` has the C allocator keep freed memory.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ def main() -> None:
     """Run federated averaging."""
     work, diary = arguments(), Diary()
     torch.set_num_threads(1)
+    if "kept" in options():
+        from fedlightning.engine.freed_memory import FreedMemory
+
+        FreedMemory().keep()
     torch.manual_seed(0)
     net, fast = work.net("published" in options()), "fast" in options()
     if fast:
