@@ -310,11 +310,14 @@ class FederatedLoop(RoundLoop):
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{type(self.module).__name__} has other networks for other clients; set it to 1."
             )
-        store, roles = self.client_store, self.roles
         return GroupedTraining(
-            self.trainer, self.module, self.data, log, size,
-            start=lambda client: resident.start(roles.kept_of(store.get(client) or {})),
+            self.trainer, self.module, self.data, log, size, self._start_of
         )  # fmt: skip
+
+    def _start_of(self, job: Job) -> State:
+        """Return the state of the model from which a job's client starts."""
+        kept = self._executor.kept.get(job.client) or self.client_store.get(job.client) or {}
+        return {**self.server.broadcast(job).state, **self.roles.kept_of(kept)}
 
     def _start_server(self, resident: ResidentModule) -> Server:
         """Return the server; it continues from the state that a checkpoint had."""
