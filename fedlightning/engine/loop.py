@@ -107,6 +107,7 @@ class FederatedLoop(RoundLoop):
         self.modes: dict[nn.Module, bool] = {}
         self.schedule = federation.schedule or Synchronous()
         self._schedule_state: ScheduleState | None = None
+        self._planned: tuple[ScheduleState, Sequence[Job], ScheduleState] | None = None
         self._model: ModelRoles | None = None
         self._resident: ResidentModule | None = None
         self._executor: Executor
@@ -287,7 +288,7 @@ class FederatedLoop(RoundLoop):
             self._server_training = ServerTraining(
                 self.trainer, data, self.model, resident, config, self.seed
             )
-        commits = self.rounds_aggregated
+        commits, self._planned = self.rounds_aggregated, None
         if self._schedule_state is None or self._schedule_state.commit != commits:
             start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
@@ -362,15 +363,13 @@ class FederatedLoop(RoundLoop):
             FederationError: If a client failed and the policy is not to continue without it, or
                 too few clients are left.
         """
-        resident, state = self._resident, self._schedule_state
+        resident = self._resident
         assert resident is not None, "begin() comes first"
-        assert state is not None, "begin() comes first"
         resident.begin_round()
         self.model.share_unfrozen()
         self.server.share(self.roles.shared)
-        self.jobs, after = self.schedule.next(state, self.population)
+        self.jobs, after = self._next_commit()
         self._check_arrivals(after)
-        self.max_batches = len(self.jobs)
         try:
             for update in self._executor.run(self.jobs, self.round):
                 if update.unsent:
@@ -394,9 +393,21 @@ class FederatedLoop(RoundLoop):
         )
         self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
-        self._schedule_state = after
+        self._schedule_state, self._planned = after, None
         metrics = self._executor.finish()
         return {**metrics, **clock_metrics(self.jobs, after)} if self.schedule.timed else metrics
+
+    def jobs_of_round(self) -> int:
+        """Return how many client updates make the next commit."""
+        return len(self._next_commit()[0])
+
+    def _next_commit(self) -> tuple[Sequence[Job], ScheduleState]:
+        """Return the jobs of the next commit and the schedule's state after it."""
+        state = self._schedule_state
+        assert state is not None, "begin() comes first"
+        if self._planned is None or self._planned[0] is not state:
+            self._planned = (state, *self.schedule.next(state, self.population))
+        return self._planned[1:]
 
     def plan(self) -> Iterator[tuple[Sequence[Job], ScheduleState]]:
         """Yield the jobs of each commit of the run and the schedule's state after it.

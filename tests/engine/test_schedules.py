@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 from functools import cache
+from itertools import islice
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from fedlightning import SCAFFOLD, FedAdam, FedAvg, FedBABU, FedPer, PersonalizationCallback
+from fedlightning.callbacks import RoundProgressBar
 from fedlightning.core.seeding import Key
 from fedlightning.errors import FederationError
 from fedlightning.federation import (
@@ -199,6 +202,43 @@ def test_a_round_in_which_too_few_arrive_ends_the_run_and_says_why():
         fit(net(), FedAvg(), federation={"schedule": slow, "min_clients": 2})
     built, _ = run(slow, rounds=2)
     assert float(built.callback_metrics["schedule/late"]) == 3
+
+
+class Seen(pl.Callback):
+    """Notes how many batches a round is said to have at its start, and those that it has."""
+
+    def __init__(self):
+        self.said, self.batches, self.bar = [], [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.said.append(trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batch.client, trainer.is_last_batch))
+        self.bar.append(trainer.progress_bar_callback.train_progress_bar.n)
+
+
+LATE = Synchronous(ConstantDelay(1.0, windows=Windows(0.5, 10.0)), deadline=4.0)
+
+
+def test_callbacks_and_the_bar_know_how_many_clients_a_round_has(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    seen = Seen()
+    built = fit(
+        net(), FedAvg(), rounds=8, federation={"schedule": LATE},
+        callbacks=[RoundProgressBar(), seen], enable_progress_bar=True,
+    )  # fmt: skip
+    jobs = [[job.client for job in jobs] for jobs, _ in islice(loop_of(built).plan(), 8)]
+    counts = [len(of_round) for of_round in jobs]
+    assert len(set(counts)) > 1
+    assert seen.said == counts
+    assert seen.batches == [
+        (round_, client, place + 1 == len(of_round))
+        for round_, of_round in enumerate(jobs) for place, client in enumerate(of_round)
+    ]  # fmt: skip
+    assert seen.bar == sorted(seen.bar)
+    bar = built.progress_bar_callback.train_progress_bar
+    assert bar.n == bar.total
 
 
 def test_a_client_that_fails_is_skipped_and_the_clock_goes_on():
