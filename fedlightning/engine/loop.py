@@ -232,9 +232,10 @@ class FederatedLoop(RoundLoop):
         self.model.freeze()
         self.set_memory_format()
         if not getattr(self.trainer, "fast_dev_run", 0):
-            self.federation.check_min_clients(self.jobs_per_commit())
+            size, given_by = self.jobs_per_commit(), self.schedule.size_given_by
+            self.federation.check_min_clients(size, given_by)
             if self.federation.aggregator is not None:
-                self.federation.aggregator.check(self.jobs_per_commit())
+                self.federation.aggregator.check(size, given_by)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "

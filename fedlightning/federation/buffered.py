@@ -25,7 +25,8 @@ class Buffered(Schedule):
     As many clients as ``federation.cohort_size`` train at any time. With ``cohort_size: 1.0`` each
     client starts again as soon as its update has arrived; with fewer, the federation's sampler
     chooses who starts instead of it. An update that has started from an older model moves the
-    newest one by what it has changed, times ``weighting`` of its staleness.
+    newest one by what it has changed, times ``weighting`` of its staleness. Buffers, such as the
+    statistics of BatchNorm, move by this share towards the client's own.
 
     Arrivals at one instant are handled in the order of client ids, and only then do clients read
     the model. Updates of one commit are merged in the order in which their clients have started. So
@@ -61,6 +62,8 @@ class Buffered(Schedule):
         3.0 1 0
         4.0 0 4
     """
+
+    size_given_by = "federation.schedule.buffer"
 
     def __init__(
         self,

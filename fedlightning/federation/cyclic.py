@@ -43,6 +43,8 @@ class Cyclic(Schedule):
         [(2, 0), (0, 1), (1, 2), (2, 3)]
     """
 
+    size_given_by = "federation.schedule: Cyclic"
+
     def __init__(
         self,
         order: str | list[int] = "fixed",

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from fedlightning.core.validation import Setting, check_number
 from fedlightning.errors import ConfigError
@@ -25,7 +26,12 @@ class Schedule(Setting, ABC):
 
     A schedule is pure: what it returns depends on its settings, its state and the population, and
     on no result of training. Its attributes are settings and nothing else.
+
+    Attributes:
+        size_given_by: The setting that says how many updates a commit has.
     """
+
+    size_given_by: ClassVar[str] = "federation.cohort_size"
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""

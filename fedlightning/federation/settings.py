@@ -21,7 +21,7 @@ from fedlightning.federation.sampling import (
     choose,
     cohort_count,
 )
-from fedlightning.federation.schedule import Schedule
+from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.server import check_robust
 from fedlightning.federation.uplink import Compression, UplinkStage
 
@@ -178,7 +178,7 @@ class Federation(NamedArguments):
                 f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
                 "give it a second argument `merge`, or leave the aggregator out."
             )
-        if isinstance(self.cohort_size, int):
+        if isinstance(self.cohort_size, int) and self._has_rounds:
             self.aggregator.check(self.cohort_size)
 
     def _check_faults(self) -> None:
@@ -202,8 +202,12 @@ class Federation(NamedArguments):
                 "federation.client_timeout needs federation.clients_per_kernel=1: there is not a "
                 "clock for each of several clients that train at once."
             )
-        if isinstance(self.cohort_size, int):
+        if isinstance(self.cohort_size, int) and self._has_rounds:
             self.check_min_clients(self.cohort_size)
+
+    @property
+    def _has_rounds(self) -> bool:
+        return self.schedule is None or isinstance(self.schedule, Synchronous)
 
     @property
     def stages(self) -> tuple[UplinkStage, ...]:
@@ -215,13 +219,22 @@ class Federation(NamedArguments):
         """How often a client that fails is tried again."""
         return self.max_retries if self.on_client_failure == "retry" else 0
 
-    def check_min_clients(self, cohort: int) -> None:
+    def check_min_clients(self, cohort: int, given_by: str = "federation.cohort_size") -> None:
         """Refuse a cohort of so many clients that could not make a round even if all succeeded.
+
+        Args:
+            cohort: How many updates are merged at once.
+            given_by: The setting that says so.
 
         Raises:
             ConfigError: If it has fewer than ``min_clients``.
         """
         if self.min_clients > cohort:
+            if given_by != "federation.cohort_size":
+                raise ConfigError(
+                    f"federation.min_clients={self.min_clients} can never be met: {given_by} gives "
+                    f"{cohort} {'update' if cohort == 1 else 'updates'} a round; lower it."
+                )
             raise ConfigError(
                 f"federation.min_clients={self.min_clients} with a cohort of {cohort} "
                 f"{'client' if cohort == 1 else 'clients'} can never be met; "

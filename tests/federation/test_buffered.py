@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from fedlightning import FedAvg
+from fedlightning.algorithms.aggregation import Krum
 from fedlightning.errors import ConfigError
 from fedlightning.federation import Buffered, Cyclic, Exponential, LogNormal, Synchronous, Windows
 from fedlightning.federation.delays import ConstantDelay, delays_of
@@ -16,6 +18,7 @@ from fedlightning.federation.jobs import Job, Population, ScheduleState
 from fedlightning.federation.sampling import UniformSampler, choose
 from fedlightning.federation.settings import Federation
 from fedlightning.federation.staleness import weighting_of
+from tests.toys import fit, net
 
 
 def population(clients=range(4), cohort: int | None = None, seed: int = 0) -> Population:
@@ -284,6 +287,27 @@ def test_over_selection_waits_for_the_first_of_more():
     for jobs, after in plan(Synchronous(times, over_selection=2.0), 5, clients):
         assert after.time - began == max(times[job.client] for job in jobs)
         began = after.time
+
+
+def test_what_a_buffer_can_hold_is_asked_of_the_buffer_and_not_of_the_cohort():
+    rule = Krum(num_byzantine=1)  # five updates at least
+    many = Federation(
+        FedAvg(), cohort_size=2, aggregator=rule, min_clients=4, schedule=Buffered(5, 1.0)
+    )
+    assert many.min_clients == 4
+    few = {"schedule": Buffered(3, 1.0)}
+    with pytest.raises(
+        ConfigError, match=r"= 5 clients a round, federation\.schedule\.buffer gives 3"
+    ):
+        fit(net(), FedAvg(), federation={**few, "aggregator": rule})
+    with pytest.raises(
+        ConfigError, match=r"min_clients=4 can never.*schedule\.buffer gives 3 updates"
+    ):
+        fit(net(), FedAvg(), federation={**few, "min_clients": 4})
+    with pytest.raises(
+        ConfigError, match=r"min_clients=2 can never.*Cyclic gives 1 update a round"
+    ):
+        fit(net(), FedAvg(), federation={"schedule": Cyclic(), "min_clients": 2})
 
 
 @pytest.mark.parametrize(
