@@ -68,9 +68,9 @@ class Buffered(Schedule):
     def __init__(
         self,
         buffer: int = 1,
-        delays: float | list[float] | Delays = 1.0,
+        delays: Delays | float | list[float] = 1.0,
         max_staleness: int | None = None,
-        weighting: str | StalenessWeight = "constant",
+        weighting: StalenessWeight | str = "constant",
     ) -> None:
         self.buffer = check_integer("federation.schedule.buffer", buffer, at_least=1)
         self.delays = delays

@@ -48,7 +48,7 @@ class Cyclic(Schedule):
     def __init__(
         self,
         order: str | list[int] = "fixed",
-        delays: float | list[float] | Delays | None = None,
+        delays: Delays | float | list[float] | None = None,
     ) -> None:
         named = isinstance(order, str) and order in _ORDERS
         listed = isinstance(order, (list, tuple)) and order and all(map(is_integer, order))

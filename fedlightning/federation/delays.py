@@ -335,7 +335,7 @@ class Trace(Delays):
         return known if known is not None else others[client % len(others)]
 
 
-def delays_of(given: float | list[float] | Delays) -> Delays:
+def delays_of(given: Delays | float | list[float]) -> Delays:
     """Return a model of delays: a number is seconds for all, a list is seconds by client.
 
     Example:

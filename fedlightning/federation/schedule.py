@@ -94,7 +94,7 @@ class Synchronous(Schedule):
 
     def __init__(
         self,
-        delays: float | list[float] | Delays | None = None,
+        delays: Delays | float | list[float] | None = None,
         deadline: float | None = None,
         over_selection: float = 1.0,
     ) -> None:
