@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from fedlightning.core.validation import Setting, check_number
@@ -64,6 +65,11 @@ class Schedule(Setting, ABC):
     def slowness(self, population: Population, client: int) -> float | None:
         """Return the typical simulated seconds of a client's updates; ``None`` without a clock."""
         return None
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that it reads; a resumed run must find the same in them."""
+        delays = getattr(self, "delays", None)
+        return delays.files() if isinstance(delays, Delays) else ()
 
 
 class Synchronous(Schedule):

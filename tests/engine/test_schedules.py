@@ -10,10 +10,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from fedlightning import SCAFFOLD, FedAdam, FedAvg, FedBABU, FedPer, PersonalizationCallback
+from fedlightning import (
+    SCAFFOLD,
+    AtomicCheckpointIO,
+    FedAdam,
+    FedAvg,
+    FedBABU,
+    FedPer,
+    PersonalizationCallback,
+)
 from fedlightning.callbacks import RoundProgressBar
 from fedlightning.core.seeding import Key
-from fedlightning.errors import FederationError
+from fedlightning.errors import CheckpointError, DataError, FederationError
 from fedlightning.federation import (
     Buffered,
     ConstantDelay,
@@ -22,6 +30,7 @@ from fedlightning.federation import (
     LogNormal,
     Polynomial,
     Synchronous,
+    Trace,
     Windows,
 )
 from tests.engine.test_resume import Stop, StopAt
@@ -147,6 +156,58 @@ def test_a_cycle_of_two_clients_is_training_on_their_data_in_turn():
         sgd_by_hand(by_hand, list(batches), lr=0.1, momentum=0.0)
     for key, value in state(module).items():
         torch.testing.assert_close(value, state(by_hand)[key], rtol=1e-6, atol=1e-7)
+
+
+LONG = [1.0 + client / 7 for client in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Buffered(2, LONG), Buffered(2, LONG, max_staleness=1)),  # all of a long text counts
+        (Buffered(2, LONG), Buffered(2, [*LONG[:-1], 1.0])),
+        (None, Buffered(2, 1.0)),
+        (Cyclic(), Cyclic("shuffled")),
+    ],
+)
+def test_a_run_does_not_go_on_under_another_schedule(before, after, tmp_path):
+    run(before, rounds=1, folder=tmp_path)
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    with pytest.raises(CheckpointError, match=r"federation\.schedule"):
+        run(after, rounds=2, ckpt=saved)
+    run(before, rounds=2, ckpt=saved)
+
+
+def test_a_checkpoint_from_before_schedules_goes_on_in_rounds_only(tmp_path):
+    run(None, rounds=1, folder=tmp_path)
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(saved, weights_only=True)
+    extra = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]
+    for name in [name for name in extra["settings"] if name.startswith("federation.schedule")]:
+        del extra["settings"][name]
+    del extra["schedule"], extra["versions"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, saved)
+    with pytest.raises(CheckpointError, match=r"federation\.schedule: None -> Buffered"):
+        run(Buffered(2, 1.0), rounds=2, ckpt=saved)
+    _, resumed = run(None, rounds=2, ckpt=saved)
+    assert same(resumed, run(None, rounds=2)[1])
+
+
+def test_a_trace_may_be_named_from_elsewhere_and_must_stay_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,seconds\n0,1\n1,3\n")
+    schedule = Buffered(1, Trace("trace.csv"))
+    built, _ = run(schedule, rounds=2, folder=tmp_path)
+    assert loop_of(built).simulated_time == 1.0  # of clients 0 and 2, which takes the times of 0
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    trace.write_text("client,seconds\n0,2\n1,3\n")
+    with pytest.raises(CheckpointError, match=r"federation\.schedule"):
+        run(schedule, rounds=3, ckpt=saved)
+    assert loop_of(run(schedule, rounds=2)[0]).simulated_time == 2.0
+    monkeypatch.chdir("/")
+    with pytest.raises(DataError, match=r"^/trace\.csv: this trace of delays cannot be read"):
+        run(schedule, rounds=1)
 
 
 def test_only_versions_that_updates_under_way_have_read_are_kept(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from fedlightning.core.parts import without
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
+from fedlightning.federation.schedule import Schedule
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import named_parts
 from fedlightning.storage.checkpoint_reader import loop_state
@@ -68,6 +70,7 @@ def settings_that_matter(
         "federation.compression": federation.compression,
         "federation.uplink": federation.uplink or None,
         "federation.schedule": federation.schedule,
+        "federation.schedule (digest)": _digest(federation.schedule),
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.local_steps": federation.local_steps,
@@ -173,6 +176,7 @@ def warn_of_changes(
 
 
 def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
+    saved = {"federation.schedule": "None", **saved}  # releases before schedules had rounds
     if "federation.algorithm" in saved:
         saved = {**saved, "federation.algorithm": _as_now_shown(str(saved["federation.algorithm"]))}
     return [
@@ -226,6 +230,16 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _digest(schedule: Schedule | None) -> str | None:
+    """Return a digest of a schedule's whole text, which may be long, and of its files."""
+    if schedule is None:
+        return None
+    digest = hashlib.sha256(str(schedule).encode())
+    for path in schedule.files():
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def _format_value(value: Any) -> str:
