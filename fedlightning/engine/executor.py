@@ -96,12 +96,13 @@ class Executor(ABC):
         self.attempts: list[Attempt[Trained]] = []
         self.kept: dict[int, State] = {}
 
-    def run(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+    def run(self, jobs: Sequence[Job], commit: int, least: int) -> Iterator[ClientUpdate]:
         """Yield the updates of a commit's jobs, each valid until the next is asked for.
 
         Args:
             jobs: The jobs, in the order of aggregation.
             commit: The number of the commit, for messages.
+            least: How many of them must succeed.
 
         Raises:
             FederationError: (while they are read) A client failed and the policy is not to
@@ -110,7 +111,6 @@ class Executor(ABC):
         self.attempts, self.kept = [], {}
         yield from self._updates(jobs, commit)
         self._workers.announce(None, commit)
-        least = min(self._federation.min_clients, len(jobs))
         require_enough(commit, [job.client for job in jobs], self.attempts, least)
 
     def finish(self) -> Metrics:

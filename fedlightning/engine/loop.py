@@ -372,7 +372,7 @@ class FederatedLoop(RoundLoop):
         self.jobs, after = self._next_commit()
         self._check_arrivals(after)
         try:
-            for update in self._executor.run(self.jobs, self.round):
+            for update in self._executor.run(self.jobs, self.round, self._least_updates()):
                 if update.unsent:
                     raise FrozenChanged(update.unsent)
                 self.server.receive(update)
@@ -425,6 +425,11 @@ class FederatedLoop(RoundLoop):
     def simulated_time(self) -> float | None:
         """Simulated seconds until the newest commit; ``None`` before the first round."""
         return self._schedule_state.time if self._schedule_state is not None else None
+
+    def _least_updates(self) -> int:
+        """Return how many of the jobs must succeed; without its only update a commit is empty."""
+        alone = self.jobs_per_commit() == 1 and not isinstance(self.schedule, Synchronous)
+        return 0 if alone else min(self.federation.min_clients, len(self.jobs))
 
     def _check_arrivals(self, after: ScheduleState) -> None:
         """Refuse a commit for which too few updates arrive."""

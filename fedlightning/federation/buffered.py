@@ -64,6 +64,7 @@ class Buffered(Schedule):
     """
 
     size_given_by = "federation.schedule.buffer"
+    stale = True
 
     def __init__(
         self,

@@ -30,9 +30,11 @@ class Schedule(Setting, ABC):
 
     Attributes:
         size_given_by: The setting that says how many updates a commit has.
+        stale: Whether clients may start from older models than the newest.
     """
 
     size_given_by: ClassVar[str] = "federation.cohort_size"
+    stale: ClassVar[bool] = False
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""
@@ -171,4 +173,10 @@ class Synchronous(Schedule):
         size = min(math.ceil(population.cohort_size * self.over_selection), len(population.clients))
         if size <= population.cohort_size or population.sample is None:
             return population.cohort(commit)
-        return population.sample(commit, size, 0)
+        chosen = population.sample(commit, size, 0)
+        if len(chosen) < size:
+            raise ConfigError(
+                f"federation.schedule.over_selection={self.over_selection} needs {size} clients a "
+                f"round, federation.sampler chooses {len(chosen)}; set over_selection to 1."
+            )
+        return chosen

@@ -27,6 +27,7 @@ from fedlightning.federation.uplink import Compression, UplinkStage
 
 __all__ = ["Federation"]
 
+_VERY_STALE = 2**20
 _MOST_THREADS = 1024
 
 
@@ -167,6 +168,7 @@ class Federation(NamedArguments):
             )
         if self.schedule is not None:
             check_instance("federation.schedule", self.schedule, Schedule)
+            self._check_stale(self.schedule)
         if self.aggregator is None:
             return
         check_robust(self.aggregator, self.algorithm.hooks)
@@ -180,6 +182,20 @@ class Federation(NamedArguments):
             )
         if isinstance(self.cohort_size, int) and self._has_rounds:
             self.aggregator.check(self.cohort_size)
+
+    def _check_stale(self, schedule: Schedule) -> None:
+        name = self.algorithm.name
+        if schedule.stale and any(hook.needs_newest for hook in self.algorithm.hooks):
+            raise ConfigError(
+                f"federation.schedule: under {type(schedule).__name__} clients start from older "
+                f"models, and what they send in {name} would take the place of newer ones; use "
+                "Synchronous or Cyclic."
+            )
+        if schedule.weight(_VERY_STALE) != 1 and any(h.needs_whole for h in self.algorithm.hooks):
+            raise ConfigError(
+                f"federation.schedule.weighting: in {name} client and server remember the same "
+                "change, so a stale update must count in whole; set it to constant."
+            )
 
     def _check_faults(self) -> None:
         policy = self.on_client_failure

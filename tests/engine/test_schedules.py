@@ -318,6 +318,35 @@ def test_a_client_that_fails_is_skipped_and_the_clock_goes_on():
     assert loop_of(built).simulated_time == 3.0
 
 
+class OneIsBroken(Net):
+    """Fails for the client with five examples, whose last batch has one."""
+
+    def training_step(self, batch, batch_idx):
+        if len(batch[0]) == 1:
+            raise RuntimeError("broken")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("schedule", [Buffered(1, 1.0), Cyclic()])
+def test_without_its_only_update_a_commit_leaves_the_model_as_it_is(schedule):
+    """Clients 0 to 3 take turns, and client 3 fails: turn 3 is as if it had not been."""
+
+    def after(turns, **workers):
+        module = net(module=OneIsBroken, lr_milestones=())
+        fit(
+            module, FedAvg(), rounds=turns, datamodule=data((8, 8, 8, 5)),
+            federation={"schedule": schedule, "on_client_failure": "skip"}, **workers,
+        )  # fmt: skip
+        return state(module)
+
+    with pytest.warns(UserWarning, match="client 3, round 3: RuntimeError: broken"):
+        fourth, fifth = after(4), after(5)
+        workers = after(5, devices=2, accelerator="cpu", strategy="ddp_fork")
+    assert same(fourth, after(3))
+    assert not same(fifth, fourth)
+    assert same(fifth, workers)
+
+
 def test_personalization_and_validation_go_with_any_schedule():
     for schedule in (UNEVEN, CYCLE):
         built, _ = run(schedule, rounds=4, callbacks=[PersonalizationCallback(epochs=1)])

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from fedlightning import FedAvg
+from fedlightning import IFCA, FedAvg, FedDyn
 from fedlightning.algorithms.aggregation import Krum
 from fedlightning.errors import ConfigError
 from fedlightning.federation import Buffered, Cyclic, Exponential, LogNormal, Synchronous, Windows
 from fedlightning.federation.delays import ConstantDelay, delays_of
 from fedlightning.federation.job_queue import JobQueue
 from fedlightning.federation.jobs import Job, Population, ScheduleState
-from fedlightning.federation.sampling import UniformSampler, choose
+from fedlightning.federation.sampling import FixedCohorts, UniformSampler, choose
 from fedlightning.federation.settings import Federation
 from fedlightning.federation.staleness import weighting_of
 from tests.toys import fit, net
@@ -308,6 +308,24 @@ def test_what_a_buffer_can_hold_is_asked_of_the_buffer_and_not_of_the_cohort():
         ConfigError, match=r"min_clients=2 can never.*Cyclic gives 1 update a round"
     ):
         fit(net(), FedAvg(), federation={"schedule": Cyclic(), "min_clients": 2})
+
+
+def test_algorithms_that_stale_updates_would_falsify_are_refused():
+    with pytest.raises(ConfigError, match=r"what they send in IFCA would take the place of newer"):
+        Federation(IFCA(), schedule=Buffered())
+    with pytest.raises(ConfigError, match=r"schedule\.weighting: in FedDyn.*set it to constant"):
+        Federation(FedDyn(), schedule=Buffered(weighting="hinge"))
+    for schedule in (Cyclic(), Synchronous(2.0)):
+        assert Federation(IFCA(), schedule=schedule).schedule is schedule
+    assert Federation(FedDyn(), schedule=Buffered(3)).schedule.buffer == 3
+
+
+def test_a_sampler_that_cannot_choose_more_clients_is_refused():
+    few = {"sampler": FixedCohorts([[0, 1], [1, 2]]), "schedule": Synchronous(1.0, None, 1.5)}
+    with pytest.raises(
+        ConfigError, match=r"over_selection=1\.5 needs 3 clients a round.*chooses 2"
+    ):
+        fit(net(), FedAvg(), cohort=2, federation=few)
 
 
 @pytest.mark.parametrize(
