@@ -135,6 +135,7 @@ class _Plan:
         arrived: Those that will be merged.
         counts: What became of others.
         started: How often each client has started from the newest model.
+        busy: The clients under way, where somebody has asked for them.
     """
 
     schedule: Buffered
@@ -145,6 +146,7 @@ class _Plan:
     arrived: list[Job] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=lambda: Counter(lost=0, stale=0))
     started: Counter[int] = field(default_factory=Counter)
+    busy: set[int] | None = None
 
     def advance(self) -> None:
         """Handle the next event: an arrival, or all starts of one instant."""
@@ -152,6 +154,8 @@ class _Plan:
         if job.waits:
             self._start_all(job)
             return
+        if self.busy is not None:
+            self.busy.discard(job.client)
         stalest = self.schedule.max_staleness
         if self.delays.is_lost(self.population.turn(job.client, job.stream)):
             self.counts["lost"] += 1
@@ -181,8 +185,9 @@ class _Plan:
             if job.client != _NOBODY:
                 self._start(job.client, job.position, now, job.dispatch)
         if free:
-            busy = {job.client for job in self.queue}
-            chosen = self.population.others(self.version, len(free), busy)
+            if self.busy is None:  # a look at all of them, once in a commit
+                self.busy = self.queue.clients()
+            chosen = self.population.others(self.version, len(free), self.busy)
             for job, client in zip(free, chosen, strict=True):
                 self._start(client, job.position, now)
 
@@ -197,6 +202,8 @@ class _Plan:
         """Have a client read the newest model, at once or when it is available."""
         if number is None:
             number = self.version + _AGAIN * self.started[client]
+        if self.busy is not None:
+            self.busy.add(client)
         turn = self.population.turn(client, number)
         start = self.delays.start(turn, now)
         if start > now:

@@ -230,6 +230,18 @@ def test_planning_does_not_look_at_all_clients(schedule):
     assert len({job.client for jobs, _ in planned for job in jobs}) > 250
 
 
+def test_a_commit_looks_at_the_clients_at_work_once(monkeypatch):
+    looks, look = [], JobQueue.clients
+    monkeypatch.setattr(JobQueue, "clients", lambda queue: looks.append(len(queue)) or look(queue))
+    monkeypatch.setattr(JobQueue, "__iter__", lambda queue: pytest.fail("they are sorted"))
+    clients = population(range(1_000_000), cohort=500)
+    schedule = Buffered(20, Exponential(1.0))
+    state = schedule.start(clients)
+    for _ in range(5):
+        _, state = schedule.next(state, clients)
+    assert len(looks) <= 5
+
+
 @pytest.mark.parametrize(
     ("weighting", "expected"),
     [

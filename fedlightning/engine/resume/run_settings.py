@@ -39,6 +39,7 @@ _FREE |= {"cache_size", "eval_clients", "check_data"}
 # Arguments of constructors that a digest or another setting stands for.
 _COVERED = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
 _MAX_LENGTH = 400
+_SCHEDULE_DIGEST = "federation.schedule (digest)"
 _NONE = (None, "None")
 
 
@@ -70,7 +71,7 @@ def settings_that_matter(
         "federation.compression": federation.compression,
         "federation.uplink": federation.uplink or None,
         "federation.schedule": federation.schedule,
-        "federation.schedule (digest)": _digest(federation.schedule),
+        _SCHEDULE_DIGEST: _digest(federation.schedule),
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.local_steps": federation.local_steps,
@@ -179,11 +180,14 @@ def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
     saved = {"federation.schedule": "None", **saved}  # releases before schedules had rounds
     if "federation.algorithm" in saved:
         saved = {**saved, "federation.algorithm": _as_now_shown(str(saved["federation.algorithm"]))}
-    return [
-        f"{name}: {value} -> {present[name]}"
+    changed = {
+        name: f"{name}: {value} -> {present[name]}"
         for name, value in saved.items()
         if name in present and str(value) != present[name]
-    ]
+    }
+    if "federation.schedule" in changed:  # its text says more
+        changed.pop(_SCHEDULE_DIGEST, None)
+    return list(changed.values())
 
 
 _OWN_NORMS = re.compile(
