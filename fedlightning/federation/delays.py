@@ -306,8 +306,9 @@ class ByExamples(Delays):
 class Trace(Delays):
     """Times that were measured: a CSV file with the columns ``client`` and ``seconds``.
 
-    Several rows of one client are its turns, in order; after the last it starts over. Clients that
-    the file lacks take the times of another one: those of client id modulo the clients it has.
+    Several rows of one client are its turns, in order, where all clients train at any time
+    (``Buffered``); else the number of the commit says which. After the last it starts over. Clients
+    that the file lacks take the times of another one: those of client id modulo the clients it has.
 
     Args:
         path: The file.
