@@ -18,7 +18,7 @@ _NAMES = {
         "FedPer FedProto FedProx FedRep FedRes FedRoD FedVI FedYogi IterativeDataSmoothing KNNPer "
         "LGFedAvg LocalMethod LocalOnly PFedHR PFedMe PerFedAvg PerInvFL PersAFL ServerData"
     ),
-    "callbacks": "PersonalizationCallback",
+    "callbacks": "ClientInfluence PersonalizationCallback",
     "datamodules": "FederatedDataModule",
     "engine.loop": "FederatedLoop",
     "errors": "FedLightningError",

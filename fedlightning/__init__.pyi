@@ -45,7 +45,10 @@ from fedlightning.algorithms import (
     PFedMe as PFedMe,
     ServerData as ServerData,
 )
-from fedlightning.callbacks import PersonalizationCallback as PersonalizationCallback
+from fedlightning.callbacks import (
+    ClientInfluence as ClientInfluence,
+    PersonalizationCallback as PersonalizationCallback,
+)
 from fedlightning.datamodules import FederatedDataModule as FederatedDataModule
 from fedlightning.engine.loop import FederatedLoop as FederatedLoop
 from fedlightning.errors import FedLightningError as FedLightningError

@@ -62,7 +62,7 @@ def _run(
 ) -> int:
     from fedlightning.cli.config.command import read_command
 
-    if arguments[0] in ("compare", "report"):
+    if arguments[0] in ("compare", "report", "influence"):
         return _study(arguments)
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
@@ -90,6 +90,10 @@ def _study(arguments: Sequence[str]) -> int:
         from fedlightning.studies.compare_command import compare
 
         return compare(arguments[1:])
+    if arguments[0] == "influence":
+        from fedlightning.studies.influence_command import influence
+
+        return influence(arguments[1:])
     from fedlightning.studies.report_command import report
 
     return report(arguments[1:])

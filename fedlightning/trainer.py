@@ -266,11 +266,14 @@ class FederatedTrainer(pl.Trainer):
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Not known: clients take different numbers of steps.
+        """The optimizer steps of the whole run, where one optimizer goes from client to client.
 
         Raises:
-            ConfigError: Always; the message says by what to schedule instead.
+            ConfigError: Where it does not (see ``federation.optimizer_state``), since clients take
+                different numbers of steps; the message says by what to schedule instead.
         """
+        if self.federation.optimizer_lifetime == "pass_on":
+            return self.federated_loop.planned_steps.of_run
         raise ConfigError(
             "trainer.estimated_stepping_batches has no federated meaning: a schedule by step "
             "starts anew with every client, and clients take different numbers of steps; schedule "

@@ -66,6 +66,12 @@ def test_reports_lack_nothing_but_their_runs(command, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", commands_of("influence"), ids=" ".join)
+def test_replays_lack_nothing_but_their_run(command, capsys):
+    assert main(command) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_config_snippets_are_yaml(page):
     for block in blocks(page, "yaml"):

@@ -31,6 +31,7 @@ from fedlightning.algorithms.lg_fedavg import LGFedAvg
 from fedlightning.algorithms.local_only import LocalOnly
 from fedlightning.algorithms.method import Aggregation, ClientHook, LocalMethod, ServerSide
 from fedlightning.algorithms.moon import MOON, ModelContrast
+from fedlightning.algorithms.optimizer_state import KeepsOptimizerState, PassesOptimizerStateOn
 from fedlightning.algorithms.per_fedavg import MetaGradient, OneStep, PerFedAvg
 from fedlightning.algorithms.perinvfl import InvariantAndPersonal, PerInvFL
 from fedlightning.algorithms.persafl import PersAFL, ServerShare
@@ -105,6 +106,7 @@ __all__ = [
     "InvariantAndPersonal",
     "IterativeDataSmoothing",
     "KNNPer",
+    "KeepsOptimizerState",
     "KeptOptimizer",
     "KeyRoles",
     "LGFedAvg",
@@ -126,6 +128,7 @@ __all__ = [
     "PFedHR",
     "PFedMe",
     "Parts",
+    "PassesOptimizerStateOn",
     "PerFedAvg",
     "PerInvFL",
     "PersAFL",

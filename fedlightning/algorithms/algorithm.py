@@ -206,6 +206,13 @@ class Algorithm(NamedArguments):
         kept = set(outline.keys(self.train)).difference(outline.keys(self.share))
         return (self.keep and bool(kept)) or any(m.personal_model for m in self.local)
 
+    @property
+    def shares_all(self) -> bool:
+        """Whether clients send all that they train, and have no models of their own."""
+        outline = self._outline()
+        unsent = set(outline.keys(self.train)).difference(outline.keys(self.share))
+        return not unsent and not any(method.personal_model for method in self.local)
+
     def roles(self, keys: Parts) -> KeyRoles:
         """Return which of a model's keys are trained, shared and kept.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fedlightning.core.batches import PUBLIC, Batch, Split
+from fedlightning.core.curvature import gradients_with_graph, hessian_product
 from fedlightning.core.module_snapshot import eval_mode
 from fedlightning.core.optimizers import FollowingOptimizer
 from fedlightning.core.parts import KeyRoles, Parts, head_module
@@ -56,6 +57,12 @@ class Trains(Protocol):
 
     def no_logging(self) -> AbstractContextManager[None]:
         """Drop what the module logs inside the ``with`` block."""
+
+    def optimizer_memory(self) -> State:
+        """Return what the module's optimizers and schedules by step remember, as copies."""
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Let the module's optimizers and schedules continue where others have ended."""
 
     def train_copy(
         self,
@@ -163,6 +170,22 @@ class ClientContext:
     def lr(self) -> float:
         """The optimizer's present learning rate (that of its first group)."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def optimizer_memory(self) -> State:
+        """Return what the module's optimizers and schedules by step remember, by name, as copies.
+
+        Momentum, Adam's moments, numbers of steps, positions in schedules, and the hyperparameters
+        that these have changed.
+        """
+        return self._trains.optimizer_memory()
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Let the module's optimizers and schedules continue where others have ended.
+
+        Args:
+            memory: What :meth:`optimizer_memory` has returned, here or at another client.
+        """
+        self._trains.set_optimizer_memory(memory)
 
     def weights(self) -> State:
         """Return copies of the trained parameters."""
@@ -318,27 +341,20 @@ class ClientContext:
             ConfigError: If an operation of the network has no second derivative.
         """
         loss = self._step.loss(batch, batch_idx)
-        parameters = [self.parameters[key] for key in direction]
-        zeros = {key: torch.zeros_like(p) for key, p in zip(direction, parameters, strict=True)}
+        parameters = {key: self.parameters[key] for key in direction}
+        zeros = {key: torch.zeros_like(parameter) for key, parameter in parameters.items()}
         if loss is None or not parameters:
             return zeros
         try:
-            slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-            pairs = [(g, v) for g, v in zip(slopes, direction.values(), strict=True)
-                     if g is not None and g.requires_grad]  # fmt: skip
-            if not pairs:
-                return zeros
-            along, by = zip(*pairs, strict=True)
-            products = torch.autograd.grad(along, parameters, by, allow_unused=True)
+            slopes = gradients_with_graph(loss, parameters)
+            return zeros | hessian_product(slopes, parameters, direction)
         except RuntimeError as error:
-            if "not implemented" not in str(error):
+            if "not implemented" not in str(error) and "differentiable" not in str(error):
                 raise
             raise ConfigError(
                 f"{type(self.module).__name__} cannot be differentiated twice "
                 f"({str(error).splitlines()[0][:120]}); take a method without second derivatives."
             ) from error
-        found = zip(direction, products, strict=True)
-        return zeros | {key: product for key, product in found if product is not None}
 
     def gradients(self) -> State:
         """Return the present gradients, which the next :meth:`gradient` does not touch."""

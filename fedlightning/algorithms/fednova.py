@@ -31,6 +31,7 @@ class LocalProgress(ClientHook):
     """
 
     messages = (Up(_NAME, merge="keep"),)
+    fresh_optimizers = True  # a_i is that of a momentum that starts at zero
 
     def on_update_start(self, context: ClientContext) -> None:
         """Start at zero."""

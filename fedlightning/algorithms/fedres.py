@@ -101,6 +101,7 @@ class KeptOptimizer(ClientHook):
     """
 
     needs_global = False
+    fresh_optimizers = True  # which it then fills itself
 
     def on_update_start(self, context: ClientContext) -> None:
         """Load the state that the client has kept, if it has trained before."""

@@ -94,6 +94,7 @@ class ClientHook(Setting):
             the gradients of the loss alone.
         stateless: Whether clients may keep nothing, whatever else takes part.
         needs_public: Whether it looks at the data's public examples.
+        fresh_optimizers: Whether it makes sense only where optimizers start anew in every turn.
         needs_states: Whether its server side looks at every client's shared part; the server then
             holds a round's updates in memory.
         needs_newest: Whether what clients send beside the shared part takes the place of what the
@@ -125,6 +126,7 @@ class ClientHook(Setting):
     needs_states = False
     needs_newest = False
     needs_whole = False
+    fresh_optimizers = False
 
     @property
     def replaces_step(self) -> bool:

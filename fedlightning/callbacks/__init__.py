@@ -1,6 +1,8 @@
 """Callbacks: the server's side of a federated run."""
 
 from fedlightning.callbacks.class_accuracy import ClassAccuracy
+from fedlightning.callbacks.forgetting import ForgettingCallback
+from fedlightning.callbacks.influence.callback import ClientInfluence
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
@@ -9,6 +11,8 @@ from fedlightning.callbacks.run_record import RunRecord
 
 __all__ = [
     "ClassAccuracy",
+    "ClientInfluence",
+    "ForgettingCallback",
     "LastCheckpoint",
     "PersonalizationCallback",
     "PredictionWriter",

@@ -23,6 +23,7 @@ __all__ = [
     "check_split",
     "class_labels",
     "inputs_of",
+    "one_example",
     "split_batch",
 ]
 
@@ -142,6 +143,21 @@ def split_batch(batch: Batch, pieces: int) -> list[Batch]:
     size, more = divmod(length, pieces)
     ends = [size * (i + 1) + min(i + 1, more) for i in range(pieces)]
     return [_slice(batch, length, start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def one_example(batch: Batch, index: int) -> Batch:
+    """Return a batch of one of a batch's examples.
+
+    Args:
+        batch: Tensors in any nesting of sequences, mappings and dataclasses.
+        index: The example's place in it.
+
+    Example:
+        >>> import torch
+        >>> [part.tolist() for part in one_example((torch.arange(3), torch.tensor([5, 6, 7])), 1)]
+        [[1], [6]]
+    """
+    return _slice(batch, batch_length(batch), index, index + 1)
 
 
 def _length_of_any(batch: Batch) -> int:

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fedlightning.core.optimizer_memory import load_memory, memory_of
+from fedlightning.core.state import State
+
 __all__ = ["FollowingOptimizer", "FreshOptimizers"]
 
 
@@ -56,6 +59,14 @@ class FreshOptimizers:
         if self._scaler is not None:
             self._scaler.load_state_dict(self._scale)
         self._load(self._pristine, self._groups, self._schedules)
+
+    def memory(self) -> State:
+        """Return what optimizers and schedules remember now, as copies of tensors by name."""
+        return memory_of(self._optimizers, self._schedulers, self._scaler, self._groups)
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`memory` returned, after :meth:`restore`."""
+        load_memory(memory, self._optimizers, self._schedulers, self._scaler)
 
     @contextmanager
     def at_start(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import cast
+from typing import Literal, cast
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = [
     "RESERVED",
+    "Buffers",
     "KeyRoles",
     "Names",
     "Parts",
@@ -38,6 +39,9 @@ __all__ = [
 
 RESERVED = ("full", "none", "body", "norm")
 """The names that every model has, and no module can give to a part of its own."""
+
+Buffers = Literal["average", "local", "exclude"]
+"""What becomes of buffers: the mean of what is shared, each client's own, or the initial ones."""
 
 Names = Mapping[str, str | Sequence[str]]
 """Key prefixes or patterns by the name of the part, as a module states them."""
@@ -430,6 +434,22 @@ class KeyRoles:
         own = frozenset(keys)
         roles = (self.trained, self.shared, self.kept)
         return KeyRoles(*(tuple(key for key in role if key in own) for role in roles))
+
+    def with_buffers(self, buffers: Collection[str], policy: Buffers) -> KeyRoles:
+        """Return the roles under a policy for buffers that would be shared.
+
+        Example:
+            >>> roles = KeyRoles(("w", "mean"), ("w", "mean"), ())
+            >>> roles.with_buffers(["mean"], "local")
+            KeyRoles(trained=('w', 'mean'), shared=('w',), kept=('mean',))
+            >>> roles.with_buffers(["mean"], "exclude")
+            KeyRoles(trained=('w', 'mean'), shared=('w',), kept=())
+        """
+        if policy == "average":
+            return self
+        own = tuple(key for key in self.shared if key in buffers)
+        shared = tuple(key for key in self.shared if key not in buffers)
+        return KeyRoles(self.trained, shared, self.kept + own if policy == "local" else self.kept)
 
     def kept_of(self, kept: Mapping[str, Tensor]) -> State:
         """Return the parts of the model among everything that a client has kept."""

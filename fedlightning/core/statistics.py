@@ -10,7 +10,7 @@ import numpy as np
 
 from fedlightning.core.metrics import CLASS
 
-__all__ = ["Spread", "over_clients"]
+__all__ = ["Spread", "over_clients", "rank_correlation"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,38 @@ def _jain(values: np.ndarray) -> float:
     """Return Jain's index of fairness of at least one number; nan if all are zero."""
     squares = float((values**2).sum())
     return float(values.sum()) ** 2 / (values.size * squares) if squares else math.nan
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return Spearman's rank correlation; equal numbers share the mean of their ranks.
+
+    Args:
+        one: Numbers.
+        other: As many; pairs of which one is nan are left out.
+
+    Returns:
+        A number in -1..1; nan for fewer than two pairs, or where all numbers are equal.
+
+    Example:
+        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 900.0])
+        1.0
+        >>> rank_correlation([1.0, 2.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.0])
+        -0.9486832980505138
+    """
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if not (a != a or b != b)]
+    if len(pairs) < 2:
+        return math.nan
+    ranks = np.array([_mean_ranks(column) for column in zip(*pairs, strict=True)])
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    squares = float((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    return float((centred[0] * centred[1]).sum()) / math.sqrt(squares) if squares else math.nan
+
+
+def _mean_ranks(values: Sequence[float]) -> np.ndarray:
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    means: np.ndarray = (last - (counts - 1) / 2)[place]
+    return means
 
 
 def over_clients(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
 from fedlightning.core.arguments import NamedArguments
-from fedlightning.errors import ConfigError, nearest
+from fedlightning.errors import ConfigError, did_you_mean, nearest
 
 __all__ = [
     "USE_PYTORCH_LIGHTNING",
     "Setting",
+    "check_choice",
     "check_instance",
     "check_integer",
     "check_number",
@@ -100,6 +101,24 @@ def check_integer(
         return int(value)
     upper = "" if at_most is None else f" and <= {at_most}"
     raise _refusal(name, f"an integer >= {at_least}{upper}", other, value)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that ``value`` is one of some texts.
+
+    Raises:
+        ConfigError: It is not.
+
+    Example:
+        >>> check_choice("federation.buffers", "locale", ["average", "local"])
+        Traceback (most recent call last):
+        fedlightning.errors.ConfigError: federation.buffers must be one of average, local, got ...
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"{name} must be one of {', '.join(choices)}, got {value!r}."
+            f"{did_you_mean(str(value), choices)}"
+        )
 
 
 def check_number(

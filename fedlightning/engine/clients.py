@@ -173,7 +173,7 @@ class ResidentClients:
             job,
             self._server.broadcast(job),
             client,
-            federation.algorithm,
+            federation.client_algorithm,
             self._training,
             federation.stages,
             self._listen if self._on_update is not None else None,

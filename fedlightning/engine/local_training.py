@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.lr_schedules import NeedsTotal
 from fedlightning.core.module_snapshot import ModuleSnapshot
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
@@ -201,8 +202,12 @@ class LocalEpochs:
 
     def epochs_of(self, client: int, steps: int) -> int:
         """Return how many passes over a client's data hold so many optimizer steps."""
+        return math.ceil(steps / self.steps_per_epoch(client))
+
+    def steps_per_epoch(self, client: int) -> int:
+        """Return how many optimizer steps a pass over a client's data has."""
         batches = self._batches_per_epoch(client)
-        return math.ceil(steps / math.ceil(batches / self._settings.accumulate_grad_batches))
+        return math.ceil(batches / self._settings.accumulate_grad_batches)
 
     def _batches_per_epoch(self, client: int) -> int:
         return batch_limit(self._settings.limit_train_batches, self._data.num_batches(client))
@@ -225,6 +230,11 @@ class LocalTraining:
             a step.
         log: Takes what the module logs.
         progress: Hears of every batch.
+        on_local_loss: Looks at the update, the batch and the loss that is about to be
+            differentiated, before every step; it must leave all of them, and the loss's graph, as
+            they are. Modules that optimize by hand are not looked at.
+        planned_steps: Returns how many steps a client's optimizers live for, for schedules that
+            want to know it; ``None`` means those of one update.
 
     Raises:
         ConfigError: If a hook replaces the step, and something else does, too.
@@ -240,6 +250,8 @@ class LocalTraining:
         trainer: pl.Trainer | None = None,
         log: LocalLog | None = None,
         progress: Progress | None = None,
+        on_local_loss: Callable[[ClientContext, Batch, Tensor], None] | None = None,
+        planned_steps: Callable[[int], int] | None = None,
     ) -> None:
         self.log = log if log is not None else LocalLog(module)
         self._settings = settings
@@ -252,6 +264,7 @@ class LocalTraining:
         self._hooks = algorithm.hooks if algorithm is not None else ()
         self._adjusting = [hook for hook in self._hooks if hook.changes_gradients]
         self._with_loss = [hook for hook in self._hooks if hook.changes_loss]
+        self._look = on_local_loss if module.automatic_optimization else None
         self._context: ClientContext | None = None
         self._stateless = False  # known of a module whose attributes do not change in a step
         self._epoch = 0
@@ -261,6 +274,9 @@ class LocalTraining:
         step = self._own_step() or self._make_step(self._step_hooks())
         self._epochs = self._local_epochs(step)
         self._copy: LocalEpochs | None = None
+        self._planned_steps = planned_steps
+        schedules = [config.scheduler for config in settings.schedulers]
+        self._open = [s for s in schedules if isinstance(s, NeedsTotal) and s.total_steps is None]
 
     @property
     def optimizer(self) -> Optimizer:
@@ -298,6 +314,7 @@ class LocalTraining:
         if self._gradient_step is not None:
             self._refuse_accumulation()  # which a callback may have begun since the last round
         self._context, self._stateless = context, False
+        self._say_total(context, epochs)
         return self._epochs.run(
             context.client,
             context.key,
@@ -311,6 +328,14 @@ class LocalTraining:
     def epochs_of(self, client: int, steps: int) -> int:
         """Return how many passes over a client's data hold so many optimizer steps."""
         return self._epochs.epochs_of(client, steps)
+
+    def optimizer_memory(self) -> State:
+        """Return what the module's optimizers and schedules by step remember, as copies."""
+        return self._resident.fresh.memory()
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Let the module's optimizers and schedules continue where others have ended."""
+        self._resident.fresh.remember(memory)
 
     def positions(self, batch_idx: int) -> Tensor:
         """Return which of the client's examples a batch of the present local epoch has."""
@@ -343,6 +368,7 @@ class LocalTraining:
         flags = [(p, p.requires_grad) for p in self._module.parameters()]
         copy_into(context.live, start)
         key = Key(context.key.seed, "apart", context.key.round, context.client)
+        self._say_total(context, epochs, alone=True)
         with self.log.muted():
             steps = context.local_steps if epochs == context.local_epochs else None
             result = self._copy.run(
@@ -358,12 +384,25 @@ class LocalTraining:
             parameter.requires_grad_(flag)
         return trained
 
+    def _say_total(self, context: ClientContext, epochs: int, alone: bool = False) -> None:
+        """Tell schedules how many steps the optimizers live for: this update's, or more."""
+        if not self._open:
+            return
+        if self._planned_steps is not None and not alone:
+            total = self._planned_steps(context.client)
+        else:
+            total = epochs * self._epochs.steps_per_epoch(context.client)
+            total = min(total, context.local_steps or total)
+        for schedule in self._open:
+            schedule.set_total(total)
+
     def _local_epochs(self, step: Step) -> LocalEpochs:
         return LocalEpochs(self._settings, self._module, self._data, step, self.log, self._progress)
 
     def _step_hooks(self) -> StepHooks:
+        sees_loss = self._with_loss or self._look is not None
         return StepHooks(
-            self._on_loss if self._with_loss else None, self._adjust if self._adjusting else None
+            self._on_loss if sees_loss else None, self._adjust if self._adjusting else None
         )
 
     def _make_step(self, hooks: StepHooks) -> Step:
@@ -426,6 +465,8 @@ class LocalTraining:
                     "tensor."
                 )
             loss = changed
+        if self._look is not None:
+            self._look(self._now, batch, loss)
         return loss
 
 

@@ -7,16 +7,17 @@ local epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
-from torch import nn
+from torch import Tensor, nn
 
+from fedlightning.algorithms.context import ClientContext
 from fedlightning.algorithms.method import ServerSide
-from fedlightning.core.batches import PUBLIC
+from fedlightning.core.batches import PUBLIC, Batch
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
@@ -41,6 +42,7 @@ from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.model_roles import ModelRoles, set_memory_format
+from fedlightning.engine.planned_steps import PlannedSteps
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.run_settings import (
     Settings,
@@ -53,6 +55,7 @@ from fedlightning.engine.server_training import ServerTraining
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.clock import clock_metrics
+from fedlightning.federation.failures import ServersOwn
 from fedlightning.federation.jobs import Job, Population, ScheduleState
 from fedlightning.federation.schedule import Synchronous
 from fedlightning.federation.server import Server
@@ -149,7 +152,8 @@ class FederatedLoop(RoundLoop):
         """Which of the module's keys are trained, shared and kept."""
         if self._model is None or self._model.module is not self.module:
             federation = self.federation
-            self._model = ModelRoles(self.module, federation.algorithm, federation.head)
+            algorithm = federation.client_algorithm
+            self._model = ModelRoles(self.module, algorithm, federation.head, federation.buffers)
         return self._model
 
     @property
@@ -231,6 +235,7 @@ class FederatedLoop(RoundLoop):
         self.model.leave_out_frozen()
         self.model.freeze()
         self.set_memory_format()
+        self.federation.check_leave_out(self.data.training_clients)
         if not getattr(self.trainer, "fast_dev_run", 0):
             size, given_by = self.jobs_per_commit(), self.schedule.size_given_by
             self.federation.check_min_clients(size, given_by)
@@ -260,6 +265,7 @@ class FederatedLoop(RoundLoop):
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
         warn_of_test_metrics(self.trainer)
+        self.model.say_buffers()
         say_whose_model(self.trainer, self.federation.algorithm.name, self.roles.kept)
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
@@ -294,13 +300,29 @@ class FederatedLoop(RoundLoop):
             start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
 
+    @property
+    def planned_steps(self) -> PlannedSteps:
+        """How many optimizer steps the clients' updates will have."""
+        return PlannedSteps(
+            self.trainer, self.federation, self.schedule, self.population, self.data.num_batches
+        )
+
+    def _planned_steps(self) -> Callable[[int], int] | None:
+        """Return how many steps a client's optimizers live for; ``None`` for one update's."""
+        lifetime, planned = self.federation.optimizer_lifetime, self.planned_steps
+        if lifetime == "fresh":
+            return None
+        return planned.of_client if lifetime == "keep" else lambda client: planned.of_run
+
     def _training_of(self, resident: ResidentModule, log: LocalLog) -> Plans:
         """Return what trains clients, one by one or several at once."""
-        algorithm, size = self.federation.algorithm, self.federation.clients_per_kernel
+        algorithm, size = self.federation.client_algorithm, self.federation.clients_per_kernel
         if size == 1:
             return LocalTraining(
                 TrainerSettings(self.trainer), self.module, self.data, resident, algorithm,
                 self.trainer, log, LocalProgress(self.trainer),
+                self._look_at_loss if self.listens("on_local_loss") else None,
+                self._planned_steps(),
             )  # fmt: skip
         if algorithm.hooks:
             raise ConfigError(
@@ -325,12 +347,13 @@ class FederatedLoop(RoundLoop):
         """Return the server; it continues from the state that a checkpoint had."""
         federation, model = self.federation, self.model
         server = Server(
-            federation.algorithm,
+            federation.client_algorithm,
             len(self.data.training_clients),
             federation.aggregator,
             federation.stages,
             self._server_side,
             self.schedule.weight,
+            self.schedule.sequential,
         )
         server.load_state_dict(self._server_state)
         server.start(
@@ -355,6 +378,12 @@ class FederatedLoop(RoundLoop):
     def _client_ended(self, update: ClientUpdate) -> None:
         self.fire("on_client_end", update)
 
+    def _look_at_loss(self, context: ClientContext, batch: Batch, loss: Tensor) -> None:
+        try:
+            self.fire("on_local_loss", context, batch, loss)
+        except Exception as error:
+            raise ServersOwn(error) from error
+
     # -- a round -------------------------------------------------------------------------------
 
     def run_round(self) -> Metrics:
@@ -371,6 +400,7 @@ class FederatedLoop(RoundLoop):
         self.server.share(self.roles.shared)
         self.jobs, after = self._next_commit()
         self._check_arrivals(after)
+        self.jobs = self._of_those_that_stay(self.jobs)
         try:
             for update in self._executor.run(self.jobs, self.round, self._least_updates()):
                 if update.unsent:
@@ -400,7 +430,8 @@ class FederatedLoop(RoundLoop):
 
     def jobs_of_round(self) -> int:
         """Return how many client updates make the next commit."""
-        return len(self._next_commit()[0])
+        jobs = self._of_those_that_stay(self._next_commit()[0])
+        return max(len(jobs), 1)  # Lightning ends a run that has no batches
 
     def _next_commit(self) -> tuple[Sequence[Job], ScheduleState]:
         """Return the jobs of the next commit and the schedule's state after it."""
@@ -419,7 +450,12 @@ class FederatedLoop(RoundLoop):
         state = self.schedule.start(population)
         while True:
             jobs, state = self.schedule.next(state, population)
-            yield jobs, state
+            yield self._of_those_that_stay(jobs), state
+
+    def _of_those_that_stay(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return the jobs without those of clients that are left out."""
+        left_out = self.federation.leave_out
+        return [job for job in jobs if job.client not in left_out] if left_out else jobs
 
     @property
     def simulated_time(self) -> float | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.network_per_client import NetworkPerClient
-from fedlightning.core.parts import KeyRoles, Parts, names_in, needs_names
+from fedlightning.core.parts import Buffers, KeyRoles, Parts, names_in, needs_names
 from fedlightning.core.state import State, live_state
 from fedlightning.engine.frozen import FrozenParameters
 from fedlightning.errors import ConfigError
@@ -40,6 +40,7 @@ class ModelRoles:
         module: The resident module.
         algorithm: What is trained, shared and kept.
         head: Key prefix or prefixes of the head (``federation.head``).
+        buffers: What becomes of buffers (``federation.buffers``).
 
     Attributes:
         trainable: Whether the user lets each parameter move, by key.
@@ -51,9 +52,11 @@ class ModelRoles:
         module: pl.LightningModule,
         algorithm: Algorithm,
         head: str | list[str] | None = None,
+        buffers: Buffers = "average",
     ) -> None:
         self.module = module
         self.algorithm = algorithm
+        self._buffers = buffers
         self._head = head
         self._parts: Parts | None = None
         self._roles: KeyRoles | None = None
@@ -210,7 +213,54 @@ class ModelRoles:
             )
         if algorithm.needs_head:
             _ = parts.head
-        return algorithm.roles(parts)
+        return self._with_policy(algorithm.roles(parts))
+
+    def _with_policy(self, roles: KeyRoles) -> KeyRoles:
+        """Return the roles under the policy for buffers."""
+        if self._buffers == "average":
+            return roles
+        state = live_state(self.module)
+        buffers = {key for key, _ in self.module.named_buffers() if key in state}
+        setting = f"federation.buffers={self._buffers}"
+        if self._buffers == "exclude":
+            kept = next((key for key in roles.kept if key in buffers), None)
+            if kept is not None:
+                raise ConfigError(
+                    f"{setting}: {self.algorithm.name} leaves {kept} to the clients; set it to "
+                    "average or local."
+                )
+        own = roles.with_buffers(buffers, self._buffers)
+        if own.kept != roles.kept and self.algorithm.stateless:
+            raise ConfigError(
+                f"{setting}: {self.algorithm.name} lets clients keep nothing; set it to average "
+                "or exclude."
+            )
+        if not own.shared and roles.shared:
+            raise ConfigError(f"{setting} leaves nothing of {type(self.module).__name__} to share.")
+        return own
+
+    def say_buffers(self) -> None:
+        """Say what becomes of the module's floating-point buffers, if it has any."""
+        roles, state = self.roles, live_state(self.module)
+        keys = [
+            key
+            for key, _ in self.module.named_buffers()
+            if key in state and state[key].is_floating_point()
+        ]
+        if not keys:
+            return
+        shared, kept = set(roles.shared), set(roles.kept)
+        for group, words in (
+            ([k for k in keys if k in shared], "are averaged, as parameters are"),
+            ([k for k in keys if k in kept], "stay with each client"),
+            ([k for k in keys if k not in shared | kept], "stay as they are initially"),
+        ):
+            if group:
+                more = ", ..." if len(group) > 2 else ""
+                _say(
+                    f"buffers (federation.buffers={self._buffers}): {', '.join(group[:2])}{more} "
+                    f"({len(group)} of {len(keys)}) {words}."
+                )
 
 
 @rank_zero_only

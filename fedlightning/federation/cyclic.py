@@ -44,6 +44,7 @@ class Cyclic(Schedule):
     """
 
     size_given_by = "federation.schedule: Cyclic"
+    sequential = True
 
     def __init__(
         self,

@@ -29,10 +29,13 @@ class Schedule(Setting, ABC):
     on no result of training. Its attributes are settings and nothing else.
 
     Attributes:
+        sequential: Whether clients train one after another: a commit is one update, which starts
+            from the newest model.
         size_given_by: The setting that says how many updates a commit has.
         stale: Whether clients may start from older models than the newest.
     """
 
+    sequential: ClassVar[bool] = False
     size_given_by: ClassVar[str] = "federation.cohort_size"
     stale: ClassVar[bool] = False
 

@@ -53,6 +53,8 @@ class Server:
         uplink: The stages whose server halves updates pass, in the order of the client.
         side: Returns what hooks find at the server beside messages, for a commit's number.
         staleness_weight: Returns the share of a stale update's change that counts.
+        sequential: Whether the model goes from client to client, one update a commit: integers,
+            which have no mean, are then the client's.
 
     Example:
         >>> from fedlightning.algorithms import FedAvg
@@ -73,8 +75,10 @@ class Server:
         uplink: Sequence[UplinkStage] = (),
         side: Callable[[int], ServerSide] | None = None,
         staleness_weight: Callable[[int], float] = lambda staleness: 1.0,
+        sequential: bool = False,
     ) -> None:
         self._algorithm = algorithm
+        self._sequential = sequential
         self._side = side
         self._staleness_weight = staleness_weight
         self._rule = aggregator if aggregator is not None else Mean()
@@ -189,6 +193,8 @@ class Server:
         update = replace(update, received=now, staleness=staleness)
         if self._round is None:
             self._round = _Round(self._algorithm, self._rule, now, self._parameters, update)
+            if self._sequential:
+                self._round.take_integers(update)
         self._round.push(update)
 
     def aggregate(self) -> State:
@@ -362,6 +368,11 @@ class _Round:
         self._hold = any(hook.needs_states for hook in algorithm.hooks)
         self.states: list[State] = []
         self.count = 0
+
+    def take_integers(self, update: ClientUpdate) -> None:
+        for key, value in update.state.items():
+            if not (value.is_floating_point() or value.is_complex()):
+                self._flags[key] = value.clone()
 
     def push(self, update: ClientUpdate) -> None:
         if self._hold:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import get_args
 
 from fedlightning.algorithms import Algorithm, FedBABU
 from fedlightning.algorithms.aggregation import Aggregator
 from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.parts import Buffers
 from fedlightning.core.seeding import Key
-from fedlightning.core.validation import check_instance, check_integer, check_number, is_integer
+from fedlightning.core.validation import (
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    is_integer,
+)
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.federation.failures import Policy
+from fedlightning.federation.optimizer_state import (
+    OptimizerState,
+    lifetime_of,
+    with_optimizer_state,
+)
 from fedlightning.federation.sampling import (
     ClientSampler,
     UniformSampler,
@@ -46,6 +59,17 @@ class Federation(NamedArguments):
             ``compression`` comes after them.
         schedule: Which client updates make the next global model; ``None`` means rounds
             (:class:`~fedlightning.federation.schedule.Synchronous`).
+        optimizer_state: How long the state of clients' optimizers (momentum, moments, numbers of
+            steps) and their place in a schedule by step live. ``fresh``: both start anew in every
+            turn of a client. ``keep``: they live on with the client, from its turn to its next.
+            ``pass_on``: they go from client to client with the model, where clients train one after
+            another. ``None`` means ``pass_on`` with such a schedule (``Cyclic``), else ``fresh``.
+            It concerns the module's optimizers; those of further models that an algorithm trains
+            (Ditto's) are not touched.
+        buffers: What becomes of the module's buffers (the running statistics of BatchNorm):
+            ``average`` treats them as parameters are, which is the mean of what clients share;
+            ``local`` leaves each client its own, integers included; ``exclude`` makes every turn
+            start from the initial ones.
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
             all that train.
         local_epochs: Passes over its own data that a client makes each time it is chosen.
@@ -78,6 +102,10 @@ class Federation(NamedArguments):
         client_timeout: Seconds that a client may train; ``None`` means any. The clock is looked at
             after every local step, so a step that never ends is not interrupted.
         seed: Seed of cohorts, data order and dropout; ``None`` means ``seed_everything``'s, else 0.
+        leave_out: Clients that are struck from every cohort after it was drawn. All others meet in
+            the same rounds, with the same batches and random numbers, as if nobody were struck; a
+            round of which nobody is left changes nothing. ``python -m fedlightning influence``
+            replays runs so.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -92,6 +120,8 @@ class Federation(NamedArguments):
     compression: Compression | None = None
     uplink: list[UplinkStage] = field(default_factory=list)
     schedule: Schedule | None = None
+    optimizer_state: OptimizerState | None = None
+    buffers: Buffers = "average"
     cohort_size: int | float = 0.1
     local_epochs: int = 1
     local_steps: int | None = None
@@ -106,6 +136,7 @@ class Federation(NamedArguments):
     min_clients: int = 1
     client_timeout: float | None = None
     seed: int | None = None
+    leave_out: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -116,6 +147,7 @@ class Federation(NamedArguments):
             self._check_local_steps()
         if self.sampler is not None:
             check_instance("federation.sampler", self.sampler, ClientSampler)
+        self._check_leave_out()
         if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**32):
             raise ConfigError(f"federation.seed must be within 0..4294967295, got {self.seed}.")
         if self.num_threads is not None:
@@ -127,6 +159,16 @@ class Federation(NamedArguments):
             raise ConfigError(f"federation.personal_memory_mb must be >= 0, got {megabytes}.")
         check_cohort_size(self.cohort_size)
         self._check_faults()
+        check_choice("federation.buffers", self.buffers, get_args(Buffers))
+        _ = self.client_algorithm
+
+    def _check_leave_out(self) -> None:
+        if not isinstance(self.leave_out, (list, tuple)):
+            raise ConfigError(
+                f"federation.leave_out must be a list of client ids, got {self.leave_out!r}."
+            )
+        for client in self.leave_out:
+            check_integer("federation.leave_out", client, at_least=0)
 
     def _check_local_steps(self) -> None:
         check_integer("federation.local_steps", self.local_steps, at_least=1)
@@ -171,7 +213,7 @@ class Federation(NamedArguments):
             self._check_stale(self.schedule)
         if self.aggregator is None:
             return
-        check_robust(self.aggregator, self.algorithm.hooks)
+        check_robust(self.aggregator, self.client_algorithm.hooks)
         if (
             self.algorithm.merges_at_once
             and len(inspect.signature(self.algorithm.aggregate).parameters) < 2
@@ -231,9 +273,46 @@ class Federation(NamedArguments):
         return (*self.uplink, *([self.compression] if self.compression is not None else []))
 
     @property
+    def optimizer_lifetime(self) -> OptimizerState:
+        """How long the state of clients' optimizers lives."""
+        return lifetime_of(self.optimizer_state, self.schedule)
+
+    @cached_property
+    def client_algorithm(self) -> Algorithm:
+        """The algorithm, with the hook that ``optimizer_state`` adds to it."""
+        return with_optimizer_state(
+            self.algorithm,
+            self.optimizer_lifetime,
+            self.schedule,
+            self.cohort_size,
+            self.clients_per_kernel,
+            self.stages,
+        )
+
+    @property
     def retries(self) -> int:
         """How often a client that fails is tried again."""
         return self.max_retries if self.on_client_failure == "retry" else 0
+
+    def check_leave_out(self, clients: Sequence[int]) -> None:
+        """Refuse to leave out a client that does not train, or all that do.
+
+        Args:
+            clients: Those that train.
+
+        Raises:
+            ConfigError: ``leave_out`` has such a client, or all.
+        """
+        for client in self.leave_out:
+            if client not in clients:
+                raise ConfigError(
+                    f"federation.leave_out: client {client} does not train; the clients that do "
+                    f"are {len(clients)}, from {clients[0]} to {clients[-1]}."
+                )
+        if len(set(self.leave_out)) == len(clients):
+            raise ConfigError(
+                "federation.leave_out: nobody is left to train; leave some client in the cohorts."
+            )
 
     def check_min_clients(self, cohort: int, given_by: str = "federation.cohort_size") -> None:
         """Refuse a cohort of so many clients that could not make a round even if all succeeded.

@@ -1,5 +1,6 @@
 """Networks with a body and a head."""
 
+from fedlightning.core.lr_schedules import CosineWithWarmup
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
 from fedlightning.models.layered import LayeredNetwork
@@ -11,17 +12,20 @@ from fedlightning.models.preference import PreferenceModule, RewardMLP, RewardTa
 from fedlightning.models.residual import ResidualMLP
 from fedlightning.models.resnet import ResNet18
 from fedlightning.models.stitched import StitchedNetwork
+from fedlightning.models.timm import TimmClassifier
 from fedlightning.models.torchvision import TorchvisionClassifier
 from fedlightning.models.variational import (
     PosteriorConstructor,
     VariationalMLP,
     VariationalModule,
 )
+from fedlightning.models.vit import SmallViT
 
 __all__ = [
     "MLP",
     "ClassDensities",
     "Conv4",
+    "CosineWithWarmup",
     "GaussianClasses",
     "LayeredNetwork",
     "LayeredNetworks",
@@ -35,7 +39,9 @@ __all__ = [
     "ResidualMLP",
     "RewardMLP",
     "RewardTable",
+    "SmallViT",
     "StitchedNetwork",
+    "TimmClassifier",
     "TorchvisionClassifier",
     "VariationalMLP",
     "VariationalModule",

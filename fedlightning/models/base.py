@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.batches import inputs_of
+from fedlightning.core.lr_schedules import CosineWithWarmup
 from fedlightning.core.parts import Names, Parts, norm_keys, split_parts
 from fedlightning.core.state import State, copy_into, live_state
-from fedlightning.core.validation import check_number
+from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
@@ -44,6 +46,9 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         lr_milestones: Shares of all rounds after which the learning rate drops: FedBABU's
             (0.5, 0.75). Empty for a constant rate.
         lr_gamma: Factor of each drop.
+        warmup_steps: If it is given, the learning rate does not drop but rises over so many
+            optimizer steps and then falls to 0 along a cosine
+            (:class:`~fedlightning.models.CosineWithWarmup`).
         fused: Whether SGD's step is one kernel; ``None`` means where that works. It saves a pass
             or two over the weights, and rounds momentum otherwise than torch's default.
         parts: Key prefixes or patterns of further parts by name, such as
@@ -73,8 +78,11 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         lr_gamma: float = 0.1,
         fused: bool | None = None,
         parts: dict[str, str | list[str]] | None = None,
+        warmup_steps: int | None = None,
     ) -> None:
         super().__init__()
+        if warmup_steps is not None:
+            check_integer("warmup_steps", warmup_steps, at_least=0)
         check_number("lr", lr, above=0)
         check_number("momentum", momentum, at_least=0, below=1)
         check_number("weight_decay", weight_decay, at_least=0)
@@ -86,6 +94,7 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         self.lr_milestones = tuple(lr_milestones)
         self.lr_gamma = lr_gamma
         self.fused = fused
+        self.warmup_steps = warmup_steps
         self.head_prefix: str | list[str] = head if head is not None else "head"
         if parts is not None:
             self.parts = parts
@@ -187,6 +196,12 @@ class FederatedModule(NamedArguments, pl.LightningModule):
             weight_decay=self.weight_decay,
             fused=self._fuses() if self.fused is None else self.fused,
         )
+        if self.warmup_steps is not None:
+            cosine = CosineWithWarmup(optimizer, self.warmup_steps, self._total_steps())
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": cosine, "interval": "step"},
+            }
         rounds = self._of_trainer("max_epochs")
         drops = sorted(
             {int(rounds * share) for share in self.lr_milestones} - {0} if rounds else ()
@@ -216,6 +231,14 @@ class FederatedModule(NamedArguments, pl.LightningModule):
         real = all(p.is_floating_point() for p in self.parameters() if p.requires_grad)
         sparse = any(getattr(layer, "sparse", False) is True for layer in self.modules())
         return self.device.type in ("cpu", "cuda") and real and not (scales or sparse)
+
+    def _total_steps(self) -> float | None:
+        """Return the number of optimizer steps, where the trainer knows it by now."""
+        try:
+            steps = self._of_trainer("estimated_stepping_batches")
+        except ConfigError:  # clients have numbers of their own, which the schedule is told
+            return None
+        return steps if steps is not None and steps < math.inf else None
 
     def _of_trainer(self, attribute: str) -> Any:
         """Return an attribute of the trainer; ``None`` without one, and in Fabric."""

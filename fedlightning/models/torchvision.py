@@ -22,6 +22,8 @@ class TorchvisionClassifier(FederatedModule):
     Args:
         name: Name of the network in torchvision, such as ``"resnet18"``.
         num_classes: Number of classes.
+        network: Further arguments of torchvision's builder, such as ``{"image_size": 32}`` of a
+            ViT.
         **kwargs: Arguments of :class:`FederatedModule`: ``lr``, ``momentum``, ``weight_decay``,
             ``head``, ...
 
@@ -33,7 +35,13 @@ class TorchvisionClassifier(FederatedModule):
         ('net.fc.weight', 'net.fc.bias')
     """
 
-    def __init__(self, name: str = "resnet18", num_classes: int = 10, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str = "resnet18",
+        num_classes: int = 10,
+        network: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         import torchvision
 
         known = torchvision.models.list_models(module=torchvision.models)
@@ -42,7 +50,11 @@ class TorchvisionClassifier(FederatedModule):
                 f"model.name={name!r} is not a torchvision classifier.{did_you_mean(name, known)}"
             )
         check_integer("num_classes", num_classes, at_least=1)
-        net = torchvision.models.get_model(name, weights=None, **_without_auxiliary_outputs(name))
+        given = {**_without_auxiliary_outputs(name), **(network or {})}
+        try:
+            net = torchvision.models.get_model(name, weights=None, **given)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.network={network}: {error}.") from None
         path, last = [
             (p, m) for p, m in net.named_modules() if any(True for _ in m.parameters(False))
         ][-1]

@@ -39,6 +39,24 @@ FINETUNING = "finetuning.csv"
 FINETUNING_FIGURE = "finetuning.png"
 """The same as a figure."""
 
+FORGETTING_FIGURE = "forgetting.png"
+"""What the model forgets of clients, over the rounds and client by client."""
+
+INFLUENCE = "influence.csv"
+"""Estimated influence on the global model, one row per examined client."""
+
+INFLUENCE_FIGURE = "influence.png"
+"""The same as a figure."""
+
+WITHOUT = "influence"
+"""The folder of runs that leave one client out."""
+
+LEAVE_ONE_OUT = "leave_one_out.csv"
+"""In :data:`WITHOUT`: what those runs have shown, one row per client that was left out."""
+
+LEAVE_ONE_OUT_FIGURE = "leave_one_out.png"
+"""The same as a figure, beside the estimates if there are any."""
+
 PARTITION = "partition.json"
 """Which client has which example; ``PartitionFile`` reads it."""
 

@@ -93,7 +93,7 @@ def compare(words: Sequence[str]) -> int:
         if "no-report" not in given.flags and any(state_of(run).state == "done" for run in runs):
             _report(study, everything)
     if ended.failed:
-        raise FederationError(_failures(ended, len(runs)))
+        raise FederationError(ended.failures(len(runs)))
     return 0
 
 
@@ -206,11 +206,3 @@ def _print_interrupted(runs: Sequence[PlannedRun]) -> None:
     done = sum(state_of(run).state == "done" for run in runs)
     sys.stdout.flush()
     print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command resumes.")
-
-
-def _failures(ended: RunOutcomes, total: int) -> str:
-    named = [f"{run.name}: {error}" for run, error in ended.failed[:_MOST_NAMED]]
-    more = len(ended.failed) - len(named)
-    return f"{len(ended.failed)} of {total} runs failed: {'; '.join(named)}" + (
-        f"; and {more} more" if more else ""
-    )

@@ -24,6 +24,7 @@ from fedlightning.storage.run_layout import (
     METRICS,
     PARTITION,
     ROUNDS,
+    WITHOUT,
 )
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
@@ -111,7 +112,8 @@ class Run:
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return the run folders in and below some folders: those with config and metrics.
 
-    Folders that ``compare --rerun`` has moved to ``replaced`` are left out.
+    Folders that ``compare --rerun`` has moved to ``replaced`` are left out, and replays of a run
+    without a client in its ``influence``.
 
     Raises:
         ConfigError: A folder does not exist.
@@ -123,7 +125,7 @@ def find_run_folders(folders: Sequence[Path]) -> list[Path]:
         for table in sorted(folder.rglob(METRICS)):
             run = table.parent
             inner = run.relative_to(folder).parts
-            if (run / CONFIG).is_file() and "replaced" not in inner:
+            if (run / CONFIG).is_file() and not {"replaced", WITHOUT}.intersection(inner):
                 found.setdefault(run.resolve(), run)
     return list(found.values())
 

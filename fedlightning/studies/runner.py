@@ -26,6 +26,7 @@ __all__ = ["RunOutcomes", "run_all"]
 
 _POLL = 0.2
 _GRACE = 120.0
+_MOST_NAMED = 5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _OF_ANOTHER_RUN = re.compile(r"PL_|RANK$|LOCAL_RANK$|NODE_RANK$|WORLD_SIZE$|FEDLIGHTNING_RELAUNCH")
@@ -42,6 +43,14 @@ class RunOutcomes:
 
     failed: tuple[tuple[PlannedRun, str], ...]
     signal: int = 0
+
+    def failures(self, total: int) -> str:
+        """Return in one line which of so many runs failed, and why."""
+        named = [f"{run.name}: {error}" for run, error in self.failed[:_MOST_NAMED]]
+        more = len(self.failed) - len(named)
+        return f"{len(self.failed)} of {total} runs failed: {'; '.join(named)}" + (
+            f"; and {more} more" if more else ""
+        )
 
 
 @dataclass

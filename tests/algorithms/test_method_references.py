@@ -20,7 +20,6 @@ from tests.algorithms.references.reference import Reference
 _DEFAULT = Path(__file__).parents[2].parent / "shared" / "references"
 FOLDER = Path(os.environ.get("FEDLIGHTNING_REFERENCES", _DEFAULT))
 FILES = sorted(FOLDER.glob("*.json"))
-TO_COME = {"fedinfluence", "vitfl"}
 REPLAYS = {m.name for m in pkgutil.iter_modules(references.__path__)} - {"reference"}
 
 
@@ -39,8 +38,6 @@ def replay_of(name: str) -> ModuleType:
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"there are no references in {FOLDER}")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_reference_is_replayed(path):
-    if path.stem.partition("_")[0] in TO_COME:
-        pytest.xfail("the system is not there yet")
     replay_of(path.stem).replay(Reference.read(path))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from fedlightning import FedDF, FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
+from fedlightning import FedAvg, FedDF, FedMD, FedPN, FedRes, FedVI, IterativeDataSmoothing, PFedHR
 from fedlightning.algorithms import Algorithm
 from fedlightning.algorithms.aggregation import CoordinateMedian, Krum
 from fedlightning.datamodules import ClientDatasets
@@ -23,6 +23,7 @@ from fedlightning.models import (
     PosteriorNetwork,
     ResidualMLP,
     RewardMLP,
+    SmallViT,
     VariationalMLP,
 )
 from fedlightning.storage.checkpoint_reader import loop_state, read_checkpoint
@@ -92,6 +93,7 @@ class System:
     private: tuple[str, ...]  # what the names of kept tensors begin with
     make_data: Callable[[], Any] = lambda: data(SIZES)
     extras: tuple[str, ...] = ()
+    federation: dict[str, Any] = field(default_factory=dict)
 
     def net(self, seed: int = 0, at: tuple[int, ...] = ()) -> Any:
         """Return the network; it fails at these of the batches of three that client 2 has."""
@@ -150,6 +152,12 @@ SYSTEMS = {
         PFedHR(strength=0.5, groups=2, server_epochs=1), LayeredNetworks, MIXED, NETWORKS, Pictures,
         ("pfedhr_network",),
     ),
+    "optimizers and statistics that live on": System(
+        FedAvg(), SmallViT,
+        {"image_size": 4, "dim": 4, "heads": 2, "depth": 1, "dropout": 0.3, "num_classes": CLASSES,
+         **SGD},
+        ("optimizer_state/",), Pictures, federation={"optimizer_state": "keep", "buffers": "local"},
+    ),
 }  # fmt: skip
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 
@@ -172,7 +180,7 @@ class Listening(pl.Callback):
 def run(name: str, module: Any = None, cohorts: Any = COHORTS, ckpt: Any = None, **kwargs: Any):
     """Fit three rounds of two local epochs and return the trainer."""
     system = SYSTEMS[name]
-    settings = {"local_epochs": 2, **kwargs.pop("federation", {})}
+    settings = {"local_epochs": 2, **system.federation, **kwargs.pop("federation", {})}
     built = trainer(system.algorithm, cohort=3, federation=settings, **{"rounds": 3, **kwargs})
     loop_of(built).cohort = cohorts.__getitem__
     built.fit(module or system.net(), datamodule=system.make_data(), ckpt_path=ckpt)

@@ -13,6 +13,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MET = {
     "fedres": {"ours": 0.81, "fedavg": 0.70, "local": 0.79},
     "ids": {"share better": 0.9},
+    "influence": {
+        "ours": 0.95, "ours, perceptron": 0.9, "AUROC of bad clients": 1.0, "truncated": 0.5,
+        "truncated, perceptron": 0.6,
+    },
     "pfedhr": {"ours": 0.70, "candidates with new weights": 0.60},
     "persafl": {"ours": 6.5, "A: ratio": 5.5, "C: ratio": 6.0},
     "fedvi": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby, islice
 
@@ -124,6 +124,14 @@ class GroupedTraining:
 
     def train_copy(self, *_: object) -> State:
         """Refuse: hooks do not take part where clients train at once."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
+    def optimizer_memory(self) -> State:
+        """Refuse."""
+        raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
+
+    def set_optimizer_memory(self, memory: Mapping[str, Tensor]) -> None:
+        """Refuse."""
         raise ConfigError("federation.clients_per_kernel: set it to 1 for an algorithm with hooks.")
 
     def positions(self, batch_idx: int) -> Tensor:

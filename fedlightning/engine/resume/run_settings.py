@@ -72,6 +72,8 @@ def settings_that_matter(
         "federation.uplink": federation.uplink or None,
         "federation.schedule": federation.schedule,
         _SCHEDULE_DIGEST: _digest(federation.schedule),
+        "federation.optimizer_state": federation.optimizer_lifetime,
+        "federation.buffers": federation.buffers,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,
         "federation.local_steps": federation.local_steps,
@@ -81,6 +83,7 @@ def settings_that_matter(
         "federation.sampler": None
         if sampler is None
         else f"{type(sampler).__name__}{_plain_values(vars(sampler))}",
+        "federation.leave_out": sorted(federation.leave_out) or None,
         "torch threads": threads if threads is not None else torch.get_num_threads(),
         "partition": data.partition_digest()[:16],
         "data.held_out_clients": data.held_out_digest(),

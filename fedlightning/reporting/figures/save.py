@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fedlightning.reporting.figures.clients import clients_figure
 from fedlightning.reporting.figures.curves import curves_figure
 from fedlightning.reporting.figures.finetuning import finetuning_figure
+from fedlightning.reporting.figures.influence import influence_figure, leave_one_out_figure
 from fedlightning.reporting.figures.partition import partition_figure
 from fedlightning.reporting.figures.style import style
 from fedlightning.reporting.figures.timeline import timeline_figure
@@ -22,6 +23,8 @@ __all__ = [
     "clients_figure",
     "curves_figure",
     "finetuning_figure",
+    "influence_figure",
+    "leave_one_out_figure",
     "partition_figure",
     "save_figure",
     "timeline_figure",

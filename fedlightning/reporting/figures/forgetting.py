@@ -1,0 +1,116 @@
+"""What the model forgets of clients while others train it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedlightning.reporting.figures.style import (
+    BLUE,
+    GREY,
+    RED,
+    counted,
+    headline,
+    label_at_right,
+    new_figure,
+    style,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["forgetting_figure"]
+
+_MOST_CLIENTS = 30
+
+
+def forgetting_figure(
+    rounds: Sequence[int],
+    mean: Sequence[float],
+    largest: Sequence[float],
+    after: Mapping[int, float],
+    now: Mapping[int, float],
+) -> Figure:
+    """Draw forgetting over rounds and, for the last of them, accuracy client by client.
+
+    Args:
+        rounds: Round indices, R of them.
+        mean: Mean forgetting over clients, R values in -1..1.
+        largest: The largest one, R values.
+        after: Accuracy on a client's data right after its last turn, in 0..1, by client.
+        now: The same of the model at the end; of the same clients.
+
+    Returns:
+        A figure that is not registered with pyplot; see
+        :func:`~fedlightning.reporting.figures.save.save_figure`.
+
+    Example:
+        >>> figure = forgetting_figure([1, 2], [0.1, 0.2], [0.3, 0.4], {0: 0.9}, {0: 0.5})
+        >>> [ax.get_ylabel() for ax in figure.axes]
+        ['forgetting', 'client']
+    """
+    with style():
+        shown = sorted(now, key=lambda client: now[client] - after[client])[:_MOST_CLIENTS]
+        figure = new_figure(9, 4.2 + 0.16 * len(shown))
+        top, below = figure.subplots(2, 1, height_ratios=[2.6, 1 + 0.16 * len(shown)])
+        headline(
+            top,
+            "Forgetting",
+            "accuracy on a client's data right after its turn, minus that of the global model now",
+        )
+        _draw_curves(top, rounds, mean, largest)
+        _draw_clients(below, sorted(shown, reverse=True), after, now, len(now))
+    return figure
+
+
+def _draw_curves(
+    ax: Axes, rounds: Sequence[int], mean: Sequence[float], largest: Sequence[float]
+) -> None:
+    ends, texts, colors = [], [], []
+    for name, values, color in (("largest", largest, RED), ("mean", mean, BLUE)):
+        numbers = 100 * np.asarray(values, dtype=np.float64)
+        if not len(numbers):
+            continue
+        few = len(numbers) <= 30
+        ax.plot(rounds, numbers, color=color, linewidth=1.8, marker="o" if few else None,
+                markersize=3.5)  # fmt: skip
+        ends.append(float(numbers[-1]))
+        texts.append(f"{name}  {numbers[-1]:.1f} %")
+        colors.append(color)
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("round")
+    ax.set_ylabel("forgetting")
+    ax.grid(axis="y")
+    ax.spines["left"].set_visible(False)
+    label_at_right(ax, ends, texts, colors)
+
+
+def _draw_clients(
+    ax: Axes,
+    clients: Sequence[int],
+    after: Mapping[int, float],
+    now: Mapping[int, float],
+    total: int,
+) -> None:
+    places = range(len(clients))
+    then, later = ([100 * of[client] for client in clients] for of in (after, now))
+    ax.hlines(places, then, later, color=GREY, linewidth=1.2)
+    (rings,) = ax.plot(then, places, "o", color=BLUE, markersize=8, label="right after its turn")
+    rings.set_fillstyle("none")
+    ax.plot(later, places, "o", color=RED, markersize=5, label="now")
+    ax.set_yticks(list(places), [str(client) for client in clients])
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+    what = counted(total, "client")
+    if len(clients) < total:
+        what = f"the {len(clients)} of {what} that are forgotten most"
+    ax.set_xlabel(f"accuracy on the client's data: {what}")
+    ax.set_ylabel("client")
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
+    if clients:
+        ax.legend(loc="upper left", ncols=2, bbox_to_anchor=(0, 1.25))
