@@ -32,6 +32,8 @@ class DynamicRegularizer(ClientHook):
         alpha: Strength :math:`\alpha` of the term.
     """
 
+    needs_whole = True  # the server's h is the mean of the clients' g_k
+
     def __init__(self, alpha: float) -> None:
         check_number("algorithm.alpha", alpha, above=0)
         self.alpha = alpha

@@ -33,6 +33,7 @@ class BestCluster(ClientHook):
     messages = (Down(_NAME), Up(_SUM, merge="sum"), Up(_COUNT, merge="sum"))
     personal_model = True
     needs_global = False
+    needs_newest = True  # the models of clusters
 
     def __init__(self, num_clusters: int) -> None:
         self.num_clusters = check_integer("algorithm.num_clusters", num_clusters, at_least=1)

@@ -56,8 +56,8 @@ class Aggregation:
         merged: The shared part as aggregated, before the server optimizer's step.
         version: The number of commits before this one: the round's index.
         side: What the server has beside messages; ``None`` where it has nothing.
-        states: The shared part of each update, in the order in which they were merged, for hooks
-            with ``needs_states``.
+        states: The shared part of each update, in the order in which they were merged and, of a
+            stale one, as it is merged; for hooks with ``needs_states``.
     """
 
     state: Mapping[str, Tensor]
@@ -97,6 +97,10 @@ class ClientHook(Setting):
         fresh_optimizers: Whether it makes sense only where optimizers start anew in every turn.
         needs_states: Whether its server side looks at every client's shared part; the server then
             holds a round's updates in memory.
+        needs_newest: Whether what clients send beside the shared part takes the place of what the
+            server has: schedules with stale updates are refused then.
+        needs_whole: Whether an update must count in whole: weights that fall with staleness are
+            refused then.
 
     Example:
         A loss term in one method:
@@ -120,6 +124,8 @@ class ClientHook(Setting):
     stateless = False
     needs_public = False
     needs_states = False
+    needs_newest = False
+    needs_whole = False
     fresh_optimizers = False
 
     @property

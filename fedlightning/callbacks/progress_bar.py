@@ -29,6 +29,7 @@ class RoundProgressBar(TQDMProgressBar):
         self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False
     ) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
+        self._per_round = 1
 
     def init_train_tqdm(self) -> Tqdm:
         """Return the bar of the run, disabled where the output is not a terminal."""
@@ -61,9 +62,9 @@ class RoundProgressBar(TQDMProgressBar):
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Open the bar."""
         super().on_train_start(trainer)
-        bar, per_round = self.train_progress_bar, int(trainer.num_training_batches)
-        bar.total = _rounds(trainer) * per_round if _rounds(trainer) else None
-        bar.initial = bar.n = trainer.current_epoch * per_round
+        bar, self._per_round = self.train_progress_bar, int(trainer.num_training_batches)
+        bar.total = _rounds(trainer) * self._per_round if _rounds(trainer) else None
+        bar.initial = bar.n = trainer.current_epoch * self._per_round
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Show the round's number."""
@@ -94,7 +95,7 @@ class RoundProgressBar(TQDMProgressBar):
     def on_client_trained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Advance by the number of workers, each of which has trained one client."""
         bar = self.train_progress_bar
-        end = (trainer.current_epoch + 1) * int(trainer.num_training_batches)
+        end = (trainer.current_epoch + 1) * self._per_round
         bar.n = min(bar.n + trainer.world_size, end)
         bar.refresh()
 
@@ -124,9 +125,10 @@ class RoundProgressBar(TQDMProgressBar):
         }
 
     def _show(self, trainer: pl.Trainer, clients: int) -> None:
-        bar, per_round = self.train_progress_bar, int(trainer.num_training_batches)
-        bar.n = trainer.current_epoch * per_round + clients
-        bar.set_description_str(f"{_round(trainer)}, client {clients}/{per_round}")
+        bar, of_round = self.train_progress_bar, int(trainer.num_training_batches)
+        share = clients * self._per_round // max(of_round, 1)  # a round may have fewer than others
+        bar.n = trainer.current_epoch * self._per_round + share
+        bar.set_description_str(f"{_round(trainer)}, client {clients}/{of_round}")
 
 
 def _rounds(trainer: pl.Trainer) -> int:

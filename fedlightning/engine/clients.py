@@ -94,8 +94,8 @@ class ResidentClient:
 class Plans(Training, Protocol):
     """Training that may look ahead: several clients at once."""
 
-    def plan(self, clients: Sequence[int]) -> None:
-        """Hear which clients come next."""
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs come next."""
 
     def epochs_of(self, client: int, steps: int) -> int:
         """Return how many passes over a client's data hold so many optimizer steps."""
@@ -147,9 +147,9 @@ class ResidentClients:
         self._on_update = on_update
         self._forget = forget
 
-    def plan(self, clients: Sequence[int]) -> None:
-        """Hear which clients this process trains next."""
-        self._training.plan(clients)
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs this process trains next."""
+        self._training.plan(jobs)
 
     def train(self, job: Job, kept: State | None) -> Trained:
         """Train a client; the update's state is a view of the resident module."""

@@ -48,8 +48,8 @@ class RoundEvents(Protocol):
 class Trains(Protocol):
     """Trains one client at a time on this process's resident module."""
 
-    def plan(self, clients: Sequence[int]) -> None:
-        """Hear which clients come next."""
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs come next."""
 
     def train(self, job: Job, kept: State | None) -> Trained:
         """Train a client; the update's state is a view of the resident module.
@@ -96,12 +96,13 @@ class Executor(ABC):
         self.attempts: list[Attempt[Trained]] = []
         self.kept: dict[int, State] = {}
 
-    def run(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
+    def run(self, jobs: Sequence[Job], commit: int, least: int) -> Iterator[ClientUpdate]:
         """Yield the updates of a commit's jobs, each valid until the next is asked for.
 
         Args:
             jobs: The jobs, in the order of aggregation.
             commit: The number of the commit, for messages.
+            least: How many of them must succeed.
 
         Raises:
             FederationError: (while they are read) A client failed and the policy is not to
@@ -110,7 +111,6 @@ class Executor(ABC):
         self.attempts, self.kept = [], {}
         yield from self._updates(jobs, commit)
         self._workers.announce(None, commit)
-        least = min(self._federation.min_clients, len(jobs))
         require_enough(commit, [job.client for job in jobs], self.attempts, least)
 
     def finish(self) -> Metrics:
@@ -175,7 +175,7 @@ class SerialExecutor(Executor):
     """Trains one client after another, as fast as their updates are asked for."""
 
     def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
-        self._clients.plan([job.client for job in jobs])
+        self._clients.plan(jobs)
         for position, job in enumerate(jobs):
             task = self._task(job)
             self._events.client_starts(task, position)
@@ -195,7 +195,7 @@ class WorkerExecutor(Executor):
     def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
         sizes = self._sizes(jobs)
         mine = shares_of(jobs, sizes, self._workers.size)[self._workers.rank]
-        self._clients.plan([jobs[position].client for position in mine])
+        self._clients.plan([jobs[position] for position in mine])
 
         def train(job: Job) -> Attempt[Trained]:
             try:

@@ -37,6 +37,7 @@ from fedlightning.engine.steps import (
 from fedlightning.engine.workers.apart import apart
 from fedlightning.errors import ConfigError
 from fedlightning.federation.client_update import LocalResult
+from fedlightning.federation.jobs import Job
 from fedlightning.federation.update_checks import BadUpdate, check_tensors
 
 __all__ = [
@@ -287,8 +288,8 @@ class LocalTraining:
         """The step that :meth:`ClientHook.local_step` is made of, where a hook overrides it."""
         return self._gradient_step
 
-    def plan(self, clients: Sequence[int]) -> None:
-        """Hear which clients this process trains next; they are trained one by one."""
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs this process trains next; they are trained one by one."""
 
     @contextmanager
     def no_logging(self) -> Iterator[None]:

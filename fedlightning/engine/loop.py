@@ -111,6 +111,7 @@ class FederatedLoop(RoundLoop):
         self.modes: dict[nn.Module, bool] = {}
         self.schedule = federation.schedule or Synchronous()
         self._schedule_state: ScheduleState | None = None
+        self._planned: tuple[ScheduleState, Sequence[Job], ScheduleState] | None = None
         self._model: ModelRoles | None = None
         self._resident: ResidentModule | None = None
         self._executor: Executor
@@ -238,9 +239,10 @@ class FederatedLoop(RoundLoop):
         self.set_memory_format()
         self.federation.check_leave_out(self.data.training_clients)
         if not getattr(self.trainer, "fast_dev_run", 0):
-            self.federation.check_min_clients(self.jobs_per_commit())
+            size, given_by = self.jobs_per_commit(), self.schedule.size_given_by
+            self.federation.check_min_clients(size, given_by)
             if self.federation.aggregator is not None:
-                self.federation.aggregator.check(self.jobs_per_commit())
+                self.federation.aggregator.check(size, given_by)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ConfigError(
                 f"{type(self.module).__name__} has no trainable parameters left for "
@@ -296,7 +298,7 @@ class FederatedLoop(RoundLoop):
             self._server_training = ServerTraining(
                 self.trainer, data, self.model, resident, config, self.seed
             )
-        commits = self.rounds_aggregated
+        commits, self._planned = self.rounds_aggregated, None
         if self._schedule_state is None or self._schedule_state.commit != commits:
             start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
@@ -335,11 +337,14 @@ class FederatedLoop(RoundLoop):
                 f"federation.clients_per_kernel={size}: clients cannot be trained at once, because "
                 f"{type(self.module).__name__} has other networks for other clients; set it to 1."
             )
-        store, roles = self.client_store, self.roles
         return GroupedTraining(
-            self.trainer, self.module, self.data, log, size,
-            start=lambda client: resident.start(roles.kept_of(store.get(client) or {})),
+            self.trainer, self.module, self.data, log, size, self._start_of
         )  # fmt: skip
+
+    def _start_of(self, job: Job) -> State:
+        """Return the state of the model from which a job's client starts."""
+        kept = self._executor.kept.get(job.client) or self.client_store.get(job.client) or {}
+        return {**self.server.broadcast(job).state, **self.roles.kept_of(kept)}
 
     def _start_server(self, resident: ResidentModule) -> Server:
         """Return the server; it continues from the state that a checkpoint had."""
@@ -391,18 +396,16 @@ class FederatedLoop(RoundLoop):
             FederationError: If a client failed and the policy is not to continue without it, or
                 too few clients are left.
         """
-        resident, state = self._resident, self._schedule_state
+        resident = self._resident
         assert resident is not None, "begin() comes first"
-        assert state is not None, "begin() comes first"
         resident.begin_round()
         self.model.share_unfrozen()
         self.server.share(self.roles.shared)
-        self.jobs, after = self.schedule.next(state, self.population)
+        self.jobs, after = self._next_commit()
         self._check_arrivals(after)
         self.jobs = self._of_those_that_stay(self.jobs)
-        self.max_batches = max(len(self.jobs), 1)  # Lightning ends a run that has no batches
         try:
-            for update in self._executor.run(self.jobs, self.round):
+            for update in self._executor.run(self.jobs, self.round, self._least_updates()):
                 if update.unsent:
                     raise FrozenChanged(update.unsent)
                 self.server.receive(update)
@@ -424,9 +427,22 @@ class FederatedLoop(RoundLoop):
         )
         self.server.commit({job.version for job in after.pending})
         resident.commit(merged)
-        self._schedule_state = after
+        self._schedule_state, self._planned = after, None
         metrics = self._executor.finish()
         return {**metrics, **clock_metrics(self.jobs, after)} if self.schedule.timed else metrics
+
+    def jobs_of_round(self) -> int:
+        """Return how many client updates make the next commit."""
+        jobs = self._of_those_that_stay(self._next_commit()[0])
+        return max(len(jobs), 1)  # Lightning ends a run that has no batches
+
+    def _next_commit(self) -> tuple[Sequence[Job], ScheduleState]:
+        """Return the jobs of the next commit and the schedule's state after it."""
+        state = self._schedule_state
+        assert state is not None, "begin() comes first"
+        if self._planned is None or self._planned[0] is not state:
+            self._planned = (state, *self.schedule.next(state, self.population))
+        return self._planned[1:]
 
     def plan(self) -> Iterator[tuple[Sequence[Job], ScheduleState]]:
         """Yield the jobs of each commit of the run and the schedule's state after it.
@@ -448,6 +464,11 @@ class FederatedLoop(RoundLoop):
     def simulated_time(self) -> float | None:
         """Simulated seconds until the newest commit; ``None`` before the first round."""
         return self._schedule_state.time if self._schedule_state is not None else None
+
+    def _least_updates(self) -> int:
+        """Return how many of the jobs must succeed; without its only update a commit is empty."""
+        alone = self.jobs_per_commit() == 1 and not isinstance(self.schedule, Synchronous)
+        return 0 if alone else min(self.federation.min_clients, len(self.jobs))
 
     def _check_arrivals(self, after: ScheduleState) -> None:
         """Refuse a commit for which too few updates arrive."""

@@ -59,10 +59,6 @@ class ResidentModule:
         """The global model as clients receive it; it changes with :meth:`commit` alone."""
         return self._global
 
-    def start(self, kept: Mapping[str, Tensor]) -> State:
-        """Return the state from which a client with these kept values starts."""
-        return {**self._global, **kept}
-
     def load_client(
         self, kept: Mapping[str, Tensor], received: Mapping[str, Tensor] | None = None
     ) -> None:

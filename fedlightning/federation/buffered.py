@@ -25,7 +25,8 @@ class Buffered(Schedule):
     As many clients as ``federation.cohort_size`` train at any time. With ``cohort_size: 1.0`` each
     client starts again as soon as its update has arrived; with fewer, the federation's sampler
     chooses who starts instead of it. An update that has started from an older model moves the
-    newest one by what it has changed, times ``weighting`` of its staleness.
+    newest one by what it has changed, times ``weighting`` of its staleness. Buffers, such as the
+    statistics of BatchNorm, move by this share towards the client's own.
 
     Arrivals at one instant are handled in the order of client ids, and only then do clients read
     the model. Updates of one commit are merged in the order in which their clients have started. So
@@ -62,12 +63,15 @@ class Buffered(Schedule):
         4.0 0 4
     """
 
+    size_given_by = "federation.schedule.buffer"
+    stale = True
+
     def __init__(
         self,
         buffer: int = 1,
-        delays: float | list[float] | Delays = 1.0,
+        delays: Delays | float | list[float] = 1.0,
         max_staleness: int | None = None,
-        weighting: str | StalenessWeight = "constant",
+        weighting: StalenessWeight | str = "constant",
     ) -> None:
         self.buffer = check_integer("federation.schedule.buffer", buffer, at_least=1)
         self.delays = delays
@@ -131,6 +135,7 @@ class _Plan:
         arrived: Those that will be merged.
         counts: What became of others.
         started: How often each client has started from the newest model.
+        busy: The clients under way, where somebody has asked for them.
     """
 
     schedule: Buffered
@@ -141,6 +146,7 @@ class _Plan:
     arrived: list[Job] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=lambda: Counter(lost=0, stale=0))
     started: Counter[int] = field(default_factory=Counter)
+    busy: set[int] | None = None
 
     def advance(self) -> None:
         """Handle the next event: an arrival, or all starts of one instant."""
@@ -148,6 +154,8 @@ class _Plan:
         if job.waits:
             self._start_all(job)
             return
+        if self.busy is not None:
+            self.busy.discard(job.client)
         stalest = self.schedule.max_staleness
         if self.delays.is_lost(self.population.turn(job.client, job.stream)):
             self.counts["lost"] += 1
@@ -177,8 +185,9 @@ class _Plan:
             if job.client != _NOBODY:
                 self._start(job.client, job.position, now, job.dispatch)
         if free:
-            busy = {job.client for job in self.queue}
-            chosen = self.population.others(self.version, len(free), busy)
+            if self.busy is None:  # a look at all of them, once in a commit
+                self.busy = self.queue.clients()
+            chosen = self.population.others(self.version, len(free), self.busy)
             for job, client in zip(free, chosen, strict=True):
                 self._start(client, job.position, now)
 
@@ -193,6 +202,8 @@ class _Plan:
         """Have a client read the newest model, at once or when it is available."""
         if number is None:
             number = self.version + _AGAIN * self.started[client]
+        if self.busy is not None:
+            self.busy.add(client)
         turn = self.population.turn(client, number)
         start = self.delays.start(turn, now)
         if start > now:

@@ -43,12 +43,13 @@ class Cyclic(Schedule):
         [(2, 0), (0, 1), (1, 2), (2, 3)]
     """
 
+    size_given_by = "federation.schedule: Cyclic"
     sequential = True
 
     def __init__(
         self,
         order: str | list[int] = "fixed",
-        delays: float | list[float] | Delays | None = None,
+        delays: Delays | float | list[float] | None = None,
     ) -> None:
         named = isinstance(order, str) and order in _ORDERS
         listed = isinstance(order, (list, tuple)) and order and all(map(is_integer, order))

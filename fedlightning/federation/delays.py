@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,10 @@ class Delays(Setting, ABC):
     def typical(self, turn: Turn) -> float:
         """Return the typical seconds of the client's updates, to tell slow clients from fast."""
         return self.seconds(turn)
+
+    def files(self) -> Sequence[Path]:
+        """Return the files that it reads."""
+        return ()
 
 
 class ConstantDelay(Delays):
@@ -301,8 +306,9 @@ class ByExamples(Delays):
 class Trace(Delays):
     """Times that were measured: a CSV file with the columns ``client`` and ``seconds``.
 
-    Several rows of one client are its turns, in order; after the last it starts over. Clients that
-    the file lacks take the times of another one: those of client id modulo the clients it has.
+    Several rows of one client are its turns, in order, where all clients train at any time
+    (``Buffered``); else the number of the commit says which. After the last it starts over. Clients
+    that the file lacks take the times of another one: those of client id modulo the clients it has.
 
     Args:
         path: The file.
@@ -329,13 +335,17 @@ class Trace(Delays):
         times = self._times_of(turn.client)
         return sum(times) / len(times)
 
+    def files(self) -> Sequence[Path]:
+        """Return the trace."""
+        return (Path(self.path),)
+
     def _times_of(self, client: int) -> Sequence[float]:
-        table, others = _read_trace(self.path)
+        table, others = _read_trace(os.path.abspath(self.path), _changed(self.path))
         known = table.get(client)
         return known if known is not None else others[client % len(others)]
 
 
-def delays_of(given: float | list[float] | Delays) -> Delays:
+def delays_of(given: Delays | float | list[float]) -> Delays:
     """Return a model of delays: a number is seconds for all, a list is seconds by client.
 
     Example:
@@ -372,8 +382,18 @@ def _for_client(given: float | list[float], client: int) -> float:
     return given[client % len(given)] if isinstance(given, list) else given
 
 
+def _changed(path: str) -> int:
+    """Return when a file was last changed; 0 of one that is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 @cache
-def _read_trace(path: str) -> tuple[Mapping[int, Sequence[float]], Sequence[Sequence[float]]]:
+def _read_trace(
+    path: str, changed: int
+) -> tuple[Mapping[int, Sequence[float]], Sequence[Sequence[float]]]:
     table: dict[int, list[float]] = {}
     try:
         with open(path, newline="", encoding="utf-8") as file:

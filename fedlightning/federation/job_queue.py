@@ -74,6 +74,10 @@ class JobQueue(Sequence[Job]):
             raise IndexError("the queue is empty")
         return root.job, self._made(_merge(root.left, root.right), self._length - 1)
 
+    def clients(self) -> set[int]:
+        """Return the clients whose updates are in it."""
+        return {job.client for job in self._unsorted()}
+
     @classmethod
     def _made(cls, root: _Node | None, length: int) -> JobQueue:
         queue = cls.__new__(cls)

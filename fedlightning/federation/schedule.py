@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from fedlightning.core.validation import Setting, check_number
@@ -30,9 +31,13 @@ class Schedule(Setting, ABC):
     Attributes:
         sequential: Whether clients train one after another: a commit is one update, which starts
             from the newest model.
+        size_given_by: The setting that says how many updates a commit has.
+        stale: Whether clients may start from older models than the newest.
     """
 
     sequential: ClassVar[bool] = False
+    size_given_by: ClassVar[str] = "federation.cohort_size"
+    stale: ClassVar[bool] = False
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""
@@ -66,6 +71,11 @@ class Schedule(Setting, ABC):
         """Return the typical simulated seconds of a client's updates; ``None`` without a clock."""
         return None
 
+    def files(self) -> Sequence[Path]:
+        """Return the files that it reads; a resumed run must find the same in them."""
+        delays = getattr(self, "delays", None)
+        return delays.files() if isinstance(delays, Delays) else ()
+
 
 class Synchronous(Schedule):
     """Rounds: all clients of a cohort start from the newest model and are merged together.
@@ -95,7 +105,7 @@ class Synchronous(Schedule):
 
     def __init__(
         self,
-        delays: float | list[float] | Delays | None = None,
+        delays: Delays | float | list[float] | None = None,
         deadline: float | None = None,
         over_selection: float = 1.0,
     ) -> None:
@@ -166,4 +176,10 @@ class Synchronous(Schedule):
         size = min(math.ceil(population.cohort_size * self.over_selection), len(population.clients))
         if size <= population.cohort_size or population.sample is None:
             return population.cohort(commit)
-        return population.sample(commit, size, 0)
+        chosen = population.sample(commit, size, 0)
+        if len(chosen) < size:
+            raise ConfigError(
+                f"federation.schedule.over_selection={self.over_selection} needs {size} clients a "
+                f"round, federation.sampler chooses {len(chosen)}; set over_selection to 1."
+            )
+        return chosen

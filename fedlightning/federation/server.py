@@ -301,13 +301,21 @@ class Server:
     def _rebased(
         self, state: Mapping[str, Tensor], received: Mapping[str, Tensor], share: float
     ) -> State:
-        """Return the newest model, moved by a share of what a stale update has changed."""
-        return {
-            key: self._model[key] + (value - received[key]) * share
-            if value.is_floating_point() or value.is_complex()
-            else value
-            for key, value in state.items()
-        }
+        """Return the newest model, moved by a share of what a stale update has changed.
+
+        Buffers move towards the client's own: variances of BatchNorm that are moved by a difference
+        may become negative.
+        """
+        rebased: State = {}
+        parameters = frozenset(self._parameters)
+        for key, value in state.items():
+            if not (value.is_floating_point() or value.is_complex()):
+                rebased[key] = value
+            elif key in parameters:
+                rebased[key] = self._model[key] + (value - received[key]) * share
+            else:
+                rebased[key] = torch.lerp(self._model[key], value, share)
+        return rebased
 
     def _step(self, merged: State, clients: int) -> State:
         """Return the parameters after the server optimizer's step."""

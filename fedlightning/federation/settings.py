@@ -34,12 +34,13 @@ from fedlightning.federation.sampling import (
     choose,
     cohort_count,
 )
-from fedlightning.federation.schedule import Schedule
+from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.server import check_robust
 from fedlightning.federation.uplink import Compression, UplinkStage
 
 __all__ = ["Federation"]
 
+_VERY_STALE = 2**20
 _MOST_THREADS = 1024
 
 
@@ -213,6 +214,7 @@ class Federation(NamedArguments):
             )
         if self.schedule is not None:
             check_instance("federation.schedule", self.schedule, Schedule)
+            self._check_stale(self.schedule)
         if self.aggregator is None:
             return
         check_robust(self.aggregator, self.client_algorithm.hooks)
@@ -224,8 +226,22 @@ class Federation(NamedArguments):
                 f"federation.aggregator: {self.algorithm.name} has its own aggregate(updates); "
                 "give it a second argument `merge`, or leave the aggregator out."
             )
-        if isinstance(self.cohort_size, int):
+        if isinstance(self.cohort_size, int) and self._has_rounds:
             self.aggregator.check(self.cohort_size)
+
+    def _check_stale(self, schedule: Schedule) -> None:
+        name = self.algorithm.name
+        if schedule.stale and any(hook.needs_newest for hook in self.algorithm.hooks):
+            raise ConfigError(
+                f"federation.schedule: under {type(schedule).__name__} clients start from older "
+                f"models, and what they send in {name} would take the place of newer ones; use "
+                "Synchronous or Cyclic."
+            )
+        if schedule.weight(_VERY_STALE) != 1 and any(h.needs_whole for h in self.algorithm.hooks):
+            raise ConfigError(
+                f"federation.schedule.weighting: in {name} client and server remember the same "
+                "change, so a stale update must count in whole; set it to constant."
+            )
 
     def _check_faults(self) -> None:
         policy = self.on_client_failure
@@ -248,8 +264,12 @@ class Federation(NamedArguments):
                 "federation.client_timeout needs federation.clients_per_kernel=1: there is not a "
                 "clock for each of several clients that train at once."
             )
-        if isinstance(self.cohort_size, int):
+        if isinstance(self.cohort_size, int) and self._has_rounds:
             self.check_min_clients(self.cohort_size)
+
+    @property
+    def _has_rounds(self) -> bool:
+        return self.schedule is None or isinstance(self.schedule, Synchronous)
 
     @property
     def stages(self) -> tuple[UplinkStage, ...]:
@@ -298,13 +318,22 @@ class Federation(NamedArguments):
                 "federation.leave_out: nobody is left to train; leave some client in the cohorts."
             )
 
-    def check_min_clients(self, cohort: int) -> None:
+    def check_min_clients(self, cohort: int, given_by: str = "federation.cohort_size") -> None:
         """Refuse a cohort of so many clients that could not make a round even if all succeeded.
+
+        Args:
+            cohort: How many updates are merged at once.
+            given_by: The setting that says so.
 
         Raises:
             ConfigError: If it has fewer than ``min_clients``.
         """
         if self.min_clients > cohort:
+            if given_by != "federation.cohort_size":
+                raise ConfigError(
+                    f"federation.min_clients={self.min_clients} can never be met: {given_by} gives "
+                    f"{cohort} {'update' if cohort == 1 else 'updates'} a round; lower it."
+                )
             raise ConfigError(
                 f"federation.min_clients={self.min_clients} with a cohort of {cohort} "
                 f"{'client' if cohort == 1 else 'clients'} can never be met; "

@@ -79,7 +79,7 @@ _BY_NAME: dict[str, type[StalenessWeight]] = {
 }  # fmt: skip
 
 
-def weighting_of(given: str | StalenessWeight) -> StalenessWeight:
+def weighting_of(given: StalenessWeight | str) -> StalenessWeight:
     """Return a weighting by its name, with its default settings, or the one that is given.
 
     Raises:

@@ -8,13 +8,14 @@ import torch
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import nn
 
-from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule
+from fedlightning import Algorithm, FedAvg, FedBABU, FederatedModule, FedPer
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.engine.grouped.training import unsupported_reason
 from fedlightning.errors import ConfigError, FederationError
+from fedlightning.federation import Buffered, Cyclic
 from fedlightning.federation.sampling import FixedCohorts
 from fedlightning.models import MLP, Conv4
-from tests.toys import Net, data, examples, fit, net, same, state, trainer
+from tests.toys import Net, data, examples, fit, loop_of, net, same, state, trainer
 
 RAGGED = (12, 5, 9, 12, 1)  # batches of 4: last ones of 1, and clients who are done early
 
@@ -118,6 +119,27 @@ def test_normalisation_is_each_clients_own(module):
         module, FedAvg(), 5, lambda: images(sizes, size), rounds=1, federation={"local_epochs": 2}
     )
     assert_close(alone, grouped, 1e-4)
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedPer()])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(Buffered(2, [1.0, 2.0, 5.0, 5.0]), id="stale"),
+        pytest.param(Buffered(5, [0.2, 3.0, 3.0, 3.0]), id="twice-in-a-commit"),
+        pytest.param(Cyclic("shuffled"), id="cyclic"),
+    ],
+)
+def test_each_starts_from_the_model_that_it_has_read_with_its_own_batches(algorithm, schedule):
+    alone, grouped, first, second = pair(
+        Net, algorithm, 3, data, rounds=6, federation={"schedule": schedule}
+    )
+    assert_close(alone, grouped)
+    for client in range(4):
+        one, other = (loop_of(built).client_store.get(client) or {} for built in (first, second))
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
 
 
 def test_running_statistics_are_each_clients_own():

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import csv
 from functools import cache
+from itertools import islice
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from fedlightning import SCAFFOLD, FedAdam, FedAvg, FedBABU, FedPer, PersonalizationCallback
+from fedlightning import (
+    SCAFFOLD,
+    AtomicCheckpointIO,
+    FedAdam,
+    FedAvg,
+    FedBABU,
+    FedPer,
+    PersonalizationCallback,
+)
+from fedlightning.callbacks import RoundProgressBar
 from fedlightning.core.seeding import Key
-from fedlightning.errors import FederationError
+from fedlightning.errors import CheckpointError, DataError, FederationError
 from fedlightning.federation import (
     Buffered,
     ConstantDelay,
@@ -19,6 +30,7 @@ from fedlightning.federation import (
     LogNormal,
     Polynomial,
     Synchronous,
+    Trace,
     Windows,
 )
 from tests.engine.test_resume import Stop, StopAt
@@ -156,6 +168,58 @@ def test_a_cycle_of_two_clients_is_training_on_their_data_in_turn():
         torch.testing.assert_close(value, state(by_hand)[key], rtol=1e-6, atol=1e-7)
 
 
+LONG = [1.0 + client / 7 for client in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Buffered(2, LONG), Buffered(2, LONG, max_staleness=1)),  # all of a long text counts
+        (Buffered(2, LONG), Buffered(2, [*LONG[:-1], 1.0])),
+        (None, Buffered(2, 1.0)),
+        (Cyclic(), Cyclic("shuffled")),
+    ],
+)
+def test_a_run_does_not_go_on_under_another_schedule(before, after, tmp_path):
+    run(before, rounds=1, folder=tmp_path)
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    with pytest.raises(CheckpointError, match=r"federation\.schedule"):
+        run(after, rounds=2, ckpt=saved)
+    run(before, rounds=2, ckpt=saved)
+
+
+def test_a_checkpoint_from_before_schedules_goes_on_in_rounds_only(tmp_path):
+    run(None, rounds=1, folder=tmp_path)
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(saved, weights_only=True)
+    extra = checkpoint["loops"]["fit_loop"]["state_dict"]["extra"]
+    for name in [name for name in extra["settings"] if name.startswith("federation.schedule")]:
+        del extra["settings"][name]
+    del extra["schedule"], extra["versions"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, saved)
+    with pytest.raises(CheckpointError, match=r"federation\.schedule: None -> Buffered"):
+        run(Buffered(2, 1.0), rounds=2, ckpt=saved)
+    _, resumed = run(None, rounds=2, ckpt=saved)
+    assert same(resumed, run(None, rounds=2)[1])
+
+
+def test_a_trace_may_be_named_from_elsewhere_and_must_stay_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,seconds\n0,1\n1,3\n")
+    schedule = Buffered(1, Trace("trace.csv"))
+    built, _ = run(schedule, rounds=2, folder=tmp_path)
+    assert loop_of(built).simulated_time == 1.0  # of clients 0 and 2, which takes the times of 0
+    saved = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    trace.write_text("client,seconds\n0,2\n1,3\n")
+    with pytest.raises(CheckpointError, match=r"federation\.schedule"):
+        run(schedule, rounds=3, ckpt=saved)
+    assert loop_of(run(schedule, rounds=2)[0]).simulated_time == 2.0
+    monkeypatch.chdir("/")
+    with pytest.raises(DataError, match=r"^/trace\.csv: this trace of delays cannot be read"):
+        run(schedule, rounds=1)
+
+
 def test_only_versions_that_updates_under_way_have_read_are_kept(tmp_path):
     run(Buffered(1, [1.0, 1.0, 1.0, 40.0]), rounds=30, folder=tmp_path)
     checkpoint = torch.load(
@@ -211,6 +275,43 @@ def test_a_round_in_which_too_few_arrive_ends_the_run_and_says_why():
     assert float(built.callback_metrics["schedule/late"]) == 3
 
 
+class Seen(pl.Callback):
+    """Notes how many batches a round is said to have at its start, and those that it has."""
+
+    def __init__(self):
+        self.said, self.batches, self.bar = [], [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.said.append(trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batch.client, trainer.is_last_batch))
+        self.bar.append(trainer.progress_bar_callback.train_progress_bar.n)
+
+
+LATE = Synchronous(ConstantDelay(1.0, windows=Windows(0.5, 10.0)), deadline=4.0)
+
+
+def test_callbacks_and_the_bar_know_how_many_clients_a_round_has(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    seen = Seen()
+    built = fit(
+        net(), FedAvg(), rounds=8, federation={"schedule": LATE},
+        callbacks=[RoundProgressBar(), seen], enable_progress_bar=True,
+    )  # fmt: skip
+    jobs = [[job.client for job in jobs] for jobs, _ in islice(loop_of(built).plan(), 8)]
+    counts = [len(of_round) for of_round in jobs]
+    assert len(set(counts)) > 1
+    assert seen.said == counts
+    assert seen.batches == [
+        (round_, client, place + 1 == len(of_round))
+        for round_, of_round in enumerate(jobs) for place, client in enumerate(of_round)
+    ]  # fmt: skip
+    assert seen.bar == sorted(seen.bar)
+    bar = built.progress_bar_callback.train_progress_bar
+    assert bar.n == bar.total
+
+
 def test_a_client_that_fails_is_skipped_and_the_clock_goes_on():
     class Broken(Net):
         def training_step(self, batch, batch_idx):
@@ -225,6 +326,35 @@ def test_a_client_that_fails_is_skipped_and_the_clock_goes_on():
             federation={"schedule": Buffered(2, 1.0), "on_client_failure": "skip"},
         )  # fmt: skip
     assert loop_of(built).simulated_time == 3.0
+
+
+class OneIsBroken(Net):
+    """Fails for the client with five examples, whose last batch has one."""
+
+    def training_step(self, batch, batch_idx):
+        if len(batch[0]) == 1:
+            raise RuntimeError("broken")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("schedule", [Buffered(1, 1.0), Cyclic()])
+def test_without_its_only_update_a_commit_leaves_the_model_as_it_is(schedule):
+    """Clients 0 to 3 take turns, and client 3 fails: turn 3 is as if it had not been."""
+
+    def after(turns, **workers):
+        module = net(module=OneIsBroken, lr_milestones=())
+        fit(
+            module, FedAvg(), rounds=turns, datamodule=data((8, 8, 8, 5)),
+            federation={"schedule": schedule, "on_client_failure": "skip"}, **workers,
+        )  # fmt: skip
+        return state(module)
+
+    forked = {"devices": 2, "accelerator": "cpu", "strategy": "ddp_fork"}
+    with pytest.warns(UserWarning, match="client 3, round 3: RuntimeError: broken"):
+        fourth, fifth, workers = after(4), after(5), after(5, **forked)
+    assert same(fourth, after(3))
+    assert not same(fifth, fourth)
+    assert same(fifth, workers)
 
 
 def test_personalization_and_validation_go_with_any_schedule():

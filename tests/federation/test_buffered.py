@@ -8,14 +8,17 @@ from dataclasses import replace
 
 import pytest
 
+from fedlightning import IFCA, FedAvg, FedDyn
+from fedlightning.algorithms.aggregation import Krum
 from fedlightning.errors import ConfigError
 from fedlightning.federation import Buffered, Cyclic, Exponential, LogNormal, Synchronous, Windows
 from fedlightning.federation.delays import ConstantDelay, delays_of
 from fedlightning.federation.job_queue import JobQueue
 from fedlightning.federation.jobs import Job, Population, ScheduleState
-from fedlightning.federation.sampling import UniformSampler, choose
+from fedlightning.federation.sampling import FixedCohorts, UniformSampler, choose
 from fedlightning.federation.settings import Federation
 from fedlightning.federation.staleness import weighting_of
+from tests.toys import fit, net
 
 
 def population(clients=range(4), cohort: int | None = None, seed: int = 0) -> Population:
@@ -227,6 +230,18 @@ def test_planning_does_not_look_at_all_clients(schedule):
     assert len({job.client for jobs, _ in planned for job in jobs}) > 250
 
 
+def test_a_commit_looks_at_the_clients_at_work_once(monkeypatch):
+    looks, look = [], JobQueue.clients
+    monkeypatch.setattr(JobQueue, "clients", lambda queue: looks.append(len(queue)) or look(queue))
+    monkeypatch.setattr(JobQueue, "__iter__", lambda queue: pytest.fail("they are sorted"))
+    clients = population(range(1_000_000), cohort=500)
+    schedule = Buffered(20, Exponential(1.0))
+    state = schedule.start(clients)
+    for _ in range(5):
+        _, state = schedule.next(state, clients)
+    assert len(looks) <= 5
+
+
 @pytest.mark.parametrize(
     ("weighting", "expected"),
     [
@@ -284,6 +299,46 @@ def test_over_selection_waits_for_the_first_of_more():
     for jobs, after in plan(Synchronous(times, over_selection=2.0), 5, clients):
         assert after.time - began == max(times[job.client] for job in jobs)
         began = after.time
+
+
+def test_what_a_buffer_can_hold_is_asked_of_the_buffer_and_not_of_the_cohort():
+    rule = Krum(num_byzantine=1)  # five updates at least
+    many = Federation(
+        FedAvg(), cohort_size=2, aggregator=rule, min_clients=4, schedule=Buffered(5, 1.0)
+    )
+    assert many.min_clients == 4
+    few = {"schedule": Buffered(3, 1.0)}
+    with pytest.raises(
+        ConfigError, match=r"= 5 clients a round, federation\.schedule\.buffer gives 3"
+    ):
+        fit(net(), FedAvg(), federation={**few, "aggregator": rule})
+    with pytest.raises(
+        ConfigError, match=r"min_clients=4 can never.*schedule\.buffer gives 3 updates"
+    ):
+        fit(net(), FedAvg(), federation={**few, "min_clients": 4})
+    with pytest.raises(
+        ConfigError, match=r"min_clients=2 can never.*Cyclic gives 1 update a round"
+    ):
+        fit(net(), FedAvg(), federation={"schedule": Cyclic(), "min_clients": 2})
+
+
+def test_algorithms_that_stale_updates_would_falsify_are_refused():
+    with pytest.raises(ConfigError, match=r"what they send in IFCA would take the place of newer"):
+        Federation(IFCA(), schedule=Buffered())
+    with pytest.raises(ConfigError, match=r"schedule\.weighting: in FedDyn.*set it to constant"):
+        Federation(FedDyn(), schedule=Buffered(weighting="hinge"))
+    for schedule in (Cyclic(), Synchronous(2.0)):
+        chosen = Federation(IFCA(), schedule=schedule, optimizer_state="fresh")
+        assert chosen.schedule is schedule
+    assert Federation(FedDyn(), schedule=Buffered(3)).schedule.buffer == 3
+
+
+def test_a_sampler_that_cannot_choose_more_clients_is_refused():
+    few = {"sampler": FixedCohorts([[0, 1], [1, 2]]), "schedule": Synchronous(1.0, None, 1.5)}
+    with pytest.raises(
+        ConfigError, match=r"over_selection=1\.5 needs 3 clients a round.*chooses 2"
+    ):
+        fit(net(), FedAvg(), cohort=2, federation=few)
 
 
 @pytest.mark.parametrize(

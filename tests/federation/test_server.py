@@ -14,6 +14,7 @@ from fedlightning.algorithms.aggregation import CoordinateMedian, Krum, TrimmedM
 from fedlightning.core.state import State
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation import Federation
+from fedlightning.federation.server import Server
 from fedlightning.federation.uplink import Int8, TopK, num_bytes
 from tests.toys import Net, data, fit, loop_of, net, same, state
 
@@ -44,6 +45,22 @@ class Updates(pl.Callback):
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     return sum(float((one[key] - other[key]).norm()) for key in one)
+
+
+def test_a_stale_update_moves_weights_by_its_change_and_statistics_towards_its_own() -> None:
+    """By hand: 2 + 0.5 (0.5 - 0) and 0.1 + 0.5 (0.2 - 0.1); by its change, 0.1 + 0.5 (0.2 - 1)."""
+    model = {"w": torch.tensor([0.0]), "var": torch.tensor([1.0])}
+    server = Server(FedAvg(), num_training_clients=2, staleness_weight=lambda staleness: 0.5)
+    server.start(model, shared=["w", "var"], parameters=["w"], trained=["w"])
+    server.aggregate()
+    server.commit(pending={0})
+    model["w"].fill_(2.0)
+    model["var"].fill_(0.1)
+    trained = {"w": torch.tensor([0.5]), "var": torch.tensor([0.2])}
+    server.receive(ClientUpdate(0, trained, 1, version=0))
+    merged = server.aggregate()
+    assert float(merged["w"]) == 2.25
+    assert float(merged["var"]) == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("rule", [CoordinateMedian(), TrimmedMean(0.25), Krum(num_byzantine=0)])

@@ -67,8 +67,12 @@ class Aggregator(Setting, ABC):
         """Return the condition that so many clients do not meet, and the way out, or ``None``."""
         return None
 
-    def check(self, cohort: int) -> None:
+    def check(self, cohort: int, given_by: str = "federation.cohort_size") -> None:
         """Refuse a number of clients a round with which the rule cannot work.
+
+        Args:
+            cohort: How many updates are merged at once.
+            given_by: The setting that says so.
 
         Raises:
             ConfigError: If it is too small.
@@ -76,8 +80,7 @@ class Aggregator(Setting, ABC):
         if (problem := self.unmet(cohort)) is not None:
             condition, way_out = problem
             raise ConfigError(
-                f"federation.aggregator: {condition}, federation.cohort_size gives {cohort}; "
-                f"{way_out}."
+                f"federation.aggregator: {condition}, {given_by} gives {cohort}; {way_out}."
             )
 
     def require(self, received: int) -> None:

@@ -143,8 +143,7 @@ def _no_attribute(complaint: Complaint, found: re.Match[str]) -> str:
 
 
 def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
-    owner = complaint.owner if complaint.owner_key < len(complaint.keys) else None
-    bases = expected_classes(complaint.keys, owner)
+    bases = _expected(complaint)
     if not bases:
         return None
     kind, names = " or ".join(base.__name__ for base in bases), subclass_names(bases)
@@ -152,6 +151,11 @@ def _unknown_class(complaint: Complaint, found: re.Match[str]) -> str | None:
     known = f" (known: {', '.join(names)})" if len(names) <= _MOST_NAMES else ""
     path = "" if hint else " Name your own class by its import path, e.g. mymodule.MyClass."
     return f"{complaint.key}={found[1]!r} is not a known {kind}.{hint}{path}{known}"
+
+
+def _expected(complaint: Complaint) -> list[type]:
+    owner = complaint.owner if complaint.owner_key < len(complaint.keys) else None
+    return expected_classes(complaint.keys, owner)
 
 
 def _no_subclass(complaint: Complaint, found: re.Match[str]) -> str | None:
@@ -195,6 +199,8 @@ def _mistaken_for_class(complaint: Complaint, complaints: Sequence[Complaint]) -
     """Whether a value that may be a plain one was tried as a class, without a class's name."""
     found = re.match(_CLASS_NAME, complaint.text)
     if found is None or re.fullmatch(r"[A-Z]\w*|[A-Za-z_]\w*(\.\w+)+", found[1]):
+        return False
+    if (bases := _expected(complaint)) and nearest(found[1], subclass_names(bases)) is not None:
         return False
     plain = re.compile("Expected a <class '(int|float|bool|str)'>")
     return any(plain.match(other.text) for other in complaints if other.keys == complaint.keys)

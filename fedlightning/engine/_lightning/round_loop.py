@@ -77,6 +77,10 @@ class RoundLoop(_FitLoop):
         """Return how many client updates make a commit."""
 
     @abstractmethod
+    def jobs_of_round(self) -> int:
+        """Return how many client updates the round that starts has: as many, or fewer."""
+
+    @abstractmethod
     def begin(self) -> None:
         """Prepare the first round: called once, after checkpoint and optimizers are in place."""
 
@@ -162,6 +166,7 @@ class RoundLoop(_FitLoop):
         if self.phase in (Phase.FINISHED, Phase.TRAINING):
             self.phase = Phase.TRAINING
             self._updates_before = self.updates
+            self.max_batches = self.jobs_of_round()
             call._call_callback_hooks(self.trainer, "on_train_epoch_start")
         self.epoch_progress.increment_started()
 

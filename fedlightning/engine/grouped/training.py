@@ -32,9 +32,12 @@ from fedlightning.engine.local_training import LOCAL_HOOKS, batch_limit
 from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
 from fedlightning.errors import ConfigError, WorkerLost
 from fedlightning.federation.client_update import LocalResult
+from fedlightning.federation.jobs import Job
 from fedlightning.models.base import FederatedModule
 
 __all__ = ["GroupedTraining", "unsupported_reason"]
+
+_Update = tuple[int, int]  # client and the number of its random streams
 
 
 class GroupedTraining:
@@ -54,7 +57,7 @@ class GroupedTraining:
         data: The clients' data; the batches of a group's local epoch are in memory at once.
         log: Takes the clients' losses.
         size: The most clients of a group.
-        start: Returns the state from which a client starts.
+        start: Returns the state from which a job's client starts.
 
     Raises:
         ConfigError: If clients cannot be trained at once, with the reason.
@@ -67,7 +70,7 @@ class GroupedTraining:
         data: FederatedDataModule,
         log: LocalLog,
         size: int,
-        start: Callable[[int], State],
+        start: Callable[[Job], State],
     ) -> None:
         if (reason := unsupported_reason(trainer, module)) is not None:
             raise ConfigError(
@@ -81,17 +84,26 @@ class GroupedTraining:
         self._log = log
         self._size = size
         self._start = start
-        self._groups: list[Sequence[int]] = []
-        self._trained: dict[int, tuple[State, LocalResult]] = {}
+        self._groups: dict[_Update, list[Job]] = {}
+        self._trained: dict[_Update, tuple[State, LocalResult]] = {}
 
-    def plan(self, clients: Sequence[int]) -> None:
-        """Divide a round's clients into groups, in their order; forget the last round's.
+    def plan(self, jobs: Sequence[Job]) -> None:
+        """Divide a commit's jobs into groups, in their order; forget the last commit's.
+
+        A client that trains twice starts its second update from what it has kept of the first: they
+        are in different groups.
 
         Args:
-            clients: Those that this process trains.
+            jobs: Those that this process trains.
         """
         self._trained.clear()
-        self._groups = [clients[i : i + self._size] for i in range(0, len(clients), self._size)]
+        self._groups.clear()
+        group: list[Job] = []
+        for job in jobs:
+            if len(group) == self._size or any(job.client == other.client for other in group):
+                group = []
+            group.append(job)
+            self._groups[job.client, job.stream] = group
 
     def epochs_of(self, client: int, steps: int) -> int:
         """Refuse: clients that train at once pass over their data together."""
@@ -132,41 +144,45 @@ class GroupedTraining:
 
     def run(self, context: ClientContext, epochs: int) -> LocalResult:
         """Train the context's module: it takes the client's place in its group."""
-        client, key, after_step = context.client, context.key, context.after_step
-        if client not in self._trained:
-            group = next((group for group in self._groups if client in group), (client,))
-            if group in self._groups:
-                self._groups.remove(group)  # a client that is retried is trained by itself
+        update, key, after_step = (context.client, context.round), context.key, context.after_step
+        if update not in self._trained:
+            group = self._groups[update]
+            for job in group:  # from now on by itself: a client that is retried, say
+                self._groups[job.client, job.stream] = [job]
             try:
                 self._train(group, key, epochs, after_step)
             except Exception as error:
                 if len(group) == 1 or isinstance(error, WorkerLost):
                     raise
                 rank_zero_warn(
-                    f"clients {', '.join(map(str, group))} are trained one by one this time, to "
-                    f"see whose fault it is: {type(error).__name__}: {error}"
+                    f"clients {', '.join(str(job.client) for job in group)} are trained one by one "
+                    f"this time, to see whose fault it is: {type(error).__name__}: {error}"
                 )
-                self._train((client,), key, epochs, after_step)
-        state, result = self._trained.pop(client)
+                self._train(self._groups[update], key, epochs, after_step)
+        state, result = self._trained.pop(update)
         copy_into(live_state(self._module), state)
         return result
 
     def _train(
         self,
-        group: Sequence[int],
+        group: Sequence[Job],
         key: Key,
         epochs: int,
         after_step: Callable[[int], None] | None,
     ) -> None:
         limit, counts = self._trainer.limit_train_batches, self._data.num_batches
-        steps = {client: epochs * batch_limit(limit, counts(client)) for client in group}
+        jobs = {job.client: job for job in group}
+        steps = {client: epochs * batch_limit(limit, counts(client)) for client in jobs}
         # clients that finish first come last, so that those still training are a slice of the stack
         clients = sorted(
             steps, key=lambda client: (-steps[client], self._data.num_examples(client))
         )
-        streams = [self._batches(client, key.at(client=client), epochs) for client in clients]
+        streams = [
+            self._batches(client, key.at(client=client, round=jobs[client].stream), epochs)
+            for client in clients
+        ]
         layers = layers_of(self._module)
-        stack = stack_states([self._start(client) for client in clients], live_state(self._module))
+        stack = stack_states([self._start(jobs[c]) for c in clients], live_state(self._module))
         at_work = StackedParameters(self._trainer.optimizers[0], self._module, stack)
         losses: dict[int, list[Tensor]] = {client: [] for client in clients}
         lengths: dict[int, list[int]] = {client: [] for client in clients}
@@ -195,7 +211,8 @@ class GroupedTraining:
             for number, length in zip(losses[client], lengths[client], strict=True):
                 self._log.record("train/loss", number, prog_bar=True, batch_size=length)
             result = LocalResult(steps[client], self._log.collect())
-            self._trained[client] = {k: v[index] for k, v in at_work.changed.items()}, result
+            trained = {k: v[index] for k, v in at_work.changed.items()}
+            self._trained[client, jobs[client].stream] = trained, result
 
     def _batches(self, client: int, key: Key, epochs: int) -> Iterator[Batch]:
         """Yield what the client would see alone: its random numbers are drawn in their own turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from fedlightning.core.parts import without
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import CheckpointError
+from fedlightning.federation.schedule import Schedule
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import named_parts
 from fedlightning.storage.checkpoint_reader import loop_state
@@ -37,6 +39,7 @@ _FREE |= {"cache_size", "eval_clients", "check_data"}
 # Arguments of constructors that a digest or another setting stands for.
 _COVERED = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "held_out_clients"}
 _MAX_LENGTH = 400
+_SCHEDULE_DIGEST = "federation.schedule (digest)"
 _NONE = (None, "None")
 
 
@@ -68,6 +71,7 @@ def settings_that_matter(
         "federation.compression": federation.compression,
         "federation.uplink": federation.uplink or None,
         "federation.schedule": federation.schedule,
+        _SCHEDULE_DIGEST: _digest(federation.schedule),
         "federation.optimizer_state": federation.optimizer_lifetime,
         "federation.buffers": federation.buffers,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
@@ -176,13 +180,17 @@ def warn_of_changes(
 
 
 def _changes(saved: Mapping[str, Any], present: Settings) -> list[str]:
+    saved = {"federation.schedule": "None", **saved}  # releases before schedules had rounds
     if "federation.algorithm" in saved:
         saved = {**saved, "federation.algorithm": _as_now_shown(str(saved["federation.algorithm"]))}
-    return [
-        f"{name}: {value} -> {present[name]}"
+    changed = {
+        name: f"{name}: {value} -> {present[name]}"
         for name, value in saved.items()
         if name in present and str(value) != present[name]
-    ]
+    }
+    if "federation.schedule" in changed:  # its text says more
+        changed.pop(_SCHEDULE_DIGEST, None)
+    return list(changed.values())
 
 
 _OWN_NORMS = re.compile(
@@ -229,6 +237,16 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _digest(schedule: Schedule | None) -> str | None:
+    """Return a digest of a schedule's whole text, which may be long, and of its files."""
+    if schedule is None:
+        return None
+    digest = hashlib.sha256(str(schedule).encode())
+    for path in schedule.files():
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def _format_value(value: Any) -> str:
