@@ -86,17 +86,14 @@ def _run(
 
 def _study(arguments: Sequence[str]) -> int:
     _make_user_classes_importable()
-    if arguments[0] == "compare":
-        from fedlightning.studies.compare_command import compare
-
-        return compare(arguments[1:])
-    if arguments[0] == "influence":
-        from fedlightning.studies.influence_command import influence
-
-        return influence(arguments[1:])
-    from fedlightning.studies.report_command import report
-
-    return report(arguments[1:])
+    match arguments[0]:
+        case "compare":
+            from fedlightning.studies.compare_command import compare as command
+        case "influence":
+            from fedlightning.studies.influence_command import influence as command
+        case _:
+            from fedlightning.studies.report_command import report as command
+    return command(arguments[1:])
 
 
 def _make_user_classes_importable() -> None:

@@ -27,5 +27,6 @@ def no_pictures(monkeypatch):
     for module in ("personalization.results", "callbacks.run_record"):
         monkeypatch.setattr(f"fedlightning.{module}.save_figure", lambda _, path: path.touch())
     monkeypatch.setattr("fedlightning.personalization.results.clients_figure", lambda *_: None)
-    for name in ("curves", "partition"):
-        monkeypatch.setattr(f"fedlightning.callbacks.run_record.{name}_figure", lambda *_: None)
+    for name in ("curves", "partition", "timeline"):
+        figure = f"fedlightning.callbacks.run_record.{name}_figure"
+        monkeypatch.setattr(figure, lambda *_, **__: None)

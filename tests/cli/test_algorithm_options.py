@@ -58,7 +58,7 @@ def test_settings_of_the_default_algorithm_need_no_name(run, write, version):
         (["Scaffold"], "'Scaffold' is not a known Algorithm. Did you mean 'SCAFFOLD'?"),
         (["FedProx", "muu=1"], "federation.algorithm.muu: FedProx has no setting 'muu'"),
         (["APFL", "alpha=2"], "algorithm.alpha must be in [0, 1], got 2"),
-        (["PerFedAvg", "variant=exact"], "variant"),
+        (["PerFedAvg", "variant=second"], "variant"),
         (["FedAdam", "beta1=1"], "algorithm.beta1 must be in [0, 1), got 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

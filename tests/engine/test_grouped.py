@@ -132,7 +132,12 @@ def test_normalisation_is_each_clients_own(module):
 )
 def test_each_starts_from_the_model_that_it_has_read_with_its_own_batches(algorithm, schedule):
     alone, grouped, first, second = pair(
-        Net, algorithm, 3, data, rounds=6, federation={"schedule": schedule}
+        Net,
+        algorithm,
+        3,
+        data,
+        rounds=6,
+        federation={"schedule": schedule, "optimizer_state": "fresh"},
     )
     assert_close(alone, grouped)
     for client in range(4):

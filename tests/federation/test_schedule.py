@@ -25,7 +25,7 @@ from tests.engine.test_resume import Stop, StopAt
 from tests.toys import CLASSES, data, examples, fit, loop_of, net, same, state
 
 
-class Buffered(Schedule):
+class ByQueue(Schedule):
     """The next arrivals of an event queue make a commit; each client starts again at once."""
 
     def __init__(self, buffer: int = 3) -> None:
@@ -70,7 +70,7 @@ def run(rounds: int = 6, algorithm: Any = None, **kwargs: Any) -> Any:
     module = net(dropout=0.3, lr_milestones=())
     built = fit(
         module, algorithm or FedAvg(), rounds=rounds,
-        **{"federation": {"schedule": Buffered()}, **kwargs},
+        **{"federation": {"schedule": ByQueue()}, **kwargs},
     )  # fmt: skip
     return built, state(module)
 
@@ -78,7 +78,7 @@ def run(rounds: int = 6, algorithm: Any = None, **kwargs: Any) -> Any:
 def plan(rounds: int) -> list[list[Job]]:
     """Return the commits of the schedule, planned without training anybody."""
     population = Population(0, range(4), 4, cohort=lambda commit: (), num_examples=len)
-    schedule, commits = Buffered(), []
+    schedule, commits = ByQueue(), []
     after = schedule.start(population)
     for _ in range(rounds):
         jobs, after = schedule.next(after, population)
@@ -114,7 +114,7 @@ def test_a_stale_update_moves_the_newest_model_by_what_it_has_changed(tmp_path):
     module = net(momentum=0.0, lr_milestones=())
     fit(
         module, FedAvg(weights="uniform"), rounds=4,
-        federation={"schedule": Buffered()}, datamodule=data(sizes),
+        federation={"schedule": ByQueue()}, datamodule=data(sizes),
     )  # fmt: skip
 
     clients, by_hand = data(sizes), net(momentum=0.0, lr_milestones=())
@@ -141,7 +141,7 @@ def test_a_stale_update_moves_the_newest_model_by_what_it_has_changed(tmp_path):
 def test_a_killed_run_resumes_to_the_same_bits(event, round_, tmp_path):
     _, whole = run()
     module = net(dropout=0.3, lr_milestones=())
-    federation = {"schedule": Buffered()}
+    federation = {"schedule": ByQueue()}
     with pytest.raises(Stop):
         fit(
             module, FedAvg(), rounds=6, folder=tmp_path, federation=federation,
@@ -157,7 +157,7 @@ def test_two_workers_give_the_same_bits(tmp_path):
     module = net(dropout=0.3, lr_milestones=())
     fit(
         module, FedAvg(), rounds=6, devices=2, accelerator="cpu", strategy="ddp_fork",
-        federation={"schedule": Buffered()},
+        federation={"schedule": ByQueue()},
     )  # fmt: skip
     assert same(state(module), one)
 
@@ -176,7 +176,7 @@ def test_as_many_versions_are_kept_as_updates_under_way_refer_to(tmp_path):
 
 
 def test_equal_delays_and_a_full_buffer_are_synchronous_rounds():
-    class Lockstep(Buffered):
+    class Lockstep(ByQueue):
         def dispatch(self, client, version, now, number):
             return Job(client, version, client, now + 1.0, version)
 
@@ -195,7 +195,7 @@ def test_equal_delays_and_a_full_buffer_are_synchronous_rounds():
 
 
 def test_a_version_that_is_gone_is_named():
-    class Forgets(Buffered):
+    class Forgets(ByQueue):
         def next(self, state, population):
             jobs, after = super().next(state, population)
             late = [Job(job.client, max(0, job.version - 2), p) for p, job in enumerate(jobs)]
@@ -258,5 +258,5 @@ def test_a_million_clients_are_planned_at_no_cost():
 
 def test_a_run_is_not_resumed_with_another_schedule(tmp_path):
     run(rounds=1, folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"federation\.schedule: Buffered\(buffer=3\) ->"):
+    with pytest.raises(CheckpointError, match=r"federation\.schedule: ByQueue\(buffer=3\) ->"):
         fit(net(dropout=0.3, lr_milestones=()), FedAvg(), rounds=2, folder=tmp_path, ckpt="last")

@@ -40,6 +40,8 @@ def spelled_out(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_the_names_of_a_run_folder_are_those_that_other_programs_rely_on():
     expected = """
         config.yaml hparams.yaml metrics.csv rounds.csv curves.png clients.csv clients.png
+        timeline.csv timeline.png forgetting.png
+        influence influence.csv influence.png leave_one_out.csv leave_one_out.png
         finetuning.csv finetuning.png partition.json
         partition.csv partition.png predictions.csv checkpoints last.ckpt previous.ckpt
         model.safetensors personal personalized index.json .personalized.new .personalized.old
