@@ -185,7 +185,7 @@ def test_under_retry_a_killed_worker_leaves_no_trace(start, tmp_path):
     code, err, _ = run.end(seconds=200)
     assert code == 0, err
     assert err.startswith("warning: worker 1 died (signal 9), client ")
-    assert "starting all workers again from " in err
+    assert "restarting all workers from " in err
     whole = start("--trainer.default_root_dir=whole", "--model.seconds=0", rounds=4)
     assert whole.end(seconds=200)[0] == 0
     states = [
