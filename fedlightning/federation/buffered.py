@@ -74,7 +74,7 @@ class Buffered(Schedule):
         weighting: StalenessWeight | str = "constant",
     ) -> None:
         self.buffer = check_integer("federation.schedule.buffer", buffer, at_least=1)
-        self.delays = delays
+        self.delays: Delays | float | list[float] = delays
         self.max_staleness = max_staleness
         self.weighting = weighting
         delays_of(delays)
@@ -84,18 +84,9 @@ class Buffered(Schedule):
                 "federation.schedule.max_staleness", max_staleness, at_least=0, other="null for any"
             )
 
-    @property
-    def timed(self) -> bool:
-        """Always."""
-        return True
-
     def weight(self, staleness: int) -> float:
         """Return the share of a stale update's change that counts."""
         return weighting_of(self.weighting).weight(staleness)
-
-    def slowness(self, population: Population, client: int) -> float | None:
-        """Return the typical simulated seconds of a client's updates."""
-        return delays_of(self.delays).typical(population.turn(client, 0))
 
     def jobs_per_commit(self, population: Population) -> int:
         """Return the buffer's size."""

@@ -63,17 +63,6 @@ class Cyclic(Schedule):
         if delays is not None:
             delays_of(delays)
 
-    @property
-    def timed(self) -> bool:
-        """Whether there is a model of delays."""
-        return self.delays is not None
-
-    def slowness(self, population: Population, client: int) -> float | None:
-        """Return the typical simulated seconds of a client's updates."""
-        if self.delays is None:
-            return None
-        return delays_of(self.delays).typical(population.turn(client, 0))
-
     def jobs_per_commit(self, population: Population) -> int:
         """Return 1."""
         return 1

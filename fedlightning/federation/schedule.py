@@ -33,11 +33,13 @@ class Schedule(Setting, ABC):
             from the newest model.
         size_given_by: The setting that says how many updates a commit has.
         stale: Whether clients may start from older models than the newest.
+        delays: How many simulated seconds updates take; ``None`` means without a clock.
     """
 
     sequential: ClassVar[bool] = False
     size_given_by: ClassVar[str] = "federation.cohort_size"
     stale: ClassVar[bool] = False
+    delays: Delays | float | list[float] | None = None
 
     def start(self, population: Population) -> ScheduleState:
         """Return the state before the first commit."""
@@ -61,7 +63,7 @@ class Schedule(Setting, ABC):
     @property
     def timed(self) -> bool:
         """Whether it has a clock: whether the times of its jobs mean anything."""
-        return False
+        return self.delays is not None
 
     def weight(self, staleness: int) -> float:
         """Return the share of an update's change that counts, so many commits after its start."""
@@ -69,12 +71,13 @@ class Schedule(Setting, ABC):
 
     def slowness(self, population: Population, client: int) -> float | None:
         """Return the typical simulated seconds of a client's updates; ``None`` without a clock."""
-        return None
+        if self.delays is None:
+            return None
+        return delays_of(self.delays).typical(population.turn(client, 0))
 
     def files(self) -> Sequence[Path]:
         """Return the files that it reads; a resumed run must find the same in them."""
-        delays = getattr(self, "delays", None)
-        return delays.files() if isinstance(delays, Delays) else ()
+        return self.delays.files() if isinstance(self.delays, Delays) else ()
 
 
 class Synchronous(Schedule):
@@ -122,17 +125,6 @@ class Synchronous(Schedule):
             )
         if deadline is not None:
             check_number("deadline", deadline, above=0, unit="seconds", other="null for none")
-
-    @property
-    def timed(self) -> bool:
-        """Whether there is a model of delays."""
-        return self.delays is not None
-
-    def slowness(self, population: Population, client: int) -> float | None:
-        """Return the typical simulated seconds of a client's updates."""
-        if self.delays is None:
-            return None
-        return delays_of(self.delays).typical(population.turn(client, 0))
 
     def next(
         self, state: ScheduleState, population: Population
