@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,7 @@ from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
+    agreeing_on_checkpoint,
     around_optimizers,
     in_every_checkpoint,
     install_loops,
@@ -51,6 +52,7 @@ from fedlightning.engine.resume.resumption import (
 )
 from fedlightning.engine.run_folder import RunFolder
 from fedlightning.engine.workers.launch import devices_of, strategy_of
+from fedlightning.engine.workers.nodes import nodes_and_devices
 from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import ConfigError
 from fedlightning.federation.settings import Federation
@@ -75,6 +77,8 @@ class FederatedTrainer(pl.Trainer):
 
     Args:
         federation: The federated settings; by default FedBABU with a tenth of the clients.
+        num_nodes: Number of machines. Under torchrun and SLURM it is what they have started, and so
+            is ``devices``, unless another number is asked for.
         **kwargs: Arguments of :class:`pytorch_lightning.Trainer`.
 
     Raises:
@@ -86,9 +90,18 @@ class FederatedTrainer(pl.Trainer):
         'FedBABU'
     """
 
-    def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        federation: Federation | None = None,
+        num_nodes: int | Literal["auto"] = 1,
+        **kwargs: Any,
+    ) -> None:
         check_trainer_names(kwargs)
         check_trainer_flags(kwargs)
+        kwargs["num_nodes"], devices = nodes_and_devices(num_nodes, kwargs.get("devices"))
+        if devices is not None:
+            kwargs["devices"] = devices
         self.federation = _checked(federation) if federation is not None else Federation()
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)
@@ -118,6 +131,7 @@ class FederatedTrainer(pl.Trainer):
         self.run_folder = RunFolder(self, loop)
         after_environment(self, self._check_and_open)
         in_every_checkpoint(self, self.run_folder.note_loggers)
+        agreeing_on_checkpoint(self, self.run_folder.agreed)
         loading_weights(self, self.run_folder.load_weights)
         loop.on_begun = self.run_folder.cut_back
         self.personalizes = False
@@ -163,7 +177,7 @@ class FederatedTrainer(pl.Trainer):
                 validation data.
             datamodule: The clients' data.
             ckpt_path: Checkpoint to resume from; ``"last"`` is the newest run's under
-                ``default_root_dir``.
+                ``default_root_dir``, ``"auto"`` the same if there is one.
             **kwargs: Further arguments of ``pytorch_lightning.Trainer.fit``.
 
         Raises:

@@ -37,9 +37,11 @@ from fedlightning.cli.run_arguments import (
 from fedlightning.cli.run_watch import RunMonitor, SaveRunConfig
 from fedlightning.cli.usage import usage
 from fedlightning.datamodules import FederatedDataModule
+from fedlightning.engine.workers.nodes import on_another_node
 from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation.settings import Federation
 from fedlightning.personalization.on_demand import chosen_clients
+from fedlightning.storage.checkpoint_reader import check_local
 from fedlightning.trainer import FederatedTrainer
 
 __all__ = ["FederatedCLI", "run_command"]
@@ -178,7 +180,12 @@ class FederatedCLI(LightningCLI):
             raise ConfigError("lr_scheduler does nothing without optimizer: set both, or neither.")
         if self.subcommand is not None:
             root = Path(settings["trainer"].get("default_root_dir") or ".")
-            found = find_checkpoint(settings.get("ckpt_path"), self.subcommand, root)
+            found = settings.get("ckpt_path")
+            if on_another_node(settings["trainer"].get("num_nodes", 1)):
+                check_local(found)
+                found = None  # the first node finds and reads it for all
+            else:
+                found = find_checkpoint(found, self.subcommand, root)
             settings["ckpt_path"] = self.watch.checkpoint = found
         groups: dict[Any, str] = {
             self._model_class: "model",

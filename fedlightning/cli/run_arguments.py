@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from fedlightning.cli.diagnostics.suggestions import find_class
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.storage.checkpoint_io import good_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_io import good_checkpoint, has_checkpoint, latest_checkpoint
 from fedlightning.storage.checkpoint_reader import check_local
 from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
@@ -31,8 +31,8 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
     """Return the checkpoint to load, ``None`` to train from the start.
 
     Args:
-        given: A file, a run folder, ``last`` (the newest run's) or ``hpc`` (Lightning's own for a
-            requeued job).
+        given: A file, a run folder, ``last`` (the newest run's), ``auto`` (the same if there is
+            one) or ``hpc`` (Lightning's own for a requeued job).
         command: The command that loads it.
         root: The folder that holds ``lightning_logs``.
 
@@ -50,7 +50,9 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
     check_local(given)
     if given == "hpc":
         return "hpc"
-    if given == "last":
+    if given == "auto" and command == "fit" and not has_checkpoint(root):
+        return None
+    if given in ("last", "auto"):
         return str(latest_checkpoint(root))
     path = Path(os.fspath(given))
     if given == "best" and not path.exists():

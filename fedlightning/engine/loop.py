@@ -273,6 +273,7 @@ class FederatedLoop(RoundLoop):
         # a resumed run's optimizers have moved on by now: the settings were compared before
         self._settings = self._compared or self._what_must_not_change()
         self._compared = None
+        self._check_same_run()
         settings, data, federation = TrainerSettings(self.trainer), self.data, self.federation
         schedules = [config.scheduler for config in settings.schedulers]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -302,6 +303,27 @@ class FederatedLoop(RoundLoop):
         if self._schedule_state is None or self._schedule_state.commit != commits:
             start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
+
+    def _check_same_run(self) -> None:
+        """Check that all workers are in the same round of the same run: nodes are started apart.
+
+        Raises:
+            ConfigError: They are not.
+        """
+        told = self.workers.gather((self.rounds_aggregated, self._settings))
+        first, known = told[0]
+        for rank, (rounds, settings) in enumerate(told):
+            if rounds != first:
+                raise ConfigError(
+                    f"worker {rank} begins in round {rounds}, worker 0 in round {first}; start all "
+                    "nodes with the same ckpt_path."
+                )
+            for name in sorted(known.keys() | settings.keys()):
+                if known.get(name) != settings.get(name):
+                    raise ConfigError(
+                        f"worker {rank} has {name}: {settings.get(name)}, worker 0 "
+                        f"{known.get(name)}; start all nodes with the same config and data."
+                    )
 
     @property
     def planned_steps(self) -> PlannedSteps:

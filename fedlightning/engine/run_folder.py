@@ -25,8 +25,9 @@ from fedlightning.engine.resume.resumption import (
     run_folder,
 )
 from fedlightning.engine.resume.run_settings import warn_of_changes
+from fedlightning.engine.workers.nodes import on_another_node
 from fedlightning.errors import CheckpointError
-from fedlightning.storage.checkpoint_io import latest_checkpoint
+from fedlightning.storage.checkpoint_io import has_checkpoint, latest_checkpoint
 from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.files import remove_stale_files
 from fedlightning.storage.locks import RunLock
@@ -75,8 +76,21 @@ class RunFolder:
         if saved.name == LAST_CHECKPOINT:
             files.remove_superseded(in_use)
 
+    def agreed(self, path: Any) -> Any:
+        """Return rank 0's checkpoint on every rank: nodes may not share a folder."""
+        return self._loop.workers.from_rank_0(path)
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether another node finds, reads and checks the checkpoint for this one."""
+        return on_another_node(self._trainer.num_nodes)
+
     def found(self, ckpt_path: Any) -> Any:
         """Return the file that a name stands for, a requeued job's own among them."""
+        if self._elsewhere:
+            return None
+        if ckpt_path == "auto":
+            ckpt_path = "last" if has_checkpoint(self._trainer.default_root_dir) else None
         if ckpt_path == "last":
             return latest_checkpoint(self._trainer.default_root_dir)
         if ckpt_path == "hpc" or (ckpt_path is None and SLURMEnvironment.detect()):
@@ -94,6 +108,8 @@ class RunFolder:
         if kwargs.get("ckpt_path") in (None, "", "best"):
             return
         path = kwargs["ckpt_path"] = self.found(kwargs["ckpt_path"])
+        if path is None:
+            return
         module = model if model is not None else self._trainer.lightning_module
         data = prepared_data(kwargs.get("datamodule") or next(iter(args), None))
         checkpoint = self._trainer.strategy.checkpoint_io.load_checkpoint(path)
@@ -106,10 +122,6 @@ class RunFolder:
         try:
             if path not in (None, "", "best"):
                 self.resumption = self._check_checkpoint(Path(path), model, data)
-                if rounds is not None and 0 <= rounds < self.resumption.round:
-                    self._trainer.fit_loop.max_epochs = (
-                        self.resumption.round
-                    )  # nothing to do, no mistake
             with warnings.catch_warnings():
                 if self.resumption is not None and self.resumption.in_place:
                     warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
@@ -141,7 +153,13 @@ class RunFolder:
 
     def open(self) -> None:
         """Take the run's folder, and clear away what a killed process has left there."""
-        if self._trainer.state.fn != TrainerFn.FITTING or self._trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.resumption = self._loop.workers.from_rank_0(self.resumption)
+        rounds, done = self._trainer.max_epochs, self.resumption.round if self.resumption else 0
+        if rounds is not None and 0 <= rounds < done:
+            self._trainer.fit_loop.max_epochs = done  # nothing to do, no mistake
+        if self._trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.resumption is not None:
             self.resumption.continue_loggers(self._trainer.loggers)

@@ -26,7 +26,7 @@ from fedlightning.storage.files import reason, sync_folder, temporary_beside
 from fedlightning.storage.plain_values import plain_checkpoint
 from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
-__all__ = ["AtomicCheckpointIO", "good_checkpoint", "latest_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "good_checkpoint", "has_checkpoint", "latest_checkpoint"]
 
 _HANDED_OVER = ".temp.ckpt"  # bare weights: how Lightning's launchers return a worker's result
 
@@ -204,15 +204,29 @@ def _cannot_write(target: Path, error: OSError) -> str:
 _FOLDERS = (f"*/*/{CHECKPOINTS}", f"*/{CHECKPOINTS}", CHECKPOINTS)
 
 
+def has_checkpoint(root: str | os.PathLike[str]) -> bool:
+    """Whether any run under a folder has left a checkpoint.
+
+    Example:
+        >>> has_checkpoint("no/such/folder")
+        False
+    """
+    return bool(_checkpoints(root))
+
+
+def _checkpoints(root: str | os.PathLike[str]) -> list[Path]:
+    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
+    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in names]
+    return [file for pattern in patterns for file in Path(root).glob(pattern)]
+
+
 def latest_checkpoint(root: str | os.PathLike[str]) -> Path:
     """Return the checkpoint from which the newest run under a folder resumes.
 
     Raises:
         CheckpointError: There is none.
     """
-    names = (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)
-    patterns = [f"{folder}/{name}" for folder in _FOLDERS for name in names]
-    found = [file for pattern in patterns for file in Path(root).glob(pattern)]
+    found = _checkpoints(root)
     if not found:
         raise CheckpointError(
             f"ckpt_path='last': no lightning_logs/version_*/checkpoints/last.ckpt under {root}; "

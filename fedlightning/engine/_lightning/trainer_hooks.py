@@ -18,6 +18,7 @@ from fedlightning.engine._lightning.round_loop import RoundLoop
 
 __all__ = [
     "after_environment",
+    "agreeing_on_checkpoint",
     "around_optimizers",
     "continue_logger",
     "in_every_checkpoint",
@@ -112,6 +113,17 @@ def after_environment(trainer: pl.Trainer, opened: Callable[[], None]) -> None:
     strategy.setup_environment = partial(  # type: ignore[method-assign]
         _one_then_other, strategy.setup_environment, opened
     )
+
+
+def agreeing_on_checkpoint(trainer: pl.Trainer, agreed: Callable[[Any], Any]) -> None:
+    """Have every rank load the checkpoint that ``agreed`` returns for its own."""
+    connector = trainer._checkpoint_connector
+    stock = connector.resume_start
+
+    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
+        stock(agreed(checkpoint_path), *args, **kwargs)
+
+    connector.resume_start = resume_start  # type: ignore[method-assign]
 
 
 def in_every_checkpoint(trainer: pl.Trainer, note: Callable[[dict[str, Any]], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
 from fedlightning.engine.workers.collectives import Workers, longest_first
+from fedlightning.errors import FederationError
 from fedlightning.federation.failures import Attempt, ClientFailure
 from fedlightning.federation.jobs import Job
 
@@ -114,7 +116,13 @@ def train_in_parallel(
             break
     reports: dict[int, _Report] = {}
     told = {at: _report(attempt, shared) for at, attempt in mine.items()}
-    for others in workers.gather(told):
+    plan = crc32(repr([(job.client, job.version) for job in jobs]).encode())
+    for rank, (others_plan, others) in enumerate(workers.gather((plan, told))):
+        if others_plan != plan:
+            raise FederationError(
+                f"worker {rank} trains other clients than worker {workers.rank}: they are in "
+                "different rounds; a callback must stop a run on all workers or on none."
+            )
         reports |= others
     failed = sorted(at for at, report in reports.items() if report.update is None)
     if failed and not skip:

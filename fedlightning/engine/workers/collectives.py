@@ -57,6 +57,14 @@ class Workers:
         dist.all_gather_object(values, value)
         return values
 
+    def from_rank_0(self, value: T) -> T:
+        """Return rank 0's value on every process; something small, as for :meth:`gather`."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
     def _meet(self) -> None:
         """Wait for the other workers; unlike a collective, signals and failures interrupt it."""
         arrived, pause = dist.barrier(async_op=True), 1e-4

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from fedlightning.core.state import live_state
+from fedlightning.engine.workers.nodes import interface_towards
 from fedlightning.engine.workers.processes import LAUNCHER, StartGuard, kill, why_ended
 from fedlightning.engine.workers.watchdog import Watchdog
-from fedlightning.errors import WorkerLost
+from fedlightning.errors import CheckpointError, WorkerLost
 
 __all__ = ["FederatedDDPStrategy"]
 
 _LONGEST_WAIT = timedelta(days=7)  # for a client of another worker; the watchdog sees the dead
+_GOODBYE = 5.0  # seconds
 _OF_A_CONNECTION = re.compile("gloo|nccl|connection|peer|socket|store", re.IGNORECASE)
 
 
@@ -42,8 +45,7 @@ class FederatedDDPStrategy(DDPStrategy):
 
     Attributes:
         on_forced_exit: Says why the run ends and returns the exit code, where a process must be
-        ended
-            by force.
+            ended by force.
     """
 
     def __init__(self, num_threads: int | None = 1, **kwargs: Any) -> None:
@@ -62,6 +64,11 @@ class FederatedDDPStrategy(DDPStrategy):
         # a worker without clients in a round takes no step, and the schedule moves on all the same
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self._take_children()
+        if self.num_nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+            assert self.cluster_environment is not None
+            interface = interface_towards(self.cluster_environment.main_address)
+            if interface is not None:
+                os.environ["GLOO_SOCKET_IFNAME"] = interface
         with StartGuard(self._children, self._give_up):
             super().setup_environment()
             if self.world_size > 1:
@@ -71,6 +78,7 @@ class FederatedDDPStrategy(DDPStrategy):
                 several = self.num_nodes > 1 and self.cluster_environment is not None
                 address = self.cluster_environment.main_address if several else None  # type: ignore[union-attr]
                 self._watchdog.connect(_from_rank_0, address)
+                atexit.register(_leave_group)
         if self._num_threads is not None:  # the launcher has set its own idea of it
             torch.set_num_threads(self._num_threads)
 
@@ -82,6 +90,28 @@ class FederatedDDPStrategy(DDPStrategy):
                 dist.broadcast(tensor, src=0)
             else:
                 tensor.copy_(_from_rank_0(tensor))
+
+    def load_checkpoint(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a checkpoint's content; on several nodes rank 0 reads it for all.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        if self.num_nodes == 1 or self.world_size == 1:
+            return super().load_checkpoint(checkpoint_path, *args, **kwargs)
+        read: dict[str, Any] | None = None
+        failure: Exception | None = None
+        if self.global_rank == 0:
+            try:
+                read = super().load_checkpoint(checkpoint_path, *args, **kwargs)
+            except Exception as error:
+                failure = error
+        told, read = _from_rank_0((None if failure is None else str(failure), read))
+        if failure is not None:
+            raise failure
+        if told is not None:
+            raise CheckpointError(told)
+        return read
 
     def on_exception(self, exception: BaseException) -> None:
         """Remember what ended the run."""
@@ -173,6 +203,20 @@ class FederatedDDPStrategy(DDPStrategy):
             except subprocess.TimeoutExpired:
                 kill(child.pid)
                 child.wait()
+        self._check_children()
+
+    def _check_children(self) -> None:
+        """End with exit code 5 if a worker has ended badly although this process has not."""
+        if self._error is not None or hasattr(sys, "last_value"):
+            return
+        for rank, child in enumerate(self._children, start=1):
+            if child.returncode:
+                print(
+                    f"error: worker {rank} {why_ended(child.returncode)} after the run",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                sys.stdout.flush()
+                os._exit(5)
 
     def _give_up(self, rank: int, what: str) -> None:
         """End the process: the main thread waits for a worker that will not come."""
@@ -185,6 +229,17 @@ class FederatedDDPStrategy(DDPStrategy):
             for child in self._children:
                 child.send_signal(signal.SIGKILL)
             os._exit(code)
+
+
+def _leave_group() -> None:
+    """Destroy the process group before the interpreter ends: Gloo's threads would abort it.
+
+    After a run that failed, work of a lost worker may be waited for; then it is left.
+    """
+    if dist.is_initialized():
+        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(timeout=_GOODBYE)
 
 
 def _from_rank_0(value: Any) -> Any:
