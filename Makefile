@@ -5,7 +5,7 @@ PYTHON ?= python3
 OLDEST := $(VENV)-oldest
 OLDEST_LIGHTNING := $(shell sed -n 's/.*"pytorch-lightning>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-slow test-oldest bench bench-peers lint format clean
+.PHONY: demo test test-slow test-oldest test-cuda bench bench-peers lint format clean
 
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
@@ -18,6 +18,9 @@ test-slow: $(VENV)/.installed  ## The longer checks.
 
 test-oldest: $(OLDEST)/.installed  ## All tests but the slow ones with the oldest Lightning that is supported, and today's torch.
 	$(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-cuda: $(VENV)/.installed  ## What needs a GPU; all of it is skipped without one.
+	$(BIN)/python -m pytest -q -rs -m cuda tests/engine/test_cuda.py $(ARGS)
 
 bench: $(VENV)/.installed  ## Our engine and its switches beside a hand-written loop; tables in .bench.
 	$(BIN)/python benchmarks/rounds.py engine $(ARGS)
