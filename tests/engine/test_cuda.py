@@ -11,7 +11,7 @@ from fedlightning import SCAFFOLD, Algorithm, FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import CheckpointError
 from fedlightning.models import Conv4
-from tests.toys import client_states, examples, fit, net, same, state
+from tests.toys import examples, fit, net, same, state
 
 pytestmark = [
     pytest.mark.cuda,
