@@ -21,9 +21,14 @@ def _clean_process(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Leave empty files for figures, which take longer than all the rest of a tiny run."""
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """Leave empty files for figures, which take longer than all the rest of a tiny run.
+
+    A test that looks at them is marked with ``pictures``.
+    """
+    if request.node.get_closest_marker("pictures"):
+        return
     for module in ("personalization.results", "callbacks.run_record"):
         monkeypatch.setattr(f"fedlightning.{module}.save_figure", lambda _, path: path.touch())
     monkeypatch.setattr("fedlightning.personalization.results.clients_figure", lambda *_: None)

@@ -248,6 +248,7 @@ def test_a_run_without_loggers_writes_nothing(tmp_path):
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.pictures
 def test_the_run_folder_has_what_the_contract_says(tmp_path, capsys):
     fit(net(), FedBABU(), folder=tmp_path, callbacks=[PersonalizationCallback()])
     names = {path.name for path in (tmp_path / "lightning_logs" / "version_0").iterdir()}

@@ -10,8 +10,6 @@ from fedlightning.core.state import live_state
 from fedlightning.models import MLP
 from fedlightning.personalization.models.reader import read_index, read_personal
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 RULE = ["--trainer.callbacks=PersonalizationCallback", "--trainer.callbacks.lr=0.1"]
 EVERYTHING = ["--config=ok.yaml", *RULE, "--ckpt_path=last"]
 

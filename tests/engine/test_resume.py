@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,12 @@ def uninterrupted(algorithm, folder, **kwargs):
     module = net(dropout=0.3)
     built = fit(module, algorithm, rounds=4, cohort=3, folder=folder, **kwargs)
     return module, built
+
+
+@cache
+def uninterrupted_once(algorithm):
+    """Return the same, of a run without files that is made once for all tests."""
+    return uninterrupted(algorithm, None)
 
 
 class SaveOnException(pl.Callback):
@@ -92,7 +99,7 @@ def test_resume_after_a_round_equals_the_uninterrupted_run(algorithm, tmp_path):
 def test_a_run_stopped_anywhere_in_a_round_goes_on_as_if_nothing_had_been(
     hook, client, algorithm, tmp_path
 ):
-    whole, built = uninterrupted(algorithm, tmp_path / "whole")
+    whole, built = uninterrupted_once(algorithm)
     with pytest.raises(Stop):
         fit(
             net(dropout=0.3), algorithm, rounds=4, cohort=3, folder=tmp_path / "stopped",

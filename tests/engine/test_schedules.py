@@ -232,6 +232,7 @@ def test_only_versions_that_updates_under_way_have_read_are_kept(tmp_path):
     assert 0 in extra["versions"]
 
 
+@pytest.mark.pictures
 def test_a_timed_run_leaves_its_clock_and_its_timeline(tmp_path, capsys):
     run(UNEVEN, rounds=8, folder=tmp_path)
     folder = tmp_path / "lightning_logs/version_0"

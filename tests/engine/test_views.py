@@ -143,6 +143,7 @@ def test_the_main_view_is_what_it_is_without_others(finished, tmp_path):
     assert [{name: row[name] for name in theirs[0]} for row in ours] == theirs
 
 
+@pytest.mark.pictures
 def test_tables_and_pictures(finished):
     module, built, callback, folder, _ = finished
     by_hand = personal_accuracies(built, callback, module)

@@ -117,6 +117,7 @@ def test_momentum_goes_on_from_epoch_to_epoch(momentum, nesterov):
     assert all(same(*pair) for pair in zip(plain, curved, strict=True))
 
 
+@pytest.mark.pictures
 def test_the_table_is_of_the_clients_curves(tmp_path):
     callback = PersonalizationCallback(epochs=3, lr=0.2, curve=True)
     some = data((12, 9, 11, 10), val_fraction=0.3)

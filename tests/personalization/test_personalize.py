@@ -31,8 +31,6 @@ from fedlightning.personalization.models.writer import state_digest
 from fedlightning.personalization.on_demand import chosen_clients
 from tests.toys import data, examples, fit, loop_of, net, same, state, trainer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 PER = Algorithm(train="full", share="body")  # heads are kept
 LG = Algorithm(train="full", share="head")  # bodies are kept
 
