@@ -62,6 +62,16 @@ class WeightedUpdates:
         """Take one update in."""
         self._rule.push(update.state, self._weight(update))
 
+    def note(self, update: ClientUpdate) -> None:
+        """Hear of an update that another process takes in; its tensors are not here."""
+        assert isinstance(self._rule, WeightedMean)
+        self._rule.note(self._weight(update))
+
+    def combine(self, *exchange: Any) -> None:
+        """Add what other processes have taken in (see :meth:`WeightedMean.combine`)."""
+        assert isinstance(self._rule, WeightedMean)
+        self._rule.combine(*exchange)
+
     def result(self) -> State:
         """Return what the rule makes of the states."""
         return self._rule.result()

@@ -73,13 +73,17 @@ class ExactSums:
 
     @torch.no_grad()
     def combine(
-        self, gather: Callable[[Any], Sequence[Any]], add_up: Callable[[Tensor], None]
+        self,
+        gather: Callable[[Any], Sequence[Any]],
+        add_up: Callable[[Tensor], None],
+        device: torch.device | None = None,
     ) -> None:
         """Add the sums of other processes to this one's; all of them must call it.
 
         Args:
             gather: Returns every process's value of something small.
             add_up: Replaces a tensor by its sum over all processes, in whatever order.
+            device: Where the sums are, should this process have none.
         """
         mine = {key: (self._first[key], tuple(d.shape[1:])) for key, d in self._digits.items()}
         everyone = gather((self._terms, mine))
@@ -89,7 +93,7 @@ class ExactSums:
         for _, theirs in everyone:
             for key, (first, shape) in theirs.items():
                 firsts[key], shapes[key] = max(first, firsts.get(key, first)), shape
-        device = next((digits.device for digits in self._digits.values()), None)
+        device = next((digits.device for digits in self._digits.values()), device)
         for key, first in firsts.items():
             self._let_first_be(key, first, shapes[key], device)
         keys = sorted(firsts)
@@ -132,10 +136,10 @@ class ExactSums:
                 carry = carried(digits[place] / _BASE)
                 digits[place] -= carry * _BASE
                 digits[place - 1] += carry
-        total = digits[-1]
+        total: Tensor = digits[-1]
         for digit in reversed(digits[:-1]):
             total = digit + total / _BASE
-        return total * _BASE ** self._first[key]
+        return total.mul(_BASE ** self._first[key])
 
 
 def _first_of(term: Tensor) -> int:

@@ -114,6 +114,8 @@ class ClientUpdate:
         unsent: Keys of parameters that are frozen, and so not shared, and that the client has
             changed all the same.
         payload: Encoded tensors that an uplink stage has put in the place of ``state``.
+        elsewhere: Whether its tensors are with another process, which adds them: ``state`` is empty
+            and ``extras`` has names alone.
     """
 
     client: int
@@ -129,6 +131,7 @@ class ClientUpdate:
     staleness: int = 0
     unsent: tuple[str, ...] = ()
     payload: Tensor | None = None
+    elsewhere: bool = False
 
     @property
     def outputs(self) -> dict[str, Any]:

@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 
-Sums = Literal["float64", "float32"]
-"""Precision in which a server sums."""
+Sums = Literal["float64", "float32", "exact"]
+"""Precision in which a server sums; ``exact`` depends on neither order nor grouping."""
 
 
 def sum_dtype(device: torch.device, sums: Sums) -> torch.dtype:

@@ -84,6 +84,7 @@ class Executor(ABC):
     Attributes:
         attempts: What became of each job of the commit under way, in order.
         kept: What the clients of the commit keep, by client.
+        apart: Whether each worker hands on the tensors of its own clients' updates alone.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Executor(ABC):
         self._workers = workers
         self.attempts: list[Attempt[Trained]] = []
         self.kept: dict[int, State] = {}
+        self.apart = False
 
     def run(self, jobs: Sequence[Job], commit: int, least: int) -> Iterator[ClientUpdate]:
         """Yield the updates of a commit's jobs, each valid until the next is asked for.
@@ -222,6 +224,7 @@ class WorkerExecutor(Executor):
             device,
             skip=self._federation.on_client_failure == "skip",
             told_to_stop=self._events.told_to_stop,
+            apart=self.apart,
         )
         self._events.stop_if_told_to()
         for position, done in enumerate(trainings):

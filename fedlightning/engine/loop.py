@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from fedlightning.algorithms.context import ClientContext
@@ -293,6 +294,7 @@ class FederatedLoop(RoundLoop):
         )  # fmt: skip
         executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
         self._executor = executor(federation, clients, self, self.workers)
+        self._executor.apart = self._add_apart()
         config = federation.algorithm.server_data
         self._server_training = None
         if config is not None:
@@ -324,6 +326,17 @@ class FederatedLoop(RoundLoop):
                         f"worker {rank} has {name}: {settings.get(name)}, worker 0 "
                         f"{known.get(name)}; start all nodes with the same config and data."
                     )
+
+    def _add_apart(self) -> bool:
+        """Whether each worker adds its own clients' updates, so that none is sent to the others."""
+        if self.workers.size == 1:
+            return False
+        reason = self.server.why_not_apart(not isinstance(self.schedule, Synchronous))
+        if reason is None and self.listens("on_client_end"):
+            reason = "a callback has on_client_end"
+        if reason is not None and self.federation.client_algorithm.sums == "exact":
+            rank_zero_info(f"Every update is sent to every worker, because {reason}.")
+        return reason is None
 
     @property
     def planned_steps(self) -> PlannedSteps:
@@ -431,6 +444,8 @@ class FederatedLoop(RoundLoop):
                 if update.unsent:
                     raise FrozenChanged(update.unsent)
                 self.server.receive(update)
+            if self._executor.apart:
+                self.server.combine(self.workers.gather, self.workers.add_up)
             merged = self.server.aggregate()
         except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
             self.server.forget_round()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,7 @@ class ExtrasAccumulator:
         means: dict[str, State] = {"mean": {}, "weighted_mean": {}}
         own: State = {}
         for key, value in update.extras.items():
-            extra = self._algorithm.extra_of(key)
-            merge = extra.merge if extra is not None else "mean"
+            merge = self._merge(key)
             if merge in means:
                 if value.is_complex():
                     self._complex[key] = value.new_empty(0)
@@ -72,6 +72,26 @@ class ExtrasAccumulator:
         if means["weighted_mean"]:
             self._weighted.push(means["weighted_mean"], self._algorithm.weight(update))
             self._pushed.add("weighted_mean")
+
+    def note(self, update: ClientUpdate) -> None:
+        """Hear of an update that another process takes in; ``extras`` has the names."""
+        merges = {self._merge(key) for key in update.extras}
+        if "mean" in merges:
+            self._mean.note(1.0)
+        if "weighted_mean" in merges:
+            self._weighted.note(self._algorithm.weight(update))
+        self._pushed |= merges
+
+    def combine(self, *exchange: Any) -> None:
+        """Add what other processes have taken in; there are means alone."""
+        if "mean" in self._pushed:
+            self._mean.combine(*exchange)
+        if "weighted_mean" in self._pushed:
+            self._weighted.combine(*exchange)
+
+    def _merge(self, key: str) -> str:
+        extra = self._algorithm.extra_of(key)
+        return extra.merge if extra is not None else "mean"
 
     def finish(self) -> None:
         """Merge what was pushed."""

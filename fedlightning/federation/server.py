@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.mean import Mean
-from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator
+from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator, WeightedUpdates
 from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
 from fedlightning.core.messages import Broadcast, ClientUpdate
 from fedlightning.core.state import State, as_complex, as_real, first_non_finite
@@ -182,6 +182,12 @@ class Server:
 
     def receive(self, update: ClientUpdate) -> None:
         """Take an update in; its tensors may be overwritten afterwards."""
+        if update.elsewhere:
+            now = {key: self._model[key] for key in self._shared}
+            if self._round is None:
+                self._round = _Round(self._algorithm, self._rule, now, self._parameters, update)
+            self._round.note(update)
+            return
         received = self._received(update.version)
         for stage in reversed(self._uplink):
             update = stage.receive(update, received, self._parameters)
@@ -196,6 +202,50 @@ class Server:
             if self._sequential:
                 self._round.take_integers(update)
         self._round.push(update)
+
+    def why_not_apart(self, staleness: bool = False) -> str | None:
+        """Return why all processes need all updates, or ``None`` if each can add its own.
+
+        Args:
+            staleness: Whether updates may have started from older models.
+        """
+        algorithm, shared = self._algorithm, (self._model[key] for key in self._shared)
+        merges = {message.merge for message in algorithm.uplinks}
+        hooks = algorithm.hooks
+        for says, holds in (
+            ('sums are not "exact"', algorithm.sums != "exact"),
+            (f"{self._rule.name} compares them", not isinstance(self._rule, Mean)),
+            ("the algorithm merges by a rule of its own", not self._merges_by_weights),
+            ("a method looks at each of them", any(hook.needs_states for hook in hooks)),
+            ("extras are not means", not merges <= {"mean", "weighted_mean"}),
+            ("they may be stale", staleness or self._sequential),
+            ("some tensors are bool or complex", any(
+                value.dtype is torch.bool or value.is_complex() for value in shared
+            )),
+        ):  # fmt: skip
+            if holds:
+                return says
+        return None
+
+    @property
+    def _merges_by_weights(self) -> bool:
+        algorithm = self._algorithm
+        return not algorithm.merges_at_once and isinstance(
+            algorithm.accumulator(Mean().start({}, ())), WeightedUpdates
+        )
+
+    def combine(
+        self, gather: Callable[[Any], Sequence[Any]], add_up: Callable[[Tensor], None]
+    ) -> None:
+        """Add what other processes have received; all of them must call it.
+
+        Args:
+            gather: Returns every process's value of something small.
+            add_up: Replaces a tensor by its sum over all processes.
+        """
+        if self._round is not None:
+            device = next((value.device for value in self._model.values()), None)
+            self._round.combine(gather, add_up, device)
 
     def aggregate(self) -> State:
         """Return the next values of the shared part; :meth:`commit` makes them count.
@@ -385,6 +435,18 @@ class _Round:
             del self._flags[key]
         self._states.push(update)
         self.count += 1
+
+    def note(self, update: ClientUpdate) -> None:
+        """Hear of an update that another process takes in."""
+        assert isinstance(self._states, WeightedUpdates)
+        self._states.note(update)
+        self._extras.note(update)
+        self.count += 1
+
+    def combine(self, *exchange: Any) -> None:
+        assert isinstance(self._states, WeightedUpdates)
+        self._states.combine(*exchange)
+        self._extras.combine(*exchange)
 
     def result(self) -> tuple[State, ExtrasAccumulator]:
         merged = as_complex(self._states.result(), self._like)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fedlightning.algorithms.aggregation.base import (
     floats_of,
     require_finite,
 )
+from fedlightning.core.exact_sum import ExactSums
 from fedlightning.core.state import State, Sums, sum_dtype
 
 __all__ = ["Mean", "WeightedMean"]
@@ -47,7 +49,10 @@ class WeightedMean:
 
     Args:
         sums: ``float32`` adds in single precision, as most published code does: needed to replay
-            a published run to the last bit, because training amplifies the difference.
+            a published run to the last bit, because training amplifies the difference. ``exact``
+            adds without rounding (see :class:`~fedlightning.core.exact_sum.ExactSums`), so that
+            several processes can each add their own clients' states and then :meth:`combine` the
+            sums, to the bits of one process.
 
     Example:
         >>> mean = WeightedMean()
@@ -60,6 +65,7 @@ class WeightedMean:
     def __init__(self, sums: Sums = "float64") -> None:
         self._sums_in: Sums = sums
         self._sums: State | None = None
+        self._exact = ExactSums() if sums == "exact" else None
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
 
@@ -80,16 +86,44 @@ class WeightedMean:
         if self._sums is None:
             self._dtypes = {key: value.dtype for key, value in values.items()}
             self._sums = {
-                key: torch.zeros_like(value, dtype=self._dtype(value))
+                key: torch.empty_like(value, device="meta")
+                if self._exact is not None
+                else torch.zeros_like(value, dtype=self._dtype(value))
                 for key, value in values.items()
             }
         self._weight += weight
-        if values:
+        if self._exact is not None:
+            self._exact.add(values, weight)
+        elif values:
             torch._foreach_add_(
                 [self._sums[key] for key in values],
                 [value.to(self._dtype(value)) for value in values.values()],
                 alpha=weight,
             )
+
+    def note(self, weight: float) -> None:
+        """Hear of a state that another process adds; in the order in which all are pushed."""
+        check_weight(weight)
+        self._weight += weight
+
+    def combine(
+        self,
+        gather: Callable[[Any], Sequence[Any]],
+        add_up: Callable[[Tensor], None],
+        device: torch.device | None = None,
+    ) -> None:
+        """Add the sums of other processes; all of them must call it, with ``sums="exact"``.
+
+        Args:
+            gather: Returns every process's value of something small.
+            add_up: Replaces a tensor by its sum over all processes.
+            device: Where the sums are.
+        """
+        assert self._exact is not None, 'only sums="exact" can be combined'
+        for theirs in gather(self._dtypes):
+            self._dtypes |= theirs
+        self._exact.combine(gather, add_up, device)
+        self._sums = self._sums if self._sums is not None else {}
 
     def result(self) -> State:
         """Return the mean, each tensor in its own dtype.
@@ -100,9 +134,8 @@ class WeightedMean:
         """
         if self._sums is None:
             raise ValueError("the mean of no states")
-        mean = {
-            key: (total / self._weight).to(self._dtypes[key]) for key, total in self._sums.items()
-        }
+        sums = self._sums if self._exact is None else self._exact.result()
+        mean = {key: (total / self._weight).to(self._dtypes[key]) for key, total in sums.items()}
         require_finite(mean)
         return mean
 

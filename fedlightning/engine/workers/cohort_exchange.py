@@ -87,6 +87,7 @@ def train_in_parallel(
     device: torch.device,
     skip: bool,
     told_to_stop: Callable[[], bool] = lambda: False,
+    apart: bool = False,
 ) -> Iterator[Attempt[Trained]]:
     """Train this worker's jobs, then hand on every job's update in order.
 
@@ -105,6 +106,8 @@ def train_in_parallel(
             order is all that is handed on.
         told_to_stop: Whether to leave the rest of this worker's jobs alone: the caller stops on
             all workers then.
+        apart: Whether each worker gets the tensors of its own updates alone (and what clients keep
+            of all): it adds them, and the sums are added afterwards.
     """
     shares = shares_of(jobs, sizes, workers.size)
     mine: dict[int, Attempt[Trained]] = {}
@@ -130,7 +133,7 @@ def train_in_parallel(
         own = mine.get(at)
         error = own.error if own is not None else None
         return iter([Attempt(jobs[at].client, None, reports[at].failures, error)])
-    return _in_order(workers, jobs, shares, mine, reports, shared, device)
+    return _in_order(workers, jobs, shares, mine, reports, shared, device, apart)
 
 
 def _in_order(
@@ -141,6 +144,7 @@ def _in_order(
     reports: Mapping[int, _Report],
     shared: Mapping[str, Tensor],
     device: torch.device,
+    apart: bool,
 ) -> Iterator[Attempt[Trained]]:
     owner = {position: rank for rank, share in enumerate(shares) for position in share}
     for position, job in enumerate(jobs):
@@ -150,6 +154,17 @@ def _in_order(
             yield Attempt(job.client, None, report.failures, error)
             continue
         mine_too = own.result if own is not None else None
+        if apart:
+            kept = workers.send(
+                None if mine_too is None else mine_too.kept,
+                _room(report.kept, device),
+                owner[position],
+            )
+            names = {key: torch.empty(0) for key in report.extras}
+            light = replace(report.update, extras=names, elsewhere=True)
+            update = light if mine_too is None else mine_too.update
+            yield Attempt(job.client, Trained(update, kept, report.flags), report.failures)
+            continue
         tensors: tuple[State | None, ...] = (None, None, None, None)
         if mine_too is not None:
             update = mine_too.update

@@ -65,6 +65,11 @@ class Workers:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
     def _meet(self) -> None:
         """Wait for the other workers; unlike a collective, signals and failures interrupt it."""
         arrived, pause = dist.barrier(async_op=True), 1e-4
