@@ -97,6 +97,7 @@ class Executor(ABC):
         self.attempts: list[Attempt[Trained]] = []
         self.kept: dict[int, State] = {}
         self.apart = False
+        self._dealt = 0
 
     def run(self, jobs: Sequence[Job], commit: int, least: int) -> Iterator[ClientUpdate]:
         """Yield the updates of a commit's jobs, each valid until the next is asked for.
@@ -196,8 +197,13 @@ class WorkerExecutor(Executor):
 
     def _updates(self, jobs: Sequence[Job], commit: int) -> Iterator[ClientUpdate]:
         sizes = self._sizes(jobs)
-        mine = shares_of(jobs, sizes, self._workers.size)[self._workers.rank]
-        self._clients.plan([jobs[position] for position in mine])
+        deal = None
+        if self._federation.clients_per_kernel == 1:
+            self._dealt += 1
+            deal = self._workers.counter(f"commit {commit}, {self._dealt}")
+        if deal is None:
+            mine = shares_of(jobs, sizes, self._workers.size)[self._workers.rank]
+            self._clients.plan([jobs[position] for position in mine])
 
         def train(job: Job) -> Attempt[Trained]:
             try:
@@ -225,6 +231,7 @@ class WorkerExecutor(Executor):
             skip=self._federation.on_client_failure == "skip",
             told_to_stop=self._events.told_to_stop,
             apart=self.apart,
+            deal=deal,
         )
         self._events.stop_if_told_to()
         for position, done in enumerate(trainings):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from fedlightning import Algorithm
+from fedlightning import Algorithm, FedAvg
 from fedlightning.engine.run_folder import RunFolder
 from fedlightning.engine.workers import nodes
+from fedlightning.engine.workers.cohort_exchange import dealt_out
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.engine.workers.nodes import (
     World,
@@ -21,10 +23,12 @@ from fedlightning.engine.workers.nodes import (
     nodes_and_devices,
     on_another_node,
 )
+from fedlightning.engine.workers.strategy import FederatedDDPStrategy
 from fedlightning.errors import ConfigError
+from fedlightning.federation.jobs import Job
 from fedlightning.storage.checkpoint_io import has_checkpoint
 from fedlightning.storage.checkpoint_reader import rounds_in
-from tests.toys import fit, net, same, state
+from tests.toys import data, fit, net, same, state
 
 KEPT = Algorithm(train="full", share="body")
 
@@ -155,3 +159,39 @@ strategy.end_children()
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 5
     assert ended.stderr.splitlines()[-1] == "error: worker 1 died (signal 6) after the run"
+
+
+class SlowSecond(pl.Callback):
+    """Counts the clients that each worker trains; the second one is slow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_client_trained(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            time.sleep(0.4)
+        with (self.folder / f"trained.{trainer.global_rank}").open("a") as file:
+            file.write("x")
+
+
+@pytest.mark.parametrize("algorithm", [KEPT, FedAvg(sums="exact")], ids=["sent", "added apart"])
+def test_a_slow_machine_gets_fewer_clients_and_the_bits_are_the_same(algorithm, tmp_path):
+    clients = data((8,) * 8)
+    one = net()
+    fit(one, algorithm, rounds=2, datamodule=clients)
+    fit(
+        net(), algorithm, rounds=2, folder=tmp_path, datamodule=data((8,) * 8), devices=2,
+        accelerator="cpu", callbacks=[SlowSecond(tmp_path)],
+        strategy=FederatedDDPStrategy(start_method="fork", deals_out=True),
+    )  # fmt: skip
+    first, second = ((tmp_path / f"trained.{rank}").read_text() for rank in (0, 1))
+    assert len(first) + len(second) == 2 * 8
+    assert len(first) > len(second) >= 2
+    [last] = tmp_path.rglob("last.ckpt")
+    assert same(torch.load(last, weights_only=True)["state_dict"], state(one))
+
+
+def test_the_longest_clients_are_dealt_first_and_a_clients_jobs_stay_together():
+    jobs = [Job(client, 0, place) for place, client in enumerate((5, 3, 5, 9))]
+    numbers = iter(range(10))
+    assert list(dealt_out(jobs, [2, 5, 2, 1], lambda: next(numbers))) == [[1], [0, 2], [3]]

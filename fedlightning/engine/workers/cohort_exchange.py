@@ -17,7 +17,7 @@ from fedlightning.errors import FederationError
 from fedlightning.federation.failures import Attempt, ClientFailure
 from fedlightning.federation.jobs import Job
 
-__all__ = ["Trained", "shares_of", "train_in_parallel"]
+__all__ = ["Trained", "dealt_out", "shares_of", "train_in_parallel"]
 
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 _PAYLOAD = "payload"
@@ -67,15 +67,40 @@ def shares_of(jobs: Sequence[Job], sizes: Sequence[int], workers: int) -> list[l
         >>> shares_of(jobs, [1, 3, 1], workers=2)
         [[1], [0, 2]]
     """
-    places: dict[int, list[int]] = {}
-    for place, job in enumerate(jobs):
-        places.setdefault(job.client, []).append(place)
-    groups = list(places.values())
+    groups = _by_client(jobs)
     work = [sum(sizes[place] for place in group) for group in groups]
     return [
         sorted(place for group in share for place in groups[group])
         for share in longest_first(work, workers)
     ]
+
+
+def dealt_out(
+    jobs: Sequence[Job], sizes: Sequence[int], deal: Callable[[], int]
+) -> Iterator[list[int]]:
+    """Yield the places of one client's jobs after another's, as this worker asks for them.
+
+    Args:
+        jobs: The jobs of a commit, in their order.
+        sizes: How much work each of them is; the longest come first.
+        deal: Returns the next number that no worker has got yet.
+
+    Example:
+        >>> jobs = [Job(client, 0, position) for position, client in enumerate((4, 7, 4))]
+        >>> list(dealt_out(jobs, [1, 3, 1], deal=iter([0, 1, 2]).__next__))
+        [[1], [0, 2]]
+    """
+    groups = _by_client(jobs)
+    groups.sort(key=lambda group: -sum(sizes[place] for place in group))
+    while (number := deal()) < len(groups):
+        yield groups[number]
+
+
+def _by_client(jobs: Sequence[Job]) -> list[list[int]]:
+    places: dict[int, list[int]] = {}
+    for place, job in enumerate(jobs):
+        places.setdefault(job.client, []).append(place)
+    return list(places.values())
 
 
 def train_in_parallel(
@@ -88,6 +113,7 @@ def train_in_parallel(
     skip: bool,
     told_to_stop: Callable[[], bool] = lambda: False,
     apart: bool = False,
+    deal: Callable[[], int] | None = None,
 ) -> Iterator[Attempt[Trained]]:
     """Train this worker's jobs, then hand on every job's update in order.
 
@@ -108,16 +134,23 @@ def train_in_parallel(
             all workers then.
         apart: Whether each worker gets the tensors of its own updates alone (and what clients keep
             of all): it adds them, and the sums are added afterwards.
+        deal: Deals clients out while the commit is under way (see :func:`dealt_out`), where
+            workers are not equally fast; by default shares are fixed before.
     """
-    shares = shares_of(jobs, sizes, workers.size)
     mine: dict[int, Attempt[Trained]] = {}
-    for position in shares[workers.rank]:
+    share = (
+        iter([shares_of(jobs, sizes, workers.size)[workers.rank]])
+        if deal is None
+        else dealt_out(jobs, sizes, deal)
+    )
+    for position in (place for places in share for place in places):
         if told_to_stop():
             break
         mine[position] = train(jobs[position])
         if mine[position].result is None and not skip:
             break
     reports: dict[int, _Report] = {}
+    owner: dict[int, int] = {}
     told = {at: _report(attempt, shared) for at, attempt in mine.items()}
     plan = crc32(repr([(job.client, job.version) for job in jobs]).encode())
     for rank, (others_plan, others) in enumerate(workers.gather((plan, told))):
@@ -127,26 +160,26 @@ def train_in_parallel(
                 "different rounds; a callback must stop a run on all workers or on none."
             )
         reports |= others
+        owner |= dict.fromkeys(others, rank)
     failed = sorted(at for at, report in reports.items() if report.update is None)
     if failed and not skip:
         at = failed[0]
         own = mine.get(at)
         error = own.error if own is not None else None
         return iter([Attempt(jobs[at].client, None, reports[at].failures, error)])
-    return _in_order(workers, jobs, shares, mine, reports, shared, device, apart)
+    return _in_order(workers, jobs, owner, mine, reports, shared, device, apart)
 
 
 def _in_order(
     workers: Workers,
     jobs: Sequence[Job],
-    shares: list[list[int]],
+    owner: Mapping[int, int],
     mine: dict[int, Attempt[Trained]],
     reports: Mapping[int, _Report],
     shared: Mapping[str, Tensor],
     device: torch.device,
     apart: bool,
 ) -> Iterator[Attempt[Trained]]:
-    owner = {position: rank for rank, share in enumerate(shares) for position in share}
     for position, job in enumerate(jobs):
         own, report = mine.pop(position, None), reports[position]
         if report.update is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -27,18 +27,39 @@ class Workers:
         rank: This process.
         size: Number of processes; with one, nothing is ever sent.
         watchdog: Knows which of the others are lost.
+        counters: Where processes of unequal speed count together.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watchdog: Watchdog | None = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        watchdog: Watchdog | None = None,
+        counters: dist.Store | None = None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self._watchdog = watchdog
+        self._counters = counters
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Workers:
         """Return a trainer's processes."""
         watchdog = getattr(trainer.strategy, "watchdog", None)
-        return cls(trainer.global_rank, trainer.world_size, watchdog)
+        counters = getattr(trainer.strategy, "counters", None)
+        return cls(trainer.global_rank, trainer.world_size, watchdog, counters)
+
+    def counter(self, name: str) -> Callable[[], int] | None:
+        """Return a function that gives each number from 0 on to one process only.
+
+        Args:
+            name: The same on all processes, and never used before.
+
+        Returns:
+            ``None`` where processes are equally fast, so that nothing has to be dealt out.
+        """
+        store = self._counters
+        return None if store is None else lambda: store.add(name, 1) - 1
 
     def owns(self, index: int) -> bool:
         """Whether this process does the task ``index`` where tasks are dealt out in turn."""

@@ -41,6 +41,8 @@ class FederatedDDPStrategy(DDPStrategy):
 
     Args:
         num_threads: CPU threads of torch in each process; ``None`` leaves Lightning's choice.
+        deals_out: Whether workers get clients while a round is under way, and not before it, since
+            they are not equally fast; with several nodes always.
         **kwargs: Arguments of DDPStrategy.
 
     Attributes:
@@ -48,9 +50,11 @@ class FederatedDDPStrategy(DDPStrategy):
             ended by force.
     """
 
-    def __init__(self, num_threads: int | None = 1, **kwargs: Any) -> None:
+    def __init__(self, num_threads: int | None = 1, deals_out: bool = False, **kwargs: Any) -> None:
         super().__init__(**{"timeout": _LONGEST_WAIT, **kwargs})
         self.on_forced_exit: Callable[[WorkerLost], int] | None = None
+        self.counters: dist.Store | None = None
+        self._deals_out = deals_out
         self._num_threads = num_threads
         self._watchdog: Watchdog | None = None
         self._children: list[subprocess.Popen[bytes]] = []
@@ -78,6 +82,8 @@ class FederatedDDPStrategy(DDPStrategy):
                 several = self.num_nodes > 1 and self.cluster_environment is not None
                 address = self.cluster_environment.main_address if several else None  # type: ignore[union-attr]
                 self._watchdog.connect(_from_rank_0, address)
+                if several or self._deals_out:
+                    self.counters = _counters(self.global_rank, address or "127.0.0.1")
                 atexit.register(_leave_group)
         if self._num_threads is not None:  # the launcher has set its own idea of it
             torch.set_num_threads(self._num_threads)
@@ -229,6 +235,15 @@ class FederatedDDPStrategy(DDPStrategy):
             for child in self._children:
                 child.send_signal(signal.SIGKILL)
             os._exit(code)
+
+
+def _counters(rank: int, address: str) -> dist.Store:
+    """Return a store in which all processes count; rank 0 serves it."""
+    if rank == 0:
+        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        _from_rank_0(store.port)
+        return store
+    return dist.TCPStore(address, _from_rank_0(0), is_master=False)
 
 
 def _leave_group() -> None:
