@@ -217,6 +217,7 @@ class RunRecord(pl.Callback):
             ),
             keeps_parts=bool(loop.roles.kept),
             clock=_clock(loop),
+            sized=loop.federation.sized,
         )
 
     def state_dict(self) -> dict[str, Any]:

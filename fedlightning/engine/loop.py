@@ -182,7 +182,7 @@ class FederatedLoop(RoundLoop):
         return self.model.personal_model(client, self.client_store.get(client) or {})
 
     def clients_per_round(self) -> int:
-        """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
+        """Return the cohort's size, expected where cohorts have any (``fast_dev_run=n``: <= n)."""
         size = self.federation.cohort_count(len(self.data.training_clients))
         fast = int(getattr(self.trainer, "fast_dev_run", 0))
         return min(size, fast) if fast else size
@@ -197,6 +197,8 @@ class FederatedLoop(RoundLoop):
         size = self.clients_per_round()
         clients = self.data.training_clients
         cohort = self.federation.cohort(key, self.data.num_clients, size, clients)
+        if not self.federation.sized:
+            return cohort[: int(getattr(self.trainer, "fast_dev_run", 0)) or None]
         if len(cohort) < size:
             raise ConfigError(
                 f"the cohort of round {round_index} has {len(cohort)} clients, "
@@ -215,6 +217,7 @@ class FederatedLoop(RoundLoop):
             self.cohort,
             data.num_examples,
             self._sample,
+            self.federation.sized,
         )
 
     def _sample(self, commit: int, size: int, again: int) -> tuple[int, ...]:
@@ -238,7 +241,7 @@ class FederatedLoop(RoundLoop):
         self.model.freeze()
         self.set_memory_format()
         self.federation.check_leave_out(self.data.training_clients)
-        if not getattr(self.trainer, "fast_dev_run", 0):
+        if self.federation.sized and not getattr(self.trainer, "fast_dev_run", 0):
             size, given_by = self.jobs_per_commit(), self.schedule.size_given_by
             self.federation.check_min_clients(size, given_by)
             if self.federation.aggregator is not None:
@@ -473,6 +476,8 @@ class FederatedLoop(RoundLoop):
     def _check_arrivals(self, after: ScheduleState) -> None:
         """Refuse a commit for which too few updates arrive."""
         least, whole = self.federation.min_clients, self.jobs_per_commit()
+        if not self.federation.sized:  # a cohort may have fewer clients, or none
+            whole = len(self.jobs) + sum(after.counts.values())
         if len(self.jobs) < min(least, whole):
             reasons = ", ".join(f"{count} {name}" for name, count in after.counts.items() if count)
             raise FederationError(

@@ -8,12 +8,13 @@ from typing import ClassVar
 
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.seeding import Key
-from fedlightning.core.validation import is_number
+from fedlightning.core.validation import check_number, is_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "ClientSampler",
     "FixedCohorts",
+    "PoissonSampler",
     "UniformSampler",
     "check_cohort_size",
     "choose",
@@ -28,9 +29,12 @@ class ClientSampler(NamedArguments, ABC):
         anonymous: Whether one client is as good as another to it. Where clients are held out
             (``data.held_out_clients``) such a sampler is asked for places among those that train;
             any other one is told of all clients and must not choose those that are held out.
+        sized: Whether it is told how many clients to choose. A sampler that decides that itself,
+            anew for every cohort, needs ``federation.cohort_size: null``.
     """
 
     anonymous: ClassVar[bool] = False
+    sized: ClassVar[bool] = True
 
     @abstractmethod
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
@@ -39,8 +43,12 @@ class ClientSampler(NamedArguments, ABC):
         Args:
             key: The round's random stream (purpose ``"cohort"``).
             population: Number of clients; ids are 0..population-1.
-            size: Number of clients to choose.
+            size: Number of clients to choose; of no meaning to a sampler that is not ``sized``.
         """
+
+    def expected(self, population: int) -> float:
+        """Return the expected number of clients in a cohort, of a sampler that is not ``sized``."""
+        raise NotImplementedError
 
 
 class UniformSampler(ClientSampler):
@@ -58,6 +66,45 @@ class UniformSampler(ClientSampler):
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
         """Return ``size`` distinct clients drawn without replacement."""
         return tuple(key.numpy().choice(population, size=size, replace=False).tolist())
+
+
+class PoissonSampler(ClientSampler):
+    r"""Every client is in a cohort with probability ``q``, independently of all others.
+
+    Cohorts have any size, none at all included: :math:`n \sim \text{Binomial}(N, q)`, then ``n``
+    clients without replacement, which is the same and costs O(cohort). Theorems about privacy by
+    sampling are about this sampler (:class:`~fedlightning.privacy.ClientDP`). A round of an empty
+    cohort leaves the model as it is, but for the noise that privacy adds.
+
+    Args:
+        q: The probability, in (0, 1].
+
+    Raises:
+        ConfigError: If it is not in this range.
+
+    Example:
+        >>> sampler = PoissonSampler(q=0.05)
+        >>> [len(sampler.cohort(Key(0, "cohort", round=r), 100, 0)) for r in range(6)]
+        [5, 3, 7, 6, 5, 4]
+        >>> sampler.expected(100)
+        5.0
+    """
+
+    anonymous = True
+    sized = False
+
+    def __init__(self, q: float) -> None:
+        self.q = float(check_number("federation.sampler.q", q, above=0, at_most=1))
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the clients of a cohort, in random order."""
+        generator = key.numpy()
+        size = int(generator.binomial(population, self.q))
+        return tuple(generator.choice(population, size=size, replace=False).tolist())
+
+    def expected(self, population: int) -> float:
+        """Return ``q * population``."""
+        return self.q * population
 
 
 class FixedCohorts(ClientSampler):

@@ -71,7 +71,7 @@ class Federation(NamedArguments):
             ``local`` leaves each client its own, integers included; ``exclude`` makes every turn
             start from the initial ones.
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
-            all that train.
+            all that train; ``None`` where the sampler decides (:class:`PoissonSampler`).
         local_epochs: Passes over its own data that a client makes each time it is chosen.
         local_steps: Optimizer steps that each client takes instead, however many examples it has:
             it passes over its data as often as it needs to, the last time in part.
@@ -125,7 +125,7 @@ class Federation(NamedArguments):
     schedule: Schedule | None = None
     optimizer_state: OptimizerState | None = None
     buffers: Buffers = "average"
-    cohort_size: int | float = 0.1
+    cohort_size: int | float | None = 0.1
     local_epochs: int = 1
     local_steps: int | None = None
     head: str | list[str] | None = None
@@ -161,10 +161,31 @@ class Federation(NamedArguments):
         megabytes = self.personal_memory_mb
         if not (isinstance(megabytes, (int, float)) and megabytes >= 0):
             raise ConfigError(f"federation.personal_memory_mb must be >= 0, got {megabytes}.")
-        check_cohort_size(self.cohort_size)
+        self._check_cohort_size()
         self._check_faults()
         check_choice("federation.buffers", self.buffers, get_args(Buffers))
         _ = self.client_algorithm
+
+    def _check_cohort_size(self) -> None:
+        size, sampler = self.cohort_size, self.sampler
+        if self.sized:
+            if size is None:
+                raise ConfigError(
+                    "federation.cohort_size=null needs a sampler that says how many clients make a "
+                    "round; set federation.sampler to PoissonSampler, or give a number or a share."
+                )
+            check_cohort_size(size)
+        elif size is not None:
+            raise ConfigError(
+                f"federation.cohort_size={size}: cohorts of {type(sampler).__name__} have any "
+                "size; set it to null."
+            )
+        schedule = self.schedule
+        if not self.sized and schedule is not None and not schedule.any_cohort:
+            raise ConfigError(
+                f"federation.schedule: {schedule!r} needs cohorts of one size, which "
+                f"{type(sampler).__name__} does not give; use another sampler, or plain rounds."
+            )
 
     def _check_leave_out(self) -> None:
         if not isinstance(self.leave_out, (list, tuple)):
@@ -268,6 +289,11 @@ class Federation(NamedArguments):
             self.check_min_clients(self.cohort_size)
 
     @property
+    def sized(self) -> bool:
+        """Whether all cohorts have the same number of clients."""
+        return self.sampler is None or self.sampler.sized
+
+    @property
     def _has_rounds(self) -> bool:
         return self.schedule is None or isinstance(self.schedule, Synchronous)
 
@@ -341,11 +367,14 @@ class Federation(NamedArguments):
             )
 
     def cohort_count(self, population: int) -> int:
-        """Return the number of clients a round in a population.
+        """Return the number of clients a round in a population; of any size, the expected one.
 
         Raises:
             ConfigError: If there are not as many.
         """
+        if self.cohort_size is None:
+            assert self.sampler is not None, "cohort_size was checked"
+            return max(1, round(self.sampler.expected(population)))
         return cohort_count(self.cohort_size, population)
 
     def cohort(

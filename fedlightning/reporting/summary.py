@@ -93,7 +93,7 @@ class RunSummary:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
         clients: Clients that may train.
-        cohort_size: Clients per round.
+        cohort_size: Clients per round; where that varies, the expected number.
         seconds: Wall time.
         global_acc: Global model on each client's own test data, at the last validation.
         before: Global model on each client's own test data, at the last personalization.
@@ -110,6 +110,7 @@ class RunSummary:
         views: The other views.
         keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
         clock: What the simulated clock says, if the schedule has one.
+        sized: Whether all rounds have as many clients.
     """
 
     algorithm: str
@@ -132,6 +133,7 @@ class RunSummary:
     views: tuple[ViewSummary, ...] = ()
     keeps_parts: bool = False
     clock: str = ""
+    sized: bool = True
 
 
 def render(
@@ -196,7 +198,9 @@ def _heading(summary: RunSummary, width: int, painter: Painter) -> str:
 def _work_done(summary: RunSummary) -> str:
     rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds:,} rounds"
     cohort = f"{summary.cohort_size:,} of {summary.clients:,} clients a round"
-    if summary.cohort_size == summary.clients:
+    if not summary.sized:
+        cohort = f"about {cohort}"
+    elif summary.cohort_size == summary.clients:
         cohort = f"all {summary.clients:,} clients a round"
     return f"{rounds} · {cohort} · {duration(summary.seconds)}"
 
