@@ -47,6 +47,7 @@ from fedlightning.storage.run_layout import (
     PARTITION_FIGURE,
     PARTITION_TABLE,
     PERSONAL_MODELS,
+    PRIVACY,
     ROUNDS,
     TIMELINE,
     TIMELINE_FIGURE,
@@ -57,6 +58,7 @@ __all__ = ["RunRecord"]
 _FILES = (
     CONFIG,
     METRICS,
+    PRIVACY,
     ROUNDS,
     CURVES_FIGURE,
     TIMELINE,
@@ -218,6 +220,7 @@ class RunRecord(pl.Callback):
             keeps_parts=bool(loop.roles.kept),
             clock=_clock(loop),
             sized=loop.federation.sized,
+            privacy=loop.private.summary(loop.server.private_state) if loop.private else (),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fedlightning.federation.optimizer_state import (
     lifetime_of,
     with_optimizer_state,
 )
+from fedlightning.federation.privacy_checks import check_algorithm, check_rounds
 from fedlightning.federation.sampling import (
     ClientSampler,
     UniformSampler,
@@ -36,7 +37,8 @@ from fedlightning.federation.sampling import (
 )
 from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.server import check_robust
-from fedlightning.federation.uplink import Compression, UplinkStage
+from fedlightning.federation.uplink import ClipNorm, Compression, PrivateClip, UplinkStage
+from fedlightning.privacy.settings import ClientDP
 
 __all__ = ["Federation"]
 
@@ -109,6 +111,8 @@ class Federation(NamedArguments):
             the same rounds, with the same batches and random numbers, as if nobody were struck; a
             round of which nobody is left changes nothing. ``python -m fedlightning influence``
             replays runs so.
+        privacy: The differential privacy of whole clients (:class:`~fedlightning.ClientDP`);
+            ``None`` promises none.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -141,6 +145,7 @@ class Federation(NamedArguments):
     client_timeout: float | None = None
     seed: int | None = None
     leave_out: list[int] = field(default_factory=list)
+    privacy: ClientDP | None = None
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -164,6 +169,16 @@ class Federation(NamedArguments):
         self._check_cohort_size()
         self._check_faults()
         check_choice("federation.buffers", self.buffers, get_args(Buffers))
+        if self.privacy is not None:
+            check_instance("federation.privacy", self.privacy, ClientDP)
+            check_rounds(
+                self.privacy,
+                self.schedule,
+                self.clients_per_kernel,
+                self.min_clients,
+                self.on_client_failure,
+            )
+            check_algorithm(self.algorithm, self.aggregator)
         _ = self.client_algorithm
 
     def _check_cohort_size(self) -> None:
@@ -229,7 +244,8 @@ class Federation(NamedArguments):
             )
         for stage in self.uplink:
             check_instance("federation.uplink", stage, UplinkStage)
-        if any(isinstance(stage, Compression) for stage in self.stages[:-1]):
+        given = [*self.uplink, *([self.compression] if self.compression is not None else [])]
+        if any(isinstance(stage, Compression) for stage in given[:-1]):
             raise ConfigError(
                 "federation.uplink: compression must be the last stage, and there can be only one."
             )
@@ -299,8 +315,15 @@ class Federation(NamedArguments):
 
     @property
     def stages(self) -> tuple[UplinkStage, ...]:
-        """The stages between client and server, compression last."""
-        return (*self.uplink, *([self.compression] if self.compression is not None else []))
+        """The stages between client and server: clipping for privacy, compression last."""
+        privacy, compression = self.privacy, self.compression
+        clip: list[UplinkStage] = []
+        if privacy is not None:
+            adaptive = privacy.adaptive is not None
+            clip = [PrivateClip() if adaptive else ClipNorm(privacy.first_norm)]
+        own = [stage for stage in self.uplink if not isinstance(stage, Compression)]
+        last = [stage for stage in self.uplink if isinstance(stage, Compression)]
+        return (*own, *clip, *last, *([compression] if compression is not None else []))
 
     @property
     def optimizer_lifetime(self) -> OptimizerState:

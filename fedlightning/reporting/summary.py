@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TextIO
@@ -31,6 +32,7 @@ from fedlightning.storage.run_layout import (
     PARTITION_FIGURE,
     PARTITION_TABLE,
     PERSONAL_MODELS,
+    PRIVACY,
     ROUNDS,
     TIMELINE,
     TIMELINE_FIGURE,
@@ -51,6 +53,7 @@ _FILES = {
     FINETUNING: "accuracy after each epoch of fine-tuning",
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     FORGETTING_FIGURE: "what the model forgets of clients",
+    PRIVACY: "what was released with noise, and what that has cost",
     PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
     CURVES_FIGURE: "metrics over the rounds",
     TIMELINE: "each update: client, model version, simulated times",
@@ -111,6 +114,7 @@ class RunSummary:
         keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
         clock: What the simulated clock says, if the schedule has one.
         sized: Whether all rounds have as many clients.
+        privacy: What was promised to whom and at which cost, line by line.
     """
 
     algorithm: str
@@ -134,6 +138,7 @@ class RunSummary:
     keeps_parts: bool = False
     clock: str = ""
     sized: bool = True
+    privacy: tuple[str, ...] = ()
 
 
 def render(
@@ -174,6 +179,7 @@ def render(
         [INDENT + line for line in (_work_done(summary), summary.clock) if line],
         accuracies(summary, width, painter),
         *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
+        _privacy(summary, width, painter),
         _folder(summary, painter),
     ):
         if block:
@@ -203,6 +209,15 @@ def _work_done(summary: RunSummary) -> str:
     elif summary.cohort_size == summary.clients:
         cohort = f"all {summary.clients:,} clients a round"
     return f"{rounds} · {cohort} · {duration(summary.seconds)}"
+
+
+def _privacy(summary: RunSummary, width: int, painter: Painter) -> list[str]:
+    """Return the lines about privacy; all but the first are dimmed."""
+    lines: list[str] = []
+    for at, text in enumerate(summary.privacy):
+        for line in textwrap.wrap(text, width - len(INDENT)):
+            lines.append(INDENT + (painter.paint("dim", line) if at else line))
+    return lines
 
 
 def _folder(summary: RunSummary, painter: Painter) -> list[str]:

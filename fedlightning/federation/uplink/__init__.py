@@ -1,7 +1,7 @@
 """The way of an update from a client to the server: clip, add noise, compress, in any order."""
 
 from fedlightning.core.messages import num_bytes
-from fedlightning.federation.uplink.clipping import ClipNorm, GaussianNoise
+from fedlightning.federation.uplink.clipping import ClipNorm, GaussianNoise, PrivateClip
 from fedlightning.federation.uplink.compression import Compression, Encoded, decode
 from fedlightning.federation.uplink.int8 import Int8
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
@@ -13,6 +13,7 @@ __all__ = [
     "Encoded",
     "GaussianNoise",
     "Int8",
+    "PrivateClip",
     "TopK",
     "UplinkContext",
     "UplinkStage",
