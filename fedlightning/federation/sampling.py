@@ -85,7 +85,7 @@ class PoissonSampler(ClientSampler):
     Example:
         >>> sampler = PoissonSampler(q=0.05)
         >>> [len(sampler.cohort(Key(0, "cohort", round=r), 100, 0)) for r in range(6)]
-        [5, 3, 7, 6, 5, 4]
+        [5, 4, 6, 6, 6, 5]
         >>> sampler.expected(100)
         5.0
     """

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import get_args
 
 from fedlightning.algorithms import Algorithm, FedBABU
-from fedlightning.algorithms.aggregation import Aggregator
+from fedlightning.algorithms.aggregation import Aggregator, SecureSum
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.parts import Buffers
 from fedlightning.core.seeding import Key
@@ -37,7 +37,13 @@ from fedlightning.federation.sampling import (
 )
 from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.server import check_robust
-from fedlightning.federation.uplink import ClipNorm, Compression, PrivateClip, UplinkStage
+from fedlightning.federation.uplink import (
+    ClipNorm,
+    Compression,
+    FixedPoint,
+    PrivateClip,
+    UplinkStage,
+)
 from fedlightning.privacy.settings import ClientDP
 
 __all__ = ["Federation"]
@@ -255,6 +261,19 @@ class Federation(NamedArguments):
         if self.aggregator is None:
             return
         check_robust(self.aggregator, self.client_algorithm.hooks)
+        if self.aggregator.uniform and self.algorithm.weights != "uniform":
+            raise ConfigError(
+                f"federation.aggregator: {self.aggregator.name} adds clients up without weights, "
+                f"and {self.algorithm.name} weighs them by examples; set algorithm.weights to "
+                "uniform."
+            )
+        if isinstance(self.aggregator, SecureSum) and any(
+            isinstance(stage, Compression) for stage in self.stages
+        ):
+            raise ConfigError(
+                "federation.aggregator: SecureSum adds integers up that no server can decode one "
+                "by one, and compressed updates must be; leave the compression out."
+            )
         if (
             self.algorithm.merges_at_once
             and len(inspect.signature(self.algorithm.aggregate).parameters) < 2
@@ -323,6 +342,8 @@ class Federation(NamedArguments):
             clip = [PrivateClip() if adaptive else ClipNorm(privacy.first_norm)]
         own = [stage for stage in self.uplink if not isinstance(stage, Compression)]
         last = [stage for stage in self.uplink if isinstance(stage, Compression)]
+        if isinstance(self.aggregator, SecureSum):
+            clip.append(FixedPoint(self.aggregator.bits))
         return (*own, *clip, *last, *([compression] if compression is not None else []))
 
     @property
