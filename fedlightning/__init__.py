@@ -25,7 +25,7 @@ _NAMES = {
     "federation": "Buffered Cyclic Federation Synchronous",
     "federation.sampling": "PoissonSampler",
     "models.base": "FederatedModule",
-    "privacy": "AdaptiveClipping ClientDP",
+    "privacy": "AdaptiveClipping ClientDP ExampleDP PrivateHead PrivateSGD",
     "storage.checkpoint_io": "AtomicCheckpointIO",
     "trainer": "FederatedTrainer",
 }

@@ -63,6 +63,9 @@ from fedlightning.models.base import FederatedModule as FederatedModule
 from fedlightning.privacy import (
     AdaptiveClipping as AdaptiveClipping,
     ClientDP as ClientDP,
+    ExampleDP as ExampleDP,
+    PrivateHead as PrivateHead,
+    PrivateSGD as PrivateSGD,
 )
 from fedlightning.storage.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from fedlightning.trainer import FederatedTrainer as FederatedTrainer

@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("algorithms/*.yaml")])
 
 
-_NEEDS = {"ClientDP": "dp_accounting", "ExampleDP": "opacus"}
+_NEEDS = {"ClientDP": "dp_accounting", "PrivateSGD": "opacus"}
 """Packages that are no dependencies, by a word in the recipes that need them."""
 
 

@@ -1,6 +1,7 @@
 """Differential privacy: what is promised, what it costs, and who adds the noise."""
 
 from fedlightning.privacy.accounting import Cohorts, calibrated_multiplier, epsilon_of
+from fedlightning.privacy.example_level import ExampleDP, PrivateHead, PrivateSGD
 from fedlightning.privacy.ledger import Ledger, Release
 from fedlightning.privacy.mechanism import ClientMechanism, PrivateRound
 from fedlightning.privacy.noise import KeyedNoise, Noise, SystemNoise
@@ -11,10 +12,13 @@ __all__ = [
     "ClientDP",
     "ClientMechanism",
     "Cohorts",
+    "ExampleDP",
     "KeyedNoise",
     "Ledger",
     "Noise",
+    "PrivateHead",
     "PrivateRound",
+    "PrivateSGD",
     "Release",
     "SystemNoise",
     "calibrated_multiplier",
