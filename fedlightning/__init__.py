@@ -23,7 +23,7 @@ _NAMES = {
     "engine.loop": "FederatedLoop",
     "errors": "FedLightningError",
     "federation": "Buffered Cyclic Federation Synchronous",
-    "federation.sampling": "PoissonSampler",
+    "federation.sampling": "PoissonSampler SeparatedSampler",
     "models.base": "FederatedModule",
     "privacy": "AdaptiveClipping ClientDP ExampleDP PrivateHead PrivateSGD",
     "storage.checkpoint_io": "AtomicCheckpointIO",

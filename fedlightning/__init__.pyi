@@ -58,7 +58,10 @@ from fedlightning.federation import (
     Federation as Federation,
     Synchronous as Synchronous,
 )
-from fedlightning.federation.sampling import PoissonSampler as PoissonSampler
+from fedlightning.federation.sampling import (
+    PoissonSampler as PoissonSampler,
+    SeparatedSampler as SeparatedSampler,
+)
 from fedlightning.models.base import FederatedModule as FederatedModule
 from fedlightning.privacy import (
     AdaptiveClipping as AdaptiveClipping,

@@ -11,7 +11,12 @@ from fedlightning.algorithms.aggregation import Aggregator, Mean
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.messages import Up
 from fedlightning.errors import ConfigError
-from fedlightning.federation.sampling import ClientSampler, PoissonSampler, UniformSampler
+from fedlightning.federation.sampling import (
+    ClientSampler,
+    PoissonSampler,
+    SeparatedSampler,
+    UniformSampler,
+)
 from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.privacy.accounting import Cohorts
 from fedlightning.privacy.settings import ClientDP
@@ -69,6 +74,7 @@ def check_algorithm(algorithm: Algorithm, aggregator: Aggregator | None) -> None
 
 def check_rounds(
     privacy: ClientDP,
+    sampler: ClientSampler | None,
     schedule: Schedule | None,
     clients_per_kernel: int,
     min_clients: int,
@@ -88,6 +94,17 @@ def check_rounds(
         raise ConfigError(
             f"{_KEY}: federation.schedule.over_selection={schedule.over_selection:g} lets one "
             "client take another one's place; set it to 1."
+        )
+    separation = sampler.separation if isinstance(sampler, SeparatedSampler) else 1
+    if privacy.bands > separation:
+        raise ConfigError(
+            f"{_KEY}.bands={privacy.bands} needs two turns of a client to be as many rounds apart; "
+            f"set federation.sampler to SeparatedSampler(separation={privacy.bands})."
+        )
+    if privacy.secure and separation > 1:
+        raise ConfigError(
+            f"{_KEY}.secure: a round that is run again after a crash is a second turn of its "
+            "clients, too soon for SeparatedSampler; use PoissonSampler."
         )
     if clients_per_kernel > 1:
         raise ConfigError(
@@ -144,6 +161,9 @@ def cohorts_of(
     """
     if type(sampler) is PoissonSampler:
         return Cohorts("poisson", sampler.expected(population), population, q=sampler.q)
+    if type(sampler) is SeparatedSampler:
+        size = sampler.expected(population)
+        return Cohorts("poisson", size, population, sampler.q, sampler.separation)
     if sampler is None or type(sampler) is UniformSampler:
         return Cohorts("fixed", size, population)
     return Cohorts("chosen", size, population)

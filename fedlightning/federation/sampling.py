@@ -6,15 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.seeding import Key
-from fedlightning.core.validation import check_number, is_number
+from fedlightning.core.validation import check_integer, check_number, is_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "ClientSampler",
     "FixedCohorts",
     "PoissonSampler",
+    "SeparatedSampler",
     "UniformSampler",
     "check_cohort_size",
     "choose",
@@ -105,6 +108,47 @@ class PoissonSampler(ClientSampler):
     def expected(self, population: int) -> float:
         """Return ``q * population``."""
         return self.q * population
+
+
+class SeparatedSampler(ClientSampler):
+    """A client takes part in one of every ``separation`` rounds at most.
+
+    Each client has a place among them, drawn once and independently of all others, and takes part
+    whenever its place comes, with probability ``q``. So two of its turns are ``separation`` rounds
+    apart or more, which is what noise that is correlated between rounds needs
+    (``ClientDP(bands=...)``). Costs O(population) a round.
+
+    Args:
+        separation: How many rounds lie between two turns of a client, >= 1.
+        q: The probability of a turn when its place comes, in (0, 1].
+
+    Raises:
+        ConfigError: If a value is out of its range.
+
+    Example:
+        >>> sampler = SeparatedSampler(separation=4)
+        >>> cohorts = [sampler.cohort(Key(0, "cohort", round=r), 100, 0) for r in range(4)]
+        >>> sum(map(len, cohorts)), len(set().union(*cohorts)), sampler.expected(100)
+        (100, 100, 25.0)
+    """
+
+    anonymous = True
+    sized = False
+
+    def __init__(self, separation: int, q: float = 1.0) -> None:
+        self.separation = check_integer("federation.sampler.separation", separation, at_least=1)
+        self.q = float(check_number("federation.sampler.q", q, above=0, at_most=1))
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the clients whose turn it is, in random order."""
+        places = Key(key.seed, "cohort", client=1).numpy().integers(0, self.separation, population)
+        generator, turns = key.numpy(), np.flatnonzero(places == key.round % self.separation)
+        size = int(generator.binomial(len(turns), self.q))
+        return tuple(generator.choice(turns, size=size, replace=False).tolist())
+
+    def expected(self, population: int) -> float:
+        """Return ``q * population / separation``."""
+        return self.q * population / self.separation
 
 
 class FixedCohorts(ClientSampler):

@@ -151,6 +151,8 @@ class Server:
             state |= own
         device = next((value.device for value in model.values()), None)
         hooks_own = frozenset().union(*self._owned.values()) if self._owned else frozenset()
+        if self._mechanism is not None:
+            hooks_own |= {_first(_PRIVACY)}
         later = {n: v for n, v in self._loaded.items() if n not in state and _first(n) in hooks_own}
         self._state = {
             name: self._loaded[name].to(value.device if name.startswith(_PRIVACY) else device)

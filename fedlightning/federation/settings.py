@@ -179,6 +179,7 @@ class Federation(NamedArguments):
             check_instance("federation.privacy", self.privacy, ClientDP)
             check_rounds(
                 self.privacy,
+                self.sampler,
                 self.schedule,
                 self.clients_per_kernel,
                 self.min_clients,

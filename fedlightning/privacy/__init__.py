@@ -1,6 +1,7 @@
 """Differential privacy: what is promised, what it costs, and who adds the noise."""
 
 from fedlightning.privacy.accounting import Cohorts, calibrated_multiplier, epsilon_of
+from fedlightning.privacy.banded import BandedNoise
 from fedlightning.privacy.example_level import ExampleDP, PrivateHead, PrivateSGD
 from fedlightning.privacy.ledger import Ledger, Release
 from fedlightning.privacy.mechanism import ClientMechanism, PrivateRound
@@ -9,6 +10,7 @@ from fedlightning.privacy.settings import AdaptiveClipping, ClientDP
 
 __all__ = [
     "AdaptiveClipping",
+    "BandedNoise",
     "ClientDP",
     "ClientMechanism",
     "Cohorts",

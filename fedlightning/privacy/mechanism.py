@@ -13,6 +13,7 @@ from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State, as_complex, as_real, widest_float
 from fedlightning.errors import ConfigError
+from fedlightning.privacy.banded import BandedNoise
 from fedlightning.privacy.ledger import Ledger
 from fedlightning.privacy.noise import KeyedNoise, Noise, SystemNoise
 from fedlightning.privacy.settings import ClientDP
@@ -76,6 +77,7 @@ class ClientMechanism:
         self._entropy = entropy
         self._before_release = before_release
         self._secret = secret
+        self._banded = BandedNoise(privacy.bands)
         self._bit_noise, self._update_noise = 0.0, multiplier
         adaptive = privacy.adaptive
         if adaptive is not None and multiplier > 0:
@@ -144,6 +146,18 @@ class ClientMechanism:
         norm = self.max_norm(state) * math.exp(-adaptive.lr * (share - adaptive.quantile))
         return {NORM: torch.tensor(norm, dtype=torch.float64)}
 
+    def correlated(
+        self, fresh: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> tuple[State, State]:
+        """Return the noise of a round, and what the next one has to know of it.
+
+        Args:
+            fresh: Independent noise for each sum.
+            state: The mechanism's part of the server's state.
+        """
+        noises = {key: self._banded.next(key, value, state) for key, value in fresh.items()}
+        return noises, self._banded.remembered(noises, state)
+
     def std(self, max_norm: float) -> float:
         """Return the standard deviation of the noise on a sum of updates."""
         return self._update_noise * max_norm
@@ -211,11 +225,13 @@ class PrivateRound:
         mechanism = self._mechanism
         ledger, noise = mechanism.release(self._state, self._version)
         std, among = mechanism.std(self._max_norm), mechanism.expected_cohort
-        moved: State = {}
-        for key, total in self._sums.items():
-            noisy = total + std * noise.normal(total.shape).to(total) if std else total
-            moved[key] = noisy / among
-        self.after = {LEDGER: ledger.tensor()}
+        self.after, moved = {LEDGER: ledger.tensor()}, self._sums
+        if std:
+            fresh = {k: std * noise.normal(v.shape).to(v) for k, v in self._sums.items()}
+            noises, remembered = mechanism.correlated(fresh, self._state)
+            self.after |= remembered
+            moved = {key: total + noises[key] for key, total in self._sums.items()}
+        moved = {key: total / among for key, total in moved.items()}
         self.after |= mechanism.next_norm(self._state, self._bits, noise)
         merged = {
             key: (before.to(moved[key].dtype) + moved[key]).to(before.dtype)

@@ -81,7 +81,8 @@ class ClientDP(Setting):
             counts twice. False draws them from the run's seed: a simulation that can be repeated,
             and no protection against those who know the seed.
         bands: How many rounds' noise is correlated (:class:`~fedlightning.privacy.BandedNoise`);
-            1 means that each round's is independent. More need ``SeparatedSampler``.
+            1 means that each round's is independent. More need a ``SeparatedSampler`` whose
+            separation is as large, and a checkpoint of ``bands - 1`` times the shared part.
 
     Raises:
         ConfigError: If a value is out of its range, or neither z nor a budget is given.
@@ -125,6 +126,11 @@ class ClientDP(Setting):
         check_instance(f"{name}.secure", secure, bool)
         if isinstance(bands, bool) or not isinstance(bands, int) or bands < 1:
             raise ConfigError(f"{name}.bands must be an integer >= 1, got {bands!r}.")
+        if bands > 1 and isinstance(max_norm, AdaptiveClipping):
+            raise ConfigError(
+                f"{name}.bands={bands} needs a clipping norm that stays, or the noises of two "
+                "rounds would not cancel; set max_norm to a number."
+            )
         self.noise_multiplier = noise_multiplier
         self.target_epsilon = target_epsilon
         self.delta = check_number(f"{name}.delta", delta, above=0, below=1)
