@@ -54,6 +54,8 @@ def main() -> None:
 
 def run(algorithm: str, z: float | None, seed: int, rounds: int) -> dict[str, Any]:
     """Return accuracies before and after personalization, and epsilon, of one run."""
+    from pytorch_lightning import seed_everything  # sets the level of its own messages
+
     import fedlightning as fl
     from fedlightning.datamodules import FashionMNIST, Shards
     from fedlightning.models import MLP
@@ -75,8 +77,6 @@ def run(algorithm: str, z: float | None, seed: int, rounds: int) -> dict[str, An
             enable_checkpointing=False, logger=False, default_root_dir=folder,
             num_sanity_val_steps=0,
         )  # fmt: skip
-        from pytorch_lightning import seed_everything
-
         seed_everything(seed, verbose=False)
         module = MLP(in_features=784, hidden=[32], num_classes=10, lr=0.1)
         data = FashionMNIST(
