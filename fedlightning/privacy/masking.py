@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedlightning.core.validation import check_integer
 from fedlightning.errors import EnvironmentFailure, FederationError
 
 __all__ = ["Advert", "MaskingClient", "MaskingServer", "Unmasking", "reconstructed", "shares_of"]
 
+Numbers = npt.NDArray[np.uint64]
 _PRIME = 2**521 - 1
 _BYTES = 66
 
@@ -144,7 +146,7 @@ class MaskingClient:
             sealed[peer] = nonce + self._box(peer).encrypt(nonce, text, self._label(peer))
         return sealed
 
-    def mask(self, numbers: np.ndarray, sealed: Mapping[int, bytes]) -> np.ndarray:
+    def mask(self, numbers: Numbers, sealed: Mapping[int, bytes]) -> Numbers:
         """Return masked integers, after taking in what others have sealed for this client.
 
         Args:
@@ -170,10 +172,10 @@ class MaskingClient:
             raise FederationError(
                 f"secure aggregation: only {len(self._senders)} clients are left."
             )
-        total = numbers.astype(np.uint64) + _stream(self._own, numbers.shape)
+        total: Numbers = numbers.astype(np.uint64) + _stream(self._own, numbers.shape)
         for peer in self._senders - {self.client}:
             total = _plus(total, self.client, peer, self._secret_with(peer))
-        return total & _largest(self._bits)
+        return np.bitwise_and(total, _largest(self._bits))
 
     def reveal(self, answered: Sequence[int], gone: Sequence[int]) -> Unmasking:
         """Return the shares that undo the masks, once.
@@ -251,10 +253,10 @@ class MaskingServer:
     def unmasked(
         self,
         adverts: Sequence[Advert],
-        masked: Mapping[int, np.ndarray],
+        masked: Mapping[int, Numbers],
         gone: Sequence[int],
         revealed: Sequence[Unmasking],
-    ) -> np.ndarray:
+    ) -> Numbers:
         """Return the sum of the integers of those who answered, modulo ``2 ** bits``.
 
         Args:
@@ -272,7 +274,7 @@ class MaskingServer:
                 f"{self._threshold} are needed; the sum cannot be read."
             )
         shape = next(iter(masked.values())).shape
-        total = np.zeros(shape, np.uint64)
+        total: Numbers = np.zeros(shape, np.uint64)
         for client, numbers in masked.items():
             shares = {each.client: each.own_masks[client] for each in revealed}
             own = reconstructed(shares, self._threshold).to_bytes(32, "big")
@@ -286,7 +288,7 @@ class MaskingServer:
             for client in masked:  # the mask that the lost client's own would have cancelled
                 mask = _mask_secret(self._round, key.exchange(_public(keys[client])))
                 total = _plus(total, lost, client, mask)
-        return total & _largest(self._bits)
+        return np.bitwise_and(total, _largest(self._bits))
 
 
 def shares_of(secret: int, clients: Sequence[int], threshold: int) -> dict[int, int]:
@@ -331,13 +333,13 @@ def reconstructed(shares: Mapping[int, int], threshold: int) -> int:
     return secret
 
 
-def _plus(total: np.ndarray, client: int, peer: int, secret: bytes) -> np.ndarray:
+def _plus(total: Numbers, client: int, peer: int, secret: bytes) -> Numbers:
     """Return the numbers with the mask of a pair: the smaller id adds it, the other subtracts."""
     mask = _stream(secret, total.shape)
     return total + mask if client < peer else total - mask
 
 
-def _stream(secret: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def _stream(secret: bytes, shape: tuple[int, ...]) -> Numbers:
     """Return uint64 numbers that follow from a secret and look random without it."""
     count = int(np.prod(shape, dtype=np.int64))
     digest = hashlib.shake_256(b"mask" + secret).digest(8 * count)
