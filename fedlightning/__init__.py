@@ -23,7 +23,9 @@ _NAMES = {
     "engine.loop": "FederatedLoop",
     "errors": "FedLightningError",
     "federation": "Buffered Cyclic Federation Synchronous",
+    "federation.sampling": "PoissonSampler SeparatedSampler",
     "models.base": "FederatedModule",
+    "privacy": "AdaptiveClipping ClientDP ExampleDP PrivateHead PrivateSGD",
     "storage.checkpoint_io": "AtomicCheckpointIO",
     "trainer": "FederatedTrainer",
 }

@@ -58,6 +58,17 @@ from fedlightning.federation import (
     Federation as Federation,
     Synchronous as Synchronous,
 )
+from fedlightning.federation.sampling import (
+    PoissonSampler as PoissonSampler,
+    SeparatedSampler as SeparatedSampler,
+)
 from fedlightning.models.base import FederatedModule as FederatedModule
+from fedlightning.privacy import (
+    AdaptiveClipping as AdaptiveClipping,
+    ClientDP as ClientDP,
+    ExampleDP as ExampleDP,
+    PrivateHead as PrivateHead,
+    PrivateSGD as PrivateSGD,
+)
 from fedlightning.storage.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from fedlightning.trainer import FederatedTrainer as FederatedTrainer

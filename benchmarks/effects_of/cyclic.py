@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from effects_of import Demand
 from effects_of._images import fashion_mnist
 from effects_of._runs import fit, seeded
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from fedlightning import FedAvg, FederatedModule, FederatedTrainer
 from fedlightning.datamodules import IID, Classes, Digits, FederatedArrays
 from fedlightning.federation import Cyclic

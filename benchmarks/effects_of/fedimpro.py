@@ -15,12 +15,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from effects_of import Demand
 from effects_of._images import fashion_mnist
 from effects_of._runs import fit, seeded
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from fedlightning import Algorithm, FedAvg, FederatedModule, FedImpro
 from fedlightning.datamodules import Dirichlet, FederatedArrays
 

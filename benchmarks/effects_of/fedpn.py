@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from effects_of import Demand
+from effects_of._runs import fit, seeded
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from effects_of import Demand
-from effects_of._runs import fit, seeded
 from fedlightning import FedAvg, FedPN
 from fedlightning.algorithms import SwitchingPredictor
 from fedlightning.core.state import under

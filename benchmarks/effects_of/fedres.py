@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from effects_of import Demand
 from effects_of._runs import fit, mean_accuracy, seeded
+
 from fedlightning import FedAvg, FedRes, LocalOnly
 from fedlightning.datamodules import Digits, PermutedLabels
 from fedlightning.models import MLP, ResidualMLP

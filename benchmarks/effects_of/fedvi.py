@@ -9,9 +9,9 @@ another one's support set; and the same with two labels exchanged at each client
 from __future__ import annotations
 
 import torch
-
 from effects_of import Demand
 from effects_of._runs import fit, mean_accuracy, seeded
+
 from fedlightning import FedAvg, FederatedTrainer, FedVI
 from fedlightning.datamodules import FashionMNIST, FewClasses
 from fedlightning.models import MLP, VariationalMLP

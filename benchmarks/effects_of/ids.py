@@ -9,10 +9,10 @@ share of draws in which IDS is better at the end.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
-
 from effects_of import Demand
 from effects_of._runs import fit
+from torch.nn import functional as F
+
 from fedlightning import IterativeDataSmoothing
 from fedlightning.datamodules import ZipfPreferences
 from fedlightning.models import RewardTable

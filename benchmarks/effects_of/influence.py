@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.nn import functional as F
-
 from effects_of import Demand
 from effects_of._runs import fit, seeded
+from torch.nn import functional as F
+
 from fedlightning import ClientInfluence, FedAvg
 from fedlightning.core.statistics import rank_correlation
 from fedlightning.datamodules import ClientDatasets, Digits, Dirichlet

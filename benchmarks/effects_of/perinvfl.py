@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from effects_of import Demand
 from effects_of._images import fashion_mnist
 from effects_of._runs import fit, seeded
+from torch import Tensor
+from torch.nn import functional as F
+
 from fedlightning import FedAdam, FedAvg, LocalOnly, PerInvFL
 from fedlightning.algorithms import Composite
 from fedlightning.algorithms.perinvfl import invariance_penalty

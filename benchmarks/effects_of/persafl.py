@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-
 from effects_of import Demand
 from effects_of._runs import fit, seeded
+
 from fedlightning import Algorithm, Buffered, PersAFL, PersonalizationCallback, Synchronous
 from fedlightning.algorithms import OneStep
 from fedlightning.datamodules import Classes, Digits

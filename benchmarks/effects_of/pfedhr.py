@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from effects_of import Demand
 from effects_of._runs import fit, mean_accuracy, seeded
+from torch import Tensor, nn
+
 from fedlightning import (
     Algorithm,
     FederatedTrainer,

@@ -11,9 +11,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch.nn import functional as F
-
 from peers.common import BATCH, LR, MOMENTUM, Diary, Work, arguments, load, options
+from torch.nn import functional as F
 
 CORES = 2  # what Ray may use; a client's share of it decides how many train at once
 

@@ -10,7 +10,6 @@ from fluke.client import Client
 from fluke.data import DataSplitter, DummyDataContainer, FastDataLoader
 from fluke.server import Server
 from fluke.utils import FederationObserver
-
 from peers.common import BATCH, COHORT, LR, MOMENTUM, Diary, Pair, Work, arguments
 
 DEVIATIONS = (

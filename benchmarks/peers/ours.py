@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from peers.common import BATCH, Diary, arguments, options
 from workloads import federation, module
 
 from fedlightning import ClientUpdate, FederatedTrainer
 from fedlightning.datamodules import Assignment, FederatedArrays, Partition
-from peers.common import BATCH, Diary, arguments, options
 
 
 class Consecutive(Partition):

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from peers.common import BATCH, COHORT, LR, MOMENTUM, Diary, Work, arguments
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
@@ -17,8 +18,6 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from peers.common import BATCH, COHORT, LR, MOMENTUM, Diary, Work, arguments
 
 DEVIATIONS = (
     "cohorts given instead of drawn",

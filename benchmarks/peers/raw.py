@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
-
 from peers.common import BATCH, LR, MOMENTUM, Diary, arguments, options
+from torch.nn import functional as F
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ import warnings
 
 import pytorch_lightning as pl
 import torch
+from peers.common import BATCH, Diary, arguments
 from torch.utils.data import DataLoader, TensorDataset
 from workloads import module
-
-from peers.common import BATCH, Diary, arguments
 
 
 def main() -> None:

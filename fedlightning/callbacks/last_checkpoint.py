@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from fedlightning.engine._lightning.trainer_hooks import needs_no_step
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.run_layout import LAST_CHECKPOINT, WEIGHTS
 from fedlightning.storage.tensor_files import serialize
@@ -36,6 +37,11 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the round's result, also that of a round in which nobody has trained."""
+        needs_no_step(self)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the global model."""

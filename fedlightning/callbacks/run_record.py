@@ -16,6 +16,7 @@ from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.privacy.example_level import ExampleDP
 from fedlightning.reporting import (
     RunSummary,
     Spread,
@@ -47,6 +48,7 @@ from fedlightning.storage.run_layout import (
     PARTITION_FIGURE,
     PARTITION_TABLE,
     PERSONAL_MODELS,
+    PRIVACY,
     ROUNDS,
     TIMELINE,
     TIMELINE_FIGURE,
@@ -57,6 +59,7 @@ __all__ = ["RunRecord"]
 _FILES = (
     CONFIG,
     METRICS,
+    PRIVACY,
     ROUNDS,
     CURVES_FIGURE,
     TIMELINE,
@@ -217,6 +220,8 @@ class RunRecord(pl.Callback):
             ),
             keeps_parts=bool(loop.roles.kept),
             clock=_clock(loop),
+            sized=loop.federation.sized,
+            privacy=tuple(_privacy(loop)),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,6 +253,20 @@ def _clock(loop: FederatedLoop) -> str:
     if updates == loop.clients_per_round():
         return seconds
     return f"{seconds} · {counted(updates, 'update')} a round ({type(loop.schedule).__name__})"
+
+
+def _privacy(loop: FederatedLoop) -> Iterator[str]:
+    """Yield what the closing summary says of privacy."""
+    for hook in loop.federation.algorithm.hooks:
+        if isinstance(hook, ExampleDP):
+            kept = (loop.client_store.get(client) or {} for client in loop.client_store)
+            clients, epsilon = hook.worst(kept)
+            yield (
+                f"privacy of examples: epsilon <= {epsilon:.4g} at delta = {hook.delta:g} for each "
+                f"of {counted(clients, 'client')} that trained (add or remove one example)"
+            )
+    if loop.private is not None:
+        yield from loop.private.summary(loop.server.private_state)
 
 
 def _other_views(loop: FederatedLoop) -> list[EvaluationView]:

@@ -21,7 +21,7 @@ __all__ = ["Key", "Purpose", "default_seed", "forked_generators"]
 
 Purpose = Literal[
     "partition", "cohort", "fit", "personalize", "evaluate", "apart", "server", "held_out",
-    "uplink", "public", "delay",
+    "uplink", "public", "delay", "noise",
 ]  # fmt: skip
 """A stream is numbered by its position here, so new ones must come last."""
 _numpy: Any = np.random  # its type stubs lack two functions

@@ -24,7 +24,7 @@ from fedlightning.core.metrics import Metrics
 from fedlightning.core.optimizers import FreshOptimizers
 from fedlightning.core.parts import KeyRoles, Parts
 from fedlightning.core.seeding import Key, default_seed
-from fedlightning.core.state import State
+from fedlightning.core.state import State, live_state
 from fedlightning.core.views import CENTRAL
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine._lightning.local_progress import LocalProgress
@@ -45,6 +45,7 @@ from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalTraining
 from fedlightning.engine.model_roles import ModelRoles, set_memory_format
 from fedlightning.engine.planned_steps import PlannedSteps
+from fedlightning.engine.private_rounds import PrivateRounds
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.run_settings import (
     Settings,
@@ -59,6 +60,7 @@ from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.clock import clock_metrics
 from fedlightning.federation.failures import ServersOwn
 from fedlightning.federation.jobs import Job, Population, ScheduleState
+from fedlightning.federation.privacy_checks import check_shared
 from fedlightning.federation.schedule import Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
@@ -92,6 +94,7 @@ class FederatedLoop(RoundLoop):
         server: The server, once training has started.
         jobs: The client updates of the commit under way.
         borrower: What uses the resident module for something else than a round.
+        private: The run's privacy; ``None`` without ``federation.privacy``.
         modes: Whether each layer is in train mode, as the user has left it.
     """
 
@@ -123,6 +126,7 @@ class FederatedLoop(RoundLoop):
         self._compared: Settings | None = None
         self._optimizers: Settings = {}
         self._freed_memory = FreedMemory(federation.keep_freed_memory)
+        self.private: PrivateRounds | None = None
 
     # -- who and what --------------------------------------------------------------------------
 
@@ -183,7 +187,7 @@ class FederatedLoop(RoundLoop):
         return self.model.personal_model(client, self.client_store.get(client) or {})
 
     def clients_per_round(self) -> int:
-        """Return the cohort's size (in a ``fast_dev_run`` of n batches, at most n clients)."""
+        """Return the cohort's size, expected where cohorts have any (``fast_dev_run=n``: <= n)."""
         size = self.federation.cohort_count(len(self.data.training_clients))
         fast = int(getattr(self.trainer, "fast_dev_run", 0))
         return min(size, fast) if fast else size
@@ -194,10 +198,13 @@ class FederatedLoop(RoundLoop):
 
     def cohort(self, round_index: int) -> tuple[int, ...]:
         """Return the clients of a round, in the order in which they are merged."""
-        key = Key(self.seed, "cohort", round=round_index)
+        seed = self.seed if self.private is None else self.private.cohort_seed
+        key = Key(seed, "cohort", round=round_index)
         size = self.clients_per_round()
         clients = self.data.training_clients
         cohort = self.federation.cohort(key, self.data.num_clients, size, clients)
+        if not self.federation.sized:
+            return cohort[: int(getattr(self.trainer, "fast_dev_run", 0)) or None]
         if len(cohort) < size:
             raise ConfigError(
                 f"the cohort of round {round_index} has {len(cohort)} clients, "
@@ -216,6 +223,7 @@ class FederatedLoop(RoundLoop):
             self.cohort,
             data.num_examples,
             self._sample,
+            self.federation.sized,
         )
 
     def _sample(self, commit: int, size: int, again: int) -> tuple[int, ...]:
@@ -239,7 +247,10 @@ class FederatedLoop(RoundLoop):
         self.model.freeze()
         self.set_memory_format()
         self.federation.check_leave_out(self.data.training_clients)
-        if not getattr(self.trainer, "fast_dev_run", 0):
+        if self.federation.privacy is not None:
+            parameters = (key for key, _ in self.module.named_parameters())
+            check_shared(self.roles.shared, parameters, live_state(self.module))
+        if self.federation.sized and not getattr(self.trainer, "fast_dev_run", 0):
             size, given_by = self.jobs_per_commit(), self.schedule.size_given_by
             self.federation.check_min_clients(size, given_by)
             if self.federation.aggregator is not None:
@@ -383,7 +394,10 @@ class FederatedLoop(RoundLoop):
 
     def _start_server(self, resident: ResidentModule) -> Server:
         """Return the server; it continues from the state that a checkpoint had."""
-        federation, model = self.federation, self.model
+        federation, model, mechanism = self.federation, self.model, None
+        if federation.privacy is not None:
+            self.private = self._private_rounds()
+            mechanism = self.private.mechanism()
         server = Server(
             federation.client_algorithm,
             len(self.data.training_clients),
@@ -392,6 +406,7 @@ class FederatedLoop(RoundLoop):
             self._server_side,
             self.schedule.weight,
             self.schedule.sequential,
+            mechanism,
         )
         server.load_state_dict(self._server_state)
         server.start(
@@ -403,6 +418,25 @@ class FederatedLoop(RoundLoop):
         )
         server.load_versions(self._versions)
         return server
+
+    def _private_rounds(self) -> PrivateRounds:
+        """Return the run's privacy; the server's state gets the ledger that counts."""
+        trainer = self.trainer
+        private = PrivateRounds(
+            self.federation,
+            len(self.data.training_clients),
+            self.clients_per_round(),
+            trainer.max_epochs,
+            self.seed,
+            self.workers,
+            Path(trainer.log_dir) if trainer.loggers and trainer.log_dir is not None else None,
+        )
+        path = trainer.ckpt_path
+        self._server_state = private.resume(
+            self._server_state, self.rounds_aggregated, Path(path) if path is not None else None
+        )
+        private.say()
+        return private
 
     def _server_side(self, version: int) -> ServerSide:
         assert self._resident is not None, "begin() comes first"
@@ -436,6 +470,8 @@ class FederatedLoop(RoundLoop):
         resident.begin_round()
         self.model.share_unfrozen()
         self.server.share(self.roles.shared)
+        if self.private is not None:
+            self.private.require_budget(self.server.private_state, self.round)
         self.jobs, after = self._next_commit()
         self._check_arrivals(after)
         self.jobs = self._of_those_that_stay(self.jobs)
@@ -466,6 +502,8 @@ class FederatedLoop(RoundLoop):
         resident.commit(merged)
         self._schedule_state, self._planned = after, None
         metrics = self._executor.finish()
+        if self.private is not None:
+            metrics = {**metrics, **self.private.metrics(self.server.private_state)}
         return {**metrics, **clock_metrics(self.jobs, after)} if self.schedule.timed else metrics
 
     def jobs_of_round(self) -> int:
@@ -505,11 +543,17 @@ class FederatedLoop(RoundLoop):
     def _least_updates(self) -> int:
         """Return how many of the jobs must succeed; without its only update a commit is empty."""
         alone = self.jobs_per_commit() == 1 and not isinstance(self.schedule, Synchronous)
+        if self.private is not None and self.federation.on_client_failure == "skip":
+            return 0  # how many fail is their data's doing, and must not show
         return 0 if alone else min(self.federation.min_clients, len(self.jobs))
 
     def _check_arrivals(self, after: ScheduleState) -> None:
         """Refuse a commit for which too few updates arrive."""
+        if self.private is not None:
+            return
         least, whole = self.federation.min_clients, self.jobs_per_commit()
+        if not self.federation.sized:  # a cohort may have fewer clients, or none
+            whole = len(self.jobs) + sum(after.counts.values())
         if len(self.jobs) < min(least, whole):
             reasons = ", ".join(f"{count} {name}" for name, count in after.counts.items() if count)
             raise FederationError(

@@ -63,6 +63,11 @@ class Cyclic(Schedule):
         if delays is not None:
             delays_of(delays)
 
+    @property
+    def any_cohort(self) -> bool:
+        """Whether cohorts may have any size: a cycle's length may vary."""
+        return True
+
     def jobs_per_commit(self, population: Population) -> int:
         """Return 1."""
         return 1
@@ -93,7 +98,7 @@ class Cyclic(Schedule):
         """Return the next client and what is to be remembered then."""
         cycle, place = extra.get("cycle", -1), extra.get("place", 0)
         order = extra.get("order", ())
-        if place == len(order):
+        while place == len(order):  # a cohort may be empty
             cycle, place = cycle + 1, 0
             order = self._order_of(cycle, population)
         turns = extra.get("turns", -1) + 1

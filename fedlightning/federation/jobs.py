@@ -103,12 +103,14 @@ class Population:
     Args:
         seed: The seed of the run.
         clients: The ids of those that take part in training, in ascending order.
-        cohort_size: ``federation.cohort_size`` as a number of clients.
+        cohort_size: ``federation.cohort_size`` as a number of clients; the expected number, where
+            cohorts have any size.
         cohort: Returns the clients that the federation's sampler chooses for a commit.
         num_examples: Returns the number of a client's training examples.
         sample: Returns so many clients that the federation's sampler chooses for a commit, where
             that is another number than the cohort's: ``sample(commit, size, again)``. Another
             ``again`` draws anew.
+        sized: Whether every cohort has ``cohort_size`` clients.
     """
 
     seed: int
@@ -117,11 +119,12 @@ class Population:
     cohort: Callable[[int], tuple[int, ...]]
     num_examples: Callable[[int], int]
     sample: Callable[[int, int, int], tuple[int, ...]] | None = None
+    sized: bool = True
 
     @property
     def all_train(self) -> bool:
         """Whether every client takes part at all times."""
-        return self.cohort_size >= len(self.clients)
+        return self.sized and self.cohort_size >= len(self.clients)
 
     def turn(self, client: int, number: int) -> Turn:
         """Return one of a client's updates, as a model of delays knows it."""

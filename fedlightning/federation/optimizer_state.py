@@ -43,7 +43,7 @@ def with_optimizer_state(
     algorithm: Algorithm,
     lifetime: OptimizerState,
     schedule: Schedule | None,
-    cohort_size: int | float,
+    cohort_size: int | float | None,
     clients_per_kernel: int,
     stages: Sequence[UplinkStage],
 ) -> Algorithm:
@@ -85,7 +85,7 @@ def _check_passing(
     algorithm: Algorithm,
     setting: str,
     schedule: Schedule | None,
-    cohort_size: int | float,
+    cohort_size: int | float | None,
     stages: Sequence[UplinkStage],
 ) -> None:
     plain = type(schedule or Synchronous()) is Synchronous

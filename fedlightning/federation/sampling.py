@@ -6,14 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.seeding import Key
-from fedlightning.core.validation import is_number
+from fedlightning.core.validation import check_integer, check_number, is_number
 from fedlightning.errors import ConfigError
 
 __all__ = [
     "ClientSampler",
     "FixedCohorts",
+    "PoissonSampler",
+    "SeparatedSampler",
     "UniformSampler",
     "check_cohort_size",
     "choose",
@@ -28,9 +32,12 @@ class ClientSampler(NamedArguments, ABC):
         anonymous: Whether one client is as good as another to it. Where clients are held out
             (``data.held_out_clients``) such a sampler is asked for places among those that train;
             any other one is told of all clients and must not choose those that are held out.
+        sized: Whether it is told how many clients to choose. A sampler that decides that itself,
+            anew for every cohort, needs ``federation.cohort_size: null``.
     """
 
     anonymous: ClassVar[bool] = False
+    sized: ClassVar[bool] = True
 
     @abstractmethod
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
@@ -39,8 +46,12 @@ class ClientSampler(NamedArguments, ABC):
         Args:
             key: The round's random stream (purpose ``"cohort"``).
             population: Number of clients; ids are 0..population-1.
-            size: Number of clients to choose.
+            size: Number of clients to choose; of no meaning to a sampler that is not ``sized``.
         """
+
+    def expected(self, population: int) -> float:
+        """Return the expected number of clients in a cohort, of a sampler that is not ``sized``."""
+        raise NotImplementedError
 
 
 class UniformSampler(ClientSampler):
@@ -58,6 +69,86 @@ class UniformSampler(ClientSampler):
     def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
         """Return ``size`` distinct clients drawn without replacement."""
         return tuple(key.numpy().choice(population, size=size, replace=False).tolist())
+
+
+class PoissonSampler(ClientSampler):
+    r"""Every client is in a cohort with probability ``q``, independently of all others.
+
+    Cohorts have any size, none at all included: :math:`n \sim \text{Binomial}(N, q)`, then ``n``
+    clients without replacement, which is the same and costs O(cohort). Theorems about privacy by
+    sampling are about this sampler (:class:`~fedlightning.privacy.ClientDP`). A round of an empty
+    cohort leaves the model as it is, but for the noise that privacy adds.
+
+    Args:
+        q: The probability, in (0, 1].
+
+    Raises:
+        ConfigError: If it is not in this range.
+
+    Example:
+        >>> sampler = PoissonSampler(q=0.05)
+        >>> [len(sampler.cohort(Key(0, "cohort", round=r), 100, 0)) for r in range(6)]
+        [5, 4, 6, 6, 6, 5]
+        >>> sampler.expected(100)
+        5.0
+    """
+
+    anonymous = True
+    sized = False
+
+    def __init__(self, q: float) -> None:
+        self.q = float(check_number("federation.sampler.q", q, above=0, at_most=1))
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the clients of a cohort, in random order."""
+        generator = key.numpy()
+        size = int(generator.binomial(population, self.q))
+        return tuple(generator.choice(population, size=size, replace=False).tolist())
+
+    def expected(self, population: int) -> float:
+        """Return ``q * population``."""
+        return self.q * population
+
+
+class SeparatedSampler(ClientSampler):
+    """A client takes part in one of every ``separation`` rounds at most.
+
+    Each client has a place among them, drawn once and independently of all others, and takes part
+    whenever its place comes, with probability ``q``. So two of its turns are ``separation`` rounds
+    apart or more, which is what noise that is correlated between rounds needs
+    (``ClientDP(bands=...)``). Costs O(population) a round.
+
+    Args:
+        separation: How many rounds lie between two turns of a client, >= 1.
+        q: The probability of a turn when its place comes, in (0, 1].
+
+    Raises:
+        ConfigError: If a value is out of its range.
+
+    Example:
+        >>> sampler = SeparatedSampler(separation=4)
+        >>> cohorts = [sampler.cohort(Key(0, "cohort", round=r), 100, 0) for r in range(4)]
+        >>> sum(map(len, cohorts)), len(set().union(*cohorts)), sampler.expected(100)
+        (100, 100, 25.0)
+    """
+
+    anonymous = True
+    sized = False
+
+    def __init__(self, separation: int, q: float = 1.0) -> None:
+        self.separation = check_integer("federation.sampler.separation", separation, at_least=1)
+        self.q = float(check_number("federation.sampler.q", q, above=0, at_most=1))
+
+    def cohort(self, key: Key, population: int, size: int) -> tuple[int, ...]:
+        """Return the clients whose turn it is, in random order."""
+        places = Key(key.seed, "cohort", client=1).numpy().integers(0, self.separation, population)
+        generator, turns = key.numpy(), np.flatnonzero(places == key.round % self.separation)
+        size = int(generator.binomial(len(turns), self.q))
+        return tuple(generator.choice(turns, size=size, replace=False).tolist())
+
+    def expected(self, population: int) -> float:
+        """Return ``q * population / separation``."""
+        return self.q * population / self.separation
 
 
 class FixedCohorts(ClientSampler):

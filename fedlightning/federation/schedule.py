@@ -57,8 +57,13 @@ class Schedule(Setting, ABC):
         """
 
     def jobs_per_commit(self, population: Population) -> int:
-        """Return how many updates a commit has, for progress bars and ``max_steps``."""
+        """Return how many updates a commit has; an expectation, where cohorts have any size."""
         return population.cohort_size
+
+    @property
+    def any_cohort(self) -> bool:
+        """Whether cohorts may have any size, as those of a ``PoissonSampler`` do."""
+        return False
 
     @property
     def timed(self) -> bool:
@@ -126,11 +131,17 @@ class Synchronous(Schedule):
         if deadline is not None:
             check_number("deadline", deadline, above=0, unit="seconds", other="null for none")
 
+    @property
+    def any_cohort(self) -> bool:
+        """Whether cohorts may have any size: yes, where nobody is started as a spare."""
+        return self.over_selection == 1
+
     def next(
         self, state: ScheduleState, population: Population
     ) -> tuple[Sequence[Job], ScheduleState]:
         """Return one update per client of the cohort that arrives in time."""
         cohort = self._chosen(state.commit, population)
+        wanted = population.cohort_size if population.sized else len(cohort)
         version, now = state.commit, state.time
         if self.delays is None:
             jobs = [Job(client, version, place, now) for place, client in enumerate(cohort)]
@@ -152,10 +163,10 @@ class Synchronous(Schedule):
             else:
                 arrived.append(Job(client, version, place, time, start=start))
         in_time = sorted(arrived, key=lambda job: (job.time, job.position))
-        jobs = sorted(in_time[: population.cohort_size], key=lambda job: job.position)
+        jobs = sorted(in_time[:wanted], key=lambda job: job.position)
         counts["spare"] = len(arrived) - len(jobs)
-        if counts["spare"] or len(jobs) == population.cohort_size:
-            last = max(job.time for job in jobs)
+        if counts["spare"] or len(jobs) == wanted:
+            last = max((job.time for job in jobs), default=now)
         elif counts["late"]:
             last = end
         else:

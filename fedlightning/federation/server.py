@@ -17,16 +17,19 @@ from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.mean import Mean
 from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator, WeightedUpdates
 from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
-from fedlightning.core.messages import Broadcast, ClientUpdate
+from fedlightning.core.messages import Broadcast, ClientUpdate, Up, belongs_to
 from fedlightning.core.state import State, as_complex, as_real, first_non_finite
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.extras import ExtrasAccumulator
 from fedlightning.federation.jobs import Job
 from fedlightning.federation.uplink.stage import UplinkStage
+from fedlightning.privacy.mechanism import ClientMechanism, PrivateRound
 
 __all__ = ["Server", "check_robust"]
 
 _OPTIMIZER = "optimizer/"
+_PRIVACY = "privacy/"
+_OURS = (_OPTIMIZER, _PRIVACY)
 _EXTRA = "extra:"
 
 
@@ -55,6 +58,7 @@ class Server:
         staleness_weight: Returns the share of a stale update's change that counts.
         sequential: Whether the model goes from client to client, one update a commit: integers,
             which have no mean, are then the client's.
+        mechanism: What merges updates so that none of them can be made out, and keeps the ledger.
 
     Example:
         >>> from fedlightning.algorithms import FedAvg
@@ -76,7 +80,11 @@ class Server:
         side: Callable[[int], ServerSide] | None = None,
         staleness_weight: Callable[[int], float] = lambda staleness: 1.0,
         sequential: bool = False,
+        mechanism: ClientMechanism | None = None,
     ) -> None:
+        self._mechanism = mechanism
+        self._moving: tuple[str, ...] = ()
+        self._sent_extras: State = {}
         self._algorithm = algorithm
         self._sequential = sequential
         self._side = side
@@ -95,7 +103,7 @@ class Server:
         self._owned: dict[ClientHook, frozenset[str]] = {}
         self._older: dict[int, _Version] = {}
         self._broadcast: Broadcast | None = None
-        self._round: _Round | None = None
+        self._round: _Round | PrivateRound | None = None
 
     def start(
         self,
@@ -118,12 +126,16 @@ class Server:
         """
         self.version, self._model = version, model
         self._shared, self._parameters = tuple(shared), tuple(parameters)
+        self._moving = tuple(trained)
         state: State = {}
+        if self._mechanism is not None:
+            state |= {_PRIVACY + name: value for name, value in self._mechanism.start().items()}
         if self._algorithm.server is not None:
             steps = {key: model[key] for key in self._parameters}
             start = self._algorithm.server.start(as_real(steps))
             state |= {_OPTIMIZER + name: value for name, value in start.items()}
-        moving = {key: model[key] for key in trained}
+        moving = {key: model[key] for key in self._moving}
+        self._sent_extras = {}
         for hook in self._algorithm.hooks:
             own = _entries(hook, "server_state", hook.server_state(moving))
             declared = {message.name for message in hook.messages}
@@ -133,13 +145,19 @@ class Server:
                         f"{type(hook).__name__}.server_state has {message.name!r}, which is "
                         f"declared per client; name its entries '{message.name}/CLIENT'."
                     )
+            if self._mechanism is not None:
+                self._sent_extras |= _known_extras(hook, own)
             self._owned[hook] = frozenset({_first(name) for name in own} | declared)
             state |= own
         device = next((value.device for value in model.values()), None)
         hooks_own = frozenset().union(*self._owned.values()) if self._owned else frozenset()
+        if self._mechanism is not None:
+            hooks_own |= {_first(_PRIVACY)}
         later = {n: v for n, v in self._loaded.items() if n not in state and _first(n) in hooks_own}
         self._state = {
-            name: self._loaded[name].to(device) if name in self._loaded else value
+            name: self._loaded[name].to(value.device if name.startswith(_PRIVACY) else device)
+            if name in self._loaded
+            else value
             for name, value in {**state, **later}.items()
         }
         self._broadcast = self._round = None
@@ -147,11 +165,30 @@ class Server:
     @property
     def broadcast_extras(self) -> State:
         """What the hooks' server sides remember; clients get what of it their hooks declare."""
-        return {k: value for k, value in self._state.items() if not k.startswith(_OPTIMIZER)}
+        return {k: value for k, value in self._state.items() if not k.startswith(_OURS)}
+
+    @property
+    def private_state(self) -> State:
+        """The mechanism's part of what is remembered."""
+        return {
+            name.removeprefix(_PRIVACY): value
+            for name, value in self._state.items()
+            if name.startswith(_PRIVACY)
+        }
 
     def share(self, keys: Iterable[str]) -> None:
-        """Share these keys from now on; before the first update of a round."""
-        self._shared = tuple(keys)
+        """Share these keys from now on; before the first update of a round.
+
+        Raises:
+            ConfigError: If these are others than before, and updates are merged privately.
+        """
+        shared = tuple(keys)
+        if self._mechanism is not None and (other := set(shared).difference(self._shared)):
+            raise ConfigError(
+                f"federation.privacy: {min(other)} is shared from this round on, and what is "
+                "shared must be known beforehand; freeze or train the same parameters throughout."
+            )
+        self._shared = shared
 
     # -- a round -------------------------------------------------------------------------------
 
@@ -177,6 +214,8 @@ class Server:
         extras: State = {}
         for hook in self._algorithm.hooks:
             extras |= hook.broadcast(self._own(hook, state), job.client)
+        if self._mechanism is not None:
+            extras |= self._mechanism.broadcast(self.private_state)
         self._broadcast = Broadcast(job.version, model, extras)
         return self._broadcast
 
@@ -198,8 +237,10 @@ class Server:
         now = {key: self._model[key] for key in self._shared}
         update = replace(update, received=now, staleness=staleness)
         if self._round is None:
-            self._round = _Round(self._algorithm, self._rule, now, self._parameters, update)
-            if self._sequential:
+            self._round = self._open_private() or _Round(
+                self._algorithm, self._rule, now, self._parameters, update
+            )
+            if self._sequential and isinstance(self._round, _Round):
                 self._round.take_integers(update)
         self._round.push(update)
 
@@ -253,11 +294,13 @@ class Server:
         Raises:
             FederationError: If the rule needs more updates, or a value is not finite.
         """
-        received, self._round = self._round, None
+        received, self._round = self._round or self._open_private(), None
         self._next = dict(self._state)
         if received is None:
             return {}
         merged, extras = received.result()
+        if isinstance(received, PrivateRound):
+            self._next |= {_PRIVACY + name: value for name, value in received.after.items()}
         for hook in self._algorithm.hooks:
             aggregation = Aggregation(
                 self._own(hook, self._state),
@@ -274,7 +317,12 @@ class Server:
             self._next |= _entries(hook, "on_aggregate", hook.on_aggregate(aggregation))
             merged = {**merged, **_entries(hook, "on_merge", hook.on_merge(aggregation))}
         shared = frozenset(self._shared)
-        still = {key: self._model[key] for key in self._parameters if key not in shared}  # frozen
+        private = isinstance(received, PrivateRound)
+        still = {
+            key: self._model[key]
+            for key in self._parameters
+            if key not in shared or (private and key not in merged)
+        }  # frozen
         moved = self._step({**merged, **still}, received.count)
         if (bad := first_non_finite(moved)) is not None:
             raise FederationError(
@@ -338,10 +386,20 @@ class Server:
         hooks = self._algorithm.hooks
         return any(getattr(m, "per_client", False) for hook in hooks for m in hook.messages)
 
+    def _open_private(self) -> PrivateRound | None:
+        """Return the accumulators of a private round; without any update they hold its noise."""
+        if self._mechanism is None:
+            return None
+        received = {key: self._model[key] for key in self._shared}
+        moving = [key for key in self._moving if key in received]
+        return self._mechanism.open(
+            self.private_state, received, moving, self._sent_extras, self.version
+        )
+
     def _own(self, hook: ClientHook, state: Mapping[str, Tensor]) -> State:
         """Return a hook's entries of the server's state, or of extras."""
         if len(self._owned) == 1 or not self._owned[hook]:
-            return {k: v for k, v in state.items() if not k.startswith(_OPTIMIZER)}
+            return {k: v for k, v in state.items() if not k.startswith(_OURS)}
         return {k: value for k, value in state.items() if _first(k) in self._owned[hook]}
 
     def _received(self, version: int) -> Mapping[str, Tensor]:
@@ -502,6 +560,28 @@ def check_robust(rule: Aggregator, hooks: Sequence[ClientHook]) -> None:
                     f"{type(hook).__name__}, whose values merge by {merge!r}; leave the aggregator "
                     "out."
                 )
+
+
+def _known_extras(hook: ClientHook, own: Mapping[str, Tensor]) -> State:
+    """Return tensors like the extras that a hook's clients send, which noise must be made for.
+
+    Raises:
+        ConfigError: If the server's state does not tell their shapes.
+    """
+    known: State = {}
+    for message in hook.messages:
+        if not isinstance(message, Up):
+            continue
+        like = {key: value for key, value in own.items() if belongs_to(key, message.name)}
+        if not like:
+            raise ConfigError(
+                f"federation.privacy: {type(hook).__name__} sends {message.name!r}, and the server "
+                "does not know its shape before a client has sent it, so a round without clients "
+                f"would show; have server_state return entries under {message.name!r}, or leave "
+                "privacy out."
+            )
+        known |= like
+    return known
 
 
 def _joined(update: ClientUpdate) -> State:

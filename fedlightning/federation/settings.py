@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import get_args
 
 from fedlightning.algorithms import Algorithm, FedBABU
-from fedlightning.algorithms.aggregation import Aggregator
+from fedlightning.algorithms.aggregation import Aggregator, SecureSum
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.parts import Buffers
 from fedlightning.core.seeding import Key
@@ -27,6 +27,7 @@ from fedlightning.federation.optimizer_state import (
     lifetime_of,
     with_optimizer_state,
 )
+from fedlightning.federation.privacy_checks import check_algorithm, check_rounds
 from fedlightning.federation.sampling import (
     ClientSampler,
     UniformSampler,
@@ -36,7 +37,14 @@ from fedlightning.federation.sampling import (
 )
 from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.federation.server import check_robust
-from fedlightning.federation.uplink import Compression, UplinkStage
+from fedlightning.federation.uplink import (
+    ClipNorm,
+    Compression,
+    FixedPoint,
+    PrivateClip,
+    UplinkStage,
+)
+from fedlightning.privacy.settings import ClientDP
 
 __all__ = ["Federation"]
 
@@ -71,7 +79,7 @@ class Federation(NamedArguments):
             ``local`` leaves each client its own, integers included; ``exclude`` makes every turn
             start from the initial ones.
         cohort_size: Clients a round: an int is a number of clients, a float in (0, 1] a share of
-            all that train.
+            all that train; ``None`` where the sampler decides (:class:`PoissonSampler`).
         local_epochs: Passes over its own data that a client makes each time it is chosen.
         local_steps: Optimizer steps that each client takes instead, however many examples it has:
             it passes over its data as often as it needs to, the last time in part.
@@ -109,6 +117,8 @@ class Federation(NamedArguments):
             the same rounds, with the same batches and random numbers, as if nobody were struck; a
             round of which nobody is left changes nothing. ``python -m fedlightning influence``
             replays runs so.
+        privacy: The differential privacy of whole clients (:class:`~fedlightning.ClientDP`);
+            ``None`` promises none.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -125,7 +135,7 @@ class Federation(NamedArguments):
     schedule: Schedule | None = None
     optimizer_state: OptimizerState | None = None
     buffers: Buffers = "average"
-    cohort_size: int | float = 0.1
+    cohort_size: int | float | None = 0.1
     local_epochs: int = 1
     local_steps: int | None = None
     head: str | list[str] | None = None
@@ -141,6 +151,7 @@ class Federation(NamedArguments):
     client_timeout: float | None = None
     seed: int | None = None
     leave_out: list[int] = field(default_factory=list)
+    privacy: ClientDP | None = None
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -161,10 +172,42 @@ class Federation(NamedArguments):
         megabytes = self.personal_memory_mb
         if not (isinstance(megabytes, (int, float)) and megabytes >= 0):
             raise ConfigError(f"federation.personal_memory_mb must be >= 0, got {megabytes}.")
-        check_cohort_size(self.cohort_size)
+        self._check_cohort_size()
         self._check_faults()
         check_choice("federation.buffers", self.buffers, get_args(Buffers))
+        if self.privacy is not None:
+            check_instance("federation.privacy", self.privacy, ClientDP)
+            check_rounds(
+                self.privacy,
+                self.sampler,
+                self.schedule,
+                self.clients_per_kernel,
+                self.min_clients,
+                self.on_client_failure,
+            )
+            check_algorithm(self.algorithm, self.aggregator)
         _ = self.client_algorithm
+
+    def _check_cohort_size(self) -> None:
+        size, sampler = self.cohort_size, self.sampler
+        if self.sized:
+            if size is None:
+                raise ConfigError(
+                    "federation.cohort_size=null needs a sampler that says how many clients make a "
+                    "round; set federation.sampler to PoissonSampler, or give a number or a share."
+                )
+            check_cohort_size(size)
+        elif size is not None:
+            raise ConfigError(
+                f"federation.cohort_size={size}: cohorts of {type(sampler).__name__} have any "
+                "size; set it to null."
+            )
+        schedule = self.schedule
+        if not self.sized and schedule is not None and not schedule.any_cohort:
+            raise ConfigError(
+                f"federation.schedule: {schedule!r} needs cohorts of one size, which "
+                f"{type(sampler).__name__} does not give; use another sampler, or plain rounds."
+            )
 
     def _check_leave_out(self) -> None:
         if not isinstance(self.leave_out, (list, tuple)):
@@ -208,7 +251,8 @@ class Federation(NamedArguments):
             )
         for stage in self.uplink:
             check_instance("federation.uplink", stage, UplinkStage)
-        if any(isinstance(stage, Compression) for stage in self.stages[:-1]):
+        given = [*self.uplink, *([self.compression] if self.compression is not None else [])]
+        if any(isinstance(stage, Compression) for stage in given[:-1]):
             raise ConfigError(
                 "federation.uplink: compression must be the last stage, and there can be only one."
             )
@@ -218,6 +262,19 @@ class Federation(NamedArguments):
         if self.aggregator is None:
             return
         check_robust(self.aggregator, self.client_algorithm.hooks)
+        if self.aggregator.uniform and self.algorithm.weights != "uniform":
+            raise ConfigError(
+                f"federation.aggregator: {self.aggregator.name} adds clients up without weights, "
+                f"and {self.algorithm.name} weighs them by examples; set algorithm.weights to "
+                "uniform."
+            )
+        if isinstance(self.aggregator, SecureSum) and any(
+            isinstance(stage, Compression) for stage in self.stages
+        ):
+            raise ConfigError(
+                "federation.aggregator: SecureSum adds integers up that no server can decode one "
+                "by one, and compressed updates must be; leave the compression out."
+            )
         if (
             self.algorithm.merges_at_once
             and len(inspect.signature(self.algorithm.aggregate).parameters) < 2
@@ -268,13 +325,27 @@ class Federation(NamedArguments):
             self.check_min_clients(self.cohort_size)
 
     @property
+    def sized(self) -> bool:
+        """Whether all cohorts have the same number of clients."""
+        return self.sampler is None or self.sampler.sized
+
+    @property
     def _has_rounds(self) -> bool:
         return self.schedule is None or isinstance(self.schedule, Synchronous)
 
     @property
     def stages(self) -> tuple[UplinkStage, ...]:
-        """The stages between client and server, compression last."""
-        return (*self.uplink, *([self.compression] if self.compression is not None else []))
+        """The stages between client and server: clipping for privacy, compression last."""
+        privacy, compression = self.privacy, self.compression
+        clip: list[UplinkStage] = []
+        if privacy is not None:
+            adaptive = privacy.adaptive is not None
+            clip = [PrivateClip() if adaptive else ClipNorm(privacy.first_norm)]
+        own = [stage for stage in self.uplink if not isinstance(stage, Compression)]
+        last = [stage for stage in self.uplink if isinstance(stage, Compression)]
+        if isinstance(self.aggregator, SecureSum):
+            clip.append(FixedPoint(self.aggregator.bits))
+        return (*own, *clip, *last, *([compression] if compression is not None else []))
 
     @property
     def optimizer_lifetime(self) -> OptimizerState:
@@ -341,11 +412,14 @@ class Federation(NamedArguments):
             )
 
     def cohort_count(self, population: int) -> int:
-        """Return the number of clients a round in a population.
+        """Return the number of clients a round in a population; of any size, the expected one.
 
         Raises:
             ConfigError: If there are not as many.
         """
+        if self.cohort_size is None:
+            assert self.sampler is not None, "cohort_size was checked"
+            return max(1, round(self.sampler.expected(population)))
         return cohort_count(self.cohort_size, population)
 
     def cohort(

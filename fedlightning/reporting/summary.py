@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TextIO
@@ -31,6 +32,7 @@ from fedlightning.storage.run_layout import (
     PARTITION_FIGURE,
     PARTITION_TABLE,
     PERSONAL_MODELS,
+    PRIVACY,
     ROUNDS,
     TIMELINE,
     TIMELINE_FIGURE,
@@ -51,6 +53,7 @@ _FILES = {
     FINETUNING: "accuracy after each epoch of fine-tuning",
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     FORGETTING_FIGURE: "what the model forgets of clients",
+    PRIVACY: "what was released with noise, and what that has cost",
     PERSONAL_MODELS: "what each client's own model does not share; export makes it whole",
     CURVES_FIGURE: "metrics over the rounds",
     TIMELINE: "each update: client, model version, simulated times",
@@ -93,7 +96,7 @@ class RunSummary:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
         clients: Clients that may train.
-        cohort_size: Clients per round.
+        cohort_size: Clients per round; where that varies, the expected number.
         seconds: Wall time.
         global_acc: Global model on each client's own test data, at the last validation.
         before: Global model on each client's own test data, at the last personalization.
@@ -110,6 +113,8 @@ class RunSummary:
         views: The other views.
         keeps_parts: Whether each client keeps parts of the model, so that none has the global one.
         clock: What the simulated clock says, if the schedule has one.
+        sized: Whether all rounds have as many clients.
+        privacy: What was promised to whom and at which cost, line by line.
     """
 
     algorithm: str
@@ -132,6 +137,8 @@ class RunSummary:
     views: tuple[ViewSummary, ...] = ()
     keeps_parts: bool = False
     clock: str = ""
+    sized: bool = True
+    privacy: tuple[str, ...] = ()
 
 
 def render(
@@ -172,6 +179,7 @@ def render(
         [INDENT + line for line in (_work_done(summary), summary.clock) if line],
         accuracies(summary, width, painter),
         *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
+        _privacy(summary, width, painter),
         _folder(summary, painter),
     ):
         if block:
@@ -196,9 +204,20 @@ def _heading(summary: RunSummary, width: int, painter: Painter) -> str:
 def _work_done(summary: RunSummary) -> str:
     rounds = "1 round" if summary.rounds == 1 else f"{summary.rounds:,} rounds"
     cohort = f"{summary.cohort_size:,} of {summary.clients:,} clients a round"
-    if summary.cohort_size == summary.clients:
+    if not summary.sized:
+        cohort = f"about {cohort}"
+    elif summary.cohort_size == summary.clients:
         cohort = f"all {summary.clients:,} clients a round"
     return f"{rounds} · {cohort} · {duration(summary.seconds)}"
+
+
+def _privacy(summary: RunSummary, width: int, painter: Painter) -> list[str]:
+    """Return the lines about privacy; all but the first are dimmed."""
+    lines: list[str] = []
+    for at, text in enumerate(summary.privacy):
+        for line in textwrap.wrap(text, width - len(INDENT)):
+            lines.append(INDENT + (painter.paint("dim", line) if at else line))
+    return lines
 
 
 def _folder(summary: RunSummary, painter: Painter) -> list[str]:

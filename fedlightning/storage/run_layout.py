@@ -69,6 +69,9 @@ PARTITION_FIGURE = "partition.png"
 PREDICTIONS = "predictions.csv"
 """Predictions of ``Trainer.predict``, one row per test example."""
 
+PRIVACY = "privacy.json"
+"""What was released with noise, and what it has cost, of private runs."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints."""
 

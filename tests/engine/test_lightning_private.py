@@ -76,7 +76,7 @@ def test_the_attribute_is_still_there(path):
 @pytest.mark.parametrize(
     ("make", "names"),
     [
-        (lambda folder: ModelCheckpoint(), ["_every_n_epochs"]),
+        (lambda folder: ModelCheckpoint(), ["_every_n_epochs", "_last_global_step_saved"]),
         (lambda folder: TensorBoardLogger(folder), ["_kwargs", "_version"]),
         (lambda folder: WandbLogger(save_dir=folder, offline=True), ["_id", "_wandb_init"]),
         (lambda folder: trainer(), ["_signal_connector", "_logger_connector"]),

@@ -5,6 +5,7 @@ from fedlightning.algorithms.aggregation.coordinatewise import CoordinateMedian,
 from fedlightning.algorithms.aggregation.krum import Krum, MultiKrum
 from fedlightning.algorithms.aggregation.mean import Mean, WeightedMean
 from fedlightning.algorithms.aggregation.norm_clipping import NormClipping
+from fedlightning.algorithms.aggregation.secure_sum import SecureSum
 from fedlightning.core.state import Sums, widest_float
 
 Merge = Accumulator
@@ -19,6 +20,7 @@ __all__ = [
     "Merge",
     "MultiKrum",
     "NormClipping",
+    "SecureSum",
     "Sums",
     "TrimmedMean",
     "WeightedMean",

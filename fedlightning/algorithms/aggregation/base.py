@@ -41,9 +41,11 @@ class Aggregator(Setting, ABC):
     Attributes:
         robust: Whether it bounds what a few hostile clients can do. Such a rule merges extras
             together with the model, as one vector, and is refused where it cannot.
+        uniform: Whether all clients count alike to it, because it sees no weights.
     """
 
     robust: ClassVar[bool] = True
+    uniform: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

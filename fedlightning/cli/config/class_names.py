@@ -37,8 +37,8 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _NAME = re.compile(r"[A-Z]\w*")
 _CLASS_KEYS = {
     "aggregator", "algorithm", "algorithms", "callbacks", "compression", "data", "delays", "local",
-    "logger", "lr_scheduler", "model", "optimizer", "partition", "plugins", "profiler", "sampler",
-    "schedule", "server", "strategy", "weighting", "windows",
+    "logger", "lr_scheduler", "max_norm", "model", "optimizer", "partition", "plugins", "privacy",
+    "profiler", "sampler", "schedule", "server", "strategy", "weighting", "windows",
 }  # fmt: skip
 
 

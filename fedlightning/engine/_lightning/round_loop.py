@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -177,7 +178,8 @@ class RoundLoop(_FitLoop):
                 self.epoch_loop.batch_progress.reset_on_run()
                 self._round_metrics = dict(self.run_round())
                 # the first moment at which a checkpoint may hold the round's result
-                self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+                with _without_advice() if self.updates == 0 else nullcontext():
+                    self.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
                 self.phase = Phase.AGGREGATED
                 self._average_weights()
                 self.fire("on_aggregate_end")
@@ -341,6 +343,14 @@ def _without(trainer: pl.Trainer, kinds: tuple[type[pl.Callback], ...]) -> Itera
         yield
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Not be told, inside the ``with`` block, that nobody has trained: rounds may be empty."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        yield
 
 
 def _nothing() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.trainer.states import RunningStage, TrainerFn
@@ -24,6 +25,7 @@ __all__ = [
     "in_every_checkpoint",
     "install_loops",
     "loading_weights",
+    "needs_no_step",
     "personalization_loop",
     "requeued_checkpoint",
     "rounds_between_looks",
@@ -51,6 +53,11 @@ def install_loops(
     trainer.test_loop = evaluation(
         trainer, TrainerFn.TESTING, RunningStage.TESTING, inference_mode=inference_mode
     )
+
+
+def needs_no_step(callback: ModelCheckpoint) -> None:
+    """Have a callback save at its next event, although no step was made since its last one."""
+    callback._last_global_step_saved = -1
 
 
 @contextmanager

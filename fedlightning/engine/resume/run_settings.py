@@ -73,6 +73,7 @@ def settings_that_matter(
         "federation.schedule": federation.schedule,
         _SCHEDULE_DIGEST: _digest(federation.schedule),
         "federation.optimizer_state": federation.optimizer_lifetime,
+        "federation.privacy": federation.privacy,
         "federation.buffers": federation.buffers,
         "federation.cohort_size": federation.cohort_count(len(data.training_clients)),
         "federation.local_epochs": federation.local_epochs,

@@ -27,7 +27,7 @@ _START_METHODS: dict[str, Literal["popen", "spawn", "fork"]] = {
 }
 
 
-def devices_of(kwargs: dict[str, Any], cohort_size: int | float) -> Any:
+def devices_of(kwargs: dict[str, Any], cohort_size: int | float | None) -> Any:
     """Return how many workers: one unless the user says otherwise, ``auto`` is one for each core.
 
     Args:

@@ -1,8 +1,9 @@
 """The way of an update from a client to the server: clip, add noise, compress, in any order."""
 
 from fedlightning.core.messages import num_bytes
-from fedlightning.federation.uplink.clipping import ClipNorm, GaussianNoise
+from fedlightning.federation.uplink.clipping import ClipNorm, GaussianNoise, PrivateClip
 from fedlightning.federation.uplink.compression import Compression, Encoded, decode
+from fedlightning.federation.uplink.fixed_point import FixedPoint
 from fedlightning.federation.uplink.int8 import Int8
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
 from fedlightning.federation.uplink.topk import TopK
@@ -11,8 +12,10 @@ __all__ = [
     "ClipNorm",
     "Compression",
     "Encoded",
+    "FixedPoint",
     "GaussianNoise",
     "Int8",
+    "PrivateClip",
     "TopK",
     "UplinkContext",
     "UplinkStage",

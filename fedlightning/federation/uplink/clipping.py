@@ -13,8 +13,9 @@ from fedlightning.core.state import State
 from fedlightning.core.validation import check_number
 from fedlightning.errors import ConfigError
 from fedlightning.federation.uplink.stage import UplinkContext, UplinkStage
+from fedlightning.privacy.mechanism import MAX_NORM, WITHIN
 
-__all__ = ["ClipNorm", "GaussianNoise"]
+__all__ = ["ClipNorm", "GaussianNoise", "PrivateClip"]
 
 
 class ClipNorm(UplinkStage):
@@ -51,18 +52,31 @@ class ClipNorm(UplinkStage):
         Raises:
             ConfigError: If it has an extra of integers, which cannot be scaled.
         """
-        _require_floats(self.name, update.extras)
-        changes = _changes(update, context)
-        parts = [*changes.values(), *update.extras.values()]
-        squares = [value.double().square().sum() for value in parts]
-        norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        if norm <= self.max_norm:
-            return update
-        scale = self.max_norm / norm
-        received = context.received
-        state = {key: received[key] + scale * change for key, change in changes.items()}
-        extras = {key: scale * value for key, value in update.extras.items()}
-        return replace(update, state={**update.state, **state}, extras=extras)
+        return _clipped(self.name, update, context, self.max_norm)[0]
+
+
+class PrivateClip(UplinkStage):
+    """Scale an update down to a norm that the server sends, and say whether that was needed.
+
+    The client half of :class:`~fedlightning.privacy.AdaptiveClipping`; ``federation.privacy`` adds
+    it.
+    """
+
+    @torch.no_grad()
+    def send(self, update: ClientUpdate, context: UplinkContext) -> ClientUpdate:
+        """Return the clipped update, with one more extra: 1 if it was within the norm, else 0.
+
+        Raises:
+            ConfigError: If it has an extra of integers, which cannot be scaled.
+        """
+        max_norm = float(context.sent_along[MAX_NORM])
+        clipped, norm = _clipped(self.name, update, context, max_norm)
+        within = torch.tensor(float(norm <= max_norm))
+        return replace(
+            clipped,
+            extras={**clipped.extras, WITHIN: within},
+            bytes_up=clipped.bytes_up + within.element_size(),
+        )
 
 
 class GaussianNoise(UplinkStage):
@@ -109,6 +123,24 @@ class GaussianNoise(UplinkStage):
         }
         extras = {key: noisy(value) for key, value in update.extras.items()}
         return replace(update, state=state, extras=extras)
+
+
+def _clipped(
+    stage: str, update: ClientUpdate, context: UplinkContext, max_norm: float
+) -> tuple[ClientUpdate, float]:
+    """Return an update scaled down to a norm, and the norm that it had."""
+    _require_floats(stage, update.extras)
+    changes = _changes(update, context)
+    parts = [*changes.values(), *update.extras.values()]
+    squares = [value.double().square().sum() for value in parts]
+    norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+    if norm <= max_norm:
+        return update, norm
+    scale = max_norm / norm
+    received = context.received
+    state = {key: received[key] + scale * change for key, change in changes.items()}
+    extras = {key: scale * value for key, value in update.extras.items()}
+    return replace(update, state={**update.state, **state}, extras=extras), norm
 
 
 def _changes(update: ClientUpdate, context: UplinkContext) -> State:

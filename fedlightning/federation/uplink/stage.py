@@ -28,6 +28,7 @@ class UplinkContext:
         kept: What the client has kept, by name.
         kept_after: What it keeps for its next update.
         key: The stage's random stream.
+        sent_along: What the server has sent beside the model, by name.
     """
 
     received: Mapping[str, Tensor]
@@ -36,13 +37,15 @@ class UplinkContext:
     kept: Mapping[str, Tensor]
     key: Key
     kept_after: State = field(default_factory=dict)
+    sent_along: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: ClientContext, extras: Sequence[Up]) -> UplinkContext:
         """Return the context of a client update's stages."""
         parameters = frozenset(key for key, _ in context.module.named_parameters())
         key = Key(context.key.seed, "uplink", context.key.round, context.key.client)
-        return cls(context.received, parameters, extras, context.before, key)
+        kept, along = context.before, context.extras
+        return cls(context.received, parameters, extras, kept, key, sent_along=along)
 
 
 class UplinkStage(Setting, ABC):

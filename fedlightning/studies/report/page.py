@@ -25,6 +25,7 @@ from fedlightning.studies.report.figure_accuracies import (
 from fedlightning.studies.report.figure_learning import learning_figure
 from fedlightning.studies.report.figure_svg import Look, styles_for, svg
 from fedlightning.studies.report.html import collapsible, document, paragraph, section
+from fedlightning.studies.report.privacy import is_private, privacy_parts
 from fedlightning.studies.report.tables import (
     conditions_table,
     runs_table,
@@ -110,6 +111,8 @@ def page(findings: ReportData) -> str:
             body.append(section(condition, f"c{at}", parts))
         else:
             body += [f'<div id="c{at}"></div>', *parts]
+    if is_private(collection.runs):
+        body.append(section("Privacy", "privacy", privacy_parts(collection.runs)))
     body.append(section("Data per client", "partitions", _partitions(collection)))
     body.append(section("Settings", "settings", _settings(findings)))
     return document(findings.title, body)
