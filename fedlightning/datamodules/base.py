@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -288,9 +288,10 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             FederationError: An item of a dataset raises.
         """
         pool = self._pool(client, split)
-        rows = torch.from_numpy(self.indices(client, split))
-        if key is not None:
-            rows = rows[self.epoch_order(key, len(rows))]
+        if key is None:
+            rows = torch.from_numpy(self.indices(client, split))
+        else:
+            rows = self._order(client, key, split)
         stream = self.read(pool, rows, key=key, device=torch.device(device))
         return self._naming_samples(stream, client, split)
 
@@ -318,6 +319,33 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
         for batch in stream:
             stored = self._narrowed(batch) if self.narrows_inputs else batch
             yield self.transform_batch(stored, key is not None)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether processes read training examples, which :meth:`expect` then helps."""
+        own = _method_of(self, "batches") is not FederatedDataModule.batches
+        return (
+            not own and isinstance(self.client_data, PooledData) and self.pooled.train.reads_ahead
+        )
+
+    def expect(self, passes: Iterable[tuple[int, Key]]) -> None:
+        """Hear which local epochs come next, so that processes can read ahead.
+
+        Args:
+            passes: Clients, and the keys with which their :meth:`batches` will be called.
+        """
+        orders = ((self._order(client, key), key) for client, key in passes)
+        self.pooled.train.expect(orders, self.batch_size, drop_last=self.drop_last)
+
+    def _order(self, client: int, key: Key, split: Split = "train") -> Tensor:
+        """Return a client's indices in the order of a local epoch."""
+        rows = torch.from_numpy(self.indices(client, split))
+        return rows[self.epoch_order(key, len(rows))]
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read examples; they are started again when they are needed."""
+        for split in SPLITS if isinstance(self._client_data, PooledData) else ():
+            self._client_data.pool(0, split).close()
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
         """Return the examples in each batch of a local epoch, as positions in stored order.

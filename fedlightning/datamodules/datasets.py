@@ -37,9 +37,12 @@ class FederatedDataset(FederatedDataModule):
             :class:`DatasetExamples`.
         test_labels: Likewise for the test data.
         num_classes: Number of classes; None counts them.
-        num_workers: Processes that read ahead, started for each local epoch.
-        collate: Makes a batch of a list of items, e.g. by padding; torch's default collation if
-            None.
+        num_workers: Processes that read ahead, shared by all clients and kept for the run.
+        collate: Makes a batch of a list of items, e.g. by padding
+            (:class:`~fedlightning.datamodules.Pad`); torch's default collation if None.
+        label_key: Of items that are mappings, the entry with the label, for the partition.
+        input_key: Of items that are mappings, the entry that the module gets as inputs, or several,
+            which stay a mapping: a batch is then ``(inputs, labels)``.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
@@ -66,19 +69,25 @@ class FederatedDataset(FederatedDataModule):
         num_classes: int | None = None,
         num_workers: int = 0,
         collate: Collate | None = None,
+        label_key: str | None = None,
+        input_key: str | list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._sources = (train, train_labels), (test, test_labels)
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
         self.collate = collate
+        self.label_key = label_key
+        self.input_key = input_key
         if num_classes is not None:
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
     def load(self) -> tuple[Examples, Examples]:
         """Find the labels of both datasets."""
         train, test = (
-            DatasetExamples(dataset, labels, self.num_workers, self.collate)
+            DatasetExamples(
+                dataset, labels, self.num_workers, self.collate, self.label_key, self.input_key
+            )
             for dataset, labels in self._sources
         )
         return train, test
