@@ -141,7 +141,9 @@ class RunRecord(pl.Callback):
             title = "Examples per client and class"
             if listed < clients:
                 title += f", the first {listed:,} of {clients:,} clients"
-            save_figure(partition_figure(table, title), folder / PARTITION_FIGURE)
+            save_figure(
+                partition_figure(table, title, loop.data.client_names), folder / PARTITION_FIGURE
+            )
 
     def _draw_curves(self, trainer: pl.Trainer, loop: FederatedLoop, folder: Path) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
@@ -237,7 +239,9 @@ def _write_timeline(loop: FederatedLoop, folder: Path) -> None:
     )
     write_csv(folder / TIMELINE, header, rows)
     if entries:
-        save_figure(timeline_figure(entries), folder / TIMELINE_FIGURE)
+        save_figure(
+            timeline_figure(entries, names=loop.data.client_names), folder / TIMELINE_FIGURE
+        )
 
 
 def _clock(loop: FederatedLoop) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.batches import SPLITS, Batch, Split, check_split
+from fedlightning.core.client_names import naming_clients, resolve_clients
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.validation import check_instance, check_integer, check_number
 from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
@@ -61,6 +62,8 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 for data
             without classes.
+        client_names: One name per client, by which messages, tables, figures and commands know it
+            beside its id; ``None`` for clients that have none.
 
     Raises:
         ConfigError: An argument cannot work with any data.
@@ -81,6 +84,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     """
 
     num_classes: int
+    client_names: Sequence[str] | None = None
     narrows_inputs: ClassVar[bool] = False
     """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 
@@ -228,8 +232,11 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             DataError: The data cannot be read, divided or used.
             FederationError: An item of a dataset raises.
         """
-        if self._client_data is not None:
-            return
+        if self._client_data is None:
+            with naming_clients(lambda: self.client_names):
+                self._set_up()
+
+    def _set_up(self) -> None:
         loaded = self.load()
         if isinstance(loaded, ClientData):
             self.num_classes = loaded.num_classes
@@ -344,8 +351,9 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
 
     def teardown(self, stage: str) -> None:
         """End the processes that read examples; they are started again when they are needed."""
-        for split in SPLITS if isinstance(self._client_data, PooledData) else ():
-            self._client_data.pool(0, split).close()
+        if isinstance(self._client_data, PooledData):
+            self._client_data.train.close()
+            self._client_data.test.close()
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
         """Return the examples in each batch of a local epoch, as positions in stored order.
@@ -527,7 +535,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
-        self.client_data.write(Path(folder), type(self).__name__)
+        self.client_data.write(Path(folder), type(self).__name__, self.client_names)
 
     # -- which clients train and are evaluated ---------------------------------------------------
 
@@ -560,6 +568,14 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     def held_out_digest(self) -> str:
         """Return the number of held-out clients, and eight digits that tell which they are."""
         return self.client_roles.held_out_digest()
+
+    def clients_called(self, chosen: Sequence[Any], option: str = "clients") -> list[int]:
+        """Return the ids that names, ids and ranges of ids mean, in ascending order.
+
+        Raises:
+            ConfigError: A word means no client.
+        """
+        return resolve_clients(chosen, self.client_names, option)
 
     def evaluating(self, clients: Sequence[int]) -> AbstractContextManager[None]:
         """Make ``clients``, ids in ascending order, the evaluated ones in the ``with`` block.

@@ -88,7 +88,7 @@ class Examples(ABC):
         """Whether it helps to know which examples will be read next."""
         return False
 
-    def expect(
+    def expect(  # noqa: B027  # most pools have nothing to do
         self, passes: Iterable[tuple[Tensor, Key]], batch_size: int, *, drop_last: bool
     ) -> None:
         """Hear which training passes come next, so that processes can read ahead.
@@ -99,7 +99,7 @@ class Examples(ABC):
             drop_last: Drop a shorter last batch.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # most pools hold nothing
         """Free what reading holds, such as processes; the next batch needs no other call."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +95,12 @@ class PooledData(ClientData):
         """Return a few readable lines: clients, samples, classes, digest."""
         return summarize(self.splits, self.table("train"), self.rule)
 
-    def write(self, folder: Path, dataset: str) -> None:
+    def write(self, folder: Path, dataset: str, names: Sequence[str] | None = None) -> None:
         """Write ``partition.csv`` and ``partition.json``, of very many clients the first ones."""
         table = self.table("train", listed_clients(self.num_clients))
-        write_atomically(folder / PARTITION_TABLE, partition_csv(self.splits, table).encode())
+        write_atomically(
+            folder / PARTITION_TABLE, partition_csv(self.splits, table, names).encode()
+        )
         self.save(folder / PARTITION, dataset, listed=self.num_clients <= LARGE)
 
     def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:

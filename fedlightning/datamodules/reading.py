@@ -231,8 +231,8 @@ class _Shared:
         for reading in self._next:
             if reading.sent < len(reading.stream.batches):
                 return reading
-        reading = self._look_ahead()
-        return reading if reading is not None and reading.stream.batches else None
+        coming = self._look_ahead()
+        return coming if coming is not None and coming.stream.batches else None
 
     def _look_ahead(self) -> _Open | None:
         """Return the next of the streams that are expected."""

@@ -291,7 +291,7 @@ class FederatedLoop(RoundLoop):
             forget=lambda: forget_failed_step(self.trainer),
         )  # fmt: skip
         executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
-        self._executor = executor(federation, clients, self, self.workers)
+        self._executor = executor(federation, clients, self, self.workers, data.client_names)
         config = federation.algorithm.server_data
         self._server_training = None
         if config is not None:

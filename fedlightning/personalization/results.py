@@ -45,6 +45,7 @@ class PersonalResult:
             curve, and after fine-tuning. Empty for a client without data to measure on.
         nearest_mean_acc: Test accuracy of the nearest class mean in feature space; nan if unknown.
         has_curve: Whether the scores are those after 0, 1, ... epochs.
+        name: The client's name, if it has one.
     """
 
     client: int
@@ -53,6 +54,7 @@ class PersonalResult:
     scores: tuple[Scores, ...] = ()
     nearest_mean_acc: float = math.nan
     has_curve: bool = False
+    name: str = ""
 
     @property
     def record(self) -> ClientRecord:
@@ -91,6 +93,7 @@ class PersonalResult:
                 if name not in ("acc", "loss")
                 for moment, values in (("before", before), ("after", after))
             },
+            name=self.name,
         )
 
 

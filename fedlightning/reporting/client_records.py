@@ -13,6 +13,7 @@ from typing import Any
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import os_errors_as_failures
+from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = ["ClientRecord", "columns_of", "read_clients_csv", "write_clients_csv"]
 
@@ -31,6 +32,7 @@ class ClientRecord:
         loss_after: Mean loss of the personalized model; nan without test data.
         others: The module's other metrics, by the names of their columns: ``mae_before``,
             ``mae_after``, and so on.
+        name: The client's name, for the last column; empty if it has none.
 
     Example:
         >>> ClientRecord(3, 80, 20, 0.5, 0.75, 1.2, 0.6).tested
@@ -45,28 +47,36 @@ class ClientRecord:
     loss_before: float
     loss_after: float
     others: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def tested(self) -> bool:
         """Whether both accuracies are defined."""
         return not (math.isnan(self.acc_before) or math.isnan(self.acc_after))
 
-    def cells(self, columns: Iterable[str]) -> list[int | float]:
+    def cells(self, columns: Iterable[str]) -> list[int | float | str]:
         """Return the values of some columns; nan for a metric that the client does not have."""
         values = {**vars(self), **self.others}
         return [
-            int(values[name]) if name in _INTEGERS else float(values.get(name, math.nan))
+            self.name
+            if name == CLIENT_NAME
+            else int(values[name])
+            if name in _INTEGERS
+            else float(values.get(name, math.nan))
             for name in columns
         ]
 
 
-_COLUMNS = [each.name for each in fields(ClientRecord) if each.name != "others"]
+_COLUMNS = [each.name for each in fields(ClientRecord) if each.name not in ("others", "name")]
 _INTEGERS = {"client_id", "num_train", "num_test"}
 
 
 def columns_of(records: Iterable[ClientRecord]) -> list[str]:
     """Return the columns of a table of clients: those of all tables, then the module's metrics."""
-    return [*_COLUMNS, *dict.fromkeys(name for record in records for name in record.others)]
+    every = list(records)
+    others = dict.fromkeys(name for record in every for name in record.others)
+    named = [CLIENT_NAME] if any(record.name for record in every) else []
+    return [*_COLUMNS, *others, *named]
 
 
 def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientRecord]) -> None:
@@ -124,8 +134,10 @@ def _record(
         raise DataError(f"{path}:{line}: expected {len(header)} cells, got {len(row)}")
     try:
         cells = zip(header, row, strict=True)
-        numbers = {name: int(cell) if name in _INTEGERS else float(cell) for name, cell in cells}
+        texts = dict(cells)
+        called = texts.pop(CLIENT_NAME, "")
+        numbers = {n: int(cell) if n in _INTEGERS else float(cell) for n, cell in texts.items()}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None
     own: dict[str, Any] = {name: numbers.pop(name) for name in _COLUMNS}
-    return ClientRecord(**own, others=numbers)
+    return ClientRecord(**own, others=numbers, name=called)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedlightning.core.client_names import short_label
 from fedlightning.core.statistics import Spread
 from fedlightning.reporting.client_records import ClientRecord
 from fedlightning.reporting.figures.style import (
@@ -73,7 +74,7 @@ def clients_figure(
             return figure
         _frame(ax, before, after)
         if len(tested) <= _MOST_DUMBBELLS:
-            _dumbbells(ax, before, after, [record.client_id for record in tested])
+            _dumbbells(ax, before, after, [_shown(record) for record in tested])
         else:
             _curves(ax, np.sort(before), np.sort(after))
         _means(ax, means)
@@ -121,7 +122,11 @@ def _frame(ax: Axes, before: Percent, after: Percent) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def _dumbbells(ax: Axes, before: Percent, after: Percent, ids: Sequence[int]) -> None:
+def _shown(record: ClientRecord) -> str:
+    return short_label(0, [record.name]) if record.name else str(record.client_id)
+
+
+def _dumbbells(ax: Axes, before: Percent, after: Percent, ids: Sequence[str]) -> None:
     order = np.lexsort((before, after))
     before, after = before[order], after[order]
     count = len(order)
@@ -151,8 +156,11 @@ def _dumbbells(ax: Axes, before: Percent, after: Percent, ids: Sequence[int]) ->
     ax.set_xlim(-margin, count - 1 + margin)
     _worst_tenth(ax, -margin, count // 10 - 0.5, float(np.percentile(after, 10)), count)
     if count <= 30:
-        ax.set_xticks(places, [str(ids[i]) for i in order])
-        ax.set_xlabel("client id, from the worst to the best accuracy after personalization")
+        named = not all(each.isdigit() for each in ids)
+        style_of: dict[str, Any] = {"rotation": 35, "ha": "right"} if named else {}
+        ax.set_xticks(places, [ids[i] for i in order], **style_of)
+        what = "client" if named else "client id"
+        ax.set_xlabel(f"{what}, from the worst to the best accuracy after personalization")
     else:
         ax.set_xticks([])
         ax.set_xlabel("clients, from the worst to the best accuracy after personalization")

@@ -15,7 +15,7 @@ from fedlightning._version import __version__
 from fedlightning.core.views import HELD_OUT, view_label
 from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
-from fedlightning.storage.run_layout import PARTITION_TABLE
+from fedlightning.storage.run_layout import PARTITION_TABLE, client_names_in
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
@@ -210,7 +210,7 @@ def _partitions(collection: Collection) -> Iterator[str]:
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
         if counts.size:
             title = f"Examples per client and class{where}"
-            yield _figure(svg(partition_figure(counts, title), title),
+            yield _figure(svg(partition_figure(counts, title, client_names_in(run.folder)), title),
                           f"partition {run.partition[:8]}")  # fmt: skip
     if len(shown) > _MOST_PARTITIONS:
         yield paragraph(f"{len(shown) - _MOST_PARTITIONS} more are in the run folders.")
