@@ -25,6 +25,7 @@ from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import ClientRoles, check_held_out
+from fedlightning.datamodules.client_splits import ClientSplit
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
 from fedlightning.datamodules.loaders import ClientLoader, PredictLoader, ViewLoader
 from fedlightning.datamodules.own_splits import OwnSplits, owner
@@ -85,6 +86,9 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
 
     num_classes: int
     client_names: Sequence[str] | None = None
+    client_split: ClientSplit | None = None
+    """How a client's own examples are divided, where the data come without test examples."""
+
     narrows_inputs: ClassVar[bool] = False
     """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 
@@ -257,6 +261,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             seed=default_seed(self.seed),
             sample=self.sample_number,
             check=self.check_data,
+            split=self.client_split,
         )
         if self.drop_last:
             check_batches(pooled.splits.sizes("train"), self.batch_size)

@@ -15,11 +15,11 @@ from torch.utils.data import default_collate as torch_default_collate
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
 from fedlightning.core.validation import check_integer
-from fedlightning.datamodules.examples import Examples, SampleError, label_array
+from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples, label_array
 from fedlightning.datamodules.reading import BatchReader, Stream
 from fedlightning.errors import DataError, FederationError, did_you_mean
 
-__all__ = ["DatasetExamples", "column_of", "is_map_style"]
+__all__ = ["DatasetExamples", "Pairs", "column_of", "is_map_style"]
 
 
 class DatasetExamples(Examples):
@@ -157,6 +157,36 @@ class DatasetExamples(Examples):
             else:
                 return None
         return label_array(np.array(labels))
+
+
+class Pairs(Dataset[Any]):
+    """A client's ``(inputs, labels)`` as a dataset.
+
+    Args:
+        pair: Inputs, and labels or None, one of each per example.
+        as_items: Whether inputs that make no array, such as sequences of several lengths, are kept
+            as a list.
+    """
+
+    def __init__(self, pair: Any, as_items: bool) -> None:
+        inputs, labels = pair
+        try:
+            self.inputs = TensorExamples(inputs).inputs
+        except DataError:
+            if not as_items:
+                raise
+            self.inputs = inputs
+        self.targets = None if labels is None else torch.from_numpy(label_array(labels))
+        if self.targets is not None and len(self.targets) != len(self.inputs):
+            raise DataError(f"{len(self.inputs)} inputs, but {len(self.targets)} labels")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.targets is None:
+            return self.inputs[index]
+        return self.inputs[index], self.targets[index]
 
 
 _COLLATE_HINT = (
