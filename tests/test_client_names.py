@@ -70,7 +70,7 @@ class Failing(Net):
         raise ValueError("bad luck")
 
 
-@pytest.mark.filterwarnings(r"ignore:client \d \((charite|mayo|ucla)\), round 0: ValueError")
+@pytest.mark.filterwarnings("ignore:client . .*, round 0. ValueError")
 @pytest.mark.parametrize("policy", ["fail", "skip"])
 def test_a_client_that_fails_is_named(policy):
     trainer = FederatedTrainer(
