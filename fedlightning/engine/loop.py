@@ -104,6 +104,7 @@ class FederatedLoop(RoundLoop):
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.federation = federation
         self.evaluator = ClientEvaluator(trainer, federation.seed)
+        self.evaluator.given_metric = federation.main_metric, federation.main_metric_mode
         self.client_store = ClientStore(self._store_folder, federation.personal_memory_mb * 2**20)
         self.server: Server
         self.jobs: Sequence[Job] = ()

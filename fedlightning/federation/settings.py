@@ -109,6 +109,11 @@ class Federation(NamedArguments):
             the same rounds, with the same batches and random numbers, as if nobody were struck; a
             round of which nobody is left changes nothing. ``python -m fedlightning influence``
             replays runs so.
+        main_metric: The metric that counts, by its short name (``f1``, ``mae``, ``loss``): summary,
+            curves, figures, tests and reports follow it. ``None`` means accuracy, or what the
+            module logs first on test data where it logs none.
+        main_metric_mode: ``max`` if more of it is better, ``min`` if less is; ``None`` follows from
+            the name, ``min`` for losses and errors.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -141,6 +146,8 @@ class Federation(NamedArguments):
     client_timeout: float | None = None
     seed: int | None = None
     leave_out: list[int] = field(default_factory=list)
+    main_metric: str | None = None
+    main_metric_mode: str | None = None
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -164,6 +171,8 @@ class Federation(NamedArguments):
         check_cohort_size(self.cohort_size)
         self._check_faults()
         check_choice("federation.buffers", self.buffers, get_args(Buffers))
+        if self.main_metric_mode is not None:
+            check_choice("federation.main_metric_mode", self.main_metric_mode, ("min", "max"))
         _ = self.client_algorithm
 
     def _check_leave_out(self) -> None:
