@@ -31,6 +31,7 @@ from fedlightning.datamodules.preferences import DigitPreferences, ZipfPreferenc
 from fedlightning.datamodules.public import PublicShare
 from fedlightning.datamodules.structured import StructuredExamples
 from fedlightning.datamodules.tables import FederatedTable
+from fedlightning.datamodules.text import FederatedText, WordHashes
 from fedlightning.datamodules.vision.cifar import CIFAR10, CIFAR100
 from fedlightning.datamodules.vision.digits import Digits
 from fedlightning.datamodules.vision.mnist import EMNIST, MNIST, FashionMNIST
@@ -67,6 +68,7 @@ __all__ = [
     "FederatedDataset",
     "FederatedFolders",
     "FederatedTable",
+    "FederatedText",
     "FewClassDigits",
     "FewClasses",
     "FlowerPartition",
@@ -87,5 +89,6 @@ __all__ = [
     "TensorExamples",
     "TimeSplit",
     "ViewLoader",
+    "WordHashes",
     "ZipfPreferences",
 ]

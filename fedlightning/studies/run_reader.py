@@ -41,7 +41,11 @@ _NOT_COMPARED = re.compile(
 )
 _OF_A_VIEW = f"_{CLIENTS}"
 _VIEW_METRIC = re.compile(r"([^/]+)/(?:global|test)/[^/]+")
-_CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
+_CUT_SHORT = (
+    "EarlyStopping",
+    "MainMetricStopping",
+    "Timer",
+)  # these may end a run before its last round
 
 
 @dataclass(frozen=True)
