@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -250,7 +251,9 @@ def _inject(net: nn.Module, name: str, config: Mapping[str, Any]) -> None:
     except ImportError:
         raise EnvironmentFailure("adapters need PEFT: pip install 'fedlightning[hf]'") from None
     try:
-        peft.inject_adapter_in_model(peft.LoraConfig(**config), net, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of another adapter
+            peft.inject_adapter_in_model(peft.LoraConfig(**config), net, adapter_name=name)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"model.adapters.{name}={dict(config)}: {error}") from error
 
