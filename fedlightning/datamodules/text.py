@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
 
 __all__ = ["FederatedText", "WordHashes"]
 
-_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+_FILES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
 
 
 class FederatedText(FederatedDataset):
@@ -154,8 +155,7 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         if path.suffix in _FILES:
             if not path.is_file():
                 raise DataError(f"{path}: no such file")
-            kind = _FILES[path.suffix]
-            return datasets.load_dataset(kind, data_files=str(path), split="train")
+            return datasets.Dataset(_table(path))
         if path.is_dir():
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(given), subset, split=part)
@@ -163,6 +163,25 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         raise
     except Exception as error:  # of the network, of formats, of permissions: of many types
         raise DataError(f"dataset={given}: {type(error).__name__}: {error}") from error
+
+
+def _table(path: Path) -> Any:
+    """Return a file's rows, read into memory; nothing is cached elsewhere."""
+    import pyarrow as pa
+
+    if path.suffix == ".csv":
+        from pyarrow import csv
+
+        return csv.read_csv(path)
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_table(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return pa.table({"text": [line for line in text.splitlines() if line.strip()]})
+    rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
+    return pa.Table.from_pylist(list(rows))
 
 
 def _tokenizer(given: Any) -> Any:

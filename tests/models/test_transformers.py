@@ -113,9 +113,7 @@ def test_a_checkpoint_has_the_adapters_alone_and_resumes_to_the_same_bits(tmp_pa
     again = classifier()
     fit(again, FedAvg(), tmp_path / "again", rounds=2, ckpt_path=path)
     assert same(state(whole), state(again))
-    with pytest.raises(
-        CheckpointError, match=r"another frozen backbone .*same model and init"
-    ):
+    with pytest.raises(CheckpointError, match=r"another frozen backbone .*same model and init"):
         fit(classifier(seed=5), FedAvg(), tmp_path / "other", rounds=2, ckpt_path=path)
 
 
