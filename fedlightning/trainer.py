@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.client_names import naming_clients
 from fedlightning.core.validation import check_instance
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
@@ -247,8 +248,8 @@ class FederatedTrainer(pl.Trainer):
             datamodule: The clients' data.
             ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None uses
                 the module's own weights.
-            clients: Ids of the clients, a list or a string such as ``"3,7,10-19"``; None means all
-                that are evaluated.
+            clients: Ids or names of the clients, a list or a string such as ``"3,7,10-19"`` or
+                ``"charite,mayo"``; None means all that are evaluated.
             verbose: Whether to print the metrics.
 
         Returns:
@@ -314,11 +315,15 @@ class FederatedTrainer(pl.Trainer):
         try:
             check_environment(self)
             with (
-                strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext()
+                strategy.at_work() if isinstance(strategy, FederatedDDPStrategy) else nullcontext(),
+                naming_clients(self._client_names),
             ):
                 yield
         finally:
             torch.set_num_threads(before)
+
+    def _client_names(self) -> Sequence[str] | None:
+        return getattr(getattr(self, "datamodule", None), "client_names", None)
 
     # -- checks ---------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Callbacks: the server's side of a federated run."""
 
 from fedlightning.callbacks.class_accuracy import ClassAccuracy
+from fedlightning.callbacks.early_stopping import MainMetricStopping
 from fedlightning.callbacks.forgetting import ForgettingCallback
 from fedlightning.callbacks.influence.callback import ClientInfluence
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
@@ -14,6 +15,7 @@ __all__ = [
     "ClientInfluence",
     "ForgettingCallback",
     "LastCheckpoint",
+    "MainMetricStopping",
     "PersonalizationCallback",
     "PredictionWriter",
     "RoundProgressBar",

@@ -142,7 +142,9 @@ class ForgettingCallback(NamedArguments, pl.Callback):
         if folder is None or not trainer.is_global_zero or not self._curve:
             return
         rounds, mean, largest = zip(*self._curve, strict=True)
-        figure = forgetting_figure(rounds, mean, largest, self.after, self.now)
+        figure = forgetting_figure(
+            rounds, mean, largest, self.after, self.now, _loop_of(trainer).data.client_names
+        )
         save_figure(figure, Path(folder) / FORGETTING_FIGURE)
 
     # -- accuracy --------------------------------------------------------------------------------

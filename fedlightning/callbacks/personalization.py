@@ -196,10 +196,9 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_round = trainer.current_epoch
         pl_module = trainer.lightning_module
+        shown = f"personalized/{self.views[0].main_metric.name}" if self.views else ""
         for name, value in metrics.items():
-            pl_module.log(
-                name, value, prog_bar=name == "personalized/acc", on_epoch=True, batch_size=1
-            )
+            pl_module.log(name, value, prog_bar=name == shown, on_epoch=True, batch_size=1)
 
     def personalizer(self, trainer: pl.Trainer) -> Personalizer:
         """Return a :class:`Personalizer` of the trainer's module with this callback's settings.
@@ -243,7 +242,10 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
             if files is not None:
                 files.publish()
         everyones = [result for part in loop.workers.gather(mine) for result in part]
-        self.views = results_by_view(views, everyones)
+        federation = loop.federation
+        self.views = results_by_view(
+            views, everyones, federation.main_metric, federation.main_metric_mode
+        )
         if _has_folder(trainer):
             self._write(trainer)
         return {name: value for each in self.views for name, value in each.metrics().items()}
@@ -263,7 +265,7 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
         step = max(trainer.current_epoch - (trainer.state.fn != TrainerFn.FITTING), 0)
         for each in self.views:
             if not each.view.on_validation_data:
-                log_clients(trainer.loggers, each.records, step, each.view.name)
+                log_clients(trainer.loggers, each.records, step, each.view.name, each.main_metric)
         if folder is None or not trainer.is_global_zero:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)

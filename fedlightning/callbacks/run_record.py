@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
 from fedlightning.engine.loop import FederatedLoop
@@ -81,9 +82,7 @@ _OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
 """The tables that every view has, by the file of the main view that precedes them."""
 
 
-_CURVES = (
-    "train/loss", "val/loss", "global/loss", "val/acc", "global/acc", "personalized/acc",
-)  # fmt: skip
+_LOSSES = ("train/loss", "val/loss", "global/loss")
 
 
 class RunRecord(pl.Callback):
@@ -144,7 +143,9 @@ class RunRecord(pl.Callback):
             title = "Examples per client and class"
             if listed < clients:
                 title += f", the first {listed:,} of {clients:,} clients"
-            save_figure(partition_figure(table, title), folder / PARTITION_FIGURE)
+            save_figure(
+                partition_figure(table, title, loop.data.client_names), folder / PARTITION_FIGURE
+            )
 
     def _draw_curves(self, trainer: pl.Trainer, loop: FederatedLoop, folder: Path) -> None:
         tables = [log.experiment for log in trainer.loggers if isinstance(log, RoundCSVLogger)]
@@ -152,21 +153,27 @@ class RunRecord(pl.Callback):
             return
         rounds = list(tables[0].rounds)
         rows = [tables[0].row(index) for index in rounds]
-        names = [
-            *_CURVES,
-            *(
-                view.metric(name)
-                for view in _other_views(loop)
-                for name in ("global/acc", "personalized/acc")
-            ),
-        ]
+        main, logged = (
+            loop.evaluator.main_metric,
+            list(dict.fromkeys(n for row in rows for n in row)),
+        )
+        columns = sorted(main.columns(logged), key=_place_of)
+        others = [
+            name
+            for view in _other_views(loop)
+            for name in (
+                main.column(logged, view.name), view.metric(f"personalized/{main.name}")
+            )
+            if name is not None
+        ]  # fmt: skip
+        names = list(dict.fromkeys([*_LOSSES, *columns, *others]))
         nan = float("nan")
         series = {name: [row.get(name, nan) for row in rows] for name in names}
         known = {name: ys for name, ys in series.items() if any(y == y for y in ys)}
         if known:
             clock = [row.get("time/simulated", nan) for row in rows]
             timed = loop.schedule.timed and all(second == second for second in clock)
-            figure = curves_figure(rounds, known, clock=clock if timed else None)
+            figure = curves_figure(rounds, known, clock=clock if timed else None, main=main)
             save_figure(figure, folder / CURVES_FIGURE)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -187,12 +194,13 @@ class RunRecord(pl.Callback):
         personal = [cb for cb in trainer.callbacks if isinstance(cb, PersonalizationCallback)]  # type: ignore[attr-defined]
         results = personal[-1].results if personal else []
         records = [result.record for result in results]
-        before = tuple(record.acc_before for record in records)
-        after = tuple(record.acc_after for record in records)
+        metric = personal[-1].views[0].main_metric if results else loop.evaluator.main_metric
+        before = tuple(record.before(metric.name) for record in records)
+        after = tuple(record.after(metric.name) for record in records)
         nearest = Spread.of(result.nearest_mean_acc for result in results)
         measured = loop.evaluator.last_round == trainer.current_epoch - 1
         accuracies = loop.evaluator.accuracies if measured else {}
-        known = any(record.tested for record in records)
+        known = any(record.has(metric.name) for record in records)
         views = _other_views(loop)
         main = next((view for view in loop.data.evaluation_views() if not view.name), None)
         return RunSummary(
@@ -201,10 +209,11 @@ class RunRecord(pl.Callback):
             clients=len(loop.data.training_clients),
             cohort_size=loop.clients_per_round(),
             seconds=time.monotonic() - self._started,
-            global_acc=Spread.of(accuracies[""]) if accuracies.get("") else None,
-            before=Spread.of(before) if known else None,
-            after=Spread.of(after) if known else None,
-            nearest_mean_acc=nearest.mean if nearest.count else None,
+            global_acc=metric.spread(accuracies[""]) if accuracies.get("") else None,
+            before=metric.spread(before) if known else None,
+            after=metric.spread(after) if known else None,
+            nearest_mean_acc=nearest.mean if nearest.count and metric.is_share else None,
+            metric=metric,
             part=personal[-1].part if personal else None,
             stopped=_why_stopped(trainer) if self._first_round is not None else "nothing to do",
             folder=folder,
@@ -216,7 +225,7 @@ class RunRecord(pl.Callback):
             views=tuple(
                 summary
                 for view in views
-                if (summary := _of_view(view, personal, accuracies)) is not None
+                if (summary := _of_view(view, personal, accuracies, metric)) is not None
             ),
             keeps_parts=bool(loop.roles.kept),
             clock=_clock(loop),
@@ -242,7 +251,9 @@ def _write_timeline(loop: FederatedLoop, folder: Path) -> None:
     )
     write_csv(folder / TIMELINE, header, rows)
     if entries:
-        save_figure(timeline_figure(entries), folder / TIMELINE_FIGURE)
+        save_figure(
+            timeline_figure(entries, names=loop.data.client_names), folder / TIMELINE_FIGURE
+        )
 
 
 def _clock(loop: FederatedLoop) -> str:
@@ -279,17 +290,23 @@ def _of_view(
     view: EvaluationView,
     personal: Sequence[PersonalizationCallback],
     accuracies: Mapping[str, Sequence[float]],
+    main: MainMetric,
 ) -> ViewSummary | None:
     """Return a view's part of the summary; ``None`` if nothing was measured."""
     clients = 0 if view.is_central else view.num_clients
     found = [each for each in personal[-1].views if each.view == view] if personal else []
     records = [record for each in found for record in each.records]
-    if any(record.tested for record in records):
-        before = Spread.of(record.acc_before for record in records)
-        after = Spread.of(record.acc_after for record in records)
+    if any(record.has(main.name) for record in records):
+        before = main.spread(record.before(main.name) for record in records)
+        after = main.spread(record.after(main.name) for record in records)
         return ViewSummary(view.name, view.split, clients, before, after)
     scores = accuracies.get(view.name)
-    return ViewSummary(view.name, view.split, clients, Spread.of(scores)) if scores else None
+    return ViewSummary(view.name, view.split, clients, main.spread(scores)) if scores else None
+
+
+def _place_of(name: str) -> int:
+    """Return where a metric's curve stands among others: validation, test, personalized."""
+    return 2 if name.startswith("personalized") else 0 if name.startswith("val") else 1
 
 
 def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
-from fedlightning.storage.run_layout import CONFIG
+from fedlightning.storage.run_layout import CONFIG, client_names_in
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -36,7 +36,7 @@ def export(command: Command) -> str:
         FedLightningError: The model cannot be written.
     """
     given = read_options(command.options)
-    client = _client(given.client)
+    client = _client(given.client, Path(given.run))
     shape = _shape(given.input_shape)
     from fedlightning.core.predictors import PredictorModule
     from fedlightning.personalization.models import (
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--run", metavar="DIR", help="a run's folder, with personalized/ in it")
-    parser.add_argument("--client", metavar="ID", help="the client, or global")
+    parser.add_argument("--client", metavar="ID", help="the client, by id or name, or global")
     parser.add_argument("--output", metavar="FILE", help="the file to write")
     parser.add_argument(
         "--format",
@@ -127,11 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _client(text: str) -> int | Literal["global"]:
+def _client(text: str, run: Path) -> int | Literal["global"]:
     if text == "global":
         return "global"
+    names = client_names_in(run)
+    if names is not None and text in names:
+        return names.index(text)
     if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"client must be a client id or global, got {text!r}.")
+        raise ConfigError(
+            f"client must be a client id or global, or a client's name, got {text!r}."
+            f"{did_you_mean(text, names or ())}"
+        )
     return int(text)
 
 

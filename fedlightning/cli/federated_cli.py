@@ -40,7 +40,7 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine.workers.nodes import on_another_node
 from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation.settings import Federation
-from fedlightning.personalization.on_demand import chosen_clients
+from fedlightning.personalization.on_demand import client_words
 from fedlightning.storage.checkpoint_reader import check_local
 from fedlightning.trainer import FederatedTrainer
 
@@ -133,9 +133,10 @@ class FederatedCLI(LightningCLI):
         if getattr(parser, "command", None) == "personalize":
             parser.add_argument(
                 "--clients",
-                type=chosen_clients,
+                type=client_words,
                 default=SUPPRESS,
-                help="Clients to personalize, e.g. 3,7,10-19; by default all that are evaluated.",
+                help="Clients to personalize, by id or name, e.g. 3,7,10-19; by default all that "
+                "are evaluated.",
             )
         for key, title in _TITLES.items():
             if parser.groups and key in parser.groups:

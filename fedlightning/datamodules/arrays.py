@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 
 from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.examples import TensorExamples
+from fedlightning.datamodules.client_splits import ClientSplit, SplitWithin, split_of
+from fedlightning.datamodules.dataset_examples import DatasetExamples, Pairs
+from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.datamodules.structured import StructuredExamples, is_structured
 from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["FederatedArrays"]
@@ -25,8 +30,14 @@ class FederatedArrays(FederatedDataModule):
         train: Training data ``(inputs, labels)``, each an array, a tensor, or the path of a
             ``.npy`` file; or the path of a ``.npz`` file that holds them as ``x`` and ``y``. Inputs
             have shape (n, ...), labels (n,): integers are classes, from 0 on; anything else, or
-            None, needs a partition that ignores labels, such as ``IID()``.
-        test: Test data likewise.
+            None, needs a partition that ignores labels, such as ``IID()``. Both may be mappings or
+            tuples of arrays: several inputs, several labels.
+        test: Test data likewise; None takes a share of each client's, see ``split``.
+        label_key: Of labels in a mapping, the one that the partition sees.
+        collate: Makes a batch of a list of items; for inputs of several lengths, such as lists of
+            token ids (:class:`~fedlightning.datamodules.Pad`).
+        split: How each client's examples are divided where ``test`` is None; see
+            :class:`FederatedDataset`.
         num_classes: Number of classes; None counts them.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
@@ -44,17 +55,44 @@ class FederatedArrays(FederatedDataModule):
     """
 
     def __init__(
-        self, train: Any, test: Any, num_classes: int | None = None, **kwargs: Any
+        self,
+        train: Any,
+        test: Any = None,
+        num_classes: int | None = None,
+        label_key: str | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        split: ClientSplit | None = None,
+        **kwargs: Any,
     ) -> None:
+        partition = kwargs.get("partition")
+        if isinstance(partition, NaturalIds):
+            if "num_clients" in kwargs:
+                raise ConfigError(f"num_clients follows from partition={partition!r}; leave it out")
+            self.client_names = partition.names
+            kwargs["num_clients"] = len(self.client_names)
         super().__init__(**kwargs)
-        self._sources = _pair("train", train), _pair("test", test)
+        self._sources = [_pair("train", train), *([] if test is None else [_pair("test", test)])]
+        self.label_key = label_key
+        self.collate = collate
+        self.client_split = split_of(test, split)
         if num_classes is not None:
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
-    def load(self) -> tuple[TensorExamples, TensorExamples]:
+    def load(self) -> tuple[Examples, Examples]:
         """Read the files that are given by path, and make tensors of all arrays."""
-        train, test = (_examples(source) for source in self._sources)
-        return train, test
+        pools = [self._examples(source) for source in self._sources]
+        if len(pools) == 1:
+            assert self.client_split is not None
+            self.partition = SplitWithin(self.partition, self.client_split)
+        return pools[0], pools[-1]
+
+    def _examples(self, source: Any) -> Examples:
+        if self.collate is not None and not isinstance(source, (str, Path)):
+            return DatasetExamples(Pairs(source, as_items=True), collate=self.collate)
+        if not isinstance(source, (str, Path)) and any(map(is_structured, source)):
+            inputs, labels = source
+            return StructuredExamples(inputs, labels, self.label_key)
+        return _examples(source)
 
 
 def _pair(name: str, given: Any) -> Any:

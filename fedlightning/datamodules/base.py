@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.batches import SPLITS, Batch, Split, check_split
+from fedlightning.core.client_names import naming_clients, resolve_clients
 from fedlightning.core.seeding import Key, default_seed
 from fedlightning.core.validation import check_instance, check_integer, check_number
 from fedlightning.core.views import CENTRAL, HELD_OUT, EvaluationView
 from fedlightning.datamodules.checks import check_batches
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import ClientRoles, check_held_out
+from fedlightning.datamodules.client_splits import ClientSplit
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples
 from fedlightning.datamodules.loaders import ClientLoader, PredictLoader, ViewLoader
 from fedlightning.datamodules.own_splits import OwnSplits, owner
@@ -61,6 +63,8 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 for data
             without classes.
+        client_names: One name per client, by which messages, tables, figures and commands know it
+            beside its id; ``None`` for clients that have none.
 
     Raises:
         ConfigError: An argument cannot work with any data.
@@ -81,6 +85,10 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     """
 
     num_classes: int
+    client_names: Sequence[str] | None = None
+    client_split: ClientSplit | None = None
+    """How a client's own examples are divided, where the data come without test examples."""
+
     narrows_inputs: ClassVar[bool] = False
     """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 
@@ -228,8 +236,11 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             DataError: The data cannot be read, divided or used.
             FederationError: An item of a dataset raises.
         """
-        if self._client_data is not None:
-            return
+        if self._client_data is None:
+            with naming_clients(lambda: self.client_names):
+                self._set_up()
+
+    def _set_up(self) -> None:
         loaded = self.load()
         if isinstance(loaded, ClientData):
             self.num_classes = loaded.num_classes
@@ -250,6 +261,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             seed=default_seed(self.seed),
             sample=self.sample_number,
             check=self.check_data,
+            split=self.client_split,
         )
         if self.drop_last:
             check_batches(pooled.splits.sizes("train"), self.batch_size)
@@ -288,9 +300,10 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             FederationError: An item of a dataset raises.
         """
         pool = self._pool(client, split)
-        rows = torch.from_numpy(self.indices(client, split))
-        if key is not None:
-            rows = rows[self.epoch_order(key, len(rows))]
+        if key is None:
+            rows = torch.from_numpy(self.indices(client, split))
+        else:
+            rows = self._order(client, key, split)
         stream = self.read(pool, rows, key=key, device=torch.device(device))
         return self._naming_samples(stream, client, split)
 
@@ -318,6 +331,34 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
         for batch in stream:
             stored = self._narrowed(batch) if self.narrows_inputs else batch
             yield self.transform_batch(stored, key is not None)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether processes read training examples, which :meth:`expect` then helps."""
+        own = _method_of(self, "batches") is not FederatedDataModule.batches
+        return (
+            not own and isinstance(self.client_data, PooledData) and self.pooled.train.reads_ahead
+        )
+
+    def expect(self, passes: Iterable[tuple[int, Key]]) -> None:
+        """Hear which local epochs come next, so that processes can read ahead.
+
+        Args:
+            passes: Clients, and the keys with which their :meth:`batches` will be called.
+        """
+        orders = ((self._order(client, key), key) for client, key in passes)
+        self.pooled.train.expect(orders, self.batch_size, drop_last=self.drop_last)
+
+    def _order(self, client: int, key: Key, split: Split = "train") -> Tensor:
+        """Return a client's indices in the order of a local epoch."""
+        rows = torch.from_numpy(self.indices(client, split))
+        return rows[self.epoch_order(key, len(rows))]
+
+    def teardown(self, stage: str) -> None:
+        """End the processes that read examples; they are started again when they are needed."""
+        if isinstance(self._client_data, PooledData):
+            self._client_data.train.close()
+            self._client_data.test.close()
 
     def epoch_batches(self, client: int, key: Key) -> list[Tensor]:
         """Return the examples in each batch of a local epoch, as positions in stored order.
@@ -499,7 +540,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
         Raises:
             EnvironmentFailure: A file cannot be written.
         """
-        self.client_data.write(Path(folder), type(self).__name__)
+        self.client_data.write(Path(folder), type(self).__name__, self.client_names)
 
     # -- which clients train and are evaluated ---------------------------------------------------
 
@@ -532,6 +573,14 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     def held_out_digest(self) -> str:
         """Return the number of held-out clients, and eight digits that tell which they are."""
         return self.client_roles.held_out_digest()
+
+    def clients_called(self, chosen: Sequence[Any], option: str = "clients") -> list[int]:
+        """Return the ids that names, ids and ranges of ids mean, in ascending order.
+
+        Raises:
+            ConfigError: A word means no client.
+        """
+        return resolve_clients(chosen, self.client_names, option)
 
     def evaluating(self, clients: Sequence[int]) -> AbstractContextManager[None]:
         """Make ``clients``, ids in ascending order, the evaluated ones in the ``with`` block.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,13 @@ class ClientData(ABC):
         """Return a few readable lines."""
 
     @abstractmethod
-    def write(self, folder: Path, dataset: str) -> None:
+    def write(self, folder: Path, dataset: str, names: Sequence[str] | None = None) -> None:
         """Write a description of bounded size into a folder.
 
         Args:
             folder: The run folder.
             dataset: Name of the data module.
+            names: The clients' names, if they have any.
 
         Raises:
             EnvironmentFailure: A file cannot be written.

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from fedlightning.core.batches import Split
 from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
-from fedlightning.datamodules.dataset_examples import DatasetExamples, is_map_style
-from fedlightning.datamodules.examples import Examples, TensorExamples, label_array
+from fedlightning.datamodules.client_splits import ClientSplit, SplitWithin, split_of
+from fedlightning.datamodules.dataset_examples import (
+    DatasetExamples,
+    Pairs,
+    column_of,
+    is_map_style,
+)
+from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
+from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.errors import ConfigError, DataError
 
-__all__ = ["ClientDatasets", "FederatedDataset"]
+__all__ = ["ClientDatasets", "FederatedDataset", "partition_names"]
 
 Collate = Callable[[list[Any]], Any]
 
@@ -32,14 +47,20 @@ class FederatedDataset(FederatedDataModule):
 
     Args:
         train: Training data.
-        test: Test data.
+        test: Test data; None takes a share of each client's, see ``split``.
         train_labels: One label per example, for the partition; None finds them, see
             :class:`DatasetExamples`.
         test_labels: Likewise for the test data.
         num_classes: Number of classes; None counts them.
-        num_workers: Processes that read ahead, started for each local epoch.
-        collate: Makes a batch of a list of items, e.g. by padding; torch's default collation if
-            None.
+        num_workers: Processes that read ahead, shared by all clients and kept for the run.
+        collate: Makes a batch of a list of items, e.g. by padding
+            (:class:`~fedlightning.datamodules.Pad`); torch's default collation if None.
+        label_key: Of items that are mappings, the entry with the label, for the partition.
+        input_key: Of items that are mappings, the entry that the module gets as inputs, or several,
+            which stay a mapping: a batch is then ``(inputs, labels)``.
+        split: How each client's examples are divided into those to train on and to test on, where
+            ``test`` is None (:class:`~fedlightning.datamodules.RandomSplit`, ``TimeSplit``,
+            ``GroupSplit``); None means at random, a fifth to test on. Validation data follow it.
         kwargs: ``num_clients``, ``batch_size``, ``partition``, ...: see
             :class:`FederatedDataModule`.
 
@@ -60,28 +81,58 @@ class FederatedDataset(FederatedDataModule):
     def __init__(
         self,
         train: Dataset,  # type: ignore[type-arg]  # jsonargparse takes no Dataset[Any]
-        test: Dataset,  # type: ignore[type-arg]
+        test: Dataset | None = None,  # type: ignore[type-arg]
         train_labels: Sequence[int] | None = None,
         test_labels: Sequence[int] | None = None,
         num_classes: int | None = None,
         num_workers: int = 0,
         collate: Collate | None = None,
+        label_key: str | None = None,
+        input_key: str | list[str] | None = None,
+        split: ClientSplit | None = None,
         **kwargs: Any,
     ) -> None:
+        partition = kwargs.get("partition")
+        if isinstance(partition, NaturalIds):
+            kwargs = {**kwargs, **_named_by(partition, train, kwargs)}
+            self.client_names = partition_names(partition, train)
         super().__init__(**kwargs)
+        self.client_split = split_of(test, split)
         self._sources = (train, train_labels), (test, test_labels)
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
         self.collate = collate
+        self.label_key = label_key
+        self.input_key = input_key
         if num_classes is not None:
             self.num_classes = check_integer("num_classes", num_classes, at_least=1)
 
     def load(self) -> tuple[Examples, Examples]:
         """Find the labels of both datasets."""
-        train, test = (
-            DatasetExamples(dataset, labels, self.num_workers, self.collate)
+        pools = [
+            DatasetExamples(
+                dataset, labels, self.num_workers, self.collate, self.label_key, self.input_key
+            )
             for dataset, labels in self._sources
-        )
-        return train, test
+            if dataset is not None
+        ]
+        if len(pools) == 1:
+            assert self.client_split is not None
+            self.partition = SplitWithin(self.partition, self.client_split)
+        return pools[0], pools[-1]
+
+
+def partition_names(partition: NaturalIds, train: Any) -> tuple[str, ...]:
+    """Return the names of the clients among whom a partition by owner divides a dataset."""
+    if not isinstance(partition.ids, str):
+        return partition.names
+    owners = column_of(train, partition.ids)
+    return NaturalIds(owners, min_samples=partition.min_samples).names
+
+
+def _named_by(partition: NaturalIds, train: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    if "num_clients" in given:
+        raise ConfigError(f"num_clients follows from partition={partition!r}; leave it out")
+    return {"num_clients": len(partition_names(partition, train))}
 
 
 class ClientDatasets(FederatedDataModule):
@@ -92,18 +143,26 @@ class ClientDatasets(FederatedDataModule):
     in torch's default dtype.
 
     Args:
-        train: Training data of each client: a map-style dataset, or a pair ``(inputs, labels)`` of
-            arrays or tensors.
-        test: Test data of each client likewise; it may be empty.
+        train: Training data of each client: a list of them, or a mapping from the clients' names.
+            Those of a client are a map-style dataset, a pair ``(inputs, labels)`` of arrays or
+            tensors, or a ``DataLoader``, whose dataset, collation and batch size are taken.
+        test: Test data of each client likewise; they may be empty. None takes a share of each
+            client's training data, see ``split``.
         num_classes: Number of classes; None counts them.
-        num_workers: Processes that read datasets ahead, started for each local epoch.
-        collate: Makes a batch of a list of items, e.g. by padding; torch's default collation if
-            None.
+        num_workers: Processes that read datasets ahead, shared by all clients and kept for the run.
+        collate: Makes a batch of a list of items, e.g. by padding
+            (:class:`~fedlightning.datamodules.Pad`); torch's default collation if None.
+        label_key: Of items that are mappings, the entry with the label.
+        input_key: Of items that are mappings, the entry that the module gets as inputs, or several,
+            which stay a mapping: a batch is then ``(inputs, labels)``.
+        split: How each client's examples are divided where ``test`` is None; see
+            :class:`FederatedDataset`.
         kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
             of clients follows from ``train``, and the partition is given.
 
     Raises:
-        ConfigError: ``train`` or ``test`` is not a list, or they differ in the number of clients.
+        ConfigError: ``train`` or ``test`` is neither a list nor a mapping, or they differ in their
+            clients.
 
     Example:
         >>> pairs = [(torch.rand(n, 4), torch.arange(n) % 2) for n in (3, 5)]
@@ -111,17 +170,25 @@ class ClientDatasets(FederatedDataModule):
         >>> data.setup()
         >>> [data.num_examples(client) for client in range(data.num_clients)]
         [3, 5]
+        >>> from fedlightning.datamodules import RandomSplit
+        >>> named = ClientDatasets({"charite": pairs[0], "mayo": pairs[1]}, split=RandomSplit(0.2))
+        >>> named.setup()
+        >>> named.client_names, named.num_examples(1, "train"), named.num_examples(1, "test")
+        (('charite', 'mayo'), 4, 1)
     """
 
     narrows_inputs = True
 
     def __init__(
         self,
-        train: Sequence[Any],
-        test: Sequence[Any],
+        train: Sequence[Any] | dict[str, Any],
+        test: Sequence[Any] | dict[str, Any] | None = None,
         num_classes: int | None = None,
         num_workers: int = 0,
         collate: Collate | None = None,
+        label_key: str | None = None,
+        input_key: str | list[str] | None = None,
+        split: ClientSplit | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("num_clients", "partition"):
@@ -129,14 +196,20 @@ class ClientDatasets(FederatedDataModule):
                 raise ConfigError(
                     f"{name} follows from train, one dataset per client; leave it out"
                 )
-        _check_list("train", train)
-        _check_list("test", test)
-        if not train or len(train) != len(test):
+        trained, tested, self.client_names = _in_order(train, test)
+        if not trained or (tested is not None and len(trained) != len(tested)):
             raise ConfigError(
-                f"train and test must hold one dataset per client, got {len(train)} and {len(test)}"
+                "train and test must hold one dataset per client, got "
+                f"{len(trained)} and {len(tested or ())}"
             )
-        super().__init__(num_clients=len(train), partition=None, **kwargs)
-        self._sources = train, test
+        loaders = [part for part in [*trained, *(tested or ())] if isinstance(part, DataLoader)]
+        if loaders:
+            kwargs, collate = _as_loaded(loaders, kwargs, collate)
+        super().__init__(num_clients=len(trained), partition=None, **kwargs)
+        self._sources = [trained] if tested is None else [trained, tested]
+        self.client_split = split_of(tested, split)
+        self.label_key = label_key
+        self.input_key = input_key
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
         self.collate = collate
         if num_classes is not None:
@@ -145,9 +218,15 @@ class ClientDatasets(FederatedDataModule):
     def load(self) -> tuple[Examples, Examples]:
         """Put the clients' data one after the other."""
         pools = [self._concatenated(parts) for parts in self._sources]
-        (train, train_sizes), (test, test_sizes) = pools
-        self.partition = _AsGiven(train_sizes, test_sizes)
+        (train, train_sizes), (test, test_sizes) = pools[0], pools[-1]
         self._first = {"train": _starts(train_sizes), "test": _starts(test_sizes)}
+        if len(pools) == 1:
+            assert self.client_split is not None
+            self.partition = SplitWithin(
+                _AsGiven(train_sizes, [0] * len(train_sizes)), self.client_split
+            )
+        else:
+            self.partition = _AsGiven(train_sizes, test_sizes)
         return train, test
 
     def sample_number(self, client: int, split: Split, index: int) -> int:
@@ -156,19 +235,36 @@ class ClientDatasets(FederatedDataModule):
 
     def _concatenated(self, parts: Sequence[Any]) -> tuple[Examples, list[int]]:
         """Return all clients' examples as one pool, and the number of each client's."""
+        parts = [part.dataset if isinstance(part, DataLoader) else part for part in parts]
         if self.collate is None and all(_is_pair(part) for part in parts):
             pools = [TensorExamples(*part) for part in parts]
             return _joined(pools), [len(pool) for pool in pools]
         datasets = [
-            _Pairs(part, as_items=self.collate is not None)
+            Pairs(part, as_items=self.collate is not None)
             if _is_pair(part)
             else _map_style(client, part)
             for client, part in enumerate(parts)
         ]
         pool = DatasetExamples(
-            ConcatDataset(datasets), num_workers=self.num_workers, collate=self.collate
+            _Chain(datasets), None, self.num_workers, self.collate, self.label_key, self.input_key
         )
         return pool, [len(dataset) for dataset in datasets]
+
+
+class _Chain(ConcatDataset[Any]):
+    """Datasets one after the other, of which many items can be read at once."""
+
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        if not rows:
+            return []
+        at = bisect_right(self.cumulative_sizes, rows[0])
+        first = self.cumulative_sizes[at - 1] if at else 0
+        own = [row - first for row in rows]  # a batch is one client's
+        many = getattr(self.datasets[at], "__getitems__", None)
+        if many is None or not all(0 <= row < len(self.datasets[at]) for row in own):  # type: ignore[arg-type]
+            return [self[row] for row in rows]
+        items: list[Any] = many(own)
+        return items
 
 
 class _AsGiven(Partition):
@@ -198,12 +294,53 @@ def _starts(sizes: list[int]) -> list[int]:
     return [0, *accumulate(sizes)][:-1]
 
 
-def _check_list(name: str, given: Any) -> None:
-    if isinstance(given, Mapping):
+def _in_order(train: Any, test: Any) -> tuple[list[Any], list[Any] | None, tuple[str, ...] | None]:
+    """Return the clients' training and test data in one order, and their names, if any."""
+    if not isinstance(train, Mapping):
+        _check_list("train", train)
+        if isinstance(test, Mapping):
+            raise ConfigError("test has the clients' names, train has none; pass two mappings")
+        if test is not None:
+            _check_list("test", test)
+        return list(train), None if test is None else list(test), None
+    names = tuple(map(str, train))
+    if test is None:
+        return list(train.values()), None, names
+    if not isinstance(test, Mapping) or set(test) != set(train):
+        apart = set(test) ^ set(train) if isinstance(test, Mapping) else ()
+        few = ", ".join(sorted(map(str, apart))[:3])
         raise ConfigError(
-            f"{name} must be a list with one dataset per client, got a {type(given).__name__}; "
-            f"pass list({name}.values()): clients are numbered from 0 in that order"
+            "train is a mapping from names, so test must be one from the same names"
+            + (f"; only one of them has {few}" if few else "")
         )
+    return list(train.values()), [test[name] for name in train], names
+
+
+def _as_loaded(
+    loaders: Sequence[DataLoader[Any]], kwargs: dict[str, Any], collate: Collate | None
+) -> tuple[dict[str, Any], Collate | None]:
+    """Return the batch size and the collation that loaders have in common."""
+    for loader in loaders:
+        if not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
+            raise ConfigError(
+                f"a DataLoader has a {type(loader.sampler).__name__}, but the order of examples "
+                "follows from the run's seed: pass its dataset; epoch_order() of a subclass may "
+                "set another order"
+            )
+    sizes = {loader.batch_size for loader in loaders}
+    if "batch_size" not in kwargs:
+        if len(sizes) > 1 or None in sizes:
+            raise ConfigError(f"the DataLoaders differ in batch_size ({sizes}); pass batch_size")
+        kwargs = {**kwargs, "batch_size": sizes.pop()}
+    own = {loader.collate_fn for loader in loaders} - {default_collate}
+    if collate is None and own:
+        if len(own) > 1 or any(loader.collate_fn is default_collate for loader in loaders):
+            raise ConfigError("the DataLoaders differ in their collate_fn; pass collate")
+        collate = own.pop()
+    return kwargs, collate
+
+
+def _check_list(name: str, given: Any) -> None:
     if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
         raise ConfigError(
             f"{name} must be a list with one dataset per client, got {type(given).__name__}"
@@ -217,36 +354,6 @@ def _map_style(client: int, part: Any) -> Any:
             f"a pair (inputs, labels)"
         )
     return part
-
-
-class _Pairs(Dataset[Any]):
-    """A client's ``(inputs, labels)`` as a dataset.
-
-    Args:
-        pair: Inputs, and labels or None, one of each per example.
-        as_items: Whether inputs that make no array, such as sequences of several lengths, are kept
-            as a list.
-    """
-
-    def __init__(self, pair: Any, as_items: bool) -> None:
-        inputs, labels = pair
-        try:
-            self.inputs = TensorExamples(inputs).inputs
-        except DataError:
-            if not as_items:
-                raise
-            self.inputs = inputs
-        self.targets = None if labels is None else torch.from_numpy(label_array(labels))
-        if self.targets is not None and len(self.targets) != len(self.inputs):
-            raise DataError(f"{len(self.inputs)} inputs, but {len(self.targets)} labels")
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Any:
-        if self.targets is None:
-            return self.inputs[index]
-        return self.inputs[index], self.targets[index]
 
 
 def _joined(pools: list[TensorExamples]) -> TensorExamples:

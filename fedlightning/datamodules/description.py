@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from fedlightning.core.batches import SPLITS
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.storage.csv_files import csv_text
+from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = ["fingerprint", "partition_csv", "summarize"]
 
@@ -48,13 +50,16 @@ def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
     return "\n".join(lines)
 
 
-def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
+def partition_csv(
+    splits: ClientSplits, table: np.ndarray, names: Sequence[str] | None = None
+) -> str:
     """Return the text of ``partition.csv``: one row per client.
 
     Args:
         splits: Every client's indices.
         table: Training examples per client and class, shape (clients, num_classes); the text has
             one row for each of its rows.
+        names: The clients' names, for a last column.
 
     Example:
         >>> parts = [np.array([0, 1, 2])]
@@ -67,7 +72,10 @@ def partition_csv(splits: ClientSplits, table: np.ndarray) -> str:
     sizes = np.stack([splits.sizes(split)[: len(table)] for split in SPLITS], axis=1)
     rows = enumerate(np.concatenate([sizes, table], axis=1).tolist())
     header = ["client_id", "num_train", "num_val", "num_test", *classes]
-    return csv_text([header, *([client, *row] for client, row in rows)])
+    if names is None:
+        return csv_text([header, *([client, *row] for client, row in rows)])
+    named = ([client, *row, names[client]] for client, row in rows)
+    return csv_text([[*header, CLIENT_NAME], *named])
 
 
 _MOST_BYTES = 4 << 20

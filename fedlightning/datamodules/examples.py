@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,6 +72,35 @@ class Examples(ABC):
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
         """Return index and description of an unusable example in ``rows``, if there is one."""
         return None
+
+    def column(self, name: str) -> np.ndarray:
+        """Return what is known of every example under a name, such as its owner, shape (n,).
+
+        Raises:
+            DataError: Nothing is known under that name.
+        """
+        raise DataError(
+            f"{name!r}: the examples have no columns; pass the values themselves, one per example"
+        )
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it helps to know which examples will be read next."""
+        return False
+
+    def expect(  # noqa: B027  # most pools have nothing to do
+        self, passes: Iterable[tuple[Tensor, Key]], batch_size: int, *, drop_last: bool
+    ) -> None:
+        """Hear which training passes come next, so that processes can read ahead.
+
+        Args:
+            passes: Indices in visiting order, and the key of the local epoch, of each.
+            batch_size: Examples per batch.
+            drop_last: Drop a shorter last batch.
+        """
+
+    def close(self) -> None:  # noqa: B027  # most pools hold nothing
+        """Free what reading holds, such as processes; the next batch needs no other call."""
 
 
 class TensorExamples(Examples):

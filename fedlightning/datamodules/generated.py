@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ class _Generated(ClientData):
     def summary(self) -> str:
         return f"{self.num_clients} clients, {self.rule}\ndigest: {self._digest[:12]}"
 
-    def write(self, folder: Path, dataset: str) -> None:
+    def write(self, folder: Path, dataset: str, names: Sequence[str] | None = None) -> None:
         content = {
             "version": 1,
             "listed": False,

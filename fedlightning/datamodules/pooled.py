@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
+from fedlightning.datamodules.client_splits import ClientSplit
 from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
@@ -95,10 +96,12 @@ class PooledData(ClientData):
         """Return a few readable lines: clients, samples, classes, digest."""
         return summarize(self.splits, self.table("train"), self.rule)
 
-    def write(self, folder: Path, dataset: str) -> None:
+    def write(self, folder: Path, dataset: str, names: Sequence[str] | None = None) -> None:
         """Write ``partition.csv`` and ``partition.json``, of very many clients the first ones."""
         table = self.table("train", listed_clients(self.num_clients))
-        write_atomically(folder / PARTITION_TABLE, partition_csv(self.splits, table).encode())
+        write_atomically(
+            folder / PARTITION_TABLE, partition_csv(self.splits, table, names).encode()
+        )
         self.save(folder / PARTITION, dataset, listed=self.num_clients <= LARGE)
 
     def save(self, path: str | os.PathLike[str], dataset: str, listed: bool = True) -> None:
@@ -126,6 +129,7 @@ def prepare(
     seed: int,
     sample: Callable[[int, Split, int], int],
     check: bool = True,
+    split: ClientSplit | None = None,
 ) -> PooledData:
     """Divide two pools, hold examples out, and check every client's share.
 
@@ -139,6 +143,7 @@ def prepare(
         seed: Seed of the partition and of the held-out examples.
         sample: Returns the number by which messages name (client, split, index in the pool).
         check: Whether to check the examples themselves as well as the partition.
+        split: How validation data are chosen; None means at random.
 
     Raises:
         ConfigError: The partition needs labels, but the data has no classes.
@@ -148,7 +153,12 @@ def prepare(
     key = Key(seed, "partition")
     assignment = divide(train, test, partition, num_clients, num_classes, key.numpy())
     # A separate stream (round 1): holding examples out does not change the partition.
-    splits = hold_out(assignment, val_fraction, key.at(round=1).numpy())
+    held_out = key.at(round=1).numpy()
+    if split is None:
+        splits = hold_out(assignment, val_fraction, held_out)
+    else:
+        rest, val = split.divide(assignment.train, split.values(train), val_fraction, held_out)
+        splits = ClientSplits(train=rest, val=val, test=assignment.test)
     fault = find_fault(train, test, splits, num_classes) if check else None
     if fault is not None:
         client = splits.owner(fault.split, fault.row)
@@ -235,7 +245,7 @@ def divide(
             f"partition={partition!r} needs one integer label per example, but this data has "
             f"{_label_format(train, test)}"
         )
-    assignment = partition.assign(
+    assignment = partition.bound(train, test).assign(
         _classes(train, num_classes), _classes(test, num_classes), num_clients, num_classes, rng
     )
     check_assignment(assignment, len(train), len(test), num_clients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -150,21 +150,35 @@ class ResidentClients:
     def plan(self, jobs: Sequence[Job]) -> None:
         """Hear which jobs this process trains next."""
         self._training.plan(jobs)
+        if self._data.reads_ahead:
+            self._data.expect(self._passes(jobs))
+
+    def _passes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Key]]:
+        """Yield the client and the key of every local epoch of some jobs."""
+        for job in jobs:
+            key = Key(self._seed, "fit", round=job.stream, client=job.client)
+            for epoch in range(self._epochs(job.client)):
+                yield job.client, key.at(epoch=epoch)
+
+    def _epochs(self, client: int) -> int:
+        steps = self._federation.local_steps
+        if steps is None:
+            return self._federation.local_epochs
+        return self._training.epochs_of(client, steps)
 
     def train(self, job: Job, kept: State | None) -> Trained:
         """Train a client; the update's state is a view of the resident module."""
         federation, number = self._federation, job.client
         kept = kept if kept is not None else self._store.get(number) or {}
         self._workers.announce(number, job.stream)
-        steps = federation.local_steps
         client = ResidentClient(
             number,
             kept,
             self._resident,
             self._model,
             self._data.num_examples(number),
-            federation.local_epochs if steps is None else self._training.epochs_of(number, steps),
-            steps,
+            self._epochs(number),
+            federation.local_steps,
             self._seed,
             partial(class_counts, self._data, needed_by=federation.algorithm.name),
             self._after_step(),

@@ -13,6 +13,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from fedlightning.core.batches import inputs_of
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import LogFlags, Metrics
 from fedlightning.core.module_snapshot import Changes, WholeModule
 from fedlightning.core.seeding import Key, default_seed
@@ -39,14 +40,17 @@ class ClientEvaluator:
 
     Attributes:
         per_class: Whether accuracies are also measured class by class.
-        accuracies: ``global/acc`` of every client of a view, by the view's name, at the last
+        accuracies: The main metric of every client of a view, by the view's name, at the last
             evaluation.
+        main_metric: The metric that counts; what the module measures decides, unless it is given.
         last_round: The round of that evaluation; ``None`` before the first one.
     """
 
     def __init__(self, trainer: pl.Trainer, seed: int | None = None) -> None:
         self.per_class = False
+        self.given_metric: tuple[str | None, str | None] = None, None
         self.accuracies: dict[str, list[float]] = {}
+        self.main_metric = MainMetric()
         self.last_round: int | None = None
         self._trainer = trainer
         self._given_seed = seed
@@ -203,6 +207,7 @@ class ClientEvaluator:
             for task, values in part.items():
                 everyones[task.split, task.client] = task.num_examples, values
             self._flags |= flags
+        self._choose_main_metric(everyones)
         metrics: dict[str, tuple[float, LogFlags]] = {}
         accuracies: dict[str, list[float]] = {}
         for view in _validation_last(federated_data(self._trainer).evaluation_views()):
@@ -215,12 +220,24 @@ class ClientEvaluator:
                 metrics[view.metric(name)] = value, quiet if view.name else shown
             if not view.on_validation_data:
                 accuracies[view.name] = [
-                    values["global/acc"] for _, values in measured if "global/acc" in values
+                    found
+                    for _, values in measured
+                    if (found := self.main_metric.value_in(values)) is not None
                 ]
         if not self._trainer.sanity_checking:
             self.accuracies = accuracies
             self.last_round = self._trainer.current_epoch
         return metrics
+
+    def _choose_main_metric(
+        self, everyones: Mapping[tuple[Split, int], tuple[int, Mapping[str, float]]]
+    ) -> None:
+        tested = [scores for (split, _), (_, scores) in everyones.items() if split == "test"]
+        names = [name for scores in tested[:1] for name in scores]
+        pooled = [name for (_, s), found in self._pooled.items() if s == "test" for name in found]
+        given, mode = self.given_metric
+        if names or pooled:
+            self.main_metric = MainMetric.chosen([*names, *pooled], given, mode)
 
     def _metrics_of(
         self, view: EvaluationView, measured: Sequence[tuple[int, Mapping[str, float]]]

@@ -80,6 +80,7 @@ class Executor(ABC):
         clients: Trains them.
         events: Hears of each.
         workers: The processes that share the work.
+        names: The clients' names, if they have any.
 
     Attributes:
         attempts: What became of each job of the commit under way, in order.
@@ -88,12 +89,18 @@ class Executor(ABC):
     """
 
     def __init__(
-        self, federation: Federation, clients: Trains, events: RoundEvents, workers: Workers
+        self,
+        federation: Federation,
+        clients: Trains,
+        events: RoundEvents,
+        workers: Workers,
+        names: Sequence[str] | None = None,
     ) -> None:
         self._federation = federation
         self._clients = clients
         self._events = events
         self._workers = workers
+        self._names = names
         self.attempts: list[Attempt[Trained]] = []
         self.kept: dict[int, State] = {}
         self.apart = False
@@ -151,6 +158,7 @@ class Executor(ABC):
             self._federation.retries,
             lambda client: self._clients.train(job, self.kept.get(client)),
             self._clients.forget,
+            self._names[job.client] if self._names is not None else "",
         )
         if done.result is not None and done.result.kept:
             self.kept[job.client] = done.result.kept

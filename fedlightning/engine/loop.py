@@ -108,6 +108,7 @@ class FederatedLoop(RoundLoop):
         super().__init__(trainer, min_epochs=min_epochs, max_epochs=max_epochs)
         self.federation = federation
         self.evaluator = ClientEvaluator(trainer, federation.seed)
+        self.evaluator.given_metric = federation.main_metric, federation.main_metric_mode
         self.client_store = ClientStore(self._store_folder, federation.personal_memory_mb * 2**20)
         self.server: Server
         self.jobs: Sequence[Job] = ()
@@ -304,7 +305,7 @@ class FederatedLoop(RoundLoop):
             forget=lambda: forget_failed_step(self.trainer),
         )  # fmt: skip
         executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
-        self._executor = executor(federation, clients, self, self.workers)
+        self._executor = executor(federation, clients, self, self.workers, data.client_names)
         self._executor.apart = self._add_apart()
         config = federation.algorithm.server_data
         self._server_training = None

@@ -52,6 +52,7 @@ class ClientFailure:
         cause: Why.
         text: What happened, in words.
         retried: Whether the client gets another try.
+        name: The client's name, if it has one.
 
     Example:
         >>> print(ClientFailure(3, 1, "exception", "ValueError: bad luck"))
@@ -63,9 +64,11 @@ class ClientFailure:
     cause: Cause
     text: str
     retried: bool = False
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"client {self.client}, round {self.round}: {self.text}"
+        name = f" ({self.name})" if self.name else ""
+        return f"client {self.client}{name}, round {self.round}: {self.text}"
 
 
 class ClientFailed(FederationError):
@@ -109,6 +112,7 @@ def attempt(
     retries: int,
     train: Callable[[int], T],
     start_over: Callable[[], None],
+    name: str = "",
 ) -> Attempt[T]:
     """Train a client; try again, from the same start, while it fails and tries are left.
 
@@ -122,6 +126,7 @@ def attempt(
         train: Trains it. Random numbers must follow from client and round alone, so that a second
             try gives the bits that the first would have given.
         start_over: Undoes what a failed try has left.
+        name: The client's name, if it has one.
     """
     failures: list[ClientFailure] = []
     for left in range(retries, -1, -1):
@@ -135,7 +140,7 @@ def attempt(
             start_over()
             cause: Cause = error.cause if isinstance(error, BadUpdate) else "exception"
             failures.append(
-                ClientFailure(client, round_index, cause, _describe(error, client), left > 0)
+                ClientFailure(client, round_index, cause, _describe(error, client), left > 0, name)
             )
             last = error
     return Attempt(client, None, tuple(failures), last)

@@ -119,6 +119,11 @@ class Federation(NamedArguments):
             replays runs so.
         privacy: The differential privacy of whole clients (:class:`~fedlightning.ClientDP`);
             ``None`` promises none.
+        main_metric: The metric that counts, by its short name (``f1``, ``mae``, ``loss``): summary,
+            curves, figures, tests and reports follow it. ``None`` means accuracy, or what the
+            module logs first on test data where it logs none.
+        main_metric_mode: ``max`` if more of it is better, ``min`` if less is; ``None`` follows from
+            the name, ``min`` for losses and errors.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -152,6 +157,8 @@ class Federation(NamedArguments):
     seed: int | None = None
     leave_out: list[int] = field(default_factory=list)
     privacy: ClientDP | None = None
+    main_metric: str | None = None
+    main_metric_mode: str | None = None
 
     def __post_init__(self) -> None:
         check_instance("federation.algorithm", self.algorithm, Algorithm)
@@ -186,6 +193,8 @@ class Federation(NamedArguments):
                 self.on_client_failure,
             )
             check_algorithm(self.algorithm, self.aggregator)
+        if self.main_metric_mode is not None:
+            check_choice("federation.main_metric_mode", self.main_metric_mode, ("min", "max"))
         _ = self.client_algorithm
 
     def _check_cohort_size(self) -> None:

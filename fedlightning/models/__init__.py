@@ -14,6 +14,7 @@ from fedlightning.models.resnet import ResNet18
 from fedlightning.models.stitched import StitchedNetwork
 from fedlightning.models.timm import TimmClassifier
 from fedlightning.models.torchvision import TorchvisionClassifier
+from fedlightning.models.transformers import CausalLM, PretrainedModule, TransformersClassifier
 from fedlightning.models.variational import (
     PosteriorConstructor,
     VariationalMLP,
@@ -23,6 +24,7 @@ from fedlightning.models.vit import SmallViT
 
 __all__ = [
     "MLP",
+    "CausalLM",
     "ClassDensities",
     "Conv4",
     "CosineWithWarmup",
@@ -34,6 +36,7 @@ __all__ = [
     "PosteriorConstructor",
     "PosteriorNetwork",
     "PreferenceModule",
+    "PretrainedModule",
     "RadialFlows",
     "ResNet18",
     "ResidualMLP",
@@ -43,6 +46,7 @@ __all__ = [
     "StitchedNetwork",
     "TimmClassifier",
     "TorchvisionClassifier",
+    "TransformersClassifier",
     "VariationalMLP",
     "VariationalModule",
 ]

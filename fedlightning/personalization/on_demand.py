@@ -10,24 +10,37 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from fedlightning.core.client_names import resolve_clients
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.evaluation_loop import PersonalizationLoop
 from fedlightning.engine._lightning.trainer_hooks import personalization_loop
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
 
-__all__ = ["ChosenClients", "chosen_clients", "personalizing"]
+__all__ = ["ChosenClients", "chosen_clients", "client_words", "personalizing"]
 
-ChosenClients = Sequence[int] | int | str | None
-_ITEM = re.compile(r"(\d+)(?:-(\d+))?")
-_MOST = 1_000_000
+ChosenClients = Sequence[int | str] | int | str | None
 
 
-def chosen_clients(given: ChosenClients) -> list[int] | None:
+def client_words(text: str) -> list[str]:
+    """Return the names, ids and ranges of ids in a list, as a command line has it.
+
+    Example:
+        >>> client_words("charite, mayo"), client_words("[3,7-9]")
+        (['charite', 'mayo'], ['3', '7-9'])
+    """
+    return re.split(r"\s*,\s*", text.strip().removeprefix("[").removesuffix("]").strip())
+
+
+def chosen_clients(
+    given: ChosenClients, names: Sequence[str] | None = None, option: str = "clients"
+) -> list[int] | None:
     """Return client ids in ascending order, each once; None for no choice.
 
     Args:
-        given: One id, several, or a text with ids and ranges of ids.
+        given: One id or name, several, or a text with names, ids and ranges of ids.
+        names: The clients' names, if they have any.
+        option: What the user has set, for messages.
 
     Raises:
         ConfigError: It is something else.
@@ -40,19 +53,11 @@ def chosen_clients(given: ChosenClients) -> list[int] | None:
         return None
     items: Any = given
     if isinstance(given, str):
-        items = re.split(r"\s*,\s*", given.strip().removeprefix("[").removesuffix("]").strip())
-    chosen: set[int] = set()
-    for item in items if isinstance(items, Sequence) else [items]:
-        found = _ITEM.fullmatch(str(item))
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
-        if isinstance(item, bool) or not 0 <= last - first < _MOST:
-            raise ConfigError(
-                f"clients must be ids or ranges of ids, such as 3,7,10-19, got {item!r}."
-            )
-        chosen.update(range(first, last + 1))
-    if not chosen:
-        raise ConfigError("clients is empty: leave it out to personalise all.")
-    return sorted(chosen)
+        items = [given] if names is not None and given in names else client_words(given)
+    several = items if isinstance(items, Sequence) else [items]
+    if not several:
+        raise ConfigError(f"{option} is empty: leave it out to personalise all.")
+    return resolve_clients(several, names, option)
 
 
 @contextmanager
@@ -80,7 +85,8 @@ def personalizing(
     callbacks: list[pl.Callback] = trainer.callbacks
     default = callback()
     own = [] if any(isinstance(other, type(default)) for other in callbacks) else [default]
-    chosen = chosen_clients(clients)
+    names = data.client_names if isinstance(data, FederatedDataModule) else None
+    chosen = chosen_clients(clients, names)
     given = chosen is not None and isinstance(data, FederatedDataModule)
     evaluating = data.evaluating(chosen) if given else nullcontext()
     with evaluating, personalization_loop(trainer, evaluation):

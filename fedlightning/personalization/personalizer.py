@@ -165,15 +165,17 @@ class Personalizer:
         loop, tasks = self._loop, self._tasks(client)
         sizes = {task.split: task.num_examples for task in tasks}
         num_train = loop.data.num_examples(client)
+        names = loop.data.client_names
+        name = names[client] if names is not None else ""
         if not sizes.keys() - {"val"}:
-            return PersonalResult(client, num_train, sizes)
+            return PersonalResult(client, num_train, sizes, name=name)
         self._restore()
         copy_into(live_state(loop.module), self.kept(client))
         self._predictor = self._predictor_of(client)
         scores, nearest = self._tune_alone(client, tasks) or self._tune(client, tasks)
         if self._curve:
             scores = _one_per_epoch(scores, self._epochs)
-        return PersonalResult(client, num_train, sizes, tuple(scores), nearest, self._curve)
+        return PersonalResult(client, num_train, sizes, tuple(scores), nearest, self._curve, name)
 
     def _tasks(self, client: int) -> list[ClientTask]:
         """Return the splits on which the views measure a client; its test data if none does."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import VAL
 from fedlightning.core.statistics import Spread, over_clients
 from fedlightning.core.views import EvaluationView
@@ -21,6 +22,7 @@ from fedlightning.reporting import (
     write_clients_csv,
     write_finetuning_csv,
 )
+from fedlightning.reporting.client_records import main_metric_of
 from fedlightning.storage.run_layout import (
     CLIENTS,
     CLIENTS_FIGURE,
@@ -45,6 +47,7 @@ class PersonalResult:
             curve, and after fine-tuning. Empty for a client without data to measure on.
         nearest_mean_acc: Test accuracy of the nearest class mean in feature space; nan if unknown.
         has_curve: Whether the scores are those after 0, 1, ... epochs.
+        name: The client's name, if it has one.
     """
 
     client: int
@@ -53,6 +56,7 @@ class PersonalResult:
     scores: tuple[Scores, ...] = ()
     nearest_mean_acc: float = math.nan
     has_curve: bool = False
+    name: str = ""
 
     @property
     def record(self) -> ClientRecord:
@@ -91,6 +95,7 @@ class PersonalResult:
                 if name not in ("acc", "loss")
                 for moment, values in (("before", before), ("after", after))
             },
+            name=self.name,
         )
 
 
@@ -101,10 +106,12 @@ class ViewResult:
     Args:
         view: The view.
         results: Its clients.
+        main_metric: The metric whose spread over clients is measured, beside that of accuracy.
     """
 
     view: EvaluationView
     results: Sequence[PersonalResult]
+    main_metric: MainMetric = field(default_factory=MainMetric)
 
     @property
     def records(self) -> list[ClientRecord]:
@@ -113,7 +120,7 @@ class ViewResult:
 
     def metrics(self) -> dict[str, float]:
         """Return means over clients, and how their accuracies are spread, under logged names."""
-        view, metrics = self.view, dict[str, float]()
+        view, metrics, main = self.view, dict[str, float](), self.main_metric
         short = VAL if view.on_validation_data else ""
         measured = [result for result in self.results if result.scores]
         for moment, at in (("initial", 0), ("personalized", -1)):
@@ -125,7 +132,9 @@ class ViewResult:
             for name in dict.fromkeys(name for _, values in scores for name in values):
                 known = [(values[name], size) for size, values in scores if name in values]
                 metrics |= _statistics(
-                    view.metric(f"{moment}/{short}{name}"), known, name == "acc" and not short
+                    view.metric(f"{moment}/{short}{name}"),
+                    known,
+                    main if name in ("acc", main.name) and not short else None,
                 )
         nearest = Spread.of(result.nearest_mean_acc for result in measured)
         if nearest.count and view.split == "test":
@@ -147,17 +156,23 @@ class ViewResult:
 
 
 def results_by_view(
-    views: Sequence[EvaluationView], results: Sequence[PersonalResult]
+    views: Sequence[EvaluationView],
+    results: Sequence[PersonalResult],
+    given: str | None = None,
+    mode: str | None = None,
 ) -> list[ViewResult]:
     """Return the results view by view, in each by client id.
 
     Args:
         views: The views; those of data that belongs to no client have no results.
         results: The clients, in any order.
+        given: ``federation.main_metric``.
+        mode: ``federation.main_metric_mode``.
     """
     by_client = {result.client: result for result in results}
+    main = main_metric_of((result.record for result in results), given, mode)
     return [
-        ViewResult(view, [by_client[client] for client in view.clients if client in by_client])
+        ViewResult(view, [by_client[c] for c in view.clients if c in by_client], main)
         for view in views
         if not view.is_central
     ]
@@ -180,8 +195,9 @@ def write_results(folder: Path, results: Sequence[ViewResult]) -> None:
         view, records = result.view, result.records
         if records or not view.name:
             write_clients_csv(folder / view.file(CLIENTS), records)
-        if not view.name and any(record.tested for record in records):
-            save_figure(clients_figure(records), folder / CLIENTS_FIGURE)
+        metric = result.main_metric
+        if not view.name and any(record.has(metric.name) for record in records):
+            save_figure(clients_figure(records, metric=metric), folder / CLIENTS_FIGURE)
         if curves[view.name]:
             write_finetuning_csv(folder / view.file(FINETUNING), curves[view.name])
     main = curves.pop("", [])
@@ -190,12 +206,12 @@ def write_results(folder: Path, results: Sequence[ViewResult]) -> None:
 
 
 def _statistics(
-    name: str, known: Sequence[tuple[float, int]], with_spread: bool
+    name: str, known: Sequence[tuple[float, int]], main: MainMetric | None
 ) -> dict[str, float]:
     values, sizes = [value for value, _ in known], [size for _, size in known]
-    spread = Spread.of(values)
+    spread = main.spread(values) if main is not None else Spread.of(values)
     metrics = {**over_clients(name, values, sizes), name: spread.mean}
-    if with_spread:
+    if main is not None:
         metrics |= {f"{name}_{kind}": getattr(spread, kind) for kind in _SPREAD}
     return metrics
 

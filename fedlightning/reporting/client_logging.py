@@ -8,6 +8,7 @@ import numpy as np
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import file_in_view, metric_in_view
 from fedlightning.reporting.client_records import ClientRecord, columns_of
 from fedlightning.reporting.figures.save import clients_figure
@@ -24,6 +25,7 @@ def log_clients(
     records: Sequence[ClientRecord],
     step: int,
     view: str = "",
+    metric: MainMetric | None = None,
 ) -> None:
     """Log every client's result where the logger supports it.
 
@@ -40,28 +42,32 @@ def log_clients(
         records: The clients. Those without test data are in the table but not in the histograms.
         step: The round.
         view: Name of the view that the records are of.
+        metric: The metric of histograms and figure; ``None`` means accuracy.
     """
     for logger in loggers:
         kinds = {kind.__name__ for kind in type(logger).__mro__}
         if "TensorBoardLogger" in kinds:
-            _to_tensorboard(logger, records, step, view)
+            _to_tensorboard(logger, records, step, view, metric or MainMetric())
         elif "WandbLogger" in kinds:
             _to_wandb(logger, records, step, view)
 
 
-def _to_tensorboard(logger: Logger, records: Sequence[ClientRecord], step: int, view: str) -> None:
-    tested = [record for record in records if record.tested]
+def _to_tensorboard(
+    logger: Logger, records: Sequence[ClientRecord], step: int, view: str, metric: MainMetric
+) -> None:
+    name = metric.name
+    tested = [record for record in records if record.has(name)]
     if not tested:
         return
     writer = logger.experiment  # type: ignore[attr-defined]
     for tag, values in (
-        ("initial/acc_per_client", [record.acc_before for record in tested]),
-        ("personalized/acc_per_client", [record.acc_after for record in tested]),
+        (f"initial/{name}_per_client", [record.before(name) for record in tested]),
+        (f"personalized/{name}_per_client", [record.after(name) for record in tested]),
     ):
-        writer.add_histogram(
-            metric_in_view(view, tag), np.asarray(values), step, bins=_ACCURACY_BINS
-        )
-    writer.add_figure(metric_in_view(view, "personalized/clients"), clients_figure(records), step)
+        bins = _ACCURACY_BINS if metric.is_share else "tensorflow"
+        writer.add_histogram(metric_in_view(view, tag), np.asarray(values), step, bins=bins)
+    figure = clients_figure(records, metric=metric)
+    writer.add_figure(metric_in_view(view, "personalized/clients"), figure, step)
 
 
 def _to_wandb(logger: Logger, records: Sequence[ClientRecord], step: int, view: str) -> None:

@@ -10,11 +10,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import os_errors_as_failures
+from fedlightning.storage.run_layout import CLIENT_NAME
 
-__all__ = ["ClientRecord", "columns_of", "read_clients_csv", "write_clients_csv"]
+__all__ = [
+    "ClientRecord",
+    "columns_of",
+    "main_metric_of",
+    "read_clients_csv",
+    "write_clients_csv",
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class ClientRecord:
         loss_after: Mean loss of the personalized model; nan without test data.
         others: The module's other metrics, by the names of their columns: ``mae_before``,
             ``mae_after``, and so on.
+        name: The client's name, for the last column; empty if it has none.
 
     Example:
         >>> ClientRecord(3, 80, 20, 0.5, 0.75, 1.2, 0.6).tested
@@ -45,28 +54,83 @@ class ClientRecord:
     loss_before: float
     loss_after: float
     others: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def tested(self) -> bool:
         """Whether both accuracies are defined."""
-        return not (math.isnan(self.acc_before) or math.isnan(self.acc_after))
+        return self.has("acc")
 
-    def cells(self, columns: Iterable[str]) -> list[int | float]:
+    def has(self, metric: str) -> bool:
+        """Whether a metric is defined before and after."""
+        return not (math.isnan(self.before(metric)) or math.isnan(self.after(metric)))
+
+    def before(self, metric: str) -> float:
+        """Return a metric before personalization, by its short name; nan if it is not known."""
+        return self._value(f"{metric}_before")
+
+    def after(self, metric: str) -> float:
+        """Return a metric after personalization, by its short name; nan if it is not known."""
+        return self._value(f"{metric}_after")
+
+    def _value(self, column: str) -> float:
+        own = {"acc_before", "acc_after", "loss_before", "loss_after"}
+        if column in own:
+            return float(getattr(self, column))
+        return float(self.others.get(column, math.nan))
+
+    def cells(self, columns: Iterable[str]) -> list[int | float | str]:
         """Return the values of some columns; nan for a metric that the client does not have."""
         values = {**vars(self), **self.others}
         return [
-            int(values[name]) if name in _INTEGERS else float(values.get(name, math.nan))
+            self.name
+            if name == CLIENT_NAME
+            else int(values[name])
+            if name in _INTEGERS
+            else float(values.get(name, math.nan))
             for name in columns
         ]
 
 
-_COLUMNS = [each.name for each in fields(ClientRecord) if each.name != "others"]
+_COLUMNS = [each.name for each in fields(ClientRecord) if each.name not in ("others", "name")]
 _INTEGERS = {"client_id", "num_train", "num_test"}
 
 
 def columns_of(records: Iterable[ClientRecord]) -> list[str]:
     """Return the columns of a table of clients: those of all tables, then the module's metrics."""
-    return [*_COLUMNS, *dict.fromkeys(name for record in records for name in record.others)]
+    every = list(records)
+    others = dict.fromkeys(name for record in every for name in record.others)
+    named = [CLIENT_NAME] if any(record.name for record in every) else []
+    return [*_COLUMNS, *others, *named]
+
+
+def main_metric_of(
+    records: Iterable[ClientRecord], given: str | None = None, mode: str | None = None
+) -> MainMetric:
+    """Return the metric by which some clients are compared.
+
+    Args:
+        records: The clients.
+        given: ``federation.main_metric``; ``None`` means accuracy, or the first that they have.
+        mode: ``federation.main_metric_mode``.
+
+    Raises:
+        ConfigError: What is given is not measured.
+
+    Example:
+        >>> nan = math.nan
+        >>> main_metric_of([ClientRecord(0, 8, 2, nan, nan, 1.0, 0.5, {"mae_after": 3.0})])
+        MainMetric(name='mae', mode='min')
+    """
+    every = list(records)
+    names = [name for name in ("acc", "loss") if any(record.has(name) for record in every)]
+    names += [
+        column.removesuffix("_after")
+        for record in every
+        for column in record.others
+        if column.endswith("_after") and not math.isnan(record.others[column])
+    ]
+    return MainMetric.chosen(names, given, mode)
 
 
 def write_clients_csv(path: str | os.PathLike[str], records: Iterable[ClientRecord]) -> None:
@@ -124,8 +188,10 @@ def _record(
         raise DataError(f"{path}:{line}: expected {len(header)} cells, got {len(row)}")
     try:
         cells = zip(header, row, strict=True)
-        numbers = {name: int(cell) if name in _INTEGERS else float(cell) for name, cell in cells}
+        texts = dict(cells)
+        called = texts.pop(CLIENT_NAME, "")
+        numbers = {n: int(cell) if n in _INTEGERS else float(cell) for n, cell in texts.items()}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None
     own: dict[str, Any] = {name: numbers.pop(name) for name in _COLUMNS}
-    return ClientRecord(**own, others=numbers)
+    return ClientRecord(**own, others=numbers, name=called)

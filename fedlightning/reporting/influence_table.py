@@ -12,6 +12,7 @@ from pathlib import Path
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import os_errors_as_failures
+from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = ["InfluenceRecord", "ranked", "read_influence_csv", "write_influence_csv"]
 
@@ -32,6 +33,7 @@ class InfluenceRecord:
         dropped_layers: Number of layers whose propagated part was cut off.
         metrics: The estimated change of each metric on test data, had the client never taken part.
             With a loss, a negative number is a client whose removal lowers it.
+        name: The client's name, for the last column; empty if it has none.
 
     Example:
         >>> record = InfluenceRecord(3, 80, 5, 0.25, 0, {"global/loss": -0.02})
@@ -45,6 +47,7 @@ class InfluenceRecord:
     parameters: float
     dropped_layers: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    name: str = ""
 
     def on(self, metric: str) -> float:
         """Return the influence on a metric; nan if it was not measured."""
@@ -92,12 +95,18 @@ def write_influence_csv(
     """
     others = dict.fromkeys(name for record in records for name in record.metrics)
     metrics = [*([metric] if metric in others else []), *(n for n in others if n != metric)]
+    has_names = any(record.name for record in records)
+
+    def named(record: InfluenceRecord) -> list[str]:
+        return [record.name] if has_names else []
+
     rows = [
         [rank, record.client_id, record.num_train, record.rounds, record.parameters,
-         record.dropped_layers, *(record.on(name) for name in metrics)]
+         record.dropped_layers, *(record.on(name) for name in metrics), *named(record)]
         for rank, record in enumerate(ranked(records, metric), start=1)
     ]  # fmt: skip
-    write_csv(path, [*_COLUMNS, *(f"{_METRIC}{name}" for name in metrics)], rows)
+    header = [*_COLUMNS, *(f"{_METRIC}{name}" for name in metrics)]
+    write_csv(path, [*header, CLIENT_NAME] if has_names else header, rows)
 
 
 def read_influence_csv(path: str | os.PathLike[str]) -> list[InfluenceRecord]:
@@ -111,17 +120,25 @@ def read_influence_csv(path: str | os.PathLike[str]) -> list[InfluenceRecord]:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     rows = csv.reader(text.splitlines())
     header = next(rows, [])
-    names = [name.removeprefix(_METRIC) for name in header[len(_COLUMNS) :]]
+    called = header[-1:] == [CLIENT_NAME]
+    end = len(header) - called
+    names = [name.removeprefix(_METRIC) for name in header[len(_COLUMNS) : end]]
     if tuple(header[: len(_COLUMNS)]) != _COLUMNS:
         raise DataError(f"{path}:1: expected a header with {','.join(_COLUMNS)}, got {header}.")
     records = []
     for row in rows:
         try:
-            _, client, examples, rounds, length, dropped, *values = row
+            _, client, examples, rounds, length, dropped, *values = row[:end] if called else row
             metrics = {n: float(value) for n, value in zip(names, values, strict=True)}
             records.append(
                 InfluenceRecord(
-                    int(client), int(examples), int(rounds), float(length), int(dropped), metrics
+                    int(client),
+                    int(examples),
+                    int(rounds),
+                    float(length),
+                    int(dropped),
+                    metrics,
+                    row[end] if called else "",
                 )
             )
         except ValueError as error:

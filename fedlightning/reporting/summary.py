@@ -7,10 +7,11 @@ import os
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TextIO
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.statistics import Spread
 from fedlightning.core.views import HELD_OUT
 from fedlightning.reporting.terminal import INDENT, Painter, bars, duration
@@ -92,6 +93,8 @@ class ViewSummary:
 class RunSummary:
     """What a run did and where its files are. Accuracies are in 0..1.
 
+    ``metric`` says what the spreads and values are of, if not of accuracy.
+
     Args:
         algorithm: Name of the algorithm.
         rounds: Rounds done.
@@ -115,6 +118,7 @@ class RunSummary:
         clock: What the simulated clock says, if the schedule has one.
         sized: Whether all rounds have as many clients.
         privacy: What was promised to whom and at which cost, line by line.
+        metric: The metric that counts.
     """
 
     algorithm: str
@@ -139,6 +143,7 @@ class RunSummary:
     clock: str = ""
     sized: bool = True
     privacy: tuple[str, ...] = ()
+    metric: MainMetric = field(default_factory=MainMetric)
 
 
 def render(
@@ -178,7 +183,10 @@ def render(
     for block in (
         [INDENT + line for line in (_work_done(summary), summary.clock) if line],
         accuracies(summary, width, painter),
-        *(view_accuracies(view, summary.part, width, painter) for view in summary.views),
+        *(
+            view_accuracies(view, summary.part, width, painter, summary.metric)
+            for view in summary.views
+        ),
         _privacy(summary, width, painter),
         _folder(summary, painter),
     ):
@@ -247,8 +255,9 @@ def _meaning(name: str) -> str:
 
 def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     """Return the lines about the main view; none if nothing was measured."""
-    after_name = _after(summary.part)
-    drawn_before, drawn_after = bars([summary.before_values, summary.after_values])
+    after_name, metric = _after(summary.part), summary.metric
+    values = [summary.before_values, summary.after_values]
+    drawn_before, drawn_after = bars(values) if metric.is_share else ("", "")
     measured = [
         ("global model", summary.global_acc, ""),
         ("before", summary.before, drawn_before),
@@ -260,20 +269,20 @@ def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     if not spreads and summary.nearest_mean_acc is None:
         return []
     label = max(len(name) for name in (after_name, "global model", "nearest mean"))
-    drawn = bool(summary.before_values or summary.after_values) and width >= label + 67
-    title = "accuracy on the clients' own test data"
+    drawn = any(values) and width >= label + 67 and metric.is_share
+    title = f"{metric.title} on the clients' own test data"
     if summary.evaluated not in (None, summary.clients):
-        title = f"accuracy on the test data of {summary.evaluated:,} random clients"
+        title = f"{metric.title} on the test data of {summary.evaluated:,} random clients"
     if drawn:
         title = f"{title:<{label + 39}}{'0 %':<15}100 %"
     rows = [INDENT + painter.paint("dim", title)]
     for name, spread, drawing in spreads:
-        rows.append(_row(name.ljust(label), spread, drawing if drawn else "", width, painter))
+        rows.append(
+            _row(name.ljust(label), spread, drawing if drawn else "", width, painter, metric)
+        )
     before, after = summary.before or summary.global_acc, summary.after
     if before and after and before.count and after.count:
-        points = round(100 * (after.mean - before.mean), 1) + 0.0
-        gain = painter.paint("green" if points > 0 else "yellow", f"{points:+.1f} points")
-        rows.append(f"{INDENT}{'gain'.ljust(label)} {' ' if abs(points) < 10 else ''}{gain}")
+        rows.append(_gain(after.mean - before.mean, label, painter, metric))
     rows += _fairness(summary, label, width)
     if summary.nearest_mean_acc is not None:
         name = "nearest mean".ljust(label)
@@ -285,14 +294,20 @@ def accuracies(summary: RunSummary, width: int, painter: Painter) -> list[str]:
     untested = missing if summary.untested is None else min(summary.untested, missing)
     for number, why in (
         (untested, "without test data"),
-        (missing - untested, "with an undefined accuracy"),
+        (missing - untested, f"with an undefined {metric.title}"),
     ):
         if number:
             rows.append(INDENT + painter.paint("dim", f"{_clients(number)} {why} left out"))
     return rows
 
 
-def view_accuracies(view: ViewSummary, part: str | None, width: int, painter: Painter) -> list[str]:
+def view_accuracies(
+    view: ViewSummary,
+    part: str | None,
+    width: int,
+    painter: Painter,
+    metric: MainMetric | None = None,
+) -> list[str]:
     """Return the lines about a view beside the main one.
 
     Args:
@@ -300,24 +315,28 @@ def view_accuracies(view: ViewSummary, part: str | None, width: int, painter: Pa
         part: What personalization trained.
         width: Columns.
         painter: Colours the text.
+        metric: The metric that counts; ``None`` means accuracy.
     """
+    metric = metric or MainMetric()
     names = [_after(part), "global model"]
     spreads = [("before", view.before), (names[0], view.after)]
     if view.after is None:
         spreads = [("global model", view.before)]
     label = max(map(len, names))
-    rows = [INDENT + painter.paint("dim", _title(view))]
+    rows = [INDENT + painter.paint("dim", _title(view, metric))]
     if not view.clients:
-        return [*rows, f"{INDENT}{'global model'.ljust(label)}  {100 * view.before.mean:5.1f} %"]
+        mean = _aligned(view.before.mean, metric)
+        return [*rows, f"{INDENT}{'global model'.ljust(label)}  {mean}"]
     for name, spread in spreads:
         if spread is not None:
-            rows.append(_row(name.ljust(label), spread, "", width, painter))
+            rows.append(_row(name.ljust(label), spread, "", width, painter, metric))
     return rows
 
 
-def _title(view: ViewSummary) -> str:
+def _title(view: ViewSummary, metric: MainMetric) -> str:
+    what = metric.title
     if not view.clients:
-        return f"accuracy on {view.name} data, which belongs to no client"
+        return f"{what} on {view.name} data, which belongs to no client"
     clients, about = _clients(view.clients), ""
     if view.name == HELD_OUT:
         about = " held out of training"
@@ -325,8 +344,8 @@ def _title(view: ViewSummary) -> str:
         about = f" in the view {view.name}"
     counted = view.before.count + view.before.missing
     if counted != view.clients:
-        return f"accuracy of {counted:,} of the {clients}{about}"
-    return f"accuracy on the {view.split} data of {clients}{about}"
+        return f"{what} of {counted:,} of the {clients}{about}"
+    return f"{what} on the {view.split} data of {clients}{about}"
 
 
 def _clients(number: int) -> str:
@@ -337,11 +356,31 @@ def _after(part: str | None) -> str:
     return f"after ({part})" if part else "after"
 
 
+def _gain(gain: float, label: int, painter: Painter, metric: MainMetric) -> str:
+    """Return the line about what personalization changes."""
+    color = "green" if metric.sign * gain > 0 else "yellow"
+    if not metric.is_share:
+        return f"{INDENT}{'gain'.ljust(label)}  {painter.paint(color, f'{gain:+.4g}')}"
+    points = round(100 * gain, 1) + 0.0
+    color = "green" if points > 0 else "yellow"
+    space = " " if abs(points) < 10 else ""
+    return f"{INDENT}{'gain'.ljust(label)} {space}{painter.paint(color, f'{points:+.1f} points')}"
+
+
+def _aligned(value: float, metric: MainMetric) -> str:
+    return f"{100 * value:5.1f} %" if metric.is_share else f"{value:7.4g}"
+
+
 def _fairness(summary: RunSummary, label: int, width: int) -> list[str]:
     """Return the line about the worst tenth; of fewer than ten clients that is the minimum."""
-    before, after = summary.before, summary.after or summary.global_acc
+    before, after, metric = summary.before, summary.after or summary.global_acc, summary.metric
     if after is None or after.count < 10:
         return []
+    if not metric.is_share:
+        worst = f"{INDENT}{'worst tenth'.ljust(label)}  {_aligned(after.worst_decile, metric)}"
+        if summary.after and before and before.count:
+            worst += f"  ({before.worst_decile:.4g} before)"
+        return [worst]
     row = f"{INDENT}{'worst tenth'.ljust(label)}  {100 * after.worst_decile:5.1f} %"
     details = f"  (Jain's index of fairness {_index(after.jain)})"
     if summary.after and before and before.count:
@@ -356,12 +395,17 @@ def _index(jain: float) -> str:
     return "-" if math.isnan(jain) else f"{jain:.3f}"
 
 
-def _row(name: str, spread: Spread, drawing: str, width: int, painter: Painter) -> str:
+def _row(
+    name: str, spread: Spread, drawing: str, width: int, painter: Painter, metric: MainMetric
+) -> str:
     if not spread.count:
         return f"{INDENT}{name}  no client has test data"
     after = name.startswith("after")
-    mean = f"{100 * spread.mean:5.1f} %"
+    mean = _aligned(spread.mean, metric)
     row = f"{INDENT}{name}  {painter.paint('bold', mean) if after else mean}"
+    if not metric.is_share:
+        worst = f"min {spread.min:.4g}" if metric.mode == "max" else f"max {spread.max:.4g}"
+        return f"{row}  ± {spread.std:.3g}  ({worst})"
     std, least, p10 = (100 * number for number in (spread.std, spread.min, spread.p10))
     details = f"  ± {std:4.1f}  (min {least:5.1f}, p10 {p10:5.1f})"
     if len(INDENT) + len(name) + 9 + len(details) > width:

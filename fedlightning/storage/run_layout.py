@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from pathlib import Path
@@ -63,6 +64,9 @@ PARTITION = "partition.json"
 PARTITION_TABLE = "partition.csv"
 """Examples of each class, one row per client."""
 
+CLIENT_NAME = "client_name"
+"""The last column of tables of clients that have names."""
+
 PARTITION_FIGURE = "partition.png"
 """The same as a figure."""
 
@@ -98,6 +102,16 @@ NEW_PERSONAL_MODELS = f".{PERSONAL_MODELS}.new"
 
 OLD_PERSONAL_MODELS = f".{PERSONAL_MODELS}.old"
 """The former :data:`PERSONAL_MODELS` while it is being replaced."""
+
+
+def client_names_in(run: Path) -> list[str] | None:
+    """Return the names of a run's clients, from the table of its partition; None without names."""
+    path = run / PARTITION_TABLE
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row[CLIENT_NAME] for row in rows] if rows and rows[0].get(CLIENT_NAME) else None
 
 
 def remove_unfinished(run: Path) -> None:

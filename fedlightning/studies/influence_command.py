@@ -11,7 +11,7 @@ from fedlightning.cli.terminal import print_note
 from fedlightning.errors import ConfigError, FederationError, did_you_mean
 from fedlightning.reporting.influence_table import InfluenceRecord, read_influence_csv
 from fedlightning.storage.locks import study_lock
-from fedlightning.storage.run_layout import INFLUENCE, METRICS
+from fedlightning.storage.run_layout import INFLUENCE, METRICS, client_names_in
 from fedlightning.studies.leave_one_out import (
     WholeRun,
     final_test_metrics,
@@ -33,8 +33,8 @@ _VALUES = ("run", "clients", "workers", "metric")
 _HELP = """usage: python -m fedlightning influence --run DIR [--clients 1,2,3] [--key=value ...]
 
   --run DIR          the folder of a finished run
-  --clients 3,7-9    the clients to leave out, one in each replay; by default those of which the
-                     run has estimates (ClientInfluence)
+  --clients 3,7-9    the clients to leave out, by id or name, one in each replay; by default
+                     those of which the run has estimates (ClientInfluence)
   --workers N        replays at the same time; by default one for each core
   --metric NAME      the metric that ranks the clients; by default the loss on test data
   --dry-run          print what would run
@@ -126,7 +126,8 @@ def _clients(
 ) -> Sequence[int]:
     from fedlightning.personalization.on_demand import chosen_clients
 
-    chosen = chosen_clients(given.values.get("clients"))
+    names = client_names_in(run.folder)
+    chosen = chosen_clients(given.values.get("clients"), names, "--clients")
     if chosen is not None:
         known = listed_clients(run.folder)
         for client in chosen if known else ():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedlightning.core.client_names import short_label
 from fedlightning.core.statistics import rank_correlation
 from fedlightning.reporting.figures.save import (
     influence_figure,
@@ -21,9 +22,11 @@ from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
+    CLIENT_NAME,
     LAST_CHECKPOINT,
     LEAVE_ONE_OUT,
     LEAVE_ONE_OUT_FIGURE,
+    client_names_in,
 )
 
 __all__ = ["LeftOut", "estimated_parameters", "main_metric", "parameters_of", "write_left_out"]
@@ -136,33 +139,43 @@ def write_left_out(output: Path, records: Sequence[LeftOut], metric: str) -> str
     names.sort(key=lambda name: name != metric)
     known = [record for record in ordered if metric in record.estimate]
     guessed = [name for name in names if any(name in record.estimate for record in ordered)]
+    called = client_names_in(output.parent)
     header = ["client_id", "parameters", "cosine", *(f"truth/{name}" for name in names)]
     rows = [
         [r.client, r.distance, r.cosine, *(r.truth.get(name, math.nan) for name in names),
-         *(r.estimate.get(name, math.nan) for name in guessed)]
+         *(r.estimate.get(name, math.nan) for name in guessed),
+         *([called[r.client]] if called else [])]
         for r in ordered
     ]  # fmt: skip
-    write_csv(output / LEAVE_ONE_OUT, [*header, *(f"estimate/{name}" for name in guessed)], rows)
+    header += [f"estimate/{name}" for name in guessed] + ([CLIENT_NAME] if called else [])
+    write_csv(output / LEAVE_ONE_OUT, header, rows)
     truth = [record.truth[metric] for record in known]
     estimates = [record.estimate[metric] for record in known]
     correlation = rank_correlation(truth, estimates)
     if known:
         clients = [record.client for record in known]
-        figure = leave_one_out_figure(clients, truth, estimates, metric, correlation)
+        figure = leave_one_out_figure(clients, truth, estimates, metric, correlation, called)
     else:
         clients = [record.client for record in ordered]
         values = [record.truth.get(metric, math.nan) for record in ordered]
-        figure = influence_figure(clients, values, metric, what="Influence")
+        figure = influence_figure(clients, values, metric, what="Influence", names=called)
     save_figure(figure, output / LEAVE_ONE_OUT_FIGURE)
-    return _text(ordered, metric, correlation)
+    return _text(ordered, metric, correlation, called)
 
 
-def _text(records: Sequence[LeftOut], metric: str, correlation: float) -> str:
+def _text(
+    records: Sequence[LeftOut], metric: str, correlation: float, names: Sequence[str] | None
+) -> str:
     guessed = any(metric in record.estimate for record in records)
     lines = [f"change of {metric} without the client"]
-    lines.append("  client       truth" + ("    estimate  cosine of parameters" if guessed else ""))
+    wide = max([6, *(len(short_label(r.client, names)) for r in records[:_MOST_ROWS])])
+    lines.append(
+        f"  {'client':<{wide}}       truth"
+        + ("    estimate  cosine of parameters" if guessed else "")
+    )
     for record in records[:_MOST_ROWS]:
-        line = f"  {record.client:>6}  {record.truth.get(metric, math.nan):>+10.5f}"
+        value = record.truth.get(metric, math.nan)
+        line = f"  {short_label(record.client, names):>{wide}}  {value:>+10.5f}"
         if guessed:
             line += f"  {record.estimate.get(metric, math.nan):>+10.5f}  {record.cosine:>6.3f}"
         lines.append(line)

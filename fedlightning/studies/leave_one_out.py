@@ -21,7 +21,7 @@ from fedlightning.studies.study import load_yaml
 __all__ = ["WholeRun", "final_test_metrics", "find_whole_run", "listed_clients", "plan_without"]
 
 _OBSERVES = "ClientInfluence"
-_STOPS = ("EarlyStopping", "Timer")
+_STOPS = ("EarlyStopping", "MainMetricStopping", "Timer")
 _PERSONALIZES = "PersonalizationCallback"
 
 

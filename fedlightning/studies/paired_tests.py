@@ -35,7 +35,7 @@ class PairedTest:
         other: The second variant.
         pairs: Number of pairs, including ties.
         seeds: Number of seeds that both have, with the same partition.
-        mean_difference: Mean difference in accuracy, first minus second.
+        mean_difference: Mean difference in the main metric, first minus second.
         median_difference: Median difference.
         better: Number of pairs in which the first is better.
         ties: Number of pairs without a difference.
@@ -96,7 +96,7 @@ def compare_groups(
         one: The first group.
         two: The second group.
         family: The comparisons that are corrected together.
-        metric: A column of ``clients.csv``.
+        metric: ``acc_after`` or ``acc_before``: the main metric after or before personalization.
 
     Source:
         Wilcoxon. Individual comparisons by ranking methods. Biometrics Bulletin 1, 1945.
@@ -113,7 +113,7 @@ def compare_groups(
             {
                 record.client_id: value
                 for record in run.clients
-                if not math.isnan(value := getattr(record, metric))
+                if not math.isnan(value := run.value_of(record, metric))
             }
             for run in (first, second)
         )
@@ -121,6 +121,7 @@ def compare_groups(
         # accuracies are float32 quotients: rounding makes equal ones ties
         by_seed.append(np.round([mine[client] - its[client] for client in shared], 6))
     every = np.concatenate(by_seed) if by_seed else np.empty(0)
+    favour = one.main_metric.sign * every
     statistic, p_value = _wilcoxon(every)
     return PairedTest(
         condition=one.condition,
@@ -131,11 +132,13 @@ def compare_groups(
         seeds=len(by_seed),
         mean_difference=float(every.mean()) if every.size else math.nan,
         median_difference=float(np.median(every)) if every.size else math.nan,
-        better=int((every > 0).sum()),
-        ties=int((every == 0).sum()),
-        worse=int((every < 0).sum()),
-        seeds_better=sum(bool(part.size and part.mean() > 0) for part in by_seed),
-        rank_biserial=_rank_biserial(every),
+        better=int((favour > 0).sum()),
+        ties=int((favour == 0).sum()),
+        worse=int((favour < 0).sum()),
+        seeds_better=sum(
+            bool(part.size and one.main_metric.sign * part.mean() > 0) for part in by_seed
+        ),
+        rank_biserial=_rank_biserial(favour),
         statistic=statistic,
         p_value=p_value,
         note=_note(every, other_data),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlightning.cli.terminal import print_warning
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.run_layout import CLIENTS
@@ -36,7 +37,8 @@ _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
   DIR...             folders that contain runs, at any depth
   --output DIR       the folder of the report; by default DIR, or report/ if there are several
   --baseline NAME    the variant that the others are tested against
-  --metric NAME      the metric to test: acc_after (the default) or acc_before
+  --metric NAME      what to test: acc_after (the default) or acc_before, the main metric of the
+                     runs after or before personalization
   --title TEXT       the report's title"""
 
 
@@ -171,20 +173,25 @@ def _study_in(folder: Path) -> dict[str, Any]:
 
 def _print_summary(summaries: Sequence[Summary], output: Path) -> None:
     width = max(len(_name(summary)) for summary in summaries)
-    print(f"\n{'accuracy in %, mean ± seeds':<{width}}   before         after  worst tenth")
+    metric = summaries[0].metric
+    title = "accuracy in %, mean ± seeds" if metric.is_share else f"{metric.name}, mean ± seeds"
+    print(f"\n{title:<{width}}   before         after  worst tenth")
     for summary in summaries:
         cells = [
-            _format_accuracy(summary.acc_before, summary.acc_before_std_seeds),
-            _format_accuracy(summary.acc_after, summary.acc_after_std_seeds),
-            _format_accuracy(summary.acc_after_worst_decile, math.nan),
+            _format(summary.acc_before, summary.acc_before_std_seeds, metric),
+            _format(summary.acc_after, summary.acc_after_std_seeds, metric),
+            _format(summary.acc_after_worst_decile, math.nan, metric),
         ]
         print(f"{_name(summary):<{width}}  {'  '.join(cells)}".rstrip())
     print(f"\nreport: {output / 'report.html'}")
 
 
-def _format_accuracy(value: float, spread: float) -> str:
+def _format(value: float, spread: float, metric: MainMetric) -> str:
     if math.isnan(value):
         return f"{'-':>12}"
+    if not metric.is_share:
+        after = f" ± {spread:.2g}" if not math.isnan(spread) else ""
+        return f"{value:.4g}{after}".rjust(12)
     after = f" ± {100 * spread:.1f}" if not math.isnan(spread) else ""
     return f"{100 * value:.1f}{after}".rjust(12)
 

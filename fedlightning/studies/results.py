@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.errors import DataError
 from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.run_reader import Run, find_run_folders, read_runs
@@ -33,6 +35,11 @@ class Group:
     def algorithm(self) -> str:
         """The class of the algorithm."""
         return next(iter(self.runs.values())).algorithm
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """The metric that counts."""
+        return next(iter(self.runs.values())).main_metric
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ class Collection:
     def runs(self) -> list[Run]:
         """All runs."""
         return [run for group in self.groups for run in group.runs.values()]
+
+    @property
+    def main_metric(self) -> MainMetric:
+        """The metric that counts, one for all runs."""
+        return self.groups[0].main_metric
 
     @property
     def views(self) -> list[str]:
@@ -100,7 +112,7 @@ def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
             f"no finished run in {', '.join(map(str, folders))}."
             + (f" {warnings[0]}" if warnings else " A run folder has config.yaml and metrics.csv.")
         )
-    groups = _grouped(_with_names(runs), order, warnings)
+    groups = _grouped(_with_names(_with_one_metric(runs, warnings)), order, warnings)
     return Collection(groups, [*warnings, *_inconsistencies(groups)])
 
 
@@ -111,6 +123,16 @@ def differing_settings(runs: Iterable[Run]) -> list[str]:
     return sorted(
         key for key in keys if len({_as_text(settings.get(key)) for settings in given}) > 1
     )
+
+
+def _with_one_metric(runs: Sequence[Run], warnings: list[str]) -> list[Run]:
+    """Return the runs with the main metric of most of them."""
+    counts = Counter(run.main_metric for run in runs)
+    metric = max(counts, key=lambda each: counts[each])
+    if len(counts) > 1:
+        named = ", ".join(f"{each.name} in {count}" for each, count in counts.items())
+        warnings.append(f"runs have several main metrics ({named}); {metric.name} is compared")
+    return [replace(run, main_metric=metric) for run in runs]
 
 
 def _with_names(runs: Sequence[Run]) -> list[Run]:

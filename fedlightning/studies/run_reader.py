@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.cli.config.overrides import settings_in
+from fedlightning.core.main_metric import MainMetric
+from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
-from fedlightning.reporting.client_records import ClientRecord, read_clients_csv
+from fedlightning.reporting.client_records import ClientRecord, main_metric_of, read_clients_csv
 from fedlightning.storage.run_layout import (
     CLIENTS,
     CONFIG,
@@ -38,8 +40,12 @@ _NOT_COMPARED = re.compile(
     r"|trainer\.(default_root_dir|enable_\w+|logger|callbacks\.RunMonitor)\b"
 )
 _OF_A_VIEW = f"_{CLIENTS}"
-_VIEW_METRIC = re.compile(r"([^/]+)/global/acc")
-_CUT_SHORT = ("EarlyStopping", "Timer")  # these may end a run before its last round
+_VIEW_METRIC = re.compile(r"([^/]+)/(?:global|test)/[^/]+")
+_CUT_SHORT = (
+    "EarlyStopping",
+    "MainMetricStopping",
+    "Timer",
+)  # these may end a run before its last round
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Run:
         versions: Versions of the packages that it ran with.
         wall_seconds: Duration of the command, over all attempts; nan if unknown.
         unfinished: The reason why it is not finished, empty if it is.
+        main_metric: The metric that counts; values called ``acc_before``, ``acc_after`` and
+            ``global/acc`` below are its.
     """
 
     folder: Path
@@ -80,6 +88,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_seconds: float = math.nan
     unfinished: str = ""
+    main_metric: MainMetric = field(default_factory=MainMetric)
 
     @property
     def clients(self) -> Sequence[ClientRecord]:
@@ -97,6 +106,10 @@ class Run:
         text = ",".join(f"{key}:{value}" for key, value in sorted(self.cohorts.items()))
         return f"{_crc(text):08x}" if text else ""
 
+    def last_global(self, view: str = "") -> float:
+        """Return the last value of the main metric of the global model in a view."""
+        return self.last(self.main_metric.column(self.metrics, view) or "")
+
     def last(self, metric: str) -> float:
         """Return the last known value of a metric, nan if it has none."""
         known = self.metrics.get(metric, np.empty(0))
@@ -104,9 +117,19 @@ class Run:
         return float(known[-1]) if known.size else math.nan
 
     def values(self, name: str, view: str = "") -> Numbers:
-        """Return the defined values of a column of ``clients.csv`` in a view, by client id."""
-        column = [float(getattr(record, name)) for record in self.views.get(view, ())]
+        """Return the defined values of the main metric in a view, by client id.
+
+        Args:
+            name: ``acc_before`` or ``acc_after``.
+            view: The evaluation view.
+        """
+        column = [self.value_of(record, name) for record in self.views.get(view, ())]
         return np.array([value for value in column if not math.isnan(value)], float)
+
+    def value_of(self, record: ClientRecord, name: str) -> float:
+        """Return the main metric of a client before (``acc_before``) or after personalization."""
+        metric = self.main_metric.name
+        return record.before(metric) if name == "acc_before" else record.after(metric)
 
 
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
@@ -145,13 +168,14 @@ def read_run(folder: Path) -> Run:
     settings = settings_in(config)
     unfinished = _why_unfinished(config, settings, rounds, state)
     seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
+    views = _read_views(folder, metrics)
     return Run(
         folder=folder,
         algorithm=str(settings.get("federation.algorithm", "FedBABU")).rpartition(".")[2],
         seed=int(config.get("seed_everything") or 0),
         variant=state.variant if state else "",
         point=dict(state.point) if state else {},
-        views=_read_views(folder, metrics),
+        views=views,
         metrics=metrics,
         rounds=rounds,
         seconds=seconds,
@@ -161,7 +185,30 @@ def read_run(folder: Path) -> Run:
         versions=_versions(folder, state),
         wall_seconds=state.seconds if state else math.nan,
         unfinished=unfinished,
+        main_metric=_main_metric(settings, views, metrics),
     )
+
+
+def _main_metric(
+    settings: Mapping[str, Any],
+    views: Mapping[str, Sequence[ClientRecord]],
+    metrics: Mapping[str, Numbers],
+) -> MainMetric:
+    """Return the metric that counts: as the run says, or as it has chosen it."""
+    given = settings.get("federation.main_metric")
+    mode = settings.get("federation.main_metric_mode")
+    records = [record for of_view in views.values() for record in of_view]
+    found = main_metric_of(records, None, mode) if records else None
+    if given is not None:
+        return MainMetric.chosen([], str(given), mode)
+    if found is not None and any(record.has(found.name) for record in records):
+        return found
+    of_global = [
+        name
+        for name in metrics
+        if without_view(name) == name and is_test_metric(name) and not name.startswith(PERSONAL)
+    ]
+    return MainMetric.chosen(of_global, None, mode)
 
 
 def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.statistics import Spread
-from fedlightning.core.views import metric_in_view
 from fedlightning.studies.results import Group
 from fedlightning.studies.run_reader import Run
 
@@ -46,6 +46,7 @@ class Summary:
         seconds_training: Duration of training in all rounds, without evaluation.
         seconds_wall: Duration of the whole command.
         seconds_simulated: Simulated time of the last commit; nan without a clock.
+        metric: The main metric: where it is not accuracy, all numbers called so are its.
     """
 
     condition: str
@@ -72,6 +73,7 @@ class Summary:
     seconds_training: float
     seconds_wall: float
     seconds_simulated: float
+    metric: MainMetric = field(default_factory=MainMetric)
 
 
 def summarise(groups: Sequence[Group], view: str = "") -> list[Summary]:
@@ -97,9 +99,10 @@ def plain_fedavg(groups: Sequence[Group]) -> Group | None:
 
 
 def best(summaries: Sequence[Summary]) -> str:
-    """Return the variant with the highest mean accuracy, after personalization where known."""
+    """Return the variant with the best mean main metric, after personalization where known."""
     known = [summary for summary in summaries if not math.isnan(_result(summary))]
-    return max(known or summaries, key=_result).variant
+    sign = summaries[0].metric.sign
+    return max(known or summaries, key=lambda summary: sign * _result(summary)).variant
 
 
 def _result(summary: Summary) -> float:
@@ -108,8 +111,9 @@ def _result(summary: Summary) -> float:
 
 def _summary(group: Group, view: str, local: Group | None, fedavg: Group | None) -> Summary:
     runs = list(group.runs.values())
-    before = [Spread.of(run.values("acc_before", view)) for run in runs]
-    after = [Spread.of(run.values("acc_after", view)) for run in runs]
+    metric = group.main_metric
+    before = [metric.spread(run.values("acc_before", view)) for run in runs]
+    after = [metric.spread(run.values("acc_after", view)) for run in runs]
     return Summary(
         condition=group.condition,
         variant=group.variant,
@@ -121,12 +125,12 @@ def _summary(group: Group, view: str, local: Group | None, fedavg: Group | None)
         acc_after=_mean([spread.mean for spread in after]),
         acc_after_std_seeds=_std([spread.mean for spread in after]),
         acc_after_std_clients=_mean([spread.std for spread in after]),
-        acc_after_min=_mean([spread.min for spread in after]),
+        acc_after_min=_mean([_worst(spread, metric) for spread in after]),
         acc_after_p10=_mean([spread.p10 for spread in after]),
         acc_after_p90=_mean([spread.p90 for spread in after]),
         acc_after_worst_decile=_mean([spread.worst_decile for spread in after]),
         acc_after_jain=_mean([spread.jain for spread in after]),
-        global_acc=_mean([run.last(metric_in_view(view, "global/acc")) for run in runs]),
+        global_acc=_mean([run.last_global(view) for run in runs]),
         gain_over_local=_gain(group, local, view),
         gain_over_fedavg_ft=_gain(group, fedavg, view),
         bytes_up_per_round=_mean([_per_round(run, "communication/bytes_up") for run in runs]),
@@ -135,7 +139,12 @@ def _summary(group: Group, view: str, local: Group | None, fedavg: Group | None)
         seconds_training=_mean([float(np.sum(run.seconds)) for run in runs]),
         seconds_wall=_mean([run.wall_seconds for run in runs]),
         seconds_simulated=_mean([run.last("time/simulated") for run in runs]),
+        metric=metric,
     )
+
+
+def _worst(spread: Spread, metric: MainMetric) -> float:
+    return spread.min if metric.mode == "max" else spread.max
 
 
 def _gain(group: Group, other: Group | None, view: str) -> float:

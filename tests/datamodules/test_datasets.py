@@ -167,11 +167,17 @@ def test_arrays_of_several_lengths_name_the_collate_function():
         ready([(sentences(), [0, 1] * 3)])
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
-def test_clients_with_names_are_refused_with_the_way_out(name):
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        ("train", "train is a mapping from names, so test must be one from the same names"),
+        ("test", "test has the clients' names, train has none"),
+    ],
+)
+def test_names_are_needed_of_both_or_neither(named, error):
     given = {"train": pairs(), "test": pairs()}
-    given[name] = dict(zip(["charite", "mayo", "ucla"], pairs(), strict=True))
-    with pytest.raises(ConfigError, match=rf"{name} must be a list .* pass list\({name}.values"):
+    given[named] = dict(zip(["charite", "mayo", "ucla"], pairs(), strict=True))
+    with pytest.raises(ConfigError, match=error):
         ClientDatasets(**given)
 
 

@@ -38,6 +38,7 @@ def influence_records(
             f"ClientInfluence: metric={metric!r} is not measured on test data; clients are ranked "
             f"by {next(iter(present))!r}.{did_you_mean(metric, present)}"
         )
+    names = loop.data.client_names
     records = []
     for client in estimates.clients:
         direction = estimates.value(client, parameters)
@@ -54,6 +55,7 @@ def influence_records(
                 _length(direction),
                 len({key for key, _ in estimates.dropped.get(client, ())}),
                 metrics,
+                names[client] if names is not None else "",
             )
         )
     return ranked(records, _ranks(records, metric))
@@ -74,7 +76,10 @@ def write_influence(folder: Path, records: Sequence[InfluenceRecord], metric: st
     folder.mkdir(parents=True, exist_ok=True)
     write_influence_csv(folder / INFLUENCE, records, metric)
     clients = [record.client_id for record in records]
-    figure = influence_figure(clients, [record.on(metric) for record in records], metric)
+    by_id = {record.client_id: record.name for record in records}
+    named = [by_id.get(client, "") for client in range(max(clients, default=-1) + 1)]
+    values = [record.on(metric) for record in records]
+    figure = influence_figure(clients, values, metric, names=named if any(named) else None)
     save_figure(figure, folder / INFLUENCE_FIGURE)
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedlightning.core.arguments import NamedArguments
+from fedlightning.datamodules.examples import Examples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.errors import DataError
 
@@ -41,6 +42,14 @@ class Partition(NamedArguments, ABC):
 
     needs_labels: ClassVar[bool] = True
     """Whether the rule uses labels, and so cannot divide data without classes."""
+
+    def bound(self, train: Examples, test: Examples) -> Partition:
+        """Return the rule for two pools; one that looks at more than labels reads them here.
+
+        Raises:
+            DataError: A pool lacks what the rule looks at.
+        """
+        return self
 
     @abstractmethod
     def assign(

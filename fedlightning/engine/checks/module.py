@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,7 @@ def check_module(
     splits = pooled.splits if pooled is not None else None
     largest = int(splits.sizes("train").argmax()) if splits is not None else 0
     batch = _first_batch(evaluator, largest)
+    _check_pair(module, batch)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):
         return
     with trainer.precision_plugin.forward_context():
@@ -69,6 +70,29 @@ def check_module(
             _check_test_inputs(module, batch[0], splits.sizes("test"), evaluator)
         if splits is not None and not data.drop_last and trainer.limit_train_batches == 1.0:
             check_lone_examples(module, batch[0], splits.sizes("train"), data.batch_size)
+
+
+def _check_pair(module: pl.LightningModule, batch: Any) -> None:
+    """Refuse a batch that the default training step cannot take apart.
+
+    Raises:
+        DataError: It is not a pair of inputs and labels.
+    """
+    name = type(module).__name__
+    own = f"or give {name} a training_step and a test_step of its own"
+    if isinstance(batch, Mapping):
+        keys = ", ".join(map(str, batch))
+        raise DataError(
+            f"{name} trains on (inputs, labels), the data yields mappings with {keys}: name "
+            f"data.input_key and data.label_key, {own}."
+        )
+    if isinstance(batch, Tensor):
+        raise DataError(
+            f"{name} trains on (inputs, labels), the data has no labels; pass some, {own}."
+        )
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Mapping):
+        keys = ", ".join(map(str, batch[1]))
+        raise DataError(f"{name}'s cross-entropy cannot take several labels ({keys}); {own[3:]}.")
 
 
 def _check_test_inputs(
@@ -171,7 +195,8 @@ def _label_fault(labels: Tensor, num_classes: int) -> str | None:
     found = f"{str(labels.dtype).removeprefix('torch.')} labels of shape ({shape})"
     if labels.is_floating_point():
         probabilities = labels.shape[1:] == (num_classes,)
-        return None if probabilities else f"{found}; pass int64 classes of shape (n,)"
+        own = "a regression needs a training_step and a test_step of its own"
+        return None if probabilities else f"{found}; pass int64 classes of shape (n,): {own}"
     if labels.ndim != 1:
         cure = "labels[:, 0]" if labels.shape[1:] == (1,) else "int64 classes of shape (n,)"
         return f"{found}; pass {cure}"

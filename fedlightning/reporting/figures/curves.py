@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.main_metric import MainMetric
+from fedlightning.core.metrics import canonical_name
 from fedlightning.errors import ConfigError
 from fedlightning.reporting.figures.style import (
     CYCLE,
@@ -29,17 +31,20 @@ def curves_figure(
     series: Mapping[str, Sequence[float]],
     title: str = "Learning curves",
     clock: Sequence[float] | None = None,
+    main: MainMetric | None = None,
 ) -> Figure:
     """Draw metrics over rounds, each with its name and last value at its right end.
 
-    Accuracies (metrics whose last part begins with ``acc``) share a panel in percent; all others
-    share one below. A nan, where a metric was not logged, is skipped and the line continues.
+    Accuracies (metrics whose last part begins with ``acc``) share a panel in percent, another main
+    metric has one of its own; all others share one below. A nan, where a metric was not logged, is
+    skipped and the line continues.
 
     Args:
         rounds: Round indices, R of them.
         series: R values by metric name.
         title: The headline.
         clock: Simulated seconds at the end of each round: the metrics are drawn over them, too.
+        main: The metric that counts; ``None`` means accuracy.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -57,8 +62,14 @@ def curves_figure(
         if len(values) != len(rounds):
             raise ConfigError(f"'{name}' has {len(values)} values for {len(rounds)} rounds")
     accuracies = {name: values for name, values in series.items() if _is_accuracy(name)}
-    others = {name: values for name, values in series.items() if not _is_accuracy(name)}
-    panels = [panel for panel in (accuracies, others) if panel] or [{}]
+    own = {
+        name: values
+        for name, values in series.items()
+        if main is not None and main.name not in ("acc", "loss") and _is_of(name, main)
+    }
+    apart = accuracies.keys() | own.keys()
+    others = {name: values for name, values in series.items() if name not in apart}
+    panels = [panel for panel in (own, accuracies, others) if panel] or [{}]
     colors = {name: CYCLE[index % len(CYCLE)] for index, name in enumerate(series)}
     scales: list[tuple[str, Sequence[float]]] = [("round", rounds)]
     if clock is not None:
@@ -70,7 +81,7 @@ def curves_figure(
         for axes, panel in zip(grid, panels, strict=True):
             for ax, (_, xs) in zip(axes, scales, strict=True):
                 _draw(ax, xs, panel, colors, named=ax is axes[-1])
-            axes[0].set_ylabel(_quantity(panel))
+            axes[0].set_ylabel(main.title if main and panel is own else _quantity(panel))
         figure.align_ylabels()
         for ax, (name, _) in zip(grid[-1], scales, strict=True):
             ax.set_xlabel(name)
@@ -80,6 +91,10 @@ def curves_figure(
 
 def _is_accuracy(name: str) -> bool:
     return name.rsplit("/", 1)[-1].startswith("acc")
+
+
+def _is_of(name: str, main: MainMetric) -> bool:
+    return canonical_name(name.rsplit("/", 1)[-1]) == main.name
 
 
 def _draw(

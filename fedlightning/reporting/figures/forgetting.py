@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.client_names import short_label
 from fedlightning.reporting.figures.style import (
     BLUE,
     GREY,
@@ -33,6 +34,7 @@ def forgetting_figure(
     largest: Sequence[float],
     after: Mapping[int, float],
     now: Mapping[int, float],
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draw forgetting over rounds and, for the last of them, accuracy client by client.
 
@@ -42,6 +44,7 @@ def forgetting_figure(
         largest: The largest one, R values.
         after: Accuracy on a client's data right after its last turn, in 0..1, by client.
         now: The same of the model at the end; of the same clients.
+        names: The clients' names, if they have any.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -62,7 +65,7 @@ def forgetting_figure(
             "accuracy on a client's data right after its turn, minus that of the global model now",
         )
         _draw_curves(top, rounds, mean, largest)
-        _draw_clients(below, sorted(shown, reverse=True), after, now, len(now))
+        _draw_clients(below, sorted(shown, reverse=True), after, now, len(now), names)
     return figure
 
 
@@ -96,6 +99,7 @@ def _draw_clients(
     after: Mapping[int, float],
     now: Mapping[int, float],
     total: int,
+    names: Sequence[str] | None,
 ) -> None:
     places = range(len(clients))
     then, later = ([100 * of[client] for client in clients] for of in (after, now))
@@ -103,7 +107,7 @@ def _draw_clients(
     (rings,) = ax.plot(then, places, "o", color=BLUE, markersize=8, label="right after its turn")
     rings.set_fillstyle("none")
     ax.plot(later, places, "o", color=RED, markersize=5, label="now")
-    ax.set_yticks(list(places), [str(client) for client in clients])
+    ax.set_yticks(list(places), [short_label(client, names) for client in clients])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
     what = counted(total, "client")
     if len(clients) < total:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedlightning.core.client_names import short_label
 from fedlightning.reporting.figures.style import (
     BLUE,
     GREY,
@@ -28,7 +29,11 @@ _MOST_NAMED = 40
 
 
 def influence_figure(
-    clients: Sequence[int], values: Sequence[float], metric: str, what: str = "Estimated influence"
+    clients: Sequence[int],
+    values: Sequence[float],
+    metric: str,
+    what: str = "Estimated influence",
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draw each client's influence on a metric, the lowest on the left.
 
@@ -37,6 +42,7 @@ def influence_figure(
         values: How the metric would change without each of them; nan is left out and counted.
         metric: Its name.
         what: The beginning of the headline.
+        names: The clients' names, if they have any.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -68,8 +74,10 @@ def influence_figure(
         ax.spines["left"].set_visible(False)
         ax.set_ylabel(f"change of {metric} without the client")
         if len(known) <= _MOST_NAMED:
-            ax.set_xticks(places, [str(client) for _, client in known])
-            ax.set_xlabel("client id, from the lowest to the highest")
+            style_of: dict[str, Any] = {"rotation": 35, "ha": "right"} if names else {}
+            ax.set_xticks(places, [short_label(client, names) for _, client in known], **style_of)
+            what = "client" if names else "client id"
+            ax.set_xlabel(f"{what}, from the lowest to the highest")
         else:
             ax.set_xticks([])
             ax.set_xlabel("clients, from the lowest to the highest")
@@ -82,6 +90,7 @@ def leave_one_out_figure(
     estimates: Sequence[float],
     metric: str,
     correlation: float,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Draw each client's estimated influence over the one that leaving it out has shown.
 
@@ -91,6 +100,7 @@ def leave_one_out_figure(
         estimates: The estimated change.
         metric: The metric's name.
         correlation: Spearman's rank correlation of both, for the subtitle.
+        names: The clients' names, if they have any.
 
     Returns:
         A figure that is not registered with pyplot.
@@ -109,7 +119,7 @@ def leave_one_out_figure(
         headline(ax, f"Influence on {metric}", " · ".join(words))
         ax.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle=(0, (5, 4)))
         ax.plot(truth, estimates, "o", color=BLUE, markersize=6, alpha=0.8)
-        _name(ax, clients, truth, estimates)
+        _name(ax, [short_label(client, names) for client in clients], truth, estimates)
         ax.grid()
         ax.set_xlabel(f"change of {metric} in a run without the client")
         ax.set_ylabel("estimated change")
@@ -117,10 +127,10 @@ def leave_one_out_figure(
     return figure
 
 
-def _name(ax: Axes, clients: Sequence[int], xs: Sequence[float], ys: Sequence[float]) -> None:
+def _name(ax: Axes, clients: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
     if len(clients) > _MOST_NAMED:
         return
     for client, x, y in zip(clients, xs, ys, strict=True):
         ax.annotate(
-            str(client), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=MUTED
+            client, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=MUTED
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedlightning.core.client_names import short_label
 from fedlightning.errors import ConfigError
 from fedlightning.reporting.figures.style import (
     BLUE,
@@ -25,11 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["partition_figure"]
 
 _MOST_DOTS = 60
+_MOST_NAMED = 30
 
 Counts = npt.NDArray[np.integer[Any]]
 
 
-def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and class") -> Figure:
+def partition_figure(
+    table: npt.ArrayLike,
+    title: str = "Examples per client and class",
+    names: Sequence[str] | None = None,
+) -> Figure:
     """Draw how the data is divided over the clients.
 
     Up to 60 clients and 60 classes are dots whose areas are in proportion to the counts. More are a
@@ -40,6 +47,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
     Args:
         table: Counts of shape (num_clients, num_classes).
         title: The headline.
+        names: The clients' names, if they have any.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -72,7 +80,7 @@ def partition_figure(table: npt.ArrayLike, title: str = "Examples per client and
             _dots(figure, ax, counts)
         else:
             _heat_map(figure, [above, ax], counts)
-        _axes(ax, clients, classes)
+        _axes(ax, clients, classes, names)
         figure.align_ylabels([above, ax])
     return figure
 
@@ -137,14 +145,17 @@ def _heat_map(figure: Figure, axes: list[Axes], counts: Counts) -> None:
     bar.outline.set_visible(False)
 
 
-def _axes(ax: Axes, clients: int, classes: int) -> None:
+def _axes(ax: Axes, clients: int, classes: int, names: Sequence[str] | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("client")
     ax.set_ylabel("class")
     ax.set_xlim(-0.8, clients - 0.2)
     ax.set_ylim(-0.8, classes - 0.2)
-    if clients <= 25:
+    if names is not None and clients <= _MOST_NAMED:
+        labels = [short_label(client, names) for client in range(clients)]
+        ax.set_xticks(range(clients), labels, rotation=35, ha="right")
+    elif clients <= 25:
         ax.set_xticks(range(clients))
     else:
         ax.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedlightning.core.client_names import short_label
 from fedlightning.reporting.figures.style import (
     BLUES,
     GREY,
@@ -51,7 +52,9 @@ class TimelineEntry:
         return self.round - self.version
 
 
-def timeline_figure(entries: Sequence[TimelineEntry], title: str = "Timeline") -> Figure:
+def timeline_figure(
+    entries: Sequence[TimelineEntry], title: str = "Timeline", names: Sequence[str] | None = None
+) -> Figure:
     """Draw a bar from each update's start to its arrival, and a line at each commit.
 
     A bar is the darker the staler its update was when it was merged. At most 30 clients and about
@@ -60,6 +63,7 @@ def timeline_figure(entries: Sequence[TimelineEntry], title: str = "Timeline") -
     Args:
         entries: The updates, in the order in which they were merged.
         title: The headline.
+        names: The clients' names, if they have any.
 
     Returns:
         A figure that is not registered with pyplot; see
@@ -100,7 +104,7 @@ def timeline_figure(entries: Sequence[TimelineEntry], title: str = "Timeline") -
                     [entry.arrival, entry.merged], [places[entry.client]] * 2,
                     color=GREY, linewidth=0.8, linestyle=":",
                 )  # fmt: skip
-        ax.set_yticks(range(len(clients)), [str(client) for client in clients])
+        ax.set_yticks(range(len(clients)), [short_label(client, names) for client in clients])
         ax.invert_yaxis()
         ax.set_ylabel("client")
         ax.set_xlabel("simulated seconds (red: commits)")

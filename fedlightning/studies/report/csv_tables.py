@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -23,11 +24,14 @@ def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> Non
     """Write one row for each variant under each condition and in each evaluation view.
 
     The column ``group`` names the view, ``seen`` being the main one. Accuracies are in 0..1;
-    unknown values are empty cells.
+    unknown values are empty cells. Columns called after accuracy are called after the main metric.
     """
-    names = [field.name for field in fields(Summary)]
-    rows = [[view, *astuple(summary)] for view, group in summaries.items() for summary in group]
-    _write(path, ["group", *names], rows)
+    names = [field.name for field in fields(Summary) if field.name != "metric"]
+    every = [(view, summary) for view, group in summaries.items() for summary in group]
+    rows = [[view, *(getattr(summary, name) for name in names)] for view, summary in every]
+    metric = every[0][1].metric.name if every else "acc"
+    called = [re.sub(r"^acc_|_acc$", lambda f: f[0].replace("acc", metric), n) for n in names]
+    _write(path, ["group", *called], rows)
 
 
 def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:

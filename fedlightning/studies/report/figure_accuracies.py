@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedlightning.core.statistics import Spread
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import HELD_OUT
 from fedlightning.reporting.figures.style import (
     GREY,
@@ -53,16 +53,18 @@ def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: 
         middles = [(heights[2 * at] + heights[2 * at + 1]) / 2 for at in range(len(groups))]
         ax.set_yticks(middles, [group.variant for group in groups], color=INK)
         ax.set_ylim(min(heights) - 0.8, 0.8)
-        ax.set_xlim(-2, 102)
+        metric = _metric(groups)
+        if metric.is_share:
+            ax.set_xlim(-2, 102)
         own = view in ("", HELD_OUT)
         where = "on a client's own test data" if own else f"in the view {view}"
-        ax.set_xlabel(f"accuracy {where} (%)")
+        ax.set_xlabel(f"{metric.title} {where}{_unit(metric)}")
         ax.grid(axis="x", linewidth=0.6)
         ax.spines["left"].set_visible(False)
         number = max((_pooled(group, "acc_after", view).size for group in groups), default=0)
         headline(
             ax,
-            "Accuracy per client",
+            f"{metric.title[0].upper()}{metric.title[1:]} per client",
             f"grey: before personalization · coloured: after · up to "
             f"{counted(number, 'client')} of all seeds together",
         )
@@ -70,7 +72,8 @@ def distributions_figure(groups: Sequence[Group], looks: dict[str, Look], view: 
 
 
 def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
-    """Draw, for each accuracy, the share of clients with at most that accuracy."""
+    """Draw, for each value of the main metric, the share of clients with at most that value."""
+    metric = _metric(groups)
     with style():
         figure = new_figure(10.5, 3.9)
         ax = figure.subplots()
@@ -89,11 +92,13 @@ def shares_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
                 linewidth=1.6,
                 label=group.variant,
             )
-        ax.set_xlabel("accuracy after personalization (%)")
-        ax.set_ylabel("clients with at most that accuracy (%)")
+        ax.set_xlabel(f"{metric.title} after personalization{_unit(metric)}")
+        ax.set_ylabel(f"clients with at most that {metric.title} (%)")
         ax.set_ylim(0, 101)
         ax.grid(linewidth=0.6)
-        headline(ax, "Cumulative accuracies", "lower on the left: fewer low accuracies")
+        what = "accuracies" if metric.is_share else metric.title
+        better = "lower on the left: fewer low" if metric.mode == "max" else "higher: more low"
+        headline(ax, f"Cumulative {what}", f"{better} {what}")
         ax.legend(loc="upper left", ncols=2 if len(groups) > 6 else 1)
     return figure
 
@@ -104,9 +109,10 @@ def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
         figure = new_figure(7.5, 4.8)
         ax = figure.subplots()
         places: list[tuple[float, float, str]] = []
+        metric = _metric(groups)
         for group in groups:
-            each = [100 * run.values("acc_after") for run in group.runs.values()]
-            spreads = [Spread.of(values) for values in each if values.size]
+            each = [metric.scale * run.values("acc_after") for run in group.runs.values()]
+            spreads = [metric.spread(values) for values in each if values.size]
             points = np.array([(spread.mean, spread.worst_decile) for spread in spreads])
             if not points.size:
                 continue
@@ -115,11 +121,12 @@ def fairness_figure(groups: Sequence[Group], looks: dict[str, Look]) -> Figure:
             x, y = points.mean(axis=0)
             ax.scatter([x], [y], s=70, color=colour, linewidth=0)
             places.append((float(x), float(y), group.variant))
-        ax.set_xlabel("mean accuracy over clients (%)")
-        ax.set_ylabel("mean accuracy of the worst tenth (%)")
+        ax.set_xlabel(f"mean {metric.title} over clients{_unit(metric)}")
+        ax.set_ylabel(f"mean {metric.title} of the worst tenth{_unit(metric)}")
         ax.grid(linewidth=0.6)
         ax.margins(0.12)
-        headline(ax, "Mean and worst tenth", "up and to the right is better; small dots: seeds")
+        better = "up and to the right" if metric.mode == "max" else "down and to the left"
+        headline(ax, "Mean and worst tenth", f"{better} is better; small dots: seeds")
         _name(ax, places, looks)
     return figure
 
@@ -160,4 +167,12 @@ def _box(ax: Axes, height: float, values: Numbers, colour: str) -> None:
 
 def _pooled(group: Group, name: str, view: str = "") -> Numbers:
     parts = [run.values(name, view) for run in group.runs.values()]
-    return 100 * np.concatenate(parts) if parts else np.empty(0)
+    return group.main_metric.scale * np.concatenate(parts) if parts else np.empty(0)
+
+
+def _metric(groups: Sequence[Group]) -> MainMetric:
+    return groups[0].main_metric if groups else MainMetric()
+
+
+def _unit(metric: MainMetric) -> str:
+    return " (%)" if metric.is_share else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import metric_in_view
 from fedlightning.reporting.figures.style import new_figure, style
 from fedlightning.studies.report.csv_tables import cumulative_bytes
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["learning_figure"]
 
 _MOST_BANDS = 8
-_METRICS = {
-    "global/acc": "accuracy, global model (%)",
-    "personalized/acc": "accuracy, personalized (%)",
-    "train/loss": "training loss",
-}
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _SECONDS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
@@ -48,7 +44,8 @@ def learning_figure(
     Returns:
         The figure, ``None`` without a curve.
     """
-    labels = {metric_in_view(view, name): label for name, label in _METRICS.items()}
+    main = groups[0].main_metric if groups else MainMetric()
+    labels = _labels(groups, main, view)
     metrics = [name for name in labels if any(_points(group, name) > 1 for group in groups)]
     axes = _x_axes(groups)
     if not metrics:
@@ -61,7 +58,8 @@ def learning_figure(
             for column, x_axis in enumerate(axes):
                 ax = grid[row][column]
                 for group in groups:
-                    _draw(ax, group, metric, x_axis, looks[group.variant], bands)
+                    scale = main.scale if metric in labels and "loss" not in metric else 1.0
+                    _draw(ax, group, metric, x_axis, looks[group.variant], bands, scale)
                 ax.grid(linewidth=0.6)
                 ax.margins(x=0.01)
                 if column == 0:
@@ -73,6 +71,17 @@ def learning_figure(
             handles, names, loc="outside upper left", ncols=min(len(names), 2 * len(axes))
         )
     return figure
+
+
+def _labels(groups: Sequence[Group], main: MainMetric, view: str) -> dict[str, str]:
+    """Return the metrics that are drawn, and what they are called."""
+    runs = [run for group in groups for run in group.runs.values()]
+    unit = " (%)" if main.is_share else ""
+    found = next((name for run in runs if (name := main.column(run.metrics, view))), None)
+    labels = {} if found is None else {found: f"{main.title}, global model{unit}"}
+    personal = metric_in_view(view, f"personalized/{main.name}")
+    labels[personal] = f"{main.title}, personalized{unit}"
+    return labels | {metric_in_view(view, "train/loss"): "training loss"}
 
 
 def _x_axes(groups: Sequence[Group]) -> list[tuple[str, float, str]]:
@@ -115,15 +124,20 @@ def _points(group: Group, metric: str) -> int:
 
 
 def _draw(
-    ax: Axes, group: Group, metric: str, x_axis: tuple[str, float, str], look: Look, bands: bool
+    ax: Axes,
+    group: Group,
+    metric: str,
+    x_axis: tuple[str, float, str],
+    look: Look,
+    bands: bool,
+    factor: float,
 ) -> None:
     _, scale, kind = x_axis
-    percent = 100.0 if metric.endswith("acc") else 1.0
     by_round: dict[int, list[tuple[float, float]]] = {}
     for run in group.runs.values():
         if metric in run.metrics:
             for number, x, y in zip(
-                run.rounds, _xs(run, kind) / scale, run.metrics[metric] * percent, strict=True
+                run.rounds, _xs(run, kind) / scale, run.metrics[metric] * factor, strict=True
             ):
                 if not (math.isnan(x) or math.isnan(y)):
                     by_round.setdefault(int(number), []).append((x, y))

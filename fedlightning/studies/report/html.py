@@ -6,6 +6,8 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
+from fedlightning.core.main_metric import MainMetric
+
 __all__ = [
     "DASH",
     "MINUS",
@@ -15,6 +17,7 @@ __all__ = [
     "paragraph",
     "percent",
     "section",
+    "shown",
     "table",
 ]
 
@@ -149,6 +152,25 @@ def percent(value: float, spread: float = math.nan, signed: bool = False) -> str
     if math.isnan(spread):
         return text
     return f'{text} <span class="spread">± {100 * spread:.1f}</span>'
+
+
+def shown(
+    value: float, spread: float = math.nan, signed: bool = False, *, metric: MainMetric
+) -> str:
+    """Return a value of the main metric, with the spread after a ±: accuracies in percent.
+
+    Example:
+        >>> shown(0.5, metric=MainMetric()), shown(-12.345, signed=True, metric=MainMetric("mae"))
+        ('50.0', '−12.35')
+    """
+    if metric.is_share:
+        return percent(value, spread, signed)
+    if math.isnan(value):
+        return DASH
+    text = f"{value:{'+' if signed and value else ''}.4g}".replace("-", MINUS)
+    if math.isnan(spread):
+        return text
+    return f'{text} <span class="spread">± {spread:.2g}</span>'
 
 
 def number(value: float, unit: str = "") -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from fedlightning._version import __version__
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import HELD_OUT, view_label
 from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
-from fedlightning.storage.run_layout import PARTITION_TABLE
+from fedlightning.storage.run_layout import PARTITION_TABLE, client_names_in
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
@@ -43,17 +44,17 @@ __all__ = ["ReportData", "page"]
 _MOST_PARTITIONS = 4
 
 _TABLE_NOTE = (
-    "Accuracies in percent, on each client's own test data, before and after personalization. "
-    "Each number is a mean over seeds of a number over clients. ± beside an accuracy is the "
+    "{What} on each client's own test data, before and after personalization. "
+    "Each number is a mean over seeds of a number over clients. ± beside it is the "
     "standard deviation of that mean over seeds (with n-1 in the denominator; none for a single "
     "seed), “± over clients” the mean over seeds of the standard deviation over clients. The "
     "worst tenth is the mean over the worst tenth of the clients, rounded down but at least one. "
-    "Jain's index is 1 where all clients have the same accuracy. A client whose accuracy is "
+    "Jain's index is 1 where all clients have the same {what}. A client whose {what} is "
     "undefined is left out of every number over clients. Bytes are those of all clients of a round "
     "together. Bold: the best of a column."
 )
 _TEST_NOTE = (
-    "Wilcoxon's signed-rank test, two-sided, on accuracy {metric} personalization. A pair is the "
+    "Wilcoxon's signed-rank test, two-sided, on {what} {metric} personalization. A pair is the "
     "same client, with the same data and seed, under both variants. Zero differences are ranked "
     "and counted for neither side (Pratt). p is corrected by Holm's method over the tests of each "
     "table, at the level 0.05. The test assumes independent pairs. Clients of one seed share a "
@@ -100,8 +101,8 @@ def page(findings: ReportData) -> str:
     body.append(_contents(findings, several))
     if several:
         note = (
-            "Accuracy after personalization in percent, mean over clients and seeds ± standard "
-            "deviation over seeds."
+            f"{_capital(collection.main_metric)} after personalization, mean over clients and "
+            "seeds ± standard deviation over seeds."
         )
         parts = [conditions_table(findings.summaries), paragraph(note, note=True)]
         body.append(section("Overview", "overview", parts))
@@ -116,6 +117,10 @@ def page(findings: ReportData) -> str:
     body.append(section("Data per client", "partitions", _partitions(collection)))
     body.append(section("Settings", "settings", _settings(findings)))
     return document(findings.title, body)
+
+
+def _capital(metric: MainMetric) -> str:
+    return "Accuracy in percent" if metric.is_share else metric.title
 
 
 def _overview(collection: Collection) -> str:
@@ -148,12 +153,16 @@ def _contents(findings: ReportData, several: bool) -> str:
 def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> Iterator[str]:
     groups = findings.collection.of(condition)
     mine = [summary for summary in findings.summaries if summary.condition == condition]
-    results = [summary_table(mine), paragraph(_TABLE_NOTE, note=True)]
+    metric = findings.collection.main_metric
+    about = _TABLE_NOTE.format(What=_capital(metric), what=metric.title)
+    results = [summary_table(mine), paragraph(about, note=True)]
     yield section("Results", f"results-{condition}", results, level=3)
     if any(run.clients for group in groups for run in group.runs.values()):
-        yield _figure(svg(distributions_figure(groups, looks), "accuracy per client"))
-        yield _figure(svg(shares_figure(groups, looks), "shares of clients by accuracy"))
-        yield _figure(svg(fairness_figure(groups, looks), "mean accuracy and the worst tenth"))
+        yield _figure(svg(distributions_figure(groups, looks), f"{metric.title} per client"))
+        yield _figure(svg(shares_figure(groups, looks), f"shares of clients by {metric.title}"))
+        yield _figure(
+            svg(fairness_figure(groups, looks), f"mean {metric.title} and the worst tenth")
+        )
     if (drawn := learning_figure(groups, looks)) is not None:
         caption = "Mean over seeds; shaded: one standard deviation, for up to eight variants."
         curves = [_figure(svg(drawn, "learning curves"), caption)]
@@ -172,13 +181,16 @@ def _tests(findings: ReportData, condition: str) -> Iterator[str]:
     if not against:
         yield paragraph("There is one variant only: nothing to compare it with.")
         return
-    yield paragraph(f"Every variant against {findings.baselines[condition]}, in points of accuracy "
+    metric = findings.collection.main_metric
+    unit = "points of accuracy" if metric.is_share else metric.title
+    yield paragraph(f"Every variant against {findings.baselines[condition]}, in {unit} "
                     f"over {against[0].pairs} pairs.")  # fmt: skip
-    yield tests_table(against, name_both=False)
+    yield tests_table(against, name_both=False, metric=metric)
     if len(pairs) > 1:
-        yield collapsible(f"all {len(pairs)} pairs", tests_table(pairs, name_both=True))
+        every = tests_table(pairs, name_both=True, metric=metric)
+        yield collapsible(f"all {len(pairs)} pairs", every)
     word = "after" if findings.metric == "acc_after" else "before"
-    yield paragraph(_TEST_NOTE.format(metric=word), note=True)
+    yield paragraph(_TEST_NOTE.format(metric=word, what=metric.title), note=True)
 
 
 def _view(
@@ -213,7 +225,7 @@ def _partitions(collection: Collection) -> Iterator[str]:
         where = f", {run.condition}" if run.condition and len(shown) > 1 else ""
         if counts.size:
             title = f"Examples per client and class{where}"
-            yield _figure(svg(partition_figure(counts, title), title),
+            yield _figure(svg(partition_figure(counts, title, client_names_in(run.folder)), title),
                           f"partition {run.partition[:8]}")  # fmt: skip
     if len(shown) > _MOST_PARTITIONS:
         yield paragraph(f"{len(shown) - _MOST_PARTITIONS} more are in the run folders.")

@@ -6,9 +6,11 @@ import html
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.studies.paired_tests import PairedTest
-from fedlightning.studies.report.html import DASH, MINUS, number, percent, table
+from fedlightning.studies.report.html import DASH, MINUS, number, shown, table
 from fedlightning.studies.results import Collection, differing_settings
 from fedlightning.studies.run_reader import Run
 from fedlightning.studies.statistics import Summary
@@ -24,23 +26,34 @@ __all__ = [
 
 _LEVEL = 0.05
 
-_ACCURACIES: dict[str, Callable[[Summary], str]] = {
-    "accuracy\nbefore": lambda s: percent(s.acc_before, s.acc_before_std_seeds),
-    "accuracy\nafter": lambda s: percent(s.acc_after, s.acc_after_std_seeds),
-    "± over\nclients": lambda s: percent(s.acc_after_std_clients),
-    "worst\nclient": lambda s: percent(s.acc_after_min),
-    "p10": lambda s: percent(s.acc_after_p10),
-    "p90": lambda s: percent(s.acc_after_p90),
-    "worst\ntenth": lambda s: percent(s.acc_after_worst_decile),
-    "Jain\nindex": lambda s: DASH if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}",
-}
-_GAINS: dict[str, Callable[[Summary], str]] = {
-    "gain over\nLocalOnly": lambda s: percent(s.gain_over_local, signed=True),
-    "gain over\nFedAvg + tuning": lambda s: percent(s.gain_over_fedavg_ft, signed=True),
-}
-_GLOBAL: dict[str, Callable[[Summary], str]] = {
-    "global\nmodel": lambda s: percent(s.global_acc),
-}
+
+def _measures(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
+    """Return the columns about the main metric, by heading."""
+    show, what = partial(shown, metric=metric), metric.title
+    return {
+        f"{what}\nbefore": lambda s: show(s.acc_before, s.acc_before_std_seeds),
+        f"{what}\nafter": lambda s: show(s.acc_after, s.acc_after_std_seeds),
+        "± over\nclients": lambda s: show(s.acc_after_std_clients),
+        "worst\nclient": lambda s: show(s.acc_after_min),
+        "p10": lambda s: show(s.acc_after_p10),
+        "p90": lambda s: show(s.acc_after_p90),
+        "worst\ntenth": lambda s: show(s.acc_after_worst_decile),
+        "Jain\nindex": lambda s: (
+            DASH if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}"
+        ),
+        "gain over\nLocalOnly": lambda s: show(s.gain_over_local, signed=True),
+        "gain over\nFedAvg + tuning": lambda s: show(s.gain_over_fedavg_ft, signed=True),
+    }
+
+
+def _jain(value: float) -> str:
+    return DASH if math.isnan(value) else f"{value:.3f}"
+
+
+def _global(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
+    return {"global\nmodel": lambda s: shown(s.global_acc, metric=metric)}
+
+
 _COSTS: dict[str, Callable[[Summary], str]] = {
     "up,\nper round": lambda s: number(s.bytes_up_per_round, "B"),
     "down,\nper round": lambda s: number(s.bytes_down_per_round, "B"),
@@ -49,8 +62,8 @@ _COSTS: dict[str, Callable[[Summary], str]] = {
     "simulated\nseconds": lambda s: number(s.seconds_simulated),
 }
 _STRESSED = {
-    "accuracy\nbefore": "acc_before",
-    "accuracy\nafter": "acc_after",
+    "before": "acc_before",
+    "after": "acc_after",
     "worst\nclient": "acc_after_min",
     "p10": "acc_after_p10",
     "p90": "acc_after_p90",
@@ -68,29 +81,32 @@ def summary_table(summaries: Sequence[Summary], main: bool = True) -> str:
         main: Whether of the main view. Others have no costs, and no accuracy of the global model
             beside one before personalization.
     """
-    columns = {**_ACCURACIES, **_GAINS}
+    metric = summaries[0].metric if summaries else MainMetric()
+    columns = _measures(metric)
     if main:
-        columns |= {**_GLOBAL, **_COSTS}
+        columns |= {**_global(metric), **_COSTS}
     elif all(math.isnan(summary.acc_before) for summary in summaries):
-        columns |= _GLOBAL
-    shown = {
+        columns |= _global(metric)
+    filled = {
         name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
     }
     rows = [
-        [html.escape(s.variant), str(s.seeds), *(cell(s) for cell in shown.values())]
+        [html.escape(s.variant), str(s.seeds), *(cell(s) for cell in filled.values())]
         for s in summaries
     ]
     best = []
-    for column, name in enumerate(shown, start=2):
-        values = [getattr(s, _STRESSED[name]) for s in summaries] if name in _STRESSED else []
-        known = [value for value in values if not math.isnan(value)]
-        if len(known) > 1:
-            best += [(row, column) for row, value in enumerate(values) if value == max(known)]
-    return table(["variant", "seeds", *shown], rows, best)
+    for column, name in enumerate(filled, start=2):
+        field = _STRESSED.get(name.removeprefix(f"{metric.title}\n"))
+        values = [getattr(s, field) for s in summaries] if field else []
+        if sum(not math.isnan(value) for value in values) > 1:
+            target = max(values) if name.startswith("Jain") else metric.best(values)
+            best += [(row, column) for row, value in enumerate(values) if value == target]
+    return table(["variant", "seeds", *filled], rows, best)
 
 
 def conditions_table(summaries: Sequence[Summary]) -> str:
-    """Return variants by conditions: accuracy after personalization, else the global model's."""
+    """Return variants by conditions: the main metric after personalization, else the global's."""
+    metric = summaries[0].metric if summaries else MainMetric()
     conditions = list(dict.fromkeys(s.condition for s in summaries))
     variants = list(dict.fromkeys(s.variant for s in summaries))
     of = {(s.variant, s.condition): s for s in summaries}
@@ -102,20 +118,23 @@ def conditions_table(summaries: Sequence[Summary]) -> str:
             summary = of.get((variant, condition))
             known = [value for (_, where), value in results.items() if where == condition]
             cells.append(
-                DASH if summary is None else percent(_result(summary), summary.acc_after_std_seeds)
+                DASH
+                if summary is None
+                else shown(_result(summary), summary.acc_after_std_seeds, metric=metric)
             )
-            if len(known) > 1 and results.get((variant, condition)) == max(known):
+            if len(known) > 1 and results.get((variant, condition)) == metric.best(known):
                 best.append((row, column))
         rows.append(cells)
     return table(["variant", *conditions], rows, best)
 
 
-def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
+def tests_table(tests: Sequence[PairedTest], name_both: bool, metric: MainMetric) -> str:
     """Return one row per comparison.
 
     Args:
         tests: The comparisons of one family.
         name_both: Whether to name the other variant, too.
+        metric: What was compared.
     """
     header = ["variant", *(["against"] if name_both else [])]
     header += ["mean\ndifference", "median", "clients better /\nsame / worse", "seeds\nbetter"]
@@ -126,8 +145,8 @@ def tests_table(tests: Sequence[PairedTest], name_both: bool) -> str:
         rows.append(
             [
                 *names,
-                percent(test.mean_difference, signed=True),
-                percent(test.median_difference, signed=True),
+                shown(test.mean_difference, signed=True, metric=metric),
+                shown(test.median_difference, signed=True, metric=metric),
                 f"{test.better} / {test.ties} / {test.worse}",
                 f"{test.seeds_better} of {test.seeds}",
                 DASH if math.isnan(test.rank_biserial) else _signed(test.rank_biserial),
@@ -175,8 +194,8 @@ def runs_table(runs: Sequence[Run], folder_of: Callable[[Run], str]) -> str:
             html.escape(run.condition) or DASH,
             str(run.seed),
             str(len(run.rounds)),
-            percent(run.last("global/acc")),
-            percent(_mean(run)),
+            shown(run.last_global(), metric=run.main_metric),
+            shown(_mean(run), metric=run.main_metric),
             f"<code>{html.escape(run.partition[:8]) or DASH}</code>",
             f"<code>{run.cohorts_sum or DASH}</code>",
             f"<code>{html.escape(folder_of(run))}</code>",

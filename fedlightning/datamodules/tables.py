@@ -1,0 +1,245 @@
+"""A table whose rows say whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.client_splits import (
+    ClientSplit,
+    GroupSplit,
+    SplitWithin,
+    TimeSplit,
+    split_of,
+)
+from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FederatedTable"]
+
+
+class FederatedTable(FederatedDataModule):
+    """A table, one client per value of a column: hospitals, users, devices (extra ``table``).
+
+    Inputs are float32, shape (n, features). Labels that are text, booleans or integers are classes,
+    numbered in sorted order (``classes`` has their names); floating-point ones are targets of a
+    regression, float32. Several label columns give labels of shape (n, columns), float32.
+
+    Args:
+        train: A DataFrame, or the path of a ``.csv`` or ``.parquet`` file.
+        client: The column with the owner of each row.
+        label: The column with the label, or several; None for data without labels.
+        features: The columns with the inputs; None means all others that are numbers. One of text
+            has to be named in ``categories``, or be left out.
+        categories: Columns of text, or of numbers that are codes: each becomes one input per value
+            that occurs in any client's training rows.
+        test: Test rows likewise; None takes a share of each client's, see ``split``.
+        split: How each client's rows are divided where ``test`` is None: ``RandomSplit``,
+            ``TimeSplit("date")``, ``GroupSplit("patient_id")``; None means at random, a fifth to
+            test on. Validation rows (``val_fraction``) follow it. Its column is not an input.
+        scale: Whether inputs are standardised with mean and standard deviation of all clients'
+            training rows, as clients can find out together from sums.
+        min_samples: Clients with fewer training rows are left out.
+        kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
+            of clients follows from the table.
+
+    Attributes:
+        classes: The labels' names in the order of their numbers; empty for a regression.
+        features: The names of the inputs, in their order.
+
+    Raises:
+        ConfigError: A column does not exist, or cannot be an input.
+        DataError: The table cannot be read, or a row has no owner.
+        EnvironmentFailure: pandas is not installed.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = {"hospital": ["mayo", "charite"] * 10, "age": range(20), "ill": [0, 0, 1, 1] * 5}
+        >>> data = FederatedTable(pd.DataFrame(rows), client="hospital", label="ill", seed=0)
+        >>> data.setup()
+        >>> data.client_names, data.features, data.num_classes
+        (('charite', 'mayo'), ('age',), 2)
+        >>> data.num_examples(0, "train"), data.num_examples(0, "test")
+        (8, 2)
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        client: str,
+        label: str | list[str] | None = None,
+        features: list[str] | None = None,
+        categories: list[str] | None = None,
+        test: Any = None,
+        split: ClientSplit | None = None,
+        scale: bool = True,
+        min_samples: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("num_clients", "partition"):
+            if name in kwargs:
+                raise ConfigError(f"{name} follows from the column client={client!r}; leave it out")
+        self._tables = [_frame("train", train), *([] if test is None else [_frame("test", test)])]
+        self.client_column = client
+        self.label_columns = [label] if isinstance(label, str) else list(label or [])
+        self._one_label = isinstance(label, str)
+        split = split_of(test, split)
+        first = self._tables[0]
+        for table in self._tables:
+            _check_columns(table, "client", [client])
+            _check_columns(table, "label", self.label_columns)
+            _check_columns(table, "features", features or [])
+            _check_columns(table, "categories", categories or [])
+        self._categories = list(categories or [])
+        self._numbers = self._inputs_among(first, features, split)
+        owners = NaturalIds(first[client].to_numpy(), min_samples=min_samples)
+        self.client_names = owners.names
+        super().__init__(num_clients=len(self.client_names), partition=None, **kwargs)
+        self.partition = NaturalIds(client, min_samples=min_samples)
+        self.client_split = split
+        self.scale = scale
+        self.classes: tuple[str, ...] = ()
+        self.features: tuple[str, ...] = ()
+
+    def load(self) -> tuple[Examples, Examples]:
+        """Make inputs and labels of the rows."""
+        first = self._tables[0]
+        values = {name: np.unique(first[name].astype(str)) for name in self._categories}
+        self.features = (
+            *self._numbers,
+            *(f"{name}={value}" for name, known in values.items() for value in known),
+        )
+        inputs = [self._inputs(table, values) for table in self._tables]
+        if self.scale and self._numbers:
+            few = len(self._numbers)
+            mean, std = inputs[0][:, :few].mean(axis=0), inputs[0][:, :few].std(axis=0)
+            for each in inputs:
+                each[:, :few] = (each[:, :few] - mean) / np.where(std > 0, std, 1.0)
+        labels = self._labels()
+        pools = [
+            _Rows(each, given, table)
+            for each, given, table in zip(inputs, labels, self._tables, strict=True)
+        ]
+        if len(pools) == 1:
+            assert self.client_split is not None
+            self.partition = SplitWithin(self.partition, self.client_split)
+        return pools[0], pools[-1]
+
+    def _inputs_among(
+        self, table: pd.DataFrame, features: list[str] | None, split: ClientSplit | None
+    ) -> list[str]:
+        """Return the columns that are inputs as they are, as numbers."""
+        used = {self.client_column, *self.label_columns, *self._categories}
+        if isinstance(split, (TimeSplit, GroupSplit)) and isinstance(split.key, str):
+            _check_columns(table, "split", [split.key])
+            used.add(split.key)
+        names = features if features is not None else [n for n in table.columns if n not in used]
+        names = [name for name in names if name not in self._categories]
+        for name in names:
+            if table[name].dtype.kind not in "iufb":
+                raise ConfigError(
+                    f"column {name!r} holds {table[name].dtype}, not numbers: name it in "
+                    f"categories, which makes an input of each of its {table[name].nunique():,} "
+                    "values, or leave it out of features"
+                )
+        if not names and not self._categories:
+            raise ConfigError(f"no column is left for inputs, beside {', '.join(sorted(used))}")
+        return [str(name) for name in names]
+
+    def _inputs(self, table: pd.DataFrame, values: dict[str, np.ndarray]) -> np.ndarray:
+        columns = [table[name].to_numpy(np.float64, na_value=np.nan) for name in self._numbers]
+        for name, known in values.items():
+            texts = table[name].astype(str).to_numpy()
+            columns += [(texts == value).astype(np.float64) for value in known]
+        return np.stack(columns, axis=1)
+
+    def _labels(self) -> list[Any]:
+        names = self.label_columns
+        if not names:
+            return [None] * len(self._tables)
+        if not self._one_label:
+            return [table[names].to_numpy(np.float32) for table in self._tables]
+        first = self._tables[0][names[0]]
+        if first.dtype.kind == "f" and not (first.dropna() == first.dropna().round()).all():
+            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
+        for what, table in zip(("row", "test row"), self._tables, strict=False):
+            if (missing := np.flatnonzero(table[names[0]].isna())).size:
+                raise DataError(f"{what} {missing[0]} has no {names[0]!r}; fill it in or drop it")
+        if first.dtype.kind == "f":
+            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
+        known = sorted(set(first.unique().tolist()))
+        self.classes = tuple(map(str, known))
+        self.num_classes = len(known)
+        number = {value: at for at, value in enumerate(known)}
+        labels = []
+        for table in self._tables:
+            given = table[names[0]].tolist()
+            strange = next((value for value in given if value not in number), None)
+            if strange is not None:
+                raise DataError(
+                    f"test label {strange!r} of {names[0]!r} does not occur in training, which has "
+                    f"{', '.join(self.classes[:10])}"
+                )
+            labels.append(np.array([number[value] for value in given], np.int64))
+        return labels
+
+
+class _Rows(TensorExamples):
+    """Rows as inputs and labels, with the table's columns."""
+
+    def __init__(self, inputs: np.ndarray, labels: Any, table: pd.DataFrame) -> None:
+        super().__init__(torch.from_numpy(inputs.astype(np.float32)), labels)
+        self._table = table
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column of the table."""
+        _check_columns(self._table, "column", [name])
+        return np.asarray(self._table[name].to_numpy())
+
+
+def _frame(name: str, given: Any) -> pd.DataFrame:
+    try:
+        import pandas as pd
+    except ImportError:
+        raise EnvironmentFailure(
+            "FederatedTable needs pandas: pip install 'fedlightning[table]'"
+        ) from None
+    if isinstance(given, pd.DataFrame):
+        return given.reset_index(drop=True)
+    if not isinstance(given, (str, Path)):
+        raise ConfigError(f"{name} must be a DataFrame or a path, got {type(given).__name__}")
+    path = Path(given)
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix in (".csv", ".gz", ".txt", ".tsv"):
+            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ImportError as error:
+        raise EnvironmentFailure(
+            f"{path} needs pyarrow: pip install 'fedlightning[table]'"
+        ) from error
+    except Exception as error:  # parser and decoder errors are of many types
+        raise DataError(f"{path} is not a table: {type(error).__name__}: {error}") from error
+    raise ConfigError(f"{name}={path}: a table is a .csv or .parquet file, got {path.suffix!r}")
+
+
+def _check_columns(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+    known = [str(column) for column in table.columns]
+    for column in columns:
+        if column not in known:
+            listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            raise ConfigError(
+                f"{name}={column!r} is not a column of the table.{did_you_mean(column, known)} "
+                f"It has {listed}."
+            )

@@ -1,0 +1,204 @@
+"""Texts with an owner, from a Hugging Face dataset, tokenized batch by batch."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlightning.core.validation import Setting, check_integer
+from fedlightning.datamodules.datasets import FederatedDataset
+from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
+
+__all__ = ["FederatedText", "WordHashes"]
+
+_FILES = (".csv", ".json", ".jsonl", ".parquet", ".txt")
+
+
+class FederatedText(FederatedDataset):
+    """Texts of a Hugging Face dataset or a file, divided over clients (extra ``hf``).
+
+    A batch is ``({"input_ids": ..., "attention_mask": ...}, labels)``, or the inputs alone without
+    labels, padded to its longest text.
+
+    Args:
+        dataset: A ``datasets.Dataset``; the name of one on the Hub; the path of a ``.csv``,
+            ``.json``, ``.jsonl``, ``.parquet`` or ``.txt`` file, or of a folder that
+            ``save_to_disk`` has written.
+        text: The column with the text.
+        label: The column with the class; None for texts alone, such as for a language model.
+        client: The column with the owner of each text; None divides by ``partition``.
+        test: Test data likewise; None takes a share of each client's, see ``split``.
+        tokenizer: A tokenizer of ``transformers``, the name of one, or any function of a list of
+            texts that returns ``input_ids`` and ``attention_mask``; None means
+            :class:`WordHashes`, which needs no download.
+        max_length: Tokens of a text beyond these are cut off.
+        subset: Which part of a dataset on the Hub, such as a language.
+        kwargs: ``split``, ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataset`.
+
+    Raises:
+        ConfigError: A column does not exist.
+        DataError: The dataset cannot be read.
+        EnvironmentFailure: ``datasets`` or ``transformers`` is not installed, or the tokenizer
+            cannot be had.
+
+    Example:
+        >>> import datasets
+        >>> rows = {"author": ["ann", "bob"], "note": ["good day", "bad"], "y": [1, 0]}
+        >>> notes = datasets.Dataset.from_dict({name: each * 10 for name, each in rows.items()})
+        >>> data = FederatedText(notes, "note", label="y", client="author", batch_size=4, seed=0)
+        >>> data.setup()
+        >>> data.client_names, [x["input_ids"].shape for x, y in data.batches(0, "test")]
+        (('ann', 'bob'), [torch.Size([2, 2])])
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        text: str = "text",
+        label: str | None = None,
+        client: str | None = None,
+        test: Any = None,
+        tokenizer: Any = None,
+        max_length: int = 128,
+        subset: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.max_length = check_integer("max_length", max_length, at_least=1)
+        train = _loaded(dataset, subset, "train")
+        tested = None if test is None else _loaded(test, subset, "test")
+        for name, column in (("text", text), ("label", label), ("client", client)):
+            if column is not None and column not in train.column_names:
+                raise ConfigError(
+                    f"{name}={column!r} is not a column of the dataset, which has "
+                    f"{', '.join(train.column_names)}"
+                )
+        if client is not None:
+            if "partition" in kwargs:
+                raise ConfigError("partition follows from client; leave one of them out")
+            kwargs["partition"] = NaturalIds(client)
+        self.tokenizer = _tokenizer(tokenizer)
+        super().__init__(
+            train,
+            tested,
+            label_key=label,
+            input_key=text,
+            collate=_Tokenized(self.tokenizer, self.max_length, label is not None),
+            **kwargs,
+        )
+
+
+class WordHashes(Setting):
+    """Numbers words by a hash: a tokenizer that needs no vocabulary and no download.
+
+    Args:
+        size: Number of tokens; 0 pads.
+
+    Example:
+        >>> WordHashes(100)(["to be", "or"], max_length=8)["attention_mask"].tolist()
+        [[1, 1], [1, 0]]
+    """
+
+    def __init__(self, size: int = 1000) -> None:
+        self.size = check_integer("size", size, at_least=2)
+
+    def __call__(self, texts: Sequence[str], max_length: int, **options: Any) -> dict[str, Tensor]:
+        """Return token ids and mask of texts, padded to the longest, int64."""
+        rows = [
+            [1 + zlib.crc32(word.encode()) % (self.size - 1) for word in text.lower().split()]
+            for text in texts
+        ]
+        rows = [row[:max_length] or [1] for row in rows]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+class _Tokenized:
+    """Makes a batch of texts, or of pairs of text and label."""
+
+    def __init__(self, tokenizer: Any, max_length: int, labelled: bool) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._labelled = labelled
+
+    def __call__(self, items: list[Any]) -> Any:
+        texts = [item[0] if self._labelled else item for item in items]
+        made = self._tokenizer(
+            texts, max_length=self._max_length, truncation=True, padding=True, return_tensors="pt"
+        )
+        inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
+        if not self._labelled:
+            return inputs
+        return inputs, torch.tensor([int(item[1]) for item in items])
+
+
+def _loaded(given: Any, subset: str | None, part: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise EnvironmentFailure(
+            "FederatedText needs datasets: pip install 'fedlightning[hf]'"
+        ) from None
+    if not isinstance(given, (str, Path)):
+        if not hasattr(given, "column_names"):
+            raise ConfigError(f"dataset must be one of Hugging Face, got {type(given).__name__}")
+        return given
+    path = Path(given)
+    try:
+        if path.suffix in _FILES:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+            return datasets.Dataset(_table(path))
+        if path.is_dir():
+            return datasets.load_from_disk(str(path))
+        return datasets.load_dataset(str(given), subset, split=part)
+    except DataError:
+        raise
+    except Exception as error:  # of the network, of formats, of permissions: of many types
+        raise DataError(f"dataset={given}: {type(error).__name__}: {error}") from error
+
+
+def _table(path: Path) -> Any:
+    """Return a file's rows, read into memory; nothing is cached elsewhere."""
+    import pyarrow as pa
+
+    if path.suffix == ".csv":
+        from pyarrow import csv
+
+        return csv.read_csv(path)
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_table(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return pa.table({"text": [line for line in text.splitlines() if line.strip()]})
+    rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
+    return pa.Table.from_pylist(list(rows))
+
+
+def _tokenizer(given: Any) -> Any:
+    if given is None:
+        return WordHashes()
+    if not isinstance(given, str):
+        return given
+    try:
+        import transformers
+    except ImportError:
+        raise EnvironmentFailure(
+            "a tokenizer by name needs transformers: pip install 'fedlightning[hf]'"
+        ) from None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(given)
+    except (OSError, ValueError) as error:
+        raise EnvironmentFailure(f"tokenizer={given}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
