@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -86,6 +86,9 @@ class FederatedTrainer(pl.Trainer):
         'FedBABU'
     """
 
+    loop_class: ClassVar[type[FederatedLoop]] = FederatedLoop
+    """The loop that runs the rounds."""
+
     def __init__(self, *, federation: Federation | None = None, **kwargs: Any) -> None:
         check_trainer_names(kwargs)
         check_trainer_flags(kwargs)
@@ -102,7 +105,7 @@ class FederatedTrainer(pl.Trainer):
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
         self._check_unsupported()
-        loop = FederatedLoop(
+        loop = self.loop_class(
             self, self.federation, min_epochs=self.min_epochs, max_epochs=self.max_epochs
         )
         install_loops(

@@ -248,6 +248,10 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{self.federation.algorithm.name}."
             )
+        self.check_examples()
+
+    def check_examples(self) -> None:
+        """Show the module some examples, where it and the clients' data may not go together."""
         if trains_by_forward(self.module):
             check_module(self.trainer, self.module, self.data, self.evaluator)
         else:
@@ -290,8 +294,7 @@ class FederatedLoop(RoundLoop):
             on_update=self._client_ended if self.listens("on_client_end") else None,
             forget=lambda: forget_failed_step(self.trainer),
         )  # fmt: skip
-        executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
-        self._executor = executor(federation, clients, self, self.workers)
+        self._executor = self.executor_for(clients)
         config = federation.algorithm.server_data
         self._server_training = None
         if config is not None:
@@ -302,6 +305,15 @@ class FederatedLoop(RoundLoop):
         if self._schedule_state is None or self._schedule_state.commit != commits:
             start = self.schedule.start(self.population)
             self._schedule_state = ScheduleState(commits, start.time, start.pending, start.extra)
+
+    def executor_for(self, clients: ResidentClients) -> Executor:
+        """Return what trains the jobs of a commit.
+
+        Args:
+            clients: Trains them on this process's resident module.
+        """
+        executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
+        return executor(self.federation, clients, self, self.workers)
 
     @property
     def planned_steps(self) -> PlannedSteps:
