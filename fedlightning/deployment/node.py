@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fedlightning._version import __version__
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, live_state
 from fedlightning.datamodules.base import FederatedDataModule
@@ -31,13 +31,13 @@ class NodeParts:
 
     Args:
         trainer: Returns a new trainer.
-        module: The untrained module.
+        module: Returns the untrained module, to be changed.
         data: The data module.
         settings: Digest of the settings.
     """
 
     trainer: Callable[[], NodeTrainer]
-    module: pl.LightningModule
+    module: Callable[[], pl.LightningModule]
     data: FederatedDataModule
     settings: str
 
@@ -49,10 +49,16 @@ class Node:
         client: Client id.
         parts: What the settings make.
         store: What the client keeps.
+
+    Attributes:
+        kept_keys: The keys of the model that clients keep, once an order is carried out.
+        algorithm: The run's algorithm, likewise.
     """
 
     def __init__(self, client: int, parts: NodeParts, store: NodeStore) -> None:
         self.client = client
+        self.kept_keys: frozenset[str] = frozenset()
+        self.algorithm = Algorithm()
         self._parts = parts
         self._store = store
 
@@ -61,7 +67,7 @@ class Node:
         data = self._parts.data
         data.setup("fit")
         splits = {view.split for view in data.evaluation_views()} | {"train", "val", "test"}
-        state = live_state(self._parts.module)
+        state = live_state(self._parts.module())
         return Passport(
             self.client,
             versions(),
@@ -76,10 +82,13 @@ class Node:
         parts = self._parts
         kept = Kept(self._store.load, self._save, self._store.folder)
         try:
-            module = copy.deepcopy(parts.module)
-            return parts.trainer().carry_out(order, kept, module, parts.data)
+            trainer = parts.trainer()
+            answer = trainer.carry_out(order, kept, parts.module(), parts.data)
         except FedLightningError as error:
             return Answer(self.client, error=(type(error).__name__, str(error)))
+        self.kept_keys = frozenset(trainer.federated_loop.roles.kept)
+        self.algorithm = trainer.federation.client_algorithm
+        return answer
 
     def _save(self, train: TrainOrder, state: State) -> None:
         stream = train.job.stream

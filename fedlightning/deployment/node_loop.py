@@ -181,9 +181,7 @@ class NodeLoop(FederatedLoop):
             result = personalizer.client(order.client)
             if self.kept.folder is not None and callback.save_personal is not False:
                 own = personalizer.own_state(result)
-                write_one(
-                    self, self.kept.folder, order.client, callback.part, own, order.commits
-                )
+                write_one(self, self.kept.folder, order.client, callback.part, own, order.commits)
         return result
 
 

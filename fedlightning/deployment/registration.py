@@ -82,7 +82,9 @@ def check_passports(
 
 def _check_schemas(passports: Sequence[Passport]) -> None:
     known = [one for one in sorted(passports, key=lambda one: one.client) if one.schema]
-    refused = [f"client {one.client}: {one.schema}" for one in known if one.schema != known[0].schema]
+    refused = [
+        f"client {one.client}: {one.schema}" for one in known if one.schema != known[0].schema
+    ]
     if refused:
         raise DataError(
             f"examples differ in form from those of client {known[0].client}, {known[0].schema}: "

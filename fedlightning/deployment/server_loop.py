@@ -138,9 +138,7 @@ class ServerLoop(FederatedLoop):
         self._durable = {}
         return super().run_round()
 
-    def measure(
-        self, splits: Mapping[int, Sequence[Split]], per_class: bool
-    ) -> Iterator[Answer]:
+    def measure(self, splits: Mapping[int, Sequence[Split]], per_class: bool) -> Iterator[Answer]:
         """Have the global model measured at nodes, which also begin with the next round.
 
         Args:
@@ -282,7 +280,6 @@ class ServerTrainer(FederatedTrainer):
         own = [cb for cb in callbacks if isinstance(cb, PersonalizationCallback)]
         for place, callback in enumerate(own):
             callback.elsewhere = _At(loop, place)
-
 
     def fit(self, model: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         """Train for ``max_epochs`` rounds; see :meth:`fedlightning.FederatedTrainer.fit`."""

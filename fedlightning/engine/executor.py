@@ -186,7 +186,9 @@ class SerialExecutor(Executor):
                     yield done.result.update
             finally:
                 self._clients.reset()
-            self._events.client_ends(outputs_of(done), task, position, counts=done.result is not None)
+            self._events.client_ends(
+                outputs_of(done), task, position, counts=done.result is not None
+            )
 
 
 class WorkerExecutor(Executor):
