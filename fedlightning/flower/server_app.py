@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch.nn.parameter import is_lazy
 
 from fedlightning.cli.terminal import print_error, quiet
 from fedlightning.core.state import live_state
+from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.deployment.node import versions
+from fedlightning.deployment.refusals import refuse_algorithm
 from fedlightning.deployment.registration import check_passports, remote_data
 from fedlightning.deployment.remote_data import only_sizes
 from fedlightning.deployment.server_loop import ServerTrainer
@@ -24,7 +27,7 @@ from fedlightning.flower.wire import Rules
 from fedlightning.personalization.models.writer import state_digest
 from fedlightning.storage.checkpoint_io import latest_checkpoint
 
-__all__ = ["Patience", "app", "serve"]
+__all__ = ["Patience", "ServerRun", "app", "build", "serve"]
 
 
 @dataclass(frozen=True)
@@ -56,53 +59,79 @@ class Patience:
         return cls(**{name: float(str(value)) for name, value in given.items()})
 
 
-def serve(
-    grid: Grid, settings: App, patience: Patience, root: str = "", resume: bool = True
-) -> ServerTrainer:
-    """Run a federation whose clients are nodes of a grid.
+@dataclass(frozen=True)
+class ServerRun:
+    """A run at the server, built from its config.
+
+    Args:
+        trainer: The trainer.
+        module: The untrained module.
+        data: The data module, not set up.
+        settings: Digest of the settings.
+    """
+
+    trainer: ServerTrainer
+    module: pl.LightningModule
+    data: FederatedDataModule
+    settings: str
+
+
+def build(app_: App, root: str = "") -> ServerRun:
+    """Build a run at the server; nothing is started.
+
+    Args:
+        app_: The app.
+        root: Folder of the run, in the place of the config's ``trainer.default_root_dir``.
+
+    Raises:
+        ConfigError: The run cannot be deployed.
+    """
+    more = ["--trainer.enable_progress_bar=false"]
+    if root:
+        more.append(f"--trainer.default_root_dir={Path(root).absolute()}")
+    cli = ServerCLI(args=app_.words(*more))
+    assert isinstance(cli.trainer, ServerTrainer)
+    refuse_algorithm(cli.trainer.federation, cli.trainer)
+    return ServerRun(cli.trainer, cli.model, cli.datamodule, app_.digest())
+
+
+def serve(grid: Grid, run: ServerRun, patience: Patience, resume: bool = True) -> None:
+    """Run a federation whose clients are nodes of a grid, until all rounds are done.
 
     Args:
         grid: Flower's grid.
-        settings: The app.
+        run: The run.
         patience: How long to wait.
-        root: Folder of the run, in the place of the config's ``trainer.default_root_dir``.
-        resume: Whether to go on from the newest checkpoint there, if there is one.
-
-    Returns:
-        The trainer, when all rounds are done.
+        resume: Whether to go on from the newest checkpoint under the run's root, if there is one.
 
     Raises:
         FedLightningError: For any mistake that the user can correct.
     """
-    more = ["--trainer.enable_progress_bar=false", "--trainer.devices=1"]
-    if root:
-        more.append(f"--trainer.default_root_dir={Path(root).absolute()}")
-    cli = ServerCLI(args=settings.words(*more))
-    trainer, module, data = cli.trainer, cli.model, cli.datamodule
-    assert isinstance(trainer, ServerTrainer)
-    passports = meet(grid, data.num_clients, patience.nodes, patience.poll)
-    state = {key: value for key, value in live_state(module).items() if not is_lazy(value)}
-    check_passports(
-        list(passports.values()),
-        data.num_clients,
-        versions(),
-        settings.digest(),
-        state_digest(state),
-    )
-    only_sizes(data, remote_data(list(passports.values())))
+    trainer, data = run.trainer, run.data
+    found = meet(grid, data.num_clients, patience.nodes, patience.poll)
+    passports = list(found.values())
+    state = {key: value for key, value in live_state(run.module).items() if not is_lazy(value)}
+    check_passports(passports, data.num_clients, versions(), run.settings, state_digest(state))
+    remote = remote_data(passports)
+    only_sizes(data, remote)
     loop = trainer.federated_loop
 
     def rules() -> Rules:
         return Rules.of(trainer.federation.client_algorithm, loop.roles.kept)
 
-    nodes = {passport.client: node for node, passport in passports.items()}
-    policy = trainer.federation.on_client_failure
     trainer.connect(
-        GridNodes(grid, nodes, policy, rules, patience.lost, patience.answer, patience.poll)
+        GridNodes(
+            grid,
+            {passport.client: node for node, passport in found.items()},
+            trainer.federation.on_client_failure,
+            rules,
+            patience.lost,
+            patience.answer,
+            patience.poll,
+        )
     )
-    print(f"{len(nodes)} nodes are there; {remote_data(list(passports.values())).summary()}")
-    trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(trainer) if resume else None)
-    return trainer
+    print(f"{len(found)} nodes: {remote.summary()}", flush=True)
+    trainer.fit(run.module, datamodule=data, ckpt_path=_checkpoint(trainer) if resume else None)
 
 
 def _checkpoint(trainer: ServerTrainer) -> Path | None:
@@ -124,13 +153,8 @@ def main(grid: Grid, context: Context) -> None:
     config: dict[str, Any] = dict(context.run_config)
     try:
         with quiet():
-            serve(
-                grid,
-                App.of(config),
-                Patience.of(config),
-                str(config.get("root", "")),
-                bool(config.get("resume", True)),
-            )
+            run = build(App.of(config), str(config.get("root", "")))
+            serve(grid, run, Patience.of(config), bool(config.get("resume", True)))
     except FedLightningError as error:
         print_error(str(error))
         raise

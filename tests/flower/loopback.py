@@ -26,9 +26,10 @@ from fedlightning.deployment.remote_executor import receipt_in
 from fedlightning.deployment.server_loop import ServerTrainer
 from fedlightning.flower.client_app import answer, say_who
 from fedlightning.flower.grid_nodes import WHO
-from fedlightning.flower.server_app import Patience, serve
+from fedlightning.flower.server_app import Patience, ServerRun, serve
 from fedlightning.flower.settings import App
 from fedlightning.personalization.models.writer import state_digest
+from fedlightning.trainer import FederatedTrainer
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
@@ -122,60 +123,68 @@ class Run:
 
     def __post_init__(self) -> None:
         self.app = App(self.folder, (*QUIET, *self.options), config=find_config(self.config))
+        self.cli = _Idle(args=self.app.words(), save_config_callback=None)
+        self._built = copy.deepcopy(self.cli.config_init)
+
+    def build(self, kind: type, folder: str) -> tuple[Any, Any]:
+        """Return a new trainer and module; the config is parsed only once."""
+        cli = self.cli
+        cli.config_init = copy.deepcopy(self._built)
+        cli.trainer_class = kind
+        root = {"default_root_dir": str(self.folder / folder)}
+        return cli.instantiate_trainer(**root), cli.untrained()
 
     def simulate(self) -> Result:
         """Simulate it."""
-        cli = _Idle(args=self.app.words(f"--trainer.default_root_dir={self.folder / 'simulated'}"))
-        cli.datamodule.setup("fit")
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-        store = cli.trainer.federated_loop.client_store
-        return _result(cli.trainer, {c: store.get(c) or {} for c in sorted(store)})
+        trainer, module = self.build(FederatedTrainer, "simulated")
+        data = copy.deepcopy(self.cli.datamodule)
+        data.setup("fit")
+        trainer.fit(module, datamodule=data)
+        store = trainer.federated_loop.client_store
+        return _result(trainer, {c: store.get(c) or {} for c in sorted(store)})
 
-    def nodes(self) -> dict[int, Node]:
+    def nodes(self, settings: str = "") -> dict[int, Node]:
         """Return a node for each client, numbered from 100."""
-        cli = _Idle(args=self.app.words(f"--trainer.default_root_dir={self.folder / 'nodes'}"),
-                    kind=NodeTrainer, save_config_callback=None)  # fmt: skip
-        cli.datamodule.setup("fit")
+        data = copy.deepcopy(self.cli.datamodule)
+        data.setup("fit")
         parts = NodeParts(
-            cli.instantiate_trainer, lambda: _fresh(cli), cli.datamodule, self.app.digest()
+            lambda: self.build(NodeTrainer, "nodes")[0],
+            self.cli.untrained,
+            data,
+            settings or self.app.digest(),
         )
-        clients = range(cli.datamodule.num_clients)
+        clients = range(data.num_clients)
         self.stores = {c: NodeStore(self.folder / "stores" / str(c), c) for c in clients}
         return {100 + c: Node(c, parts, self.stores[c]) for c in clients}
 
     def deploy(self, grid: Grid) -> Result:
         """Deploy it over a grid."""
-        patience = Patience(nodes=0, lost=5, poll=0)
-        trainer = serve(grid, self.app, patience, str(self.folder / "deployed"))
-        return self.result(trainer)
-
-    def result(self, trainer: ServerTrainer) -> Result:
-        """Return what a deployed run has left."""
+        trainer, module = self.build(ServerTrainer, "deployed")
+        data = copy.deepcopy(self.cli.datamodule)
+        run = ServerRun(trainer, module, data, self.app.digest())
+        serve(grid, run, Patience(nodes=0, lost=5, poll=0))
         receipts = trainer.federated_loop.client_store
         kept = {c: self.stores[c].load(receipt_in(receipts.get(c))) for c in sorted(receipts)}
         return _result(trainer, kept)
 
 
 class _Idle(FederatedCLI):
-    def __init__(self, kind: type | None = None, **kwargs: Any) -> None:
-        self._kind = kind
-        super().__init__(**kwargs)
+    """Builds a run once, from its config, and gives copies of it."""
 
-    def before_instantiate_classes(self) -> None:
-        if self._kind is not None:
-            self.trainer_class = self._kind
+    subcommands = staticmethod(lambda: {"fit": FederatedCLI.subcommands()["fit"]})
 
     def fit(self, **kwargs: Any) -> None:
-        pass
+        self.datamodule.prepare_data()
+        self._untrained = copy.deepcopy(self.model)
 
-
-def _fresh(cli: FederatedCLI) -> Any:
-    """Return an untrained module; an optimizer of the config's exists once, for one module."""
-    if "configure_optimizers" not in vars(cli.model):
-        return copy.deepcopy(cli.model)
-    cli.instantiate_classes()
-    cli._add_configure_optimizers_method_to_model("fit")
-    return cli.model
+    def untrained(self) -> Any:
+        """Return an untrained module; one of the config's optimizers knows only its own."""
+        if "configure_optimizers" not in vars(self.model):
+            return copy.deepcopy(self._untrained)
+        self._set_seed()
+        self.instantiate_classes()
+        self._add_configure_optimizers_method_to_model("fit")
+        return self.model
 
 
 def _result(trainer: Any, kept: dict[int, State]) -> Result:
