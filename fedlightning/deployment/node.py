@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -109,7 +110,8 @@ class Node:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages on which the bits of a result depend."""
-    return {"fedlightning": __version__, "torch": torch.__version__, "lightning": pl.__version__}
+    others = {name: version(name) for name in ("torch", "pytorch-lightning")}
+    return {"fedlightning": __version__, **others}
 
 
 def _shapes(batch: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -219,7 +220,9 @@ class ServerLoop(FederatedLoop):
 
     def _training(self, job: Job, kept: Receipt | None, round_: int) -> TrainOrder:
         stored = self._receipt(job.client)
-        durable = self._durable.setdefault(job.client, stored and stored.stream)
+        durable = self._durable.setdefault(
+            job.client, stored.stream if stored is not None else None
+        )
         after = kept or stored
         steps = self._planned_steps()
         return TrainOrder(
@@ -286,7 +289,9 @@ class ServerTrainer(FederatedTrainer):
         loop = self.fit_loop
         assert isinstance(loop, ServerLoop)
         loop.note_initial(model)
-        super().fit(model, *args, **kwargs)
+        with warnings.catch_warnings():  # optimizers here have schedules, and never step
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+            super().fit(model, *args, **kwargs)
 
 
 class _At:

@@ -93,13 +93,14 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
         raise ConfigError(f"--clients names {len(clients)}, and data.num_clients={count}.")
     about = AppAbout(_name(stem), count, clients)
     text = _resolved(cli)
+    has_root = _has_root(yaml.safe_load(text)["data"])
     files = {
         CONFIG: text,
         "pyproject.toml": _PROJECT.format(
             name=about.name, version=__version__, clients=",".join(clients)
         ),
-        "NODES.md": nodes_page(about.name, [about.client(c) for c in range(count)]),
-        **{f"systemd/{name}": unit for name, unit in units(about.name).items()},
+        "NODES.md": nodes_page(about.name, [about.client(c) for c in range(count)], has_root),
+        **{f"systemd/{name}": unit for name, unit in units(about.name, has_root).items()},
     }
     with os_errors_as_failures("write", folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +121,11 @@ def _resolved(cli: ServerCLI) -> str:
     config["ckpt_path"] = None
     text: str = cli._parser("fit").dump(config, skip_none=False)
     return text
+
+
+def _has_root(data: Any) -> bool:
+    """Whether a data module's settings name a folder that it reads, at any depth."""
+    return isinstance(data, dict) and ("root" in data or any(map(_has_root, data.values())))
 
 
 def _name(stem: str) -> str:

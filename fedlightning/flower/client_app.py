@@ -62,24 +62,19 @@ def _node(context: Context) -> Node:
     return Node(client, node_parts(run, root, store), NodeStore(store, client))
 
 
-app = ClientApp()
-
-
-@app.query("who")
 def who(message: Message, context: Context) -> Message:
     """Say who this node is."""
     with quiet():
         return say_who(message, _node(context))
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Measure the received model, and train."""
+def carry_out(message: Message, context: Context) -> Message:
+    """Measure the received model, and train; or personalize, and keep the model here."""
     with quiet():
         return answer(message, lambda: _node(context))
 
 
-@app.evaluate("personalize")
-def personalize(message: Message, context: Context) -> Message:
-    """Personalize; the model stays here."""
-    return train(message, context)
+app = ClientApp()
+app.query("who")(who)
+app.train()(carry_out)
+app.evaluate("personalize")(carry_out)

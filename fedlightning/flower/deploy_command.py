@@ -14,15 +14,15 @@ from fedlightning.flower.local_run import run_here
 
 __all__ = ["HELP", "deploy"]
 
-HELP = """usage: python -m fedlightning deploy --config FILE (--output DIR | --local N) [--key=value ...]
+HELP = """usage: python -m fedlightning deploy --config FILE (--output DIR | --local N) [--key=...]
 
-  --output DIR       write an app for Flower: config, your modules, systemd units, and NODES.md with
-                     the commands for the server and each node
+  --output DIR       write an app for Flower: config, your modules, systemd units, and NODES.md
+                     with the commands for the server and each node
   --local N          start a server and N nodes on this machine, run, stop everything; the config
                      then has N clients, unless --data.num_clients says so itself
   --clients a,b,c    names of the clients, by number
 
-The same config as for fit; the result has the simulation's bits. docs/deployment.md has the rest."""
+The same config as for fit, and the simulation's result to the last bit. See docs/deployment.md."""
 
 
 def deploy(words: Sequence[str]) -> int:
@@ -75,9 +75,7 @@ def deploy(words: Sequence[str]) -> int:
     return 0
 
 
-def _own_options(
-    words: Sequence[str], names: Sequence[str]
-) -> tuple[dict[str, str], list[str]]:
+def _own_options(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return this command's own options, and the other words.
 
     Example:

@@ -39,8 +39,9 @@ openssl x509 -req -sha256 -in server.csr -CA ca.crt -CAkey ca.key -CAcreateseria
 {keys}
 ```
 
-Where `SERVER` is an address, write `IP:SERVER` in the place of `DNS:SERVER`. Each node gets `ca.crt`
-and its own key file, and nothing else; better, each makes its key itself and sends the `.pub` file.
+Where `SERVER` is an address, write `IP:SERVER` in the place of `DNS:SERVER`. Each node gets
+`ca.crt` and its own key file, and nothing else; better, each makes its key itself and sends the
+`.pub` file.
 
 ## The server
 
@@ -51,9 +52,9 @@ flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.pem --ssl-keyfil
 ```
 
 The port serves nodes (`/v1/fleet/`), the `flwr` command (`/v1/control/`) and the apps' processes
-(`/v1/runtime/`). **The `flwr` command needs no login: whoever reaches the port with `ca.crt` runs any
-Python at all nodes.** Let a firewall admit the nodes only, or a proxy that passes `/v1/fleet/`
-alone to the outside.
+(`/v1/runtime/`). **The `flwr` command needs no login: who reaches the port and has `ca.crt` runs
+any Python at all nodes.** Let a proxy pass `/v1/fleet/` alone to the outside, and a firewall admit
+the nodes only.
 
 Tell the `flwr` command, on the same machine, where the server is, and which nodes it admits:
 
@@ -72,9 +73,8 @@ END
 ## The nodes
 
 One for each client, on its own machine. `store` is the folder of what the client keeps, its
-personal model included; it must outlive the process. `root` replaces `data.root` of the config;
-leave it out where the data needs none. A killed node cannot come back for a minute: let something
-start it again until it does (`systemd/` has a unit).
+personal model included; it must outlive the process.{root} A killed node cannot come back for a
+minute: let something start it again until it does (`systemd/` has a unit).
 
 ```bash
 {nodes}
@@ -88,9 +88,9 @@ Two nodes on one machine need two ports: `--port 9095` for the second.
 flwr run . here --stream
 ```
 
-Options change without a new app: `--run-config 'overrides="--trainer.max_epochs=50"'`. After a crash of
-the server the same command goes on from the last round; `--run-config 'resume=false'` begins anew.
-Results are in the run folder at the server; personal models are in each node's store.
+Options change without a new app: `--run-config 'overrides="--trainer.max_epochs=50"'`. After a
+crash of the server the same command goes on from the last round; `--run-config 'resume=false'`
+begins anew. Results are in the run folder at the server; personal models are in each node's store.
 """
 
 _SUPERLINK = """\
@@ -129,7 +129,7 @@ StartLimitIntervalSec=0
 [Service]
 User=fedlightning
 WorkingDirectory=/var/lib/fedlightning
-# SUPERLINK=SERVER:8000 and ROOT=/folder/of/the/data
+# {variables}
 EnvironmentFile=/etc/fedlightning/node.env
 Environment=FLWR_HOME=/var/lib/fedlightning/flwr FLWR_TELEMETRY_ENABLED=0
 Environment=FLWR_DISABLE_UPDATE_CHECK=1 FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.1
@@ -137,7 +137,7 @@ Environment=PATH=/opt/fedlightning/bin:/usr/bin:/bin
 ExecStart=/opt/fedlightning/bin/flower-supernode --superlink ${{SUPERLINK}} \\
   --root-certificates /etc/fedlightning/ca.crt \\
   --auth-supernode-private-key /etc/fedlightning/node-%i \\
-  --node-config 'client="%i" store="/var/lib/fedlightning/client-%i" root="${{ROOT}}"'
+  --node-config 'client="%i" store="/var/lib/fedlightning/client-%i"{root}'
 Restart=always
 RestartSec=10
 
@@ -146,16 +146,19 @@ WantedBy=multi-user.target
 """
 
 
-def nodes_page(name: str, clients: Sequence[str]) -> str:
+def nodes_page(name: str, clients: Sequence[str], has_root: bool) -> str:
     """Return the text of ``NODES.md``.
 
     Args:
         name: The app's name.
         clients: The clients as a node's config names them.
+        has_root: Whether the data is read from a folder, ``data.root``.
     """
+    root = " root=\"'$PWD'/data\"" if has_root else ""
     plain = [client.strip('"') for client in clients]
     return _PAGE.format(
         name=name,
+        root=" `root` replaces `data.root` of the config." if has_root else "",
         environment=_ENVIRONMENT,
         keys="\n".join(f"ssh-keygen -q -t ecdsa -b 384 -N '' -f node-{client}" for client in plain),
         register="\n".join(
@@ -164,19 +167,25 @@ def nodes_page(name: str, clients: Sequence[str]) -> str:
         nodes="\n".join(
             "flower-supernode --root-certificates ca.crt --superlink SERVER:8000 \\\n"
             f"  --auth-supernode-private-key node-{name} \\\n"
-            f"  --node-config 'client={client} store=\"'$PWD'/client-{name}\" root=\"'$PWD'/data\"'"
+            f"  --node-config 'client={client} store=\"'$PWD'/client-{name}\"{root}'"
             for name, client in zip(plain, clients, strict=True)
         ),
     )
 
 
-def units(name: str) -> dict[str, str]:
+def units(name: str, has_root: bool) -> dict[str, str]:
     """Return the systemd units, by the names of their files.
 
     Args:
         name: The app's name.
+        has_root: Whether the data is read from a folder, ``data.root``.
     """
+    facts = {
+        "name": name,
+        "root": ' root="${ROOT}"' if has_root else "",
+        "variables": "SUPERLINK=SERVER:8000" + (" and ROOT=/folder/of/the/data" * has_root),
+    }
     return {
-        "fedlightning-server.service": _SUPERLINK.format(name=name),
-        "fedlightning-node@.service": _SUPERNODE.format(name=name),
+        "fedlightning-server.service": _SUPERLINK.format(**facts),
+        "fedlightning-node@.service": _SUPERNODE.format(**facts),
     }

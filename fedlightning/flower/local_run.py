@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure, FederationError
@@ -121,10 +121,8 @@ class Processes:
             self._signal(process, signal.SIGTERM)
         end = time.monotonic() + _GRACE
         for process in running:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(max(end - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                pass
             self._signal(process, signal.SIGKILL)  # children that have stayed
 
     @staticmethod

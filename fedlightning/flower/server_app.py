@@ -86,9 +86,7 @@ def build(app_: App, root: str = "") -> ServerRun:
     Raises:
         ConfigError: The run cannot be deployed.
     """
-    more = ["--trainer.enable_progress_bar=false"]
-    if root:
-        more.append(f"--trainer.default_root_dir={Path(root).absolute()}")
+    more = [f"--trainer.default_root_dir={Path(root).absolute()}"] if root else []
     cli = ServerCLI(args=app_.words(*more))
     assert isinstance(cli.trainer, ServerTrainer)
     refuse_algorithm(cli.trainer.federation, cli.trainer)
@@ -144,10 +142,6 @@ def _checkpoint(trainer: ServerTrainer) -> Path | None:
     return Path(path)
 
 
-app = ServerApp()
-
-
-@app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the app that Flower has unpacked."""
     config: dict[str, Any] = dict(context.run_config)
@@ -158,3 +152,7 @@ def main(grid: Grid, context: Context) -> None:
     except FedLightningError as error:
         print_error(str(error))
         raise
+
+
+app = ServerApp()
+app.main()(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,32 @@ QUIET = [
 ]
 
 
+class Killed(BaseException):
+    """Stands for a signal that ends the server at once."""
+
+
 class LoopbackGrid(Grid):
     """Hands each message to a node, in this process, as soon as it is pushed.
 
     Args:
         nodes: The nodes, by Flower's number of each.
+
+    Attributes:
+        messages: Every message, each followed by its answer.
+        lose_messages: The numbers of messages whose answers are lost, after the work was done.
+        renumber: Whether a node that was lost comes back under another number.
+        die_at: The number of the message at which the server dies, after the work was done.
+        before_message: Hears of each message's number.
     """
 
     def __init__(self, nodes: dict[int, Node]) -> None:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.nodes = nodes
         self.messages: list[Message] = []
-        self.lose: list[int] = []
+        self.lose_messages: set[int] = set()
+        self.renumber = False
+        self.die_at: int | None = None
+        self.before_message: Callable[[int], Any] = lambda number: None
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
@@ -74,16 +88,22 @@ class LoopbackGrid(Grid):
         return [self._replies.pop(each) for each in message_ids if each in self._replies]
 
     def _deliver(self, message: Message) -> str:
-        number = str(len(self.messages))
+        count = len(self.messages) // 2
+        self.before_message(count)
+        number = str(count)
         message.metadata.__dict__["_message_id"] = number
         node = self.nodes[message.metadata.dst_node_id]
         if message.metadata.message_type == WHO:
             reply = say_who(message, node)
         else:
             reply = answer(message, lambda: node)
-            if message.metadata.dst_node_id in self.lose:  # after its work is done
-                self.lose.remove(message.metadata.dst_node_id)
+            if count == self.die_at:
+                raise Killed
+            if count in self.lose_messages:  # after its work is done
                 reply = Message(Error(5, "Node Unavailable"), reply_to=message)
+                if self.renumber:
+                    self.nodes[message.metadata.dst_node_id + 1000] = node
+                    del self.nodes[message.metadata.dst_node_id]
         self.messages += [message, reply]
         self._replies[number] = reply
         return number

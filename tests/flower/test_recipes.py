@@ -32,7 +32,11 @@ DEPLOYED = [path for path in RECIPES if path.stem not in REFUSED]
 
 def shrunk(path: Path, images: Path) -> list[str]:
     options = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=1"]
-    options += ["--trainer.check_val_every_n_epoch=1", "--trainer.callbacks.epochs=0", "--data.eval_clients=2"]
+    options += [
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.callbacks.epochs=0",
+        "--data.eval_clients=2",
+    ]
     text = path.read_text()
     if "cohort_size: 1.0" not in text:
         options.append("--federation.cohort_size=2")
