@@ -61,6 +61,8 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     Attributes:
         num_classes: Number of classes, a class attribute or counted by ``setup``; 0 for data
             without classes.
+        only_client: The only client whose examples are on this machine, at a deployment's node;
+            ``None`` means that all clients' are.
 
     Raises:
         ConfigError: An argument cannot work with any data.
@@ -81,6 +83,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     """
 
     num_classes: int
+    only_client: int | None = None
     narrows_inputs: ClassVar[bool] = False
     """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 

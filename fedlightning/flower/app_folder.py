@@ -99,7 +99,9 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
         "pyproject.toml": _PROJECT.format(
             name=about.name, version=__version__, clients=",".join(clients)
         ),
-        "NODES.md": nodes_page(about.name, [about.client(c) for c in range(count)], has_root),
+        "NODES.md": nodes_page(
+            about.name, folder.name, [about.client(c) for c in range(count)], has_root
+        ),
         **{f"systemd/{name}": unit for name, unit in units(about.name, has_root).items()},
     }
     with os_errors_as_failures("write", folder):

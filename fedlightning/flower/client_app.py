@@ -59,7 +59,7 @@ def _node(context: Context) -> Node:
         )
     store = Path(str(here["store"])).absolute()
     root = str(here["root"]) if "root" in here else None
-    return Node(client, node_parts(run, root, store), NodeStore(store, client))
+    return Node(client, node_parts(run, client, root, store), NodeStore(store, client))
 
 
 def who(message: Message, context: Context) -> Message:

@@ -14,7 +14,8 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_SUPEREXEC_TASK_POLL_I
 _PAGE = """\
 # {name}: how to run it
 
-`SERVER` is the name or address under which the nodes reach the server. On every machine, Python
+`SERVER` is the name or address under which the nodes reach the server. Work in the folder that holds
+`{folder}`, not in it: Flower sends text files of that folder to every node. On every machine, Python
 3.11 or newer, the same versions of everything:
 
 ```bash
@@ -85,7 +86,7 @@ Two nodes on one machine need two ports: `--port 9095` for the second.
 ## The run
 
 ```bash
-flwr run . here --stream
+flwr run {folder} here --stream
 ```
 
 Options change without a new app: `--run-config 'overrides="--trainer.max_epochs=50"'`. After a
@@ -146,11 +147,12 @@ WantedBy=multi-user.target
 """
 
 
-def nodes_page(name: str, clients: Sequence[str], has_root: bool) -> str:
+def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool) -> str:
     """Return the text of ``NODES.md``.
 
     Args:
         name: The app's name.
+        folder: The name of its folder.
         clients: The clients as a node's config names them.
         has_root: Whether the data is read from a folder, ``data.root``.
     """
@@ -158,6 +160,7 @@ def nodes_page(name: str, clients: Sequence[str], has_root: bool) -> str:
     plain = [client.strip('"') for client in clients]
     return _PAGE.format(
         name=name,
+        folder=folder,
         root=" `root` replaces `data.root` of the config." if has_root else "",
         environment=_ENVIRONMENT,
         keys="\n".join(f"ssh-keygen -q -t ecdsa -b 384 -N '' -f node-{client}" for client in plain),

@@ -129,11 +129,12 @@ class _NodeCLI(_DeployedCLI):
     kind = NodeTrainer
 
 
-def node_parts(app: App, root: str | None, store: Path) -> NodeParts:
+def node_parts(app: App, client: int, root: str | None, store: Path) -> NodeParts:
     """Build what the settings make at a node.
 
     Args:
         app: The app.
+        client: The client whose data is here.
         root: Where the node's data is, if the config's ``data.root`` is to be replaced.
         store: The node's folder.
     """
@@ -141,6 +142,7 @@ def node_parts(app: App, root: str | None, store: Path) -> NodeParts:
     if root is not None:
         more.append(f"--data.root={root}")
     cli = _NodeCLI(args=app.words(*more), save_config_callback=None)
+    cli.datamodule.only_client = client
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
 

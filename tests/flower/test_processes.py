@@ -133,9 +133,7 @@ class Federation:
         return len(found[0].read_text().splitlines()) - 1 if found else 0
 
     def run(self, *options: str) -> int:
-        return follow(
-            self.folder / "app", _Unwatched(), self.variables, self._say, *options
-        )
+        return follow(self.folder / "app", _Unwatched(), self.variables, self._say, *options)
 
     def _say(self, line: str) -> None:
         with (self.folder / "run.log").open("a") as log:
@@ -186,8 +184,8 @@ def processes_named(name: str, group: int) -> list[int]:
 
 def assert_simulations_result(federation: Federation) -> None:
     folder = federation.folder
-    words = [sys.executable, "-m", "fedlightning", "fit", f"--config={folder / 'run.yaml'}",
-             "--trainer.num_sanity_val_steps=0", f"--trainer.default_root_dir={folder / 'sim'}"]  # fmt: skip
+    words = [sys.executable, "-m", "fedlightning", "fit", f"--config={folder / 'run.yaml'}"]
+    words += ["--trainer.num_sanity_val_steps=0", f"--trainer.default_root_dir={folder / 'sim'}"]
     subprocess.run(words, check=True, env=federation.variables, stdout=subprocess.DEVNULL)
     sim, dep = (folder / name / "lightning_logs" / "version_0" for name in ("sim", "deployed"))
     for name in ("metrics.csv", "clients.csv"):
