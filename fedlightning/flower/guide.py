@@ -14,9 +14,9 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_SUPEREXEC_TASK_POLL_I
 _PAGE = """\
 # {name}: how to run it
 
-`SERVER` is the name or address under which the nodes reach the server. Work in the folder that holds
-`{folder}`, not in it: Flower sends text files of that folder to every node. On every machine, Python
-3.11 or newer, the same versions of everything:
+`SERVER` is the name or address under which the nodes reach the server. Work in the folder that
+holds `{folder}`, not in it: Flower sends text files of that folder to every node. On every machine,
+Python 3.11 or newer, the same versions of everything:
 
 ```bash
 python3 -m venv venv && . venv/bin/activate

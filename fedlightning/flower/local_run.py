@@ -109,30 +109,49 @@ class Processes:
                 end = "\n".join(lines[-_LOG_LINES:])
                 raise FederationError(f"{name} ended with exit code {code}:\n{end}")
 
+    def family(self, name: str) -> list[int]:
+        """Return a process and all that it has started, directly or not."""
+        return _family(self._running[name].pid)
+
     def kill(self, name: str) -> None:
-        """Kill a process and its children at once."""
-        self._signal(self._running.pop(name), signal.SIGKILL)
+        """Kill a process, and all that it has started, at once."""
+        for number in self.family(name):
+            _signal(number, signal.SIGKILL)
+        self._running.pop(name).wait()
 
     def stop(self) -> None:
         """Stop all, the last one first."""
         running = list(reversed(self._running.values()))
         self._running = {}
+        everybody = [number for process in running for number in _family(process.pid)]
         for process in running:
-            self._signal(process, signal.SIGTERM)
+            _signal(process.pid, signal.SIGTERM)
         end = time.monotonic() + _GRACE
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(end - time.monotonic(), 0.1))
-            self._signal(process, signal.SIGKILL)  # children that have stayed
-
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        if number == signal.SIGKILL:
+        for number in everybody:  # Flower's own processes have sessions of their own, and may stay
+            _signal(number, signal.SIGKILL)
+        for process in running:
             process.wait()
+
+
+def _signal(number: int, what: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(number, what)
+
+
+def _family(ancestor: int) -> list[int]:
+    """Return a process and its descendants, where the system lists them."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [ancestor]
+    for number in found:
+        found += children.get(number, [])
+    return found
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,15 +171,12 @@ def wait_for(what: Callable[[], bool], seconds: float = 400) -> None:
         time.sleep(0.2)
 
 
-def processes_named(name: str, group: int) -> list[int]:
+def among(family: list[int], name: str) -> list[int]:
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().decode()
-            if name in words and os.getpgid(int(path.name)) == group:
-                found.append(int(path.name))
-        except OSError:
-            continue
+    for number in family:
+        with suppress(OSError):
+            if name in Path(f"/proc/{number}/cmdline").read_bytes().decode():
+                found.append(number)
     return found
 
 
@@ -205,8 +203,7 @@ def assert_simulations_result(federation: Federation) -> None:
 def test_a_node_is_killed_in_its_update_and_no_head_is_on_the_wire(federation):
     def kill_and_restart() -> None:
         wait_for(lambda: federation.rounds() >= 1)
-        group = federation.processes._running["node-1"].pid
-        wait_for(lambda: bool(processes_named("flwr-clientapp", group)))
+        wait_for(lambda: bool(among(federation.processes.family("node-1"), "flwr-clientapp")))
         federation.kill_node(1)
         for _ in range(30):  # the server refuses it for a minute
             process = federation.start_node(1)
@@ -236,8 +233,7 @@ def test_a_node_is_killed_in_its_update_and_no_head_is_on_the_wire(federation):
 def test_the_server_is_killed_in_a_round(federation):
     def kill() -> None:
         wait_for(lambda: federation.rounds() >= 2)
-        group = federation.processes._running["superlink"].pid
-        for number in processes_named("flwr-serverapp", group):
+        for number in among(federation.processes.family("superlink"), "flwr-serverapp"):
             os.kill(number, signal.SIGKILL)
 
     thread = meanwhile(kill)
