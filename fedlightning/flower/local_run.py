@@ -131,14 +131,26 @@ class Processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(end - time.monotonic(), 0.1))
         for number in everybody:  # Flower's own processes have sessions of their own, and may stay
-            _signal(number, signal.SIGKILL)
+            if _has_home(number, self._variables["FLWR_HOME"]):
+                _signal(number, signal.SIGKILL)
         for process in running:
-            process.wait()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def _signal(number: int, what: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(number, what)
+
+
+def _has_home(number: int, home: str) -> bool:
+    """Whether a process is still one that was started with a folder as Flower's."""
+    try:
+        variables = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"FLWR_HOME={home}".encode() in variables
 
 
 def _family(ancestor: int) -> list[int]:
