@@ -17,7 +17,20 @@ from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure, FederationError
 
-__all__ = ["Processes", "environment", "free_port", "run_here"]
+__all__ = [
+    "DONE",
+    "Processes",
+    "environment",
+    "follow",
+    "free_port",
+    "kill_all_of",
+    "run_here",
+    "wait_until_ready",
+]
+
+DONE = "the deployed run is over"
+"""What the server prints at the end: ``flwr run`` also ends well when it loses the connection."""
+
 
 _READY = 60.0
 _GRACE = 10.0
@@ -123,34 +136,38 @@ class Processes:
         """Stop all, the last one first."""
         running = list(reversed(self._running.values()))
         self._running = {}
-        everybody = [number for process in running for number in _family(process.pid)]
         for process in running:
             _signal(process.pid, signal.SIGTERM)
         end = time.monotonic() + _GRACE
         for process in running:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(end - time.monotonic(), 0.1))
-        for number in everybody:  # Flower's own processes have sessions of their own, and may stay
-            if _has_home(number, self._variables["FLWR_HOME"]):
-                _signal(number, signal.SIGKILL)
+        kill_all_of(Path(self._variables["FLWR_HOME"]))
         for process in running:
             if process.poll() is None:
                 process.kill()
                 process.wait()
 
 
+def kill_all_of(home: Path) -> None:
+    """Kill all processes that were started with a folder as Flower's, where the system lists them.
+
+    Flower gives its own processes sessions of their own, so they outlive what has started them.
+
+    Args:
+        home: The folder.
+    """
+    mark = f"FLWR_HOME={home}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            number = int(path.parent.name)
+            if number != os.getpid() and mark in path.read_bytes().split(b"\0"):
+                _signal(number, signal.SIGKILL)
+
+
 def _signal(number: int, what: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(number, what)
-
-
-def _has_home(number: int, home: str) -> bool:
-    """Whether a process is still one that was started with a folder as Flower's."""
-    try:
-        variables = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return f"FLWR_HOME={home}".encode() in variables
 
 
 def _family(ancestor: int) -> list[int]:
@@ -268,11 +285,11 @@ def follow(
         text=True,
         errors="replace",
     )
-    failed = False
+    done = False
     try:
         assert run.stdout is not None
         for line in run.stdout:
-            failed = failed or line.startswith("error: ")
+            done = done or line.startswith(DONE)
             say(line.rstrip("\n"))
             processes.check()
         code = run.wait()
@@ -280,4 +297,4 @@ def follow(
         if run.poll() is None:
             run.kill()
             run.wait()
-    return 5 if failed and not code else code
+    return code if code or done else 5

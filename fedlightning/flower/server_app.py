@@ -22,6 +22,7 @@ from fedlightning.deployment.remote_data import only_sizes
 from fedlightning.deployment.server_loop import ServerTrainer
 from fedlightning.errors import FedLightningError
 from fedlightning.flower.grid_nodes import GridNodes, meet
+from fedlightning.flower.local_run import DONE
 from fedlightning.flower.settings import App, ServerCLI
 from fedlightning.flower.wire import Rules
 from fedlightning.personalization.models.writer import state_digest
@@ -149,6 +150,7 @@ def main(grid: Grid, context: Context) -> None:
         with quiet():
             run = build(App.of(config), str(config.get("root", "")))
             serve(grid, run, Patience.of(config), bool(config.get("resume", True)))
+        print(DONE, flush=True)
     except FedLightningError as error:
         print_error(str(error))
         raise

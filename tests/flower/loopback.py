@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +144,32 @@ class Run:
 
     def __post_init__(self) -> None:
         self.app = App(self.folder, (*QUIET, *self.options), config=find_config(self.config))
-        self.cli = _Idle(args=self.app.words(), save_config_callback=None)
-        self._built = copy.deepcopy(self.cli.config_init)
+        cli = _idle()
+        cli.read(self.app.words())
+        cli.datamodule.prepare_data()
+        self._config, self._built = cli.config, copy.deepcopy(cli.config_init)
+        self._untrained, self._data = copy.deepcopy(cli.model), cli.datamodule
 
-    def build(self, kind: type, folder: str) -> tuple[Any, Any]:
-        """Return a new trainer and module; the config is parsed only once."""
-        cli = self.cli
-        cli.config_init = copy.deepcopy(self._built)
+    def build(self, kind: type, folder: str) -> Any:
+        """Return a new trainer; the config is parsed only once."""
+        cli = _idle()
+        cli.config, cli.config_init = self._config, copy.deepcopy(self._built)
         cli.trainer_class = kind
-        root = {"default_root_dir": str(self.folder / folder)}
-        return cli.instantiate_trainer(**root), cli.untrained()
+        return cli.instantiate_trainer(default_root_dir=str(self.folder / folder))
+
+    def untrained(self) -> Any:
+        """Return an untrained module; one of the config's optimizers knows only its own."""
+        cli = _idle()
+        cli.config = self._config
+        if not cli.config["fit"].get("optimizer"):
+            return copy.deepcopy(self._untrained)
+        cli.rebuild()
+        return cli.model
 
     def simulate(self) -> Result:
         """Simulate it."""
-        trainer, module = self.build(FederatedTrainer, "simulated")
-        data = copy.deepcopy(self.cli.datamodule)
+        module, trainer = self.untrained(), self.build(FederatedTrainer, "simulated")
+        data = copy.deepcopy(self._data)
         data.setup("fit")
         trainer.fit(module, datamodule=data)
         store = trainer.federated_loop.client_store
@@ -165,11 +177,11 @@ class Run:
 
     def nodes(self, settings: str = "") -> dict[int, Node]:
         """Return a node for each client, numbered from 100."""
-        data = copy.deepcopy(self.cli.datamodule)
+        data = copy.deepcopy(self._data)
         data.setup("fit")
         parts = NodeParts(
-            lambda: self.build(NodeTrainer, "nodes")[0],
-            self.cli.untrained,
+            lambda: self.build(NodeTrainer, "nodes"),
+            self.untrained,
             data,
             settings or self.app.digest(),
         )
@@ -179,8 +191,8 @@ class Run:
 
     def deploy(self, grid: Grid) -> Result:
         """Deploy it over a grid."""
-        trainer, module = self.build(ServerTrainer, "deployed")
-        data = copy.deepcopy(self.cli.datamodule)
+        module, trainer = self.untrained(), self.build(ServerTrainer, "deployed")
+        data = copy.deepcopy(self._data)
         run = ServerRun(trainer, module, data, self.app.digest())
         serve(grid, run, Patience(nodes=0, lost=5, poll=0))
         receipts = trainer.federated_loop.client_store
@@ -189,22 +201,31 @@ class Run:
 
 
 class _Idle(FederatedCLI):
-    """Builds a run once, from its config, and gives copies of it."""
+    """Reads one config after another; to build a parser takes longer than a small run."""
 
     subcommands = staticmethod(lambda: {"fit": FederatedCLI.subcommands()["fit"]})
 
     def fit(self, **kwargs: Any) -> None:
-        self.datamodule.prepare_data()
-        self._untrained = copy.deepcopy(self.model)
+        pass
 
-    def untrained(self) -> Any:
-        """Return an untrained module; one of the config's optimizers knows only its own."""
-        if "configure_optimizers" not in vars(self.model):
-            return copy.deepcopy(self._untrained)
+    def read(self, words: list[str]) -> None:
+        """Read a config, and build what it says."""
+        self.parse_arguments(self.parser, words)
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Build what the config says."""
+        self.trainer_class = FederatedTrainer
         self._set_seed()
         self.instantiate_classes()
         self._add_configure_optimizers_method_to_model("fit")
-        return self.model
+
+
+@cache
+def _idle() -> _Idle:
+    return _Idle(
+        args=["fit", "--config", str(find_config("quickstart"))], save_config_callback=None
+    )
 
 
 def _result(trainer: Any, kept: dict[int, State]) -> Result:

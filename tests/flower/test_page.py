@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower")
 
-from fedlightning.flower.local_run import environment, free_port
+from fedlightning.flower.local_run import environment, free_port, kill_all_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 pytestmark = pytest.mark.slow
@@ -60,7 +60,11 @@ def test_a_stranger_gets_from_the_page_to_a_run_over_tls(tmp_path):
     out = run(entered(text, 0), tmp_path, variables)
     assert "all rounds done" in out  # of the try-out
     page = (tmp_path / "app" / "NODES.md").read_text()
-    out = run(entered(page, free_port()), tmp_path, variables)
+    try:
+        out = run(entered(page, free_port()), tmp_path, variables)
+    finally:
+        for home in (tmp_path / "unused", tmp_path / "flwr"):
+            kill_all_of(home)
     assert "all rounds done" in out
     words = [sys.executable, "-m", "fedlightning", "fit", "--config", "hospitals.yaml"]
     words += ["--trainer.num_sanity_val_steps=0", "--trainer.default_root_dir=simulated"]

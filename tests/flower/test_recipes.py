@@ -10,12 +10,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower")
 
-from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.terminal import quiet
+from fedlightning.deployment.refusals import refuse_algorithm
+from fedlightning.deployment.server_loop import ServerTrainer
 from fedlightning.errors import ConfigError
-from fedlightning.flower.server_app import build
-from fedlightning.flower.settings import App
-from tests.flower.loopback import QUIET, LoopbackGrid, Run
+from tests.flower.loopback import LoopbackGrid, Run
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "algorithms").glob("*.yaml"))
 REFUSED = {
@@ -84,6 +83,6 @@ def test_deployed_equals_simulated(path, images, tmp_path):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_deployed_says_why(name, tmp_path):
-    app = App(tmp_path, QUIET, config=find_config(f"algorithms/{name}.yaml"))
+    trainer = Run(f"algorithms/{name}.yaml", tmp_path).build(ServerTrainer, "deployed")
     with pytest.raises(ConfigError, match=f"cannot be deployed: .*{REFUSED[name]}"):
-        build(app, str(tmp_path))
+        refuse_algorithm(trainer.federation, trainer)
