@@ -64,6 +64,8 @@ def _run(
 
     if arguments[0] in ("compare", "report", "influence"):
         return _study(arguments)
+    if arguments[0] == "deploy":
+        return _deploy(arguments)
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
         print_warning(warning)
@@ -94,6 +96,21 @@ def _study(arguments: Sequence[str]) -> int:
         case _:
             from fedlightning.studies.report_command import report as command
     return command(arguments[1:])
+
+
+def _deploy(arguments: Sequence[str]) -> int:
+    from importlib.util import find_spec
+
+    from fedlightning.errors import EnvironmentFailure
+
+    if find_spec("flwr") is None:
+        raise EnvironmentFailure(
+            "deploy needs Flower, and Python 3.11 or newer: pip install 'fedlightning[flower]'."
+        )
+    _make_user_classes_importable()
+    from fedlightning.flower.deploy_command import deploy
+
+    return deploy(arguments[1:])
 
 
 def _make_user_classes_importable() -> None:

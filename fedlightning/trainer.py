@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -91,6 +91,9 @@ class FederatedTrainer(pl.Trainer):
         'FedBABU'
     """
 
+    loop_class: ClassVar[type[FederatedLoop]] = FederatedLoop
+    """The loop that runs the rounds."""
+
     def __init__(
         self,
         *,
@@ -116,7 +119,7 @@ class FederatedTrainer(pl.Trainer):
         kwargs["strategy"] = strategy_of(kwargs, self.federation.num_threads)
         super().__init__(**kwargs)
         self._check_unsupported()
-        loop = FederatedLoop(
+        loop = self.loop_class(
             self, self.federation, min_epochs=self.min_epochs, max_epochs=self.max_epochs
         )
         install_loops(

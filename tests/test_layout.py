@@ -23,8 +23,8 @@ LAYERS: list[set[str]] = [
     {"personalization"},
     {"callbacks"},
     {"trainer"},
-    {"cli"},
-    {"studies"},
+    {"cli", "deployment"},
+    {"flower", "studies"},
 ]
 BELOW_IN_PART = {  # packages of the fourth and fifth layer stand on some of the third alone
     "datamodules": {"storage"},

@@ -39,6 +39,9 @@ from fedlightning.storage.checkpoint_reader import loop_state
 
 __all__ = ["PersonalizationCallback"]
 
+Elsewhere = Callable[[Sequence[int]], list[PersonalResult]]
+"""Returns the results of some clients that are personalized somewhere else."""
+
 
 class PersonalizationCallback(NamedArguments, pl.Callback):
     """Fine-tunes the global model for every client and measures what that gains.
@@ -86,6 +89,10 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
             :mod:`fedlightning.personalization.models.writer`). ``None`` does so for at most 1,000
             clients and 1 GiB, and in ``personalize`` for any number.
 
+    Attributes:
+        views: The results of the last personalization, view by view.
+        elsewhere: Personalizes clients where their examples are, if that is not here.
+
     Raises:
         ConfigError: A value is out of its range.
 
@@ -118,6 +125,7 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
         self.curve = curve
         self.save_personal = save_personal
         self.views: list[ViewResult] = []
+        self.elsewhere: Elsewhere | None = None
         self._make_optimizer = optimizer or (
             lambda parameters: torch.optim.SGD(
                 parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -224,6 +232,19 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
             views += views_by_speed(loop.schedule, loop.population, views)
         chosen = getattr(trainer, "personalizes", False)
         clients = loop.data.evaluated_clients if chosen else _members(views)
+        mine = self._here(trainer, clients) if self.elsewhere is None else self.elsewhere(clients)
+        everyones = [result for part in loop.workers.gather(mine) for result in part]
+        federation = loop.federation
+        self.views = results_by_view(
+            views, everyones, federation.main_metric, federation.main_metric_mode
+        )
+        if _has_folder(trainer):
+            self._write(trainer)
+        return {name: value for each in self.views for name, value in each.metrics().items()}
+
+    def _here(self, trainer: pl.Trainer, clients: Sequence[int]) -> list[PersonalResult]:
+        """Personalize this worker's share of the clients, and write their files."""
+        loop = _loop_of(trainer)
         mine: list[PersonalResult] = []
         failure: Exception | None = None
         files = self._files(trainer, clients)
@@ -241,14 +262,7 @@ class PersonalizationCallback(NamedArguments, pl.Callback):
             loop.workers.agree(failure)
             if files is not None:
                 files.publish()
-        everyones = [result for part in loop.workers.gather(mine) for result in part]
-        federation = loop.federation
-        self.views = results_by_view(
-            views, everyones, federation.main_metric, federation.main_metric_mode
-        )
-        if _has_folder(trainer):
-            self._write(trainer)
-        return {name: value for each in self.views for name, value in each.metrics().items()}
+        return mine
 
     def _files(self, trainer: pl.Trainer, clients: Sequence[int]) -> PersonalWriter | None:
         """Return the writer of the clients' files, if they are wanted; call it on all workers."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "write a client's full model, or the global one, for use elsewhere",
     "check": "list the classes that a config would import, and say whether it is accepted",
     "compare": "run a study: several algorithms, seeds and settings, and a report on them",
+    "deploy": "write an app that Flower runs on a server and nodes, or try it on this machine",
     "influence": "replay a run without one client after another, beside the estimates of that",
     "report": "compare finished runs: tables, tests and figures in one HTML file",
 }

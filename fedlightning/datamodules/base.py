@@ -65,6 +65,8 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
             without classes.
         client_names: One name per client, by which messages, tables, figures and commands know it
             beside its id; ``None`` for clients that have none.
+        only_client: The only client whose examples are on this machine, at a deployment's node;
+            ``None`` means that all clients' are.
 
     Raises:
         ConfigError: An argument cannot work with any data.
@@ -89,6 +91,7 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     client_split: ClientSplit | None = None
     """How a client's own examples are divided, where the data come without test examples."""
 
+    only_client: int | None = None
     narrows_inputs: ClassVar[bool] = False
     """Whether float64 inputs reach a module without float64 parameters in torch's default dtype."""
 

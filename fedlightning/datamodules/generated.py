@@ -109,7 +109,7 @@ class _Generated(ClientData):
         self._key = Key(default_seed(settings.seed), "partition", round=1)
         self._cache_size = settings.cache_size
         self._pools: OrderedDict[tuple[int, str], TensorExamples] = OrderedDict()
-        self._digest = self._digest_of(self.pool(0, "train"))
+        self._digest = self._digest_of(self.pool(settings.only_client or 0, "train"))
 
     def size(self, client: int, split: Split) -> int:
         if split == "test":

@@ -63,6 +63,11 @@ class ClientEvaluator:
         self._memory_of: pl.LightningModule | None = None
         self._appended: list[tuple[list[Any], list[Any]]] = []
 
+    @property
+    def flags(self) -> Mapping[str, LogFlags]:
+        """Where what has been measured is logged, by name."""
+        return self._flags
+
     # -- one client ----------------------------------------------------------------------------
 
     def evaluate(

@@ -21,7 +21,7 @@ from fedlightning.federation.failures import Attempt, attempt, count_clients, re
 from fedlightning.federation.jobs import Job
 from fedlightning.federation.settings import Federation
 
-__all__ = ["Executor", "RoundEvents", "SerialExecutor", "Trains", "WorkerExecutor"]
+__all__ = ["Executor", "RoundEvents", "SerialExecutor", "Trains", "WorkerExecutor", "outputs_of"]
 
 
 class RoundEvents(Protocol):
@@ -197,7 +197,9 @@ class SerialExecutor(Executor):
                     yield done.result.update
             finally:
                 self._clients.reset()
-            self._events.client_ends(_outputs(done), task, position, counts=done.result is not None)
+            self._events.client_ends(
+                outputs_of(done), task, position, counts=done.result is not None
+            )
 
 
 class WorkerExecutor(Executor):
@@ -253,10 +255,10 @@ class WorkerExecutor(Executor):
             self._note(replace(done, result=light))
             if trained is not None:
                 yield trained.update
-            self._events.client_ends(_outputs(done), task, position, counts=trained is not None)
+            self._events.client_ends(outputs_of(done), task, position, counts=trained is not None)
 
 
-def _outputs(done: Attempt[Trained]) -> dict[str, Any]:
+def outputs_of(done: Attempt[Trained]) -> dict[str, Any]:
     """Return what ``on_train_batch_end`` gets; of a client that failed, its failure."""
     if done.result is not None:
         return done.result.update.outputs

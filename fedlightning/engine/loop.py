@@ -261,6 +261,10 @@ class FederatedLoop(RoundLoop):
                 f"{type(self.module).__name__} has no trainable parameters left for "
                 f"{self.federation.algorithm.name}."
             )
+        self.check_examples()
+
+    def check_examples(self) -> None:
+        """Show the module some examples, where it and the clients' data may not go together."""
         if trains_by_forward(self.module):
             check_module(self.trainer, self.module, self.data, self.evaluator)
         else:
@@ -304,9 +308,7 @@ class FederatedLoop(RoundLoop):
             on_update=self._client_ended if self.listens("on_client_end") else None,
             forget=lambda: forget_failed_step(self.trainer),
         )  # fmt: skip
-        executor = SerialExecutor if self.workers.size == 1 else WorkerExecutor
-        self._executor = executor(federation, clients, self, self.workers, data.client_names)
-        self._executor.apart = self._add_apart()
+        self._executor = self.executor_for(clients)
         config = federation.algorithm.server_data
         self._server_training = None
         if config is not None:
@@ -349,6 +351,18 @@ class FederatedLoop(RoundLoop):
         if reason is not None and self.federation.client_algorithm.sums == "exact":
             rank_zero_info(f"Every update is sent to every worker, because {reason}.")
         return reason is None
+
+    def executor_for(self, clients: ResidentClients) -> Executor:
+        """Return what trains the jobs of a commit.
+
+        Args:
+            clients: Trains them on this process's resident module.
+        """
+        kind = SerialExecutor if self.workers.size == 1 else WorkerExecutor
+        names = self.data.client_names
+        executor = kind(self.federation, clients, self, self.workers, names)
+        executor.apart = self._add_apart()
+        return executor
 
     @property
     def planned_steps(self) -> PlannedSteps:

@@ -26,6 +26,7 @@ from fedlightning.engine.local_settings import TrainerSettings, TrainingSettings
 from fedlightning.errors import ConfigError
 
 __all__ = [
+    "STEP_HOOKS",
     "DirectStep",
     "Step",
     "StepHooks",
@@ -39,14 +40,14 @@ __all__ = [
     "with_index",
 ]
 
-_STEP_HOOKS = (
+STEP_HOOKS = (
     "on_before_backward",
     "on_after_backward",
     "on_before_zero_grad",
     "on_before_optimizer_step",
 )
 _MODULE_STEP_HOOKS = (
-    *_STEP_HOOKS,
+    *STEP_HOOKS,
     "backward",
     "optimizer_step",
     "optimizer_zero_grad",
@@ -217,7 +218,7 @@ def needs_lightning_step(trainer: pl.Trainer, module: pl.LightningModule) -> str
         if overrides(module, hook, pl.LightningModule):
             return f"{type(module).__name__}.{hook}"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for hook in _STEP_HOOKS:
+        for hook in STEP_HOOKS:
             if overrides(callback, hook, pl.Callback):
                 return f"{type(callback).__name__}.{hook}"
     if getattr(trainer.precision_plugin, "scaler", None) is not None:

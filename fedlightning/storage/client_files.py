@@ -26,7 +26,7 @@ from fedlightning.errors import CheckpointError
 from fedlightning.storage.files import os_errors_as_failures, sync_folder, write_atomically
 from fedlightning.storage.tensor_files import serialize
 
-__all__ = ["adopt", "read_state", "write_states"]
+__all__ = ["adopt", "read_state", "write_state", "write_states"]
 
 _CLIENTS_PER_FILE = 256
 
@@ -56,6 +56,20 @@ def write_states(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
         path = _write(folder, {client: states[client] for client in chosen})
         files |= dict.fromkeys(chosen, path)
     return files
+
+
+def write_state(path: Path, client: int, state: State) -> None:
+    """Write one client's state into a file of a given name.
+
+    Args:
+        path: The file.
+        client: Client id.
+        state: Its state, tensors on the CPU.
+
+    Raises:
+        EnvironmentFailure: The file cannot be written.
+    """
+    write_atomically(path, _content({client: state}))
 
 
 def read_state(path: Path, client: int) -> State:
@@ -99,11 +113,7 @@ def adopt(path: Path, folder: Path) -> Path:
 
 
 def _write(folder: Path, states: Mapping[int, State]) -> Path:
-    tensors = {
-        f"{client}/{key}": value for client, state in states.items() for key, value in state.items()
-    }
-    sums = {client: _checksum(state) for client, state in states.items()}
-    content = serialize(tensors, {"crc32": json.dumps(sums)})
+    content = _content(states)
     path = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"
     if not path.exists() or path.stat().st_size != len(content):
         write_atomically(path, content)
@@ -113,6 +123,14 @@ def _write(folder: Path, states: Mapping[int, State]) -> Path:
         ):  # a checkpoint may soon refer to the file
             sync_folder(place)
     return path
+
+
+def _content(states: Mapping[int, State]) -> bytes:
+    tensors = {
+        f"{client}/{key}": value for client, state in states.items() for key, value in state.items()
+    }
+    sums = {client: _checksum(state) for client, state in states.items()}
+    return serialize(tensors, {"crc32": json.dumps(sums)})
 
 
 def _checksum(state: State) -> int:

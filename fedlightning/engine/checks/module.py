@@ -57,7 +57,8 @@ def check_module(
     # data that are made when asked for are not made for all clients just to be counted
     pooled = data.client_data if isinstance(data.client_data, PooledData) else None
     splits = pooled.splits if pooled is not None else None
-    largest = int(splits.sizes("train").argmax()) if splits is not None else 0
+    first = data.only_client or 0
+    largest = int(splits.sizes("train").argmax()) if splits is not None else first
     batch = _first_batch(evaluator, largest)
     _check_pair(module, batch)
     if not (isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor)):

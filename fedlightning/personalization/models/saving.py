@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from fedlightning.core.seeding import Key, forked_generators
-from fedlightning.core.state import live_state
+from fedlightning.core.state import State, live_state
 from fedlightning.datamodules import Split
 from fedlightning.engine._lightning.round_loop import Phase
 from fedlightning.engine.loop import FederatedLoop
@@ -26,6 +26,7 @@ __all__ = [
     "discarded_on_failure",
     "load_kept",
     "open_personal_files",
+    "write_one",
 ]
 
 MOST_CLIENTS = 1_000
@@ -68,18 +69,47 @@ def open_personal_files(
                 "some of them, saves them."
             )
             return None
+    writer = PersonalWriter(
+        Path(folder), _about(loop, Path(folder), clients, part, rounds), loop.workers
+    )
+    writer.open()
+    return writer
+
+
+def write_one(
+    loop: FederatedLoop, folder: Path, client: int, part: str, state: State, rounds: int
+) -> None:
+    """Write the files of a personalization whose only client is here.
+
+    Args:
+        loop: The loop.
+        folder: Gets ``personalized``, in the place of a former one.
+        client: Client id.
+        part: What was fine-tuned.
+        state: What the client does not share with the global model.
+        rounds: How many rounds the global model has behind it.
+    """
+    with loop.showing_global():
+        about = _about(loop, folder, [client], part, rounds)
+    writer = PersonalWriter(folder, about)
+    writer.open()
+    with discarded_on_failure(writer):
+        writer.keep(client, state)
+        writer.publish()
+
+
+def _about(
+    loop: FederatedLoop, folder: Path, clients: Sequence[int], part: str, rounds: int | None
+) -> About:
     shape, dtype = _input(loop, clients)
-    about = About(
+    return About(
         round=_last_round(loop, rounds),
         part=part,
-        global_sha256=state_digest(state),
-        checkpoint=_checkpoint(loop, Path(folder)),
+        global_sha256=state_digest(live_state(loop.module)),
+        checkpoint=_checkpoint(loop, folder),
         input_shape=shape,
         input_dtype=dtype,
     )
-    writer = PersonalWriter(Path(folder), about, loop.workers)
-    writer.open()
-    return writer
 
 
 @contextmanager

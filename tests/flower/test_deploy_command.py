@@ -1,0 +1,113 @@
+"""``deploy --output``: an app without code of ours, with the user's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("flwr", reason="needs the extra flower")
+
+import tomllib
+
+from fedlightning.__main__ import main
+from fedlightning.flower.settings import App
+
+MODULE = """\
+from own.layers import width
+from fedlightning.models import MLP
+
+class Net(MLP):
+    def __init__(self, lr: float = 0.1):
+        super().__init__(in_features=64, hidden=[width], num_classes=10, lr=lr)
+"""
+CONFIG = """\
+model: {class_path: own.net.Net, init_args: {lr: 0.3}}
+data: {class_path: Digits, init_args: {num_clients: 2, partition: IID}}
+federation: {algorithm: FedAvg, cohort_size: 2}
+trainer: {max_epochs: 2, default_root_dir: runs}
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "__init__.py").write_text("")
+    (tmp_path / "own" / "layers.py").write_text("width = 8\n")
+    (tmp_path / "own" / "net.py").write_text(MODULE)
+    (tmp_path / "own" / "test_net.py").write_text("")
+    (tmp_path / "my_run.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name == "own" or name.startswith("own.")]:
+        del sys.modules[name]
+
+
+def test_an_app_has_config_modules_and_instructions(project, capsys):
+    words = ["deploy", "--config=my_run.yaml", "--output=app", "--clients=aarau,basel"]
+    assert main([*words, "--trainer.max_epochs=7"]) == 0
+    assert "NODES.md says how to run it" in capsys.readouterr().out
+    app = project / "app"
+    files = sorted(p.relative_to(app).as_posix() for p in app.rglob("*") if p.is_file())
+    assert files == [
+        "NODES.md", "config.yaml", "own/__init__.py", "own/layers.py", "own/net.py",
+        "pyproject.toml", "systemd/fedlightning-node@.service",
+        "systemd/fedlightning-server.service",
+    ]  # fmt: skip
+    config = yaml.safe_load((app / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 7
+    assert config["trainer"]["default_root_dir"] == str(project / "runs")
+    about = tomllib.loads((app / "pyproject.toml").read_text())
+    assert about["project"]["name"] == "my-run"
+    assert about["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "fedlightning.flower.server_app:app",
+        "clientapp": "fedlightning.flower.client_app:app",
+    }
+    assert about["tool"]["flwr"]["app"]["config"]["clients"] == "aarau,basel"
+    page = (app / "NODES.md").read_text()
+    assert "--node-config 'client=\"basel\" store=\"'$PWD'/client-basel\"'" in page
+    assert "root=" not in page  # the digits are in no folder
+
+
+def test_the_digest_follows_config_modules_and_overrides(project):
+    app = project / "app"
+    assert main(["deploy", "--config=my_run.yaml", "--output=app"]) == 0
+    first = App(app)
+    digests = {first.digest(), App(app, ("--trainer.max_epochs=3",)).digest()}
+    (app / "own" / "layers.py").write_text("width = 9\n")
+    digests.add(first.digest())
+    (app / "config.yaml").write_text((app / "config.yaml").read_text().replace("0.3", "0.4"))
+    digests.add(first.digest())
+    assert len(digests) == 4
+    (app / "config.yaml").write_text("# a remark\n" + (app / "config.yaml").read_text())
+    assert first.digest() in digests
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--config=my_run.yaml"], 2, "expects either --output DIR or --local N"),
+        (["--output=app"], 2, "expects a config"),
+        (["--config=my_run.yaml", "--output="], 2, "--output expects a value"),
+        (["--config=my_run.yaml", "--local=many"], 2, "--local expects a number of nodes"),
+        (["--config=algorithms/feddf.yaml", "--output=app"], 2, "FedDF needs public examples"),
+        (["--config=my_run.yaml", "--output=."], 2, "--output . holds other files"),
+        (["--config=my_run.yaml", "--output=a", "--clients=x"], 2, "--clients names 1, and data"),
+        (["--config=my_run.yaml", "--local=3", "--data.num_clients=2"], 2, "the config has 2"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(project, capsys, words, code, text):
+    assert main(["deploy", *words]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert text in error
+    assert not (project / "app").exists()
+
+
+def test_without_flower_the_extra_is_named(project, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["deploy", "--config=my_run.yaml", "--output=app"]) == 6
+    assert "pip install 'fedlightning[flower]'" in capsys.readouterr().err

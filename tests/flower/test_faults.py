@@ -1,0 +1,199 @@
+"""Lost nodes, a killed server, updates made twice: the result is the fault-free one's bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs the extra flower")
+
+from fedlightning.cli.terminal import quiet
+from fedlightning.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvironmentFailure,
+    FederationError,
+)
+from tests.flower.loopback import Killed, LoopbackGrid, Run
+
+CONFIG = """\
+seed_everything: 3
+model: {class_path: MLP, init_args: {in_features: 64, hidden: [16], num_classes: 10, lr: 0.1}}
+data:
+  class_path: Digits
+  init_args: {num_clients: 4, batch_size: 40, partition: IID}
+federation:
+  algorithm:
+    class_path: Composite
+    init_args: {algorithms: [FedPer, SCAFFOLD, {class_path: FedAdam, init_args: {lr: 0.03}}]}
+  cohort_size: 3
+  on_client_failure: retry
+trainer:
+  max_epochs: 3
+  callbacks:
+    - {class_path: PersonalizationCallback, init_args: {epochs: 1, nearest_mean: false}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_on_the_command_line(monkeypatch):
+    for module in ("fedlightning.callbacks.run_record", "fedlightning.personalization.results"):
+        monkeypatch.setattr(f"{module}.save_figure", lambda *args: None)
+    monkeypatch.setattr("fedlightning.trainer.RequirementCache", lambda name: False)
+    with quiet():
+        yield
+
+
+@pytest.fixture
+def make(tmp_path):
+    def made(text: str = CONFIG, *options: str) -> Run:
+        (tmp_path / "run.yaml").write_text(text)
+        return Run(str(tmp_path / "run.yaml"), tmp_path, options)
+
+    return made
+
+
+def test_a_client_gets_one_message_a_round(make):
+    run = make(CONFIG, "--federation.cohort_size=1.0")
+    grid = LoopbackGrid(run.nodes())
+    run.deploy(grid)
+    kinds = [m.metadata.message_type for m in grid.messages[::2] if m.metadata.dst_node_id == 102]
+    # train, measure and train, measure and train, measure
+    assert kinds == ["query.who", *["train"] * 4, "evaluate.personalize"]
+
+
+@pytest.mark.parametrize("at", [0, 5])
+def test_an_update_that_was_made_and_lost_is_made_again(make, at):
+    run = make()
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages = {4 + at}
+    with pytest.warns(UserWarning, match="its node is lost"):
+        deployed = run.deploy(grid)
+    assert deployed == run.simulate()
+
+
+def test_a_node_that_comes_back_under_another_number_goes_on(make):
+    run = make()
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    grid.lose_messages = {5}
+    grid.renumber = True
+    with pytest.warns(UserWarning, match="its node is lost"):
+        deployed = run.deploy(grid)
+    assert max(nodes) >= 1000
+    assert deployed == run.simulate()
+
+
+def test_a_lost_node_is_skipped_where_that_is_the_policy(make):
+    run = make(CONFIG, "--federation.on_client_failure=skip")
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages = {4}
+    with pytest.warns(UserWarning, match="its node is lost"):
+        deployed = run.deploy(grid)
+    header, first = deployed.metrics.splitlines()[:2]
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert float(row["clients/failed_timeout"]) == 1
+    assert float(row["clients/succeeded"]) == 2
+
+
+def test_a_lost_node_ends_the_run_where_that_is_the_policy(make):
+    run = make(CONFIG, "--federation.on_client_failure=fail")
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages = {5}
+    with pytest.raises(FederationError, match=r"client \d, round 0: its node is lost"):
+        run.deploy(grid)
+
+
+@pytest.mark.parametrize("at", [5, 9, 15])
+def test_a_server_that_is_killed_goes_on_from_its_last_round(make, at):
+    run = make()
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    grid.die_at = at
+    with pytest.raises(Killed):
+        run.deploy(grid)
+    assert run.deploy(LoopbackGrid(nodes)) == run.simulate()
+
+
+def test_a_store_that_was_cleared_is_named(make):
+    run = make(CONFIG, "--federation.cohort_size=1.0")
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    grid.before_message = lambda number: number == 10 and run.stores[2].keep_only(0, set())
+    with pytest.raises(CheckpointError, match=r"client 2, at its node: .* is missing"):
+        run.deploy(grid)
+
+
+def test_the_store_has_no_more_than_three_versions(make):
+    run = make(CONFIG, "--federation.cohort_size=1.0", "--trainer.max_epochs=5")
+    run.deploy(LoopbackGrid(run.nodes()))
+    counts = [len(list((store.folder / "kept").iterdir())) for store in run.stores.values()]
+    assert counts == [3, 3, 3, 3]
+
+
+# -- refused before the first round --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"settings": "f" * 64}, ConfigError, "nodes have other settings.*client 2: ffffffffffff"),
+        ({"model": "0"}, ConfigError, "untrained model of client 2 is another"),
+        ({"versions": {"torch": "1.0"}}, EnvironmentFailure, "client 2: torch 1.0, the server has"),
+        ({"schema": "(float32 3), 10 classes"}, DataError, r"client 2: \(float32 3\), 10 classes"),
+        ({"client": 1}, ConfigError, "2 nodes say they are client 1"),
+        ({"client": 9}, ConfigError, "says it is client 9, and data.num_clients=4"),
+    ],
+)
+def test_a_node_of_another_run_is_refused_before_the_first_round(make, change, error, text):
+    run = make()
+    nodes = run.nodes()
+    passport = nodes[102].passport()
+    nodes[102].passport = lambda: replace(passport, **change)
+    grid = LoopbackGrid(nodes)
+    with pytest.raises(error, match=text):
+        run.deploy(grid)
+    assert {m.metadata.message_type for m in grid.messages} == {"query.who"}
+
+
+def test_too_few_nodes_are_counted(make):
+    run = make()
+    nodes = run.nodes()
+    del nodes[103]
+    with pytest.raises(FederationError, match="3 of 4 nodes are there"):
+        run.deploy(LoopbackGrid(nodes))
+
+
+def test_trouble_of_a_nodes_own_ends_the_run_and_is_named(make):
+    run = make(CONFIG, "--federation.on_client_failure=skip", "--data.eval_clients=1")
+    nodes = run.nodes()
+
+    def broken(order: Any) -> Any:
+        raise FederationError("the disk is full")
+
+    nodes[102].carry_out = broken
+    with pytest.raises(FederationError, match="client 2, at its node: the disk is full"):
+        run.deploy(LoopbackGrid(nodes))
+
+
+# -- things of a user's own ----------------------------------------------------------------------
+
+
+def test_a_frozen_parameter_that_clients_change_is_sent_from_then_on(make):
+    run = make(CONFIG.replace("class_path: MLP, init_args: {in_features: 64, hidden: [16], "
+                              "num_classes: 10, lr: 0.1}",
+                              "class_path: tests.flower.parts.MovesFrozen, init_args: {lr: 0.1}")
+               .replace("[FedPer, SCAFFOLD, {class_path: FedAdam, init_args: {lr: 0.03}}]",
+                        "[SCAFFOLD, {class_path: FedAdam, init_args: {lr: 0.03}}]"))  # fmt: skip
+    assert run.deploy(LoopbackGrid(run.nodes())) == run.simulate()
+
+
+def test_a_callback_that_looks_at_updates_does_so_at_the_node(make):
+    text = CONFIG + "    - {class_path: tests.flower.parts.Doubles}\n"
+    run = make(text)
+    deployed = run.deploy(LoopbackGrid(run.nodes()))
+    assert deployed == run.simulate()
+    assert deployed.model != make().simulate().model
