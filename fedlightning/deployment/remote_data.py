@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -79,7 +79,7 @@ class RemoteData(ClientData):
         total = sum(sizes.get("train", 0) for sizes in self._sizes.values())
         return f"{self.num_clients} clients with {total:,} training examples, {self.rule}"
 
-    def write(self, folder: Path, dataset: str) -> None:
+    def write(self, folder: Path, dataset: str, names: Sequence[str] | None = None) -> None:
         """Write the sizes."""
         splits = ("train", "val", "test")
         rows = ([c, *(self.size(c, split) for split in splits)] for c in sorted(self._sizes))

@@ -225,6 +225,7 @@ class Server:
             now = {key: self._model[key] for key in self._shared}
             if self._round is None:
                 self._round = _Round(self._algorithm, self._rule, now, self._parameters, update)
+            assert isinstance(self._round, _Round), "private sums are made where all updates are"
             self._round.note(update)
             return
         received = self._received(update.version)
@@ -260,6 +261,7 @@ class Server:
             ("a method looks at each of them", any(hook.needs_states for hook in hooks)),
             ("extras are not means", not merges <= {"mean", "weighted_mean"}),
             ("they may be stale", staleness or self._sequential),
+            ("their sum is private", self._mechanism is not None),
             ("some tensors are bool or complex", any(
                 value.dtype is torch.bool or value.is_complex() for value in shared
             )),
@@ -284,7 +286,7 @@ class Server:
             gather: Returns every process's value of something small.
             add_up: Replaces a tensor by its sum over all processes.
         """
-        if self._round is not None:
+        if isinstance(self._round, _Round):
             device = next((value.device for value in self._model.values()), None)
             self._round.combine(gather, add_up, device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -15,9 +15,16 @@ from fedlightning.core.state import State
 from fedlightning.engine.workers.watchdog import Watchdog
 from fedlightning.errors import FederationError
 
-__all__ = ["Workers", "longest_first"]
+__all__ = ["Counters", "Workers", "longest_first"]
 
 T = TypeVar("T")
+
+
+class Counters(Protocol):
+    """What processes count in together; a store of ``torch.distributed`` is one."""
+
+    def add(self, key: str, amount: int, /) -> int:
+        """Add to a counter, which starts at 0, and return its value."""
 
 
 class Workers:
@@ -35,7 +42,7 @@ class Workers:
         rank: int = 0,
         size: int = 1,
         watchdog: Watchdog | None = None,
-        counters: dist.Store | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self.rank = rank
         self.size = size

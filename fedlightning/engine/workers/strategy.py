@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from fedlightning.core.state import live_state
+from fedlightning.engine.workers.collectives import Counters
 from fedlightning.engine.workers.nodes import interface_towards
 from fedlightning.engine.workers.processes import LAUNCHER, StartGuard, kill, why_ended
 from fedlightning.engine.workers.watchdog import Watchdog
@@ -53,7 +55,7 @@ class FederatedDDPStrategy(DDPStrategy):
     def __init__(self, num_threads: int | None = 1, deals_out: bool = False, **kwargs: Any) -> None:
         super().__init__(**{"timeout": _LONGEST_WAIT, **kwargs})
         self.on_forced_exit: Callable[[WorkerLost], int] | None = None
-        self.counters: dist.Store | None = None
+        self.counters: Counters | None = None
         self._deals_out = deals_out
         self._num_threads = num_threads
         self._watchdog: Watchdog | None = None
@@ -237,13 +239,14 @@ class FederatedDDPStrategy(DDPStrategy):
             os._exit(code)
 
 
-def _counters(rank: int, address: str) -> dist.Store:
+def _counters(rank: int, address: str) -> Counters:
     """Return a store in which all processes count; rank 0 serves it."""
     if rank == 0:
-        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        _from_rank_0(store.port)
-        return store
-    return dist.TCPStore(address, _from_rank_0(0), is_master=False)
+        served: Counters = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        _from_rank_0(served.port)  # type: ignore[attr-defined]  # of a TCPStore
+        return served
+    store: Counters = TCPStore(address, _from_rank_0(0), is_master=False)
+    return store
 
 
 def _leave_group() -> None:
