@@ -31,7 +31,9 @@ def _no_pictures(request, monkeypatch):
         return
     for module in ("personalization.results", "callbacks.run_record"):
         monkeypatch.setattr(f"fedlightning.{module}.save_figure", lambda _, path: path.touch())
-    monkeypatch.setattr("fedlightning.personalization.results.clients_figure", lambda *_: None)
+    monkeypatch.setattr(
+        "fedlightning.personalization.results.clients_figure", lambda *_, **__: None
+    )
     for name in ("curves", "partition", "timeline"):
         figure = f"fedlightning.callbacks.run_record.{name}_figure"
         monkeypatch.setattr(figure, lambda *_, **__: None)

@@ -239,9 +239,9 @@ def _built(model: Any, auto: str, settings: dict[str, Any], seed: int) -> nn.Mod
                 net = kind.from_pretrained(model, **settings)
         except OSError as error:
             raise EnvironmentFailure(f"model.model={model}: {error}") from error
-    config: Any = getattr(net, "config", None)
-    if config is not None and getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = 0  # a classifier of sequences looks for the last token before it
+    built: Any = getattr(net, "config", None)
+    if built is not None and getattr(built, "pad_token_id", None) is None:
+        built.pad_token_id = 0  # a classifier of sequences looks for the last token before it
     return net
 
 

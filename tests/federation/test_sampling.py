@@ -177,7 +177,7 @@ def test_rounds_are_those_of_fixed_cohorts_of_the_same_clients():
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_run_resumed_after_an_empty_round_is_the_uninterrupted_one(at, tmp_path, no_pictures):
+def test_a_run_resumed_after_an_empty_round_is_the_uninterrupted_one(at, tmp_path):
     whole, again = net(dropout=0.3), net(dropout=0.3)
     given().fit(whole, datamodule=data())
     stopped = given(folder=tmp_path, callbacks=[StopAt("on_train_epoch_start", at)])
@@ -212,7 +212,7 @@ def test_schedules_take_cohorts_of_any_size():
     assert order == [0, 2, 1]
 
 
-def test_the_summary_says_about_how_many(tmp_path, no_pictures, capsys):
+def test_the_summary_says_about_how_many(tmp_path, capsys):
     given(2, folder=tmp_path).fit(net(), datamodule=data())
     assert "about 1 of 4 clients a round" in capsys.readouterr().out
 

@@ -124,7 +124,7 @@ def private(folder=None, callbacks=None, **privacy):
     return trainer(FedBABU(), 5, None, folder, federation, callbacks=callbacks or [])
 
 
-def test_a_resumed_run_continues_the_noise(tmp_path, no_pictures):
+def test_a_resumed_run_continues_the_noise(tmp_path):
     pytest.importorskip("dp_accounting")
     whole, resumed = net(), net()
     private().fit(whole, datamodule=data((8, 6, 7, 6, 6)))

@@ -157,7 +157,7 @@ def test_batches_are_drawn_example_by_example_and_nothing_is_left_on_the_module(
                if k.startswith("head"))  # fmt: skip
 
 
-def test_each_client_keeps_its_own_account(capsys, tmp_path, no_pictures):
+def test_each_client_keeps_its_own_account(capsys, tmp_path):
     algorithm = FedBABU() + PrivateSGD(1.0, batch_size=2)
     built, _ = fitted(algorithm, rounds=3, folder=tmp_path)
     hook = next(h for h in built.federation.algorithm.hooks if isinstance(h, ExampleDP))
@@ -177,7 +177,7 @@ def test_each_client_keeps_its_own_account(capsys, tmp_path, no_pictures):
     assert "for each of 4 clients that trained" in printed
 
 
-def test_it_resumes_to_the_same_bits_and_workers_agree(tmp_path, no_pictures):
+def test_it_resumes_to_the_same_bits_and_workers_agree(tmp_path):
     algorithm = FedBABU() + PrivateSGD(1.0, batch_size=2)
     _, whole = fitted(algorithm, rounds=3)
     _, second = fitted(algorithm, rounds=3, devices=2)

@@ -14,7 +14,7 @@ pytest.importorskip("dp_accounting", reason="needs the extra dp")
 CONFIG = "seed_everything: {seed}\nfederation: {{algorithm: FedBABU}}\n"
 
 
-def test_each_run_has_its_epsilon_or_none(tmp_path, no_pictures):
+def test_each_run_has_its_epsilon_or_none(tmp_path):
     fitted(folder=tmp_path / "private")
     fitted(folder=tmp_path / "quiet", privacy={"noise_multiplier": 0.0})
     trainer(private().federation.algorithm, 1, 2, tmp_path / "open").fit(net(), datamodule=data())

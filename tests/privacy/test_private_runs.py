@@ -170,7 +170,7 @@ def test_noise_has_the_deviation_that_the_settings_say():
 
 
 @pytest.mark.parametrize("algorithm", [FedPer(), SCAFFOLD(), FedAdam(weights="uniform")])
-def test_workers_agree_to_the_bit(algorithm, tmp_path, no_pictures):
+def test_workers_agree_to_the_bit(algorithm, tmp_path):
     clip = {"max_norm": AdaptiveClipping(initial=0.3, bit_noise=1.0)}
     _, first = fitted(algorithm, folder=tmp_path / "1", privacy=clip)
     _, second = fitted(algorithm, folder=tmp_path / "2", privacy=clip, devices=2)
@@ -186,7 +186,7 @@ def test_workers_agree_to_the_bit(algorithm, tmp_path, no_pictures):
 # -- the ledger ------------------------------------------------------------------------------------
 
 
-def test_epsilon_is_logged_each_round_written_and_printed(tmp_path, no_pictures, capsys):
+def test_epsilon_is_logged_each_round_written_and_printed(tmp_path, capsys):
     fitted(folder=tmp_path)
     cohorts = Cohorts("poisson", EXPECTED, len(SIZES), q=Q)
     expected = [epsilon_of([Release(1.0, n)], cohorts, 1e-5) for n in (1, 2, 3)]
@@ -203,7 +203,7 @@ def test_epsilon_is_logged_each_round_written_and_printed(tmp_path, no_pictures,
     assert re.search(r"not covered: metrics,\s+losses", printed)
 
 
-def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path, no_pictures):
+def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path):
     """At changing places of a round; noise, model and ledger are those of one run."""
     rounds, clip = 6, {"max_norm": AdaptiveClipping(initial=0.3, bit_noise=1.0)}
     whole, expected = fitted(rounds=rounds, privacy=clip)
@@ -225,7 +225,7 @@ def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path, no_picture
     assert ledger.releases == (Release(1.0, rounds),)
 
 
-def test_a_resume_that_would_drop_the_ledger_is_refused(tmp_path, no_pictures):
+def test_a_resume_that_would_drop_the_ledger_is_refused(tmp_path):
     fitted(folder=tmp_path)
     without = trainer(
         FedBABU(), 4, None, tmp_path, {"sampler": PoissonSampler(Q), "seed": 3}
@@ -253,7 +253,7 @@ def test_rounds_made_without_privacy_cannot_be_continued_with_it():
 SECURE = {"privacy": {"secure": True}, "on_client_failure": "skip"}
 
 
-def test_secure_noise_is_never_the_same_and_its_ledger_is_written_first(tmp_path, no_pictures):
+def test_secure_noise_is_never_the_same_and_its_ledger_is_written_first(tmp_path):
     """A round that was released and lost in a crash is released again, and counts twice."""
     models = []
     for name in ("one", "other"):
@@ -276,7 +276,7 @@ def test_secure_noise_is_never_the_same_and_its_ledger_is_written_first(tmp_path
         fitted(rounds=4, folder=tmp_path / "other", module=net(), ckpt="last", **SECURE)
 
 
-def test_secure_cohorts_do_not_follow_from_the_seed(tmp_path, no_pictures):
+def test_secure_cohorts_do_not_follow_from_the_seed(tmp_path):
     drawn = []
     for name in ("a", "b"):
         look = Kept()
@@ -295,7 +295,7 @@ def test_secure_noise_needs_a_place_for_its_ledger_and_clients_that_may_fail():
 # -- the budget ------------------------------------------------------------------------------------
 
 
-def test_the_run_ends_before_the_round_that_would_exceed_the_budget(tmp_path, no_pictures):
+def test_the_run_ends_before_the_round_that_would_exceed_the_budget(tmp_path):
     cohorts = Cohorts("poisson", EXPECTED, len(SIZES), q=Q)
     two, three = (epsilon_of([Release(2.0, n)], cohorts, 1e-5) for n in (2, 3))
     budget = {"noise_multiplier": 2.0, "target_epsilon": (two + three) / 2}
@@ -307,7 +307,7 @@ def test_the_run_ends_before_the_round_that_would_exceed_the_budget(tmp_path, no
         fitted(rounds=9, folder=tmp_path, privacy=budget, ckpt="last")
 
 
-def test_a_budget_alone_determines_the_noise_for_all_rounds(tmp_path, no_pictures):
+def test_a_budget_alone_determines_the_noise_for_all_rounds(tmp_path):
     budget = {"noise_multiplier": None, "target_epsilon": 4.0}
     built, _ = fitted(rounds=3, folder=tmp_path, privacy=budget)
     spent = float(columns(tmp_path)[-1]["privacy/epsilon"])
@@ -319,7 +319,7 @@ def test_a_budget_alone_determines_the_noise_for_all_rounds(tmp_path, no_picture
     assert built.federated_loop.private.multiplier > 1
 
 
-def test_who_takes_fixed_cohorts_is_told_both_numbers(capsys, tmp_path, no_pictures):
+def test_who_takes_fixed_cohorts_is_told_both_numbers(capsys, tmp_path):
     fixed = epsilon_of([Release(1.0, 2)], Cohorts("fixed", 3, 6), 1e-5)
     poisson = epsilon_of([Release(1.0, 2)], Cohorts("poisson", 3, 6, q=0.5), 1e-5)
     assert fixed > 2 * poisson
@@ -336,7 +336,7 @@ def test_a_delta_that_gives_a_client_away_is_warned_of():
         fitted(privacy={"delta": 0.2})
 
 
-def test_adaptive_clipping_moves_the_norm_and_says_so(tmp_path, no_pictures):
+def test_adaptive_clipping_moves_the_norm_and_says_so(tmp_path):
     fitted(folder=tmp_path, privacy={"max_norm": AdaptiveClipping(initial=50.0, bit_noise=2.0)})
     norms = [float(row["privacy/max_norm"]) for row in columns(tmp_path)]
     assert len(set(norms)) == 3

@@ -133,7 +133,7 @@ def test_extras_are_in_the_sum_and_workers_agree():
 
 
 @pytest.mark.parametrize(("bits", "size"), [(32, 4), (64, 8)])
-def test_the_bytes_are_those_of_integers(bits, size, tmp_path, no_pictures):
+def test_the_bytes_are_those_of_integers(bits, size, tmp_path):
     module = fitted(SecureSum(bits=bits), tmp_path)
     (path,) = tmp_path.rglob("metrics.csv")
     row = next(csv.DictReader(path.read_text().splitlines()))
