@@ -34,14 +34,14 @@ def shrunk(path: Path, images: Path) -> list[str]:
     options += [
         "--trainer.check_val_every_n_epoch=1",
         "--trainer.callbacks.epochs=0",
-        "--data.eval_clients=2",
     ]
     text = path.read_text()
-    if "cohort_size: 1.0" not in text:
+    inner = "data.init_args." if "PermutedLabels" in text else ""
+    options.append(f"--data.{inner}eval_clients=2")
+    if "cohort_size: 1.0" not in text and "PoissonSampler" not in text:
         options.append("--federation.cohort_size=2")
     if "class_path: Digits" in text and "PublicShare" not in text and path.stem != "fedbuff":
-        nested = "PermutedLabels" in text
-        options.append(f"--data.{'data.init_args.' if nested else ''}num_clients=5")
+        options.append(f"--data.{inner}num_clients={8 if inner else 5}")  # 4 are held out
     if "FashionMNIST" in text:
         options += [f"--data.root={images}", "--data.num_clients=5"]
     if path.stem == "fedvi":
