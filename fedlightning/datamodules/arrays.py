@@ -13,6 +13,7 @@ from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.datamodules.client_splits import ClientSplit, SplitWithin, split_of
 from fedlightning.datamodules.dataset_examples import DatasetExamples, Pairs
+from fedlightning.datamodules.datasets import owners_count
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.datamodules.structured import StructuredExamples, is_structured
@@ -66,10 +67,8 @@ class FederatedArrays(FederatedDataModule):
     ) -> None:
         partition = kwargs.get("partition")
         if isinstance(partition, NaturalIds):
-            if "num_clients" in kwargs:
-                raise ConfigError(f"num_clients follows from partition={partition!r}; leave it out")
             self.client_names = partition.names
-            kwargs["num_clients"] = len(self.client_names)
+            kwargs["num_clients"] = owners_count(self.client_names, kwargs)
         super().__init__(**kwargs)
         self._sources = [_pair("train", train), *([] if test is None else [_pair("test", test)])]
         self.label_key = label_key

@@ -34,9 +34,10 @@ from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.errors import ConfigError, DataError
 
-__all__ = ["ClientDatasets", "FederatedDataset", "partition_names"]
+__all__ = ["ClientDatasets", "FederatedDataset", "owners_count", "partition_names"]
 
 Collate = Callable[[list[Any]], Any]
+_DEFAULT_CLIENTS = 100
 
 
 class FederatedDataset(FederatedDataModule):
@@ -94,8 +95,8 @@ class FederatedDataset(FederatedDataModule):
     ) -> None:
         partition = kwargs.get("partition")
         if isinstance(partition, NaturalIds):
-            kwargs = {**kwargs, **_named_by(partition, train, kwargs)}
             self.client_names = partition_names(partition, train)
+            kwargs["num_clients"] = owners_count(self.client_names, kwargs)
         super().__init__(**kwargs)
         self.client_split = split_of(test, split)
         self._sources = (train, train_labels), (test, test_labels)
@@ -129,10 +130,23 @@ def partition_names(partition: NaturalIds, train: Any) -> tuple[str, ...]:
     return NaturalIds(owners, min_samples=partition.min_samples).names
 
 
-def _named_by(partition: NaturalIds, train: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    if "num_clients" in given:
-        raise ConfigError(f"num_clients follows from partition={partition!r}; leave it out")
-    return {"num_clients": len(partition_names(partition, train))}
+def owners_count(names: Sequence[str], given: Mapping[str, Any]) -> int:
+    """Return the number of clients, which follows from a partition by owner.
+
+    Args:
+        names: The clients' names.
+        given: The data module's other arguments; a command line hands the default on.
+
+    Raises:
+        ConfigError: Another number is given.
+    """
+    wanted = given.get("num_clients", _DEFAULT_CLIENTS)
+    if wanted not in (_DEFAULT_CLIENTS, len(names)):
+        raise ConfigError(
+            f"num_clients={wanted}: the partition is by owner, and there are {len(names)}; leave "
+            "it out"
+        )
+    return len(names)
 
 
 class ClientDatasets(FederatedDataModule):

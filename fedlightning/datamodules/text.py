@@ -80,7 +80,7 @@ class FederatedText(FederatedDataset):
                     f"{', '.join(train.column_names)}"
                 )
         if client is not None:
-            if "partition" in kwargs:
+            if kwargs.get("partition") is not None:
                 raise ConfigError("partition follows from client; leave one of them out")
             kwargs["partition"] = NaturalIds(client)
         self.tokenizer = _tokenizer(tokenizer)
