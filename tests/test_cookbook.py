@@ -54,6 +54,7 @@ def write_raw_data(folder: Path) -> None:
     np.savez(folder / "scans.npz", **scans)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_leads_from_raw_data_to_a_picture(page, tmp_path, monkeypatch):
     for package in NEEDS.get(page.stem, ()):
