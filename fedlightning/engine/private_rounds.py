@@ -26,7 +26,7 @@ from fedlightning.storage.run_layout import PRIVACY
 __all__ = ["BudgetSpent", "PrivateRounds"]
 
 _log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
-_LEDGER, _SECRET = "privacy/ledger", "privacy/secret"
+_LEDGER = "privacy/ledger"
 NOT_COVERED = (
     "not covered: metrics, losses, numbers of examples, sizes of cohorts, what clients keep, "
     "personal models, and choices that were made by looking at them"
@@ -105,9 +105,10 @@ class PrivateRounds:
             ledger = max(known, key=lambda each: each.rounds)
             state[_LEDGER] = ledger.tensor()
         if self.privacy.secure:
-            saved = state.get(_SECRET)
-            drawn = self._entropy() if saved is None else bytes(saved.tolist())
-            self._secret = int.from_bytes(drawn, "big")
+            # drawn anew by each resume: a round that is run again is counted like another round,
+            # and two releases of one cohort cost more than those of two that were drawn apart
+            self._secret = int.from_bytes(self._entropy(), "big")
+            state.pop("privacy/secret", None)  # of checkpoints that kept it
         self._multiplier = self._multiplier_of(ledger)
         return state
 
@@ -120,7 +121,6 @@ class PrivateRounds:
             self._seed,
             self._entropy,
             self._write,
-            self._secret,
         )
 
     @property

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.algorithms.finetuning import FineTuning
@@ -224,8 +226,8 @@ class PrivateHead(_DPSGD):
     r"""Fine-tuning by DP-SGD, so that a client's own model hides each of its examples, too.
 
     It takes the place of :class:`PersonalizationCallback`'s epochs: set those to 0, and ``part`` to
-    what is fine-tuned. The loss is cross-entropy, or the module's ``loss`` of logits and targets,
-    in eval mode. Epsilon of a client is ``epsilon(n, epochs * ceil(n / batch_size))``; it adds to
+    what is fine-tuned. The loss is cross-entropy, whatever the module trains with, in eval mode.
+    Epsilon of a client is ``epsilon(n, epochs * ceil(n / batch_size))``; it adds to
     that of the training before.
 
     Args:
@@ -328,6 +330,15 @@ def example_gradients(module: nn.Module) -> Iterator[Samples]:
             f"{type(module).__name__} has layers that mix examples or keep statistics of them, so "
             f"no example's gradient can be told from the others' ({text}); use GroupNorm."
         ) from error
+    for name, layer in module.named_modules():  # Opacus looks at layers with parameters alone
+        if isinstance(layer, _NormBase) and layer.training and _looks_at_others(layer):
+            hooks.cleanup()
+            raise ConfigError(
+                f"{name} of {type(module).__name__} is a layer that mixes examples or keeps "
+                f"statistics of them ({type(layer).__name__}, with parameters that do not train or "
+                "none), so no example's gradient can be told from the others'; use GroupNorm, or "
+                "put it into eval mode."
+            )
     samples: Samples = {}
     try:
         yield samples
@@ -377,6 +388,11 @@ def privatize(
         if std:
             total = total + std * noise.normal(parameter.shape).to(total)
         parameter.grad = (total / expected).to(parameter.dtype)
+
+
+def _looks_at_others(layer: _NormBase) -> bool:
+    """Return whether a layer's output or its statistics depend on several examples at once."""
+    return not isinstance(layer, _InstanceNorm) or layer.track_running_stats
 
 
 def _joined(batches: Sequence[Any]) -> Any:

@@ -22,7 +22,6 @@ __all__ = ["MAX_NORM", "WITHIN", "ClientMechanism", "PrivateRound"]
 
 LEDGER = "ledger"
 NORM = "max_norm"
-SECRET = "secret"
 _EXTRA = "extra:"
 MAX_NORM = "privacy/max_norm"
 """The name under which clients receive the clipping norm, where it moves."""
@@ -54,7 +53,6 @@ class ClientMechanism:
         entropy: Returns 32 bytes of the system's randomness, the same on all workers, for
             ``secure`` noise.
         before_release: Called with the ledger that holds the round, before its noise is drawn.
-        secret: What cohorts follow from, to be kept with the ledger; below 2**256.
 
     Raises:
         ConfigError: If adaptive clipping leaves no noise for the updates.
@@ -68,7 +66,6 @@ class ClientMechanism:
         seed: int,
         entropy: Callable[[], bytes] | None = None,
         before_release: Callable[[Ledger], None] = lambda ledger: None,
-        secret: int | None = None,
     ) -> None:
         self.privacy = privacy
         self.multiplier = multiplier
@@ -76,7 +73,6 @@ class ClientMechanism:
         self._seed = seed
         self._entropy = entropy
         self._before_release = before_release
-        self._secret = secret
         self._banded = BandedNoise(privacy.bands)
         self._bit_noise, self._update_noise = 0.0, multiplier
         adaptive = privacy.adaptive
@@ -96,8 +92,6 @@ class ClientMechanism:
         state = {LEDGER: Ledger().tensor()}
         if self.privacy.adaptive is not None:
             state[NORM] = torch.tensor(self.privacy.first_norm, dtype=torch.float64)
-        if self._secret is not None:
-            state[SECRET] = torch.tensor(list(self._secret.to_bytes(32, "big")), dtype=torch.uint8)
         return state
 
     def max_norm(self, state: Mapping[str, Tensor]) -> float:

@@ -218,6 +218,21 @@ def test_what_cannot_be_private_is_refused(monkeypatch):
         fitted(FedBABU() + PrivateSGD(1.0))
 
 
+def test_batchnorm_without_parameters_that_train_is_refused_too():
+    """Opacus looks at layers that train alone; such a one mixes examples all the same."""
+    for norm in (nn.BatchNorm1d(5, affine=False), nn.BatchNorm1d(5).requires_grad_(False)):
+        module = nn.Sequential(nn.Linear(4, 5), norm, nn.Linear(5, 2))
+        with pytest.raises(ConfigError, match="1 of Sequential"), example_gradients(module):
+            pass
+        assert not hasattr(module[0], "autograd_grad_sample_hooks")
+        norm.eval()
+        with example_gradients(module):
+            pass
+    tracked = nn.Sequential(nn.InstanceNorm1d(5, track_running_stats=True), nn.Linear(5, 2))
+    with pytest.raises(ConfigError, match="keeps statistics of them"), example_gradients(tracked):
+        pass
+
+
 # -- heads -----------------------------------------------------------------------------------------
 
 

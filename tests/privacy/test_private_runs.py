@@ -285,6 +285,27 @@ def test_secure_cohorts_do_not_follow_from_the_seed(tmp_path):
     assert drawn[0] != drawn[1]
 
 
+def test_a_secure_round_that_is_run_again_draws_its_cohort_again(tmp_path):
+    """The ledger adds two independent rounds up; two releases of one cohort would cost more."""
+    drawn = []
+    for _ in range(6):  # all the same with probability 2**-30
+        look, crash = Kept(), StopAt("on_train_epoch_end", 1)
+        ckpt = "last" if drawn else None
+        if not drawn:
+            built = private(rounds=2, folder=tmp_path, callbacks=[crash], **SECURE)
+            with pytest.raises(Stop):
+                built.fit(net(), datamodule=data(SIZES))
+            (saved,) = tmp_path.rglob("last.ckpt")
+            before = saved.read_bytes()
+            ckpt = "last"
+        saved.write_bytes(before)
+        fitted(rounds=2, folder=tmp_path, module=net(), callbacks=[look], ckpt=ckpt, **SECURE)
+        drawn.append(sorted(look.cohorts[-1]))
+    assert len({*map(tuple, drawn)}) > 1
+    (path,) = tmp_path.rglob("privacy.json")
+    assert Ledger.read(path).rounds == 8
+
+
 def test_secure_noise_needs_a_place_for_its_ledger_and_clients_that_may_fail():
     with pytest.raises(ConfigError, match=r"secure: what was released is written down in the run"):
         fitted(**SECURE)
