@@ -96,8 +96,9 @@ class PrivateRounds:
                 "they have shown cannot be taken back; start anew."
             )
         ledger = Ledger.of_tensor(state[_LEDGER]) if rounds else Ledger()
-        if self.privacy.secure and rounds:
-            # a round that was released and lost is run again with other noise: both count
+        if self.privacy.secure:
+            # a round that was released and lost is run again with other noise: both count, also
+            # the first one, before which there is no checkpoint
             files = [checkpoint.parent.parent / PRIVACY] if checkpoint is not None else []
             if self._folder is not None and (self._folder / PRIVACY).exists():
                 files.append(self._folder / PRIVACY)

@@ -19,9 +19,10 @@ from fedlightning.federation.sampling import (
 )
 from fedlightning.federation.schedule import Schedule, Synchronous
 from fedlightning.privacy.accounting import Cohorts
+from fedlightning.privacy.example_level import ExampleDP
 from fedlightning.privacy.settings import ClientDP
 
-__all__ = ["check_algorithm", "check_rounds", "check_shared", "cohorts_of"]
+__all__ = ["check_algorithm", "check_example_level", "check_rounds", "check_shared", "cohorts_of"]
 
 _KEY = "federation.privacy"
 
@@ -69,6 +70,19 @@ def check_algorithm(algorithm: Algorithm, aggregator: Aggregator | None) -> None
         raise ConfigError(
             f"{_KEY}: federation.aggregator={aggregator!r} merges in a way of which it is not "
             "known how far one client moves it (its sensitivity); leave the aggregator out."
+        )
+
+
+def check_example_level(algorithm: Algorithm) -> None:
+    """Refuse a server that trains on clients' examples beside clients that hide each of theirs.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if algorithm.server_data is not None and any(isinstance(h, ExampleDP) for h in algorithm.hooks):
+        raise ConfigError(
+            f"federation.algorithm: under {algorithm.name} the server trains on copies of clients' "
+            "examples, which ExampleDP hides from it; leave ServerData out."
         )
 
 

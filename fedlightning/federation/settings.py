@@ -27,7 +27,11 @@ from fedlightning.federation.optimizer_state import (
     lifetime_of,
     with_optimizer_state,
 )
-from fedlightning.federation.privacy_checks import check_algorithm, check_rounds
+from fedlightning.federation.privacy_checks import (
+    check_algorithm,
+    check_example_level,
+    check_rounds,
+)
 from fedlightning.federation.sampling import (
     ClientSampler,
     UniformSampler,
@@ -193,6 +197,7 @@ class Federation(NamedArguments):
                 self.on_client_failure,
             )
             check_algorithm(self.algorithm, self.aggregator)
+        check_example_level(self.algorithm)
         if self.main_metric_mode is not None:
             check_choice("federation.main_metric_mode", self.main_metric_mode, ("min", "max"))
         _ = self.client_algorithm

@@ -15,9 +15,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedlightning.algorithms.algorithm import Algorithm
+from fedlightning.algorithms.fednova import LocalProgress
 from fedlightning.algorithms.finetuning import FineTuning
 from fedlightning.algorithms.method import ClientHook
+from fedlightning.algorithms.scaffold import ControlVariates
 from fedlightning.core.batches import Batch
+from fedlightning.core.messages import Up
 from fedlightning.core.seeding import Key
 from fedlightning.core.state import State
 from fedlightning.core.validation import check_integer, check_number
@@ -36,6 +39,10 @@ Samples = dict[nn.Parameter, Tensor]
 
 _NAME = "example_dp"
 _GRID = 2e-3
+
+
+_FROM_CHANGES = (ControlVariates, LocalProgress)
+"""Hooks that send nothing but what follows from private steps and their number."""
 
 
 class _DPSGD(ClientHook):
@@ -148,6 +155,12 @@ class ExampleDP(_DPSGD):
         """Return why this hook and another one cannot be in the same update, or ``None``."""
         if other.changes_loss:
             return f"{type(other).__name__} changes the loss, of which not every term is an example"
+        sent = [message.name for message in other.messages if isinstance(message, Up)]
+        if sent and not isinstance(other, _FROM_CHANGES):
+            return (
+                f"{type(other).__name__} sends {sent[0]!r}, which is taken from examples and has "
+                "no noise"
+            )
         return super().clash(other)
 
     def on_update_start(self, context: ClientContext) -> None:

@@ -17,15 +17,19 @@ dp = pytest.importorskip("dp_accounting", reason="needs the extra dp")
 from scipy import stats  # noqa: E402
 
 from fedlightning import (  # noqa: E402
+    IFCA,
     MOON,
+    SCAFFOLD,
     Algorithm,
     ClientDP,
     FedAvg,
     FedBABU,
+    Federation,
     FedProx,
     PersonalizationCallback,
     PrivateHead,
     PrivateSGD,
+    ServerData,
 )
 from fedlightning.core.seeding import Key  # noqa: E402
 from fedlightning.errors import ConfigError, EnvironmentFailure  # noqa: E402
@@ -298,3 +302,17 @@ def test_a_private_head_is_clipped_and_noised_and_is_what_is_measured():
     std = 0.5 * 50.0 * 0.2 / 4 * np.sqrt(loud.steps(SIZES[0]))
     assert float(moved.std()) == pytest.approx(std, rel=0.5)
     assert len(callback.results) == len(SIZES)
+
+
+def test_what_is_sent_beside_private_steps_is_refused():
+    with pytest.raises(ConfigError, match=r"BestCluster sends .* has no noise"):
+        Federation(PrivateSGD(1.0) + IFCA(2))
+
+
+def test_control_variates_follow_from_private_steps():
+    assert Federation(PrivateSGD(1.0) + SCAFFOLD()).algorithm.hooks
+
+
+def test_a_server_that_trains_on_clients_examples_is_refused():
+    with pytest.raises(ConfigError, match="leave ServerData out"):
+        Federation(PrivateSGD(1.0) + ServerData(0.1))
