@@ -93,6 +93,12 @@ def resolve_clients(
             found.add(by_name[word])
             continue
         match = _RANGE.fullmatch(word)
+        ends = match.groups() if match and match[2] else ()
+        if match and any(by_name.get(end, int(end)) != int(end) for end in ends):
+            raise ConfigError(
+                f"{option}: {word!r} is a range of ids, but {match[1]} or {match[2]} is also the "
+                "name of a client with another id; list the names."
+            )
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if isinstance(item, bool) or not 0 <= last - first < _MOST:
             if names is not None:

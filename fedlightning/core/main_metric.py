@@ -17,8 +17,9 @@ MetricMode = str
 """``max`` if more is better, ``min`` if less is."""
 
 _LESS_IS_BETTER = re.compile(
-    r"(^|[_/.-])(\w*loss|\w*error|err|mae|mse|rmse|mape|perplexity|ppl|nll|brier|ece|wer|cer|"
-    r"distance|fid|deviance)($|[_/.-])",
+    r"(^|[_/.-])(\w*loss|\w*error|err|mae|mse|rmse|mape|smape|wape|medae|msle|rmsle|perplexity|ppl|"
+    r"nll|neg(ative)?_log_likelihood|\w*entropy|\w*divergence|bpc|bpb|brier|ece|eer|wer|cer|fpr|fnr|"
+    r"distance|hausdorff|hd95|fid|deviance)($|[_/.-])",
     re.IGNORECASE,
 )
 _SUFFIX = re.compile(r"(acc_class_.*|.*_(weighted|undefined|std|min|p10|p90|worst_decile|jain))$")

@@ -117,7 +117,10 @@ def _single(inputs: Any) -> Any:
     """Return float64 arrays, NumPy's default, in torch's default dtype; others unchanged."""
     if isinstance(inputs, torch.Tensor):
         return inputs
-    array = np.asarray(inputs)
+    try:
+        array = np.asarray(inputs)
+    except ValueError:  # of several lengths: whoever makes tensors of them says so
+        return inputs
     if array.dtype != np.float64:
         return array
     return torch.from_numpy(array).to(torch.get_default_dtype())

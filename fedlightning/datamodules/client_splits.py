@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.core.validation import Setting, check_instance, check_number
+from fedlightning.datamodules.columns import missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
@@ -101,13 +102,20 @@ class TimeSplit(ClientSplit):
 
     def values(self, pool: Examples) -> np.ndarray:
         """Return the times."""
-        return values_of(self.key, pool)
+        times = values_of(self.key, pool)
+        if times.dtype.kind == "O" and len({type(time) for time in times.tolist()}) > 1:
+            raise DataError(
+                f"the times of {self!r} are of several types, which have no order: make them all "
+                "numbers, dates or text"
+            )
+        return times
 
     def taken(self, values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
         """Choose the latest; of equal times the later in the client's order."""
         mask = np.zeros(len(values), bool)
         order = np.argsort(values, kind="stable")
-        mask[order[len(values) - round(share * len(values)) :]] = True
+        # The earliest is never taken: it is what a client keeps to train on.
+        mask[order[max(len(values) - round(share * len(values)), 1) :]] = True
         return mask
 
 
@@ -134,7 +142,8 @@ class GroupSplit(ClientSplit):
 
     def values(self, pool: Examples) -> np.ndarray:
         """Return the groups."""
-        return values_of(self.key, pool)
+        groups = values_of(self.key, pool)
+        return groups.astype(str) if groups.dtype.kind == "O" else groups
 
     def taken(self, values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
         """Choose groups."""
@@ -214,7 +223,7 @@ def values_of(key: Key, pool: Examples) -> np.ndarray:
     values = pool.column(key) if isinstance(key, str) else np.asarray(key)
     if len(values) != len(pool):
         raise DataError(f"{len(values)} values for {len(pool)} examples")
-    missing = np.flatnonzero(values != values)
+    missing = missing_rows(values)
     if missing.size:
         name = f"column {key!r}" if isinstance(key, str) else "the values"
         raise DataError(f"{name}: example {missing[0]} has none; fill it in or drop the example")

@@ -318,6 +318,8 @@ def _in_order(train: Any, test: Any) -> tuple[list[Any], list[Any] | None, tuple
             _check_list("test", test)
         return list(train), None if test is None else list(test), None
     names = tuple(map(str, train))
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"train has two clients of the name {min(twice)!r}; rename one")
     if test is None:
         return list(train.values()), None, names
     if not isinstance(test, Mapping) or set(test) != set(train):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fedlightning.datamodules.client_splits import (
     TimeSplit,
     split_of,
 )
+from fedlightning.datamodules.columns import missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
@@ -41,24 +43,25 @@ class FederatedTable(FederatedDataModule):
         features: The columns with the inputs; None means all others that are numbers. One of text
             has to be named in ``categories``, or be left out.
         categories: Columns of text, or of numbers that are codes: each becomes one input per value
-            that occurs in any client's training rows.
+            that occurs in any client's training rows; a row with another value has zeros.
         test: Test rows likewise; None takes a share of each client's, see ``split``.
         split: How each client's rows are divided where ``test`` is None: ``RandomSplit``,
             ``TimeSplit("date")``, ``GroupSplit("patient_id")``; None means at random, a fifth to
             test on. Validation rows (``val_fraction``) follow it. Its column is not an input.
-        scale: Whether inputs are standardised with mean and standard deviation of all clients'
-            training rows, as clients can find out together from sums.
+        scale: Whether inputs are standardised with mean and standard deviation of the training
+            rows of all clients that train, as they can find out together from sums. Rows to
+            validate or test on, and those of ``held_out_clients``, have no part in them.
         min_samples: Clients with fewer training rows are left out.
         kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
             of clients follows from the table.
 
     Attributes:
         classes: The labels' names in the order of their numbers; empty for a regression.
-        features: The names of the inputs, in their order.
+        features: The names of the inputs, in their order; known after ``setup``.
 
     Raises:
         ConfigError: A column does not exist, or cannot be an input.
-        DataError: The table cannot be read, or a row has no owner.
+        DataError: The table cannot be read, or a row lacks its owner, an input or its label.
         EnvironmentFailure: pandas is not installed.
 
     Example:
@@ -88,7 +91,11 @@ class FederatedTable(FederatedDataModule):
         for name in ("num_clients", "partition"):
             if name in kwargs:
                 raise ConfigError(f"{name} follows from the column client={client!r}; leave it out")
-        self._tables = [_frame("train", train), *([] if test is None else [_frame("test", test)])]
+        self._tables = [
+            _frame(name, table, client)
+            for name, table in (("train", train), ("test", test))
+            if name == "train" or table is not None
+        ]
         self.client_column = client
         self.label_columns = [label] if isinstance(label, str) else list(label or [])
         self._one_label = isinstance(label, str)
@@ -101,6 +108,11 @@ class FederatedTable(FederatedDataModule):
             _check_columns(table, "categories", categories or [])
         self._categories = list(categories or [])
         self._numbers = self._inputs_among(first, features, split)
+        for table in self._tables[1:]:
+            _check_columns(table, "features", self._numbers)
+            self._check_numbers(table, self._numbers)
+        if not self._one_label:
+            self._check_labels()
         owners = NaturalIds(first[client].to_numpy(), min_samples=min_samples)
         self.client_names = owners.names
         super().__init__(num_clients=len(self.client_names), partition=None, **kwargs)
@@ -113,17 +125,13 @@ class FederatedTable(FederatedDataModule):
     def load(self) -> tuple[Examples, Examples]:
         """Make inputs and labels of the rows."""
         first = self._tables[0]
+        self._check_filled()
         values = {name: np.unique(first[name].astype(str)) for name in self._categories}
         self.features = (
             *self._numbers,
             *(f"{name}={value}" for name, known in values.items() for value in known),
         )
         inputs = [self._inputs(table, values) for table in self._tables]
-        if self.scale and self._numbers:
-            few = len(self._numbers)
-            mean, std = inputs[0][:, :few].mean(axis=0), inputs[0][:, :few].std(axis=0)
-            for each in inputs:
-                each[:, :few] = (each[:, :few] - mean) / np.where(std > 0, std, 1.0)
         labels = self._labels()
         pools = [
             _Rows(each, given, table)
@@ -133,6 +141,28 @@ class FederatedTable(FederatedDataModule):
             assert self.client_split is not None
             self.partition = SplitWithin(self.partition, self.client_split)
         return pools[0], pools[-1]
+
+    def _set_up(self) -> None:
+        super()._set_up()
+        # Only now is it known which rows are trained on: nothing is learned from the others.
+        pools = {id(pool): pool for pool in (self.pooled.train, self.pooled.test)}.values()
+        rows = np.concatenate([self.indices(client, "train") for client in self.training_clients])
+        few = len(self._numbers)
+        first = self.pooled.train
+        assert isinstance(first, _Rows)
+        known = first.inputs.numpy()[rows]
+        kept = np.concatenate([np.ones(few, bool), (known[:, few:] != 0).any(axis=0)])
+        mean, std = known[:, :few].mean(axis=0), known[:, :few].std(axis=0)
+        scales = np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+        for pool in pools:
+            assert isinstance(pool, _Rows)
+            inputs = pool.inputs.numpy()
+            if self.scale:
+                inputs[:, :few] = (inputs[:, :few] - mean) / scales
+            pool.inputs = torch.from_numpy(inputs[:, kept].astype(np.float32))
+        self.features = tuple(
+            name for name, is_kept in zip(self.features, kept, strict=True) if is_kept
+        )
 
     def _inputs_among(
         self, table: pd.DataFrame, features: list[str] | None, split: ClientSplit | None
@@ -144,6 +174,12 @@ class FederatedTable(FederatedDataModule):
             used.add(split.key)
         names = features if features is not None else [n for n in table.columns if n not in used]
         names = [name for name in names if name not in self._categories]
+        self._check_numbers(table, names)
+        if not names and not self._categories:
+            raise ConfigError(f"no column is left for inputs, beside {', '.join(sorted(used))}")
+        return [str(name) for name in names]
+
+    def _check_numbers(self, table: pd.DataFrame, names: Sequence[str]) -> None:
         for name in names:
             if table[name].dtype.kind not in "iufb":
                 raise ConfigError(
@@ -151,9 +187,27 @@ class FederatedTable(FederatedDataModule):
                     f"categories, which makes an input of each of its {table[name].nunique():,} "
                     "values, or leave it out of features"
                 )
-        if not names and not self._categories:
-            raise ConfigError(f"no column is left for inputs, beside {', '.join(sorted(used))}")
-        return [str(name) for name in names]
+
+    def _check_labels(self) -> None:
+        """Refuse several label columns that are not numbers."""
+        for table in self._tables:
+            for name in self.label_columns:
+                if table[name].dtype.kind not in "iufb":
+                    raise ConfigError(
+                        f"label column {name!r} holds {table[name].dtype}, not numbers: of several "
+                        "label columns each has to be one"
+                    )
+
+    def _check_filled(self) -> None:
+        """Refuse a row that lacks an input, which no input can be made of."""
+        for what, table in zip(("row", "test row"), self._tables, strict=False):
+            for name in [*self._numbers, *self._categories]:
+                if (missing := missing_rows(table[name].to_numpy())).size:
+                    raise DataError(
+                        f"{what} {missing[0]} has no {name!r} ({missing.size:,} of "
+                        f"{len(table):,} rows have none); fill it in, drop the rows, or leave the "
+                        "column out"
+                    )
 
     def _inputs(self, table: pd.DataFrame, values: dict[str, np.ndarray]) -> np.ndarray:
         columns = [table[name].to_numpy(np.float64, na_value=np.nan) for name in self._numbers]
@@ -167,7 +221,7 @@ class FederatedTable(FederatedDataModule):
         if not names:
             return [None] * len(self._tables)
         if not self._one_label:
-            return [table[names].to_numpy(np.float32) for table in self._tables]
+            return [table[names].to_numpy(np.float32, na_value=np.nan) for table in self._tables]
         first = self._tables[0][names[0]]
         if first.dtype.kind == "f" and not (first.dropna() == first.dropna().round()).all():
             return [table[names[0]].to_numpy(np.float32) for table in self._tables]
@@ -176,7 +230,7 @@ class FederatedTable(FederatedDataModule):
                 raise DataError(f"{what} {missing[0]} has no {names[0]!r}; fill it in or drop it")
         if first.dtype.kind == "f":
             return [table[names[0]].to_numpy(np.float32) for table in self._tables]
-        known = sorted(set(first.unique().tolist()))
+        known = _in_order(set(first.unique().tolist()))
         self.classes = tuple(map(str, known))
         self.num_classes = len(known)
         number = {value: at for at, value in enumerate(known)}
@@ -197,7 +251,7 @@ class _Rows(TensorExamples):
     """Rows as inputs and labels, with the table's columns."""
 
     def __init__(self, inputs: np.ndarray, labels: Any, table: pd.DataFrame) -> None:
-        super().__init__(torch.from_numpy(inputs.astype(np.float32)), labels)
+        super().__init__(inputs, labels)
         self._table = table
 
     def column(self, name: str) -> np.ndarray:
@@ -206,7 +260,24 @@ class _Rows(TensorExamples):
         return np.asarray(self._table[name].to_numpy())
 
 
-def _frame(name: str, given: Any) -> pd.DataFrame:
+def _in_order(values: set[Any]) -> list[Any]:
+    try:
+        return sorted(values)
+    except TypeError:  # numbers and text, say
+        return sorted(values, key=str)
+
+
+def _frame(name: str, given: Any, client: str) -> pd.DataFrame:
+    """Return a table with each column once, under its name as text."""
+    table = _read(name, given, client)
+    columns = [str(column) for column in table.columns]
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}: the table has two columns {twice!r}; rename one")
+    return table.set_axis(columns, axis=1)
+
+
+def _read(name: str, given: Any, client: str) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError:
@@ -222,7 +293,12 @@ def _frame(name: str, given: Any) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix in (".csv", ".gz", ".txt", ".tsv"):
-            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+            table = pd.read_csv(
+                path, sep="\t" if path.suffix == ".tsv" else ",", dtype={client: str}
+            )
+            if client in table and not table[client].str.match(_LEADING_ZERO).any():
+                table[client] = _numbers_or_text(table[client])
+            return table
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ImportError as error:
@@ -234,12 +310,25 @@ def _frame(name: str, given: Any) -> pd.DataFrame:
     raise ConfigError(f"{name}={path}: a table is a .csv or .parquet file, got {path.suffix!r}")
 
 
+_LEADING_ZERO = re.compile(r"[+-]?0\d")
+"""Names such as 007, which would lose their zeros as numbers."""
+
+
+def _numbers_or_text(column: pd.Series[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
 def _check_columns(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
     known = [str(column) for column in table.columns]
     for column in columns:
         if column not in known:
             listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            near = did_you_mean(str(column), known)
             raise ConfigError(
-                f"{name}={column!r} is not a column of the table.{did_you_mean(column, known)} "
-                f"It has {listed}."
+                f"{name}={column!r} is not a column of the table.{near} It has {listed}."
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedlightning.core.validation import Setting, check_integer
 from fedlightning.datamodules.datasets import FederatedDataset
 from fedlightning.datamodules.partitions.natural import NaturalIds
-from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
+from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
 
 __all__ = ["FederatedText", "WordHashes"]
 
@@ -32,7 +32,8 @@ class FederatedText(FederatedDataset):
             ``.json``, ``.jsonl``, ``.parquet`` or ``.txt`` file, or of a folder that
             ``save_to_disk`` has written.
         text: The column with the text.
-        label: The column with the class; None for texts alone, such as for a language model.
+        label: The column with the class, or with the target of a regression; None for texts alone,
+            such as for a language model.
         client: The column with the owner of each text; None divides by ``partition``.
         test: Test data likewise; None takes a share of each client's, see ``split``.
         tokenizer: A tokenizer of ``transformers``, the name of one, or any function of a list of
@@ -76,8 +77,9 @@ class FederatedText(FederatedDataset):
         for name, column in (("text", text), ("label", label), ("client", client)):
             if column is not None and column not in train.column_names:
                 raise ConfigError(
-                    f"{name}={column!r} is not a column of the dataset, which has "
-                    f"{', '.join(train.column_names)}"
+                    f"{name}={column!r} is not a column of the dataset."
+                    f"{did_you_mean(column, train.column_names)} It has "
+                    f"{', '.join(train.column_names)}."
                 )
         if client is not None:
             if kwargs.get("partition") is not None:
@@ -136,7 +138,7 @@ class _Tokenized:
         inputs = {name: made[name] for name in ("input_ids", "attention_mask")}
         if not self._labelled:
             return inputs
-        return inputs, torch.tensor([int(item[1]) for item in items])
+        return inputs, torch.tensor([item[1] for item in items])
 
 
 def _loaded(given: Any, subset: str | None, part: str) -> Any:
