@@ -10,11 +10,15 @@ from typing import Any
 from fedlightning.errors import ConfigError, FedLightningError, did_you_mean
 
 __all__ = [
+    "NAME_COLUMN",
     "named_in_text",
     "naming_clients",
     "resolve_clients",
     "short_label",
 ]
+
+NAME_COLUMN = "client_name"
+"""The last column of tables of clients that have names."""
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _IN_TEXT = re.compile(r"\b([Cc]lient) (\d+)\b(?! \(| clients)")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fedlightning.core.batches import SPLITS
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.storage.csv_files import csv_text
-from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = ["fingerprint", "partition_csv", "summarize"]
 
@@ -75,7 +75,7 @@ def partition_csv(
     if names is None:
         return csv_text([header, *([client, *row] for client, row in rows)])
     named = ([client, *row, names[client]] for client, row in rows)
-    return csv_text([[*header, CLIENT_NAME], *named])
+    return csv_text([[*header, NAME_COLUMN], *named])
 
 
 _MOST_BYTES = 4 << 20

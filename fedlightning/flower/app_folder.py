@@ -16,8 +16,9 @@ from fedlightning.cli.config.class_names import named_classes
 from fedlightning.deployment.refusals import refuse_algorithm
 from fedlightning.errors import ConfigError
 from fedlightning.flower.guide import nodes_page, units
-from fedlightning.flower.settings import CONFIG, ServerCLI
+from fedlightning.flower.settings import ServerCLI
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.run_layout import CONFIG
 
 __all__ = ["AppAbout", "write_app"]
 

@@ -19,11 +19,9 @@ from fedlightning.deployment.node import NodeParts
 from fedlightning.deployment.node_loop import NodeTrainer
 from fedlightning.deployment.server_loop import ServerTrainer
 from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.storage.run_layout import CONFIG
 
-__all__ = ["CONFIG", "App", "ServerCLI", "client_number", "node_parts"]
-
-CONFIG = "config.yaml"
-"""The run's config in an app's folder."""
+__all__ = ["App", "ServerCLI", "client_number", "node_parts"]
 
 _PROJECT = "pyproject.toml"
 

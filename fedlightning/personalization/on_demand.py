@@ -22,13 +22,15 @@ __all__ = ["ChosenClients", "chosen_clients", "client_words", "personalizing"]
 ChosenClients = Sequence[int | str] | int | str | None
 
 
-def client_words(text: str) -> list[str]:
-    """Return the names, ids and ranges of ids in a list, as a command line has it.
+def client_words(text: str | Sequence[str]) -> list[str]:
+    """Return the names, ids and ranges of ids in a list, as a command line has it, or as they are.
 
     Example:
         >>> client_words("charite, mayo"), client_words("[3,7-9]")
         (['charite', 'mayo'], ['3', '7-9'])
     """
+    if not isinstance(text, str):
+        return list(text)
     return re.split(r"\s*,\s*", text.strip().removeprefix("[").removesuffix("]").strip())
 
 

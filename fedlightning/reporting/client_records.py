@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import os_errors_as_failures
-from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = [
     "ClientRecord",
@@ -84,7 +84,7 @@ class ClientRecord:
         values = {**vars(self), **self.others}
         return [
             self.name
-            if name == CLIENT_NAME
+            if name == NAME_COLUMN
             else int(values[name])
             if name in _INTEGERS
             else float(values.get(name, math.nan))
@@ -100,7 +100,7 @@ def columns_of(records: Iterable[ClientRecord]) -> list[str]:
     """Return the columns of a table of clients: those of all tables, then the module's metrics."""
     every = list(records)
     others = dict.fromkeys(name for record in every for name in record.others)
-    named = [CLIENT_NAME] if any(record.name for record in every) else []
+    named = [NAME_COLUMN] if any(record.name for record in every) else []
     return [*_COLUMNS, *others, *named]
 
 
@@ -189,7 +189,7 @@ def _record(
     try:
         cells = zip(header, row, strict=True)
         texts = dict(cells)
-        called = texts.pop(CLIENT_NAME, "")
+        called = texts.pop(NAME_COLUMN, "")
         numbers = {n: int(cell) if n in _INTEGERS else float(cell) for n, cell in texts.items()}
     except ValueError as error:
         raise DataError(f"{path}:{line}: {error}") from None

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.errors import DataError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import os_errors_as_failures
-from fedlightning.storage.run_layout import CLIENT_NAME
 
 __all__ = ["InfluenceRecord", "ranked", "read_influence_csv", "write_influence_csv"]
 
@@ -106,7 +106,7 @@ def write_influence_csv(
         for rank, record in enumerate(ranked(records, metric), start=1)
     ]  # fmt: skip
     header = [*_COLUMNS, *(f"{_METRIC}{name}" for name in metrics)]
-    write_csv(path, [*header, CLIENT_NAME] if has_names else header, rows)
+    write_csv(path, [*header, NAME_COLUMN] if has_names else header, rows)
 
 
 def read_influence_csv(path: str | os.PathLike[str]) -> list[InfluenceRecord]:
@@ -120,7 +120,7 @@ def read_influence_csv(path: str | os.PathLike[str]) -> list[InfluenceRecord]:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     rows = csv.reader(text.splitlines())
     header = next(rows, [])
-    called = header[-1:] == [CLIENT_NAME]
+    called = header[-1:] == [NAME_COLUMN]
     end = len(header) - called
     names = [name.removeprefix(_METRIC) for name in header[len(_COLUMNS) : end]]
     if tuple(header[: len(_COLUMNS)]) != _COLUMNS:

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from fedlightning.core import client_names as naming
+
 CONFIG = "config.yaml"
 """All settings of the run, resolved; it runs again as it is."""
 
@@ -64,9 +66,6 @@ PARTITION = "partition.json"
 PARTITION_TABLE = "partition.csv"
 """Examples of each class, one row per client."""
 
-CLIENT_NAME = "client_name"
-"""The last column of tables of clients that have names."""
-
 PARTITION_FIGURE = "partition.png"
 """The same as a figure."""
 
@@ -111,7 +110,11 @@ def client_names_in(run: Path) -> list[str] | None:
         return None
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return [row[CLIENT_NAME] for row in rows] if rows and rows[0].get(CLIENT_NAME) else None
+    return (
+        [row[naming.NAME_COLUMN] for row in rows]
+        if rows and rows[0].get(naming.NAME_COLUMN)
+        else None
+    )
 
 
 def remove_unfinished(run: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedlightning.core.client_names import short_label
+from fedlightning.core.client_names import NAME_COLUMN, short_label
 from fedlightning.core.statistics import rank_correlation
 from fedlightning.reporting.figures.save import (
     influence_figure,
@@ -22,7 +22,6 @@ from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
-    CLIENT_NAME,
     LAST_CHECKPOINT,
     LEAVE_ONE_OUT,
     LEAVE_ONE_OUT_FIGURE,
@@ -147,7 +146,7 @@ def write_left_out(output: Path, records: Sequence[LeftOut], metric: str) -> str
          *([called[r.client]] if called else [])]
         for r in ordered
     ]  # fmt: skip
-    header += [f"estimate/{name}" for name in guessed] + ([CLIENT_NAME] if called else [])
+    header += [f"estimate/{name}" for name in guessed] + ([NAME_COLUMN] if called else [])
     write_csv(output / LEAVE_ONE_OUT, header, rows)
     truth = [record.truth[metric] for record in known]
     estimates = [record.estimate[metric] for record in known]
