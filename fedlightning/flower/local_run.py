@@ -286,8 +286,8 @@ def follow(
         errors="replace",
     )
     done = False
+    assert run.stdout is not None, "it is a pipe"
     try:
-        assert run.stdout is not None
         for line in run.stdout:
             done = done or line.startswith(DONE)
             say(line.rstrip("\n"))
@@ -297,4 +297,5 @@ def follow(
         if run.poll() is None:
             run.kill()
             run.wait()
+        run.stdout.close()
     return code if code or done else 5
