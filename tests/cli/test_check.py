@@ -24,7 +24,9 @@ def evil(write, tmp_path, monkeypatch):
 
 def test_a_config_that_would_be_accepted(run):
     ended = run("check", "ok.yaml")
-    assert (ended.code, ended.err) == (0, "")
+    # jsonargparse also speaks of classes that other tests of the same process have left behind
+    said = [line for line in ended.err.splitlines() if "Hit failing import" not in line]
+    assert (ended.code, said) == (0, [])
     assert ended.out.splitlines() == [
         "classes that would be imported:",
         "  MLP      model",
