@@ -66,8 +66,6 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture(autouse=True)
 def as_on_the_command_line(monkeypatch):
-    for module in ("fedlightning.callbacks.run_record", "fedlightning.personalization.results"):
-        monkeypatch.setattr(f"{module}.save_figure", lambda *args: None)
     monkeypatch.setattr("fedlightning.trainer.RequirementCache", lambda name: False)
     with quiet():
         yield
