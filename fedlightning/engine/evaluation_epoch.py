@@ -89,6 +89,11 @@ class EvaluationEpoch:
         return self._own or self._split != "val"
 
     @property
+    def hooked(self) -> bool:
+        """Whether the module has hooks around its epochs, its batches or its modes."""
+        return bool(self._hooks)
+
+    @property
     def pools(self) -> bool:
         """Whether the module has a hook that sees a whole epoch, and so all clients at once."""
         return not self._hooks.keys().isdisjoint(_OF_AN_EPOCH)

@@ -11,7 +11,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -88,6 +88,10 @@ class RoundLoop(_FitLoop):
     @abstractmethod
     def run_round(self) -> Mapping[str, tuple[float, LogFlags]]:
         """Train one round, put its result into the module, and return the round's metrics."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Prepare the module for an evaluation outside of ``fit``."""
+        return nullcontext()
 
     def extra_state(self) -> dict[str, Any]:
         """Return what else a checkpoint holds: primitives and tensors."""
