@@ -3,7 +3,7 @@
 Each client has twenty training and ten test examples in memory. "Evaluate" measures loss and
 accuracy of one model on every client's test data; "fine-tune" trains all parameters for two epochs
 on every client's training data, and measures before and after. The plain loop makes the same
-batches, runs the same kernels (channels last, fused SGD) and computes the same metrics.
+batches, runs the same kernels (channels last, unfused SGD) and computes the same metrics.
 
     python benchmarks/evaluation.py --turns 3
     python benchmarks/evaluation.py --nets MLP --clients 10000 --work evaluate
@@ -119,7 +119,7 @@ class Raw:
         for client, (x, y) in enumerate(self.train):
             self.net.load_state_dict(server)
             self._score(client)
-            optimizer = torch.optim.SGD(self.net.parameters(), lr=LR, momentum=0.9, fused=True)
+            optimizer = torch.optim.SGD(self.net.parameters(), lr=LR, momentum=0.9)
             self.net.train()
             for _ in range(EPOCHS):
                 for rows in torch.randperm(len(x)).split(BATCH):

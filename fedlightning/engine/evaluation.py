@@ -83,12 +83,26 @@ class ClientEvaluator:
             task: Client and split.
             batches: Batches to use instead of the client's.
         """
-        module = self._trainer.lightning_module
+        module, epoch = self._trainer.lightning_module, EvaluationEpoch(self._trainer, task.split)
+        if batches is None and (found := self._directly(epoch, task)) is not None:
+            return found
         before = WholeModule(module, LIGHTNING_ATTRIBUTES)
         try:
-            return self._run(EvaluationEpoch(self._trainer, task.split), [task], batches).all
+            return self._run(epoch, [task], batches).all
         finally:
             before.restore()
+
+    def _directly(self, epoch: EvaluationEpoch, task: ClientTask) -> dict[str, float] | None:
+        """Return the same where nothing but the network needs to run; ``None`` elsewhere."""
+        trainer = self._trainer
+        if epoch.hooked or self.per_class or obstacle(trainer, trainer.lightning_module):
+            return None
+        Workers.of(trainer).check()
+        alone = JointEvaluation(trainer, task.split, [task], self._read_alone, least_rows=1)
+        found = alone.of_client(task)
+        if found is not None:
+            self._flags.update(alone.flags)
+        return found
 
     def _run(
         self,

@@ -76,7 +76,7 @@ class EvaluationEpoch:
         step = getattr(module, f"{self._stage}_step")
         base = pl.LightningModule
         self._own = step is not no_step and overrides(module, f"{self._stage}_step", base)
-        self._step = with_index(step) if self._own else None
+        self._step = step if self._own else None
         self._hooks: dict[str, Callable[..., Any]] = {}
         for part in (*_OF_AN_EPOCH, "model_eval", "model_train", "batch_start", "batch_end"):
             name = f"on_{self._stage}_{part}"
@@ -118,7 +118,7 @@ class EvaluationEpoch:
         trainer, module = self._trainer, self._module
         modes = [(child, child.training) for child in module.modules()]
         device = trainer.strategy.root_device
-        step = self._step or with_index(_classifier_step(module, log))
+        step = with_index(self._step or _classifier_step(module, log))
         with ExitStack() as stack:
             stack.enter_context(at_stage(trainer, self._split))
             stack.enter_context(apart())

@@ -90,6 +90,8 @@ class JointEvaluation:
         split: ``"val"``, or another split, whose metrics are called ``global/...``.
         tasks: The clients to come, in this order.
         batches: Returns a client's batches.
+        least_rows: Batches of fewer rows go through the network together; 1 where there is only
+            one client.
     """
 
     def __init__(
@@ -98,14 +100,16 @@ class JointEvaluation:
         split: Split,
         tasks: Sequence[ClientTask],
         batches: Callable[[ClientTask], Iterator[Batch]],
+        least_rows: int = LEAST_ROWS,
     ) -> None:
+        self._least_rows = least_rows
         self._trainer, self._split, self._batches = trainer, split, batches
         self._module = trainer.lightning_module
         prefix = "val" if split == "val" else "global"
         self._loss, self._accuracy = f"{prefix}/loss", f"{prefix}/acc"
         self._tasks = tasks
         self._places = {task: place for place, task in enumerate(tasks)}
-        self._found: dict[ClientTask, Mapping[str, float]] = {}
+        self._found: dict[ClientTask, dict[str, float]] = {}
         self._suitable = True
 
     @property
@@ -113,7 +117,7 @@ class JointEvaluation:
         """Where the metrics are logged: as the default steps say."""
         return {self._loss: LogFlags(False, None), self._accuracy: LogFlags(True, None)}
 
-    def of_client(self, task: ClientTask) -> Mapping[str, float] | None:
+    def of_client(self, task: ClientTask) -> dict[str, float] | None:
         """Return what the module logs on a client's data; ``None`` if it must be asked itself."""
         if task not in self._found and self._suitable:
             try:
@@ -128,7 +132,7 @@ class JointEvaluation:
         place = self._places.get(task)
         return iter([task] if place is None else self._tasks[place:])
 
-    def _measure(self, tasks: Iterator[ClientTask]) -> dict[ClientTask, Mapping[str, float]]:
+    def _measure(self, tasks: Iterator[ClientTask]) -> dict[ClientTask, dict[str, float]]:
         """Return the scores of the first clients, until enough examples have been through."""
         module, pending, rows = self._module, _Pending(), 0
         of_clients: dict[ClientTask, list[_Scored]] = {}
@@ -143,7 +147,7 @@ class JointEvaluation:
                 for x, y in map(_classified, self._batches(task)):
                     size = y.shape[0]
                     scored.append(_Scored(size))
-                    if size >= LEAST_ROWS:
+                    if size >= self._least_rows:
                         self._score(x, y, scored[-1:])
                         continue
                     if pending.rows + size > _ROWS:
@@ -163,7 +167,7 @@ class JointEvaluation:
     def _flush(self, pending: _Pending) -> None:
         """Score batches of few rows in one forward pass."""
         x, y = torch.cat(pending.inputs), torch.cat(pending.labels)
-        if (missing := LEAST_ROWS - pending.rows) > 0:
+        if (missing := self._least_rows - pending.rows) > 0:
             x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
         self._score(x, y, pending.scored)
 
@@ -183,11 +187,11 @@ class JointEvaluation:
 
     def _metrics(
         self, of_clients: Mapping[ClientTask, Sequence[_Scored]]
-    ) -> dict[ClientTask, Mapping[str, float]]:
+    ) -> dict[ClientTask, dict[str, float]]:
         """Return every client's means over its batches, as the module would log them."""
         every = [each for scored in of_clients.values() for each in scored]
         losses = iter(torch.stack([each.loss for each in every if each.loss is not None]).tolist())
-        found: dict[ClientTask, Mapping[str, float]] = {}
+        found: dict[ClientTask, dict[str, float]] = {}
         for task, scored in of_clients.items():
             total = loss = accuracy = 0.0
             for each in scored:
