@@ -16,6 +16,7 @@ from fedlightning.core.batches import inputs_of
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import LogFlags, Metrics
 from fedlightning.core.module_snapshot import Changes, WholeModule
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, default_seed, forked_generators
 from fedlightning.core.statistics import over_clients
 from fedlightning.core.views import CENTRAL, EvaluationView
@@ -25,7 +26,7 @@ from fedlightning.engine.evaluation_epoch import EvaluationEpoch, Measured, no_s
 from fedlightning.engine.joint_evaluation import JointEvaluation, obstacle
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import overrides, ready_batches
+from fedlightning.engine.steps import ready_batches
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
 

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from fedlightning.core.batches import Batch, Split, batch_length
 from fedlightning.core.metrics import CLASS
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.class_counts import ClassCounts
 from fedlightning.engine.local_log import EPOCH, EVALUATION_BATCH, LocalLog
-from fedlightning.engine.steps import overrides, with_index
+from fedlightning.engine.steps import with_index
 from fedlightning.engine.workers.apart import apart
 
 __all__ = ["EvaluationEpoch", "Measured", "no_step"]

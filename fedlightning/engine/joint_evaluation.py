@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from fedlightning.core.batches import Batch, Split
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.module_snapshot import eval_mode
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.per_example import doubt, watched
-from fedlightning.engine.steps import overrides, transfers_batches
+from fedlightning.engine.steps import transfers_batches
 from fedlightning.engine.workers.apart import apart
 from fedlightning.models.base import FederatedModule
 

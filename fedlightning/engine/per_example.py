@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from torch import nn
 
-from fedlightning.engine.steps import overrides
+from fedlightning.core.overrides import overrides
 from fedlightning.models.base import FederatedModule
 
 __all__ = ["doubt", "watched"]

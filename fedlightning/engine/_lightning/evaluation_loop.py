@@ -18,10 +18,10 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.module_snapshot import Changes, WholeModule
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask, ViewLoader
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import overrides
 from fedlightning.engine.workers.collectives import Workers
 
 __all__ = ["ClientEvaluationLoop", "PersonalizationLoop"]

@@ -13,11 +13,12 @@ import torch
 from pytorch_lightning.plugins.precision import Precision
 from torch import nn
 
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.examples import has_classes
 from fedlightning.engine.local_training import LOCAL_HOOKS
 from fedlightning.engine.per_example import watched
-from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
+from fedlightning.engine.steps import needs_lightning_step, transfers_batches
 from fedlightning.models.base import FederatedModule
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings
 
