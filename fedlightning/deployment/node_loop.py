@@ -14,6 +14,7 @@ from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.batches import Split
 from fedlightning.core.messages import Broadcast
 from fedlightning.core.metrics import LogFlags
+from fedlightning.core.overrides import overrides
 from fedlightning.core.state import State
 from fedlightning.datamodules import ClientTask
 from fedlightning.deployment.messages import Answer, Order, Receipt, TrainOrder
@@ -22,7 +23,7 @@ from fedlightning.engine.executor import Executor
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.run_settings import Settings
-from fedlightning.engine.steps import STEP_HOOKS, overrides
+from fedlightning.engine.steps import STEP_HOOKS
 from fedlightning.federation.failures import attempt
 from fedlightning.federation.jobs import Job, ScheduleState
 from fedlightning.federation.server import Server

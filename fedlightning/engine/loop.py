@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -280,6 +281,17 @@ class FederatedLoop(RoundLoop):
         half = "16" in str(self.trainer.precision)
         device = self.trainer.strategy.root_device
         set_memory_format(self.module, self.federation.channels_last, device, half)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Lay out weights and treat memory as in training, for an evaluation outside of ``fit``."""
+        with torch.inference_mode(False):  # otherwise the weights would be inference tensors
+            self.set_memory_format()
+        self._freed_memory.keep()
+        try:
+            yield
+        finally:
+            self._freed_memory.give_back()
 
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
