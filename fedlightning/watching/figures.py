@@ -47,7 +47,11 @@ def curve_drawings(runs: Sequence[WatchedRun]) -> list[str]:
     main = next(iter(drawn.values())).main_metric if drawn else MainMetric()
     unit = " (%)" if main.is_share else ""
     panels = [
-        (f"{main.title}, global model{unit}", {n: _global(run) for n, run in drawn.items()}, main.scale),
+        (
+            f"{main.title}, global model{unit}",
+            {n: _global(run) for n, run in drawn.items()},
+            main.scale,
+        ),
         (
             f"{main.title}, personalized{unit}",
             {n: run.metrics.get(f"personalized/{main.name}") for n, run in drawn.items()},
@@ -120,13 +124,15 @@ def _drawn(
     scale: float,
     legend: bool,
 ) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(*_SIZE)
     ax = figure.subplots()
     for name, values in series.items():
         there = np.isfinite(values)
         xs, ys = runs[name].rounds[there] + 1, values[there] * scale
-        step = max(1, math.ceil(len(xs) / _MOST_POINTS))
-        at = np.unique(np.r_[np.arange(0, len(xs), step), max(0, len(xs) - 1)]) if len(xs) else []
+        few = max(2, min(len(xs), _MOST_POINTS))
+        at = np.linspace(0, len(xs) - 1, few).astype(int) if len(xs) else slice(0)
         colour, dashes = looks[name]
         ax.plot(
             xs[at],
@@ -140,7 +146,7 @@ def _drawn(
         )
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
     ax.set_xlabel("round")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y")
     ax.margins(x=0.02)
     if legend:

@@ -42,8 +42,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { .running { color: #6cb8ea; } .finished { color: #4fc9a4; }
   .failed, .killed { color: #ff9d6b; } }
 progress { width: 7rem; height: .7rem; accent-color: var(--accent); vertical-align: middle; }
-.swatch { display: inline-block; width: 1.4rem; height: 0; border-top: 3px solid; margin-right: .4rem;
-  vertical-align: middle; }
+.swatch { display: inline-block; width: 1.4rem; height: 0; border-top: 3px solid;
+  margin-right: .4rem; vertical-align: middle; }
 .panels { display: flex; flex-wrap: wrap; gap: .6rem; }
 .panels figure { flex: 1 1 20rem; margin: 0; } .panels svg { min-width: 0 !important; }
 .error { color: #b3410e; overflow-wrap: anywhere; }
@@ -61,7 +61,8 @@ let tag = "";
 async function refresh() {
   if (!document.hidden) {
     try {
-      const answer = await fetch("live", {cache: "no-store", headers: tag ? {"If-None-Match": tag} : {}});
+      const headers = tag ? {"If-None-Match": tag} : {};
+      const answer = await fetch("live", {cache: "no-store", headers});
       if (answer.status === 200) {
         const open = [...live.querySelectorAll("details[open]")].map(each => each.dataset.key);
         live.innerHTML = await answer.text();
@@ -129,11 +130,8 @@ def _runs_table(runs: Sequence[WatchedRun]) -> str:
     for run in runs:
         colour, dashes = looks.get(run.name, ("", "-"))
         line = "solid" if dashes == "-" else "dashed"
-        swatch = (
-            f'<span class="swatch" style="border-top-color:{colour};border-top-style:{line}"></span>'
-            if colour
-            else ""
-        )
+        drawn = f"border-top-color:{colour};border-top-style:{line}"
+        swatch = f'<span class="swatch" style="{drawn}"></span>' if colour else ""
         rows.append(
             [
                 f"{swatch}{html.escape(run.name)}",

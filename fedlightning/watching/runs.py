@@ -31,7 +31,7 @@ from fedlightning.storage.run_layout import (
     WEIGHTS,
     WITHOUT,
 )
-from fedlightning.studies.run_reader import Run, read_run
+from fedlightning.studies.run_reader import Run, read_run, read_tables
 from fedlightning.studies.run_state import RECORD, RunState, read_state
 from fedlightning.studies.study import load_yaml
 
@@ -170,7 +170,7 @@ class RunFolders:
     ) -> WatchedRun:
         run, note = None, state[1]
         try:
-            run = read_run(path)
+            run = read_run(path) if (path / CONFIG).is_file() else read_tables(path)
         except FileNotFoundError:
             pass  # nothing is logged yet
         except (FedLightningError, OSError, ValueError) as error:
