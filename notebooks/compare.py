@@ -13,8 +13,14 @@ from pathlib import Path
 
 from pytorch_lightning import seed_everything
 
-from fedlightning import FedAvg, FedBABU, FederatedTrainer, Federation, FedPer
-from fedlightning import PersonalizationCallback
+from fedlightning import (
+    FedAvg,
+    FedBABU,
+    FederatedTrainer,
+    Federation,
+    FedPer,
+    PersonalizationCallback,
+)
 from fedlightning.datamodules import Digits, Shards
 from fedlightning.models import MLP
 
@@ -28,9 +34,7 @@ for algorithm in (FedAvg(), FedBABU(), FedPer()):
         callbacks=[PersonalizationCallback(epochs=3, lr=0.1)],
         default_root_dir=f"runs/{algorithm.name}",
     )
-    trainer.fit(
-        MLP(in_features=64, lr=0.1), datamodule=Digits(num_clients=10, partition=Shards(2))
-    )
+    trainer.fit(MLP(in_features=64, lr=0.1), datamodule=Digits(num_clients=10, partition=Shards(2)))
     results[algorithm.name] = Path(trainer.log_dir)
 
 # %% [markdown]
@@ -41,10 +45,12 @@ for name, folder in results.items():
     with (folder / "clients.csv").open() as file:
         rows = list(csv.DictReader(file))
     before, after = (
-        sum(float(row[column]) for row in rows) / len(rows) for column in ("acc_before", "acc_after")
+        sum(float(row[column]) for row in rows) / len(rows)
+        for column in ("acc_before", "acc_after")
     )
     worst = min(float(row["acc_after"]) for row in rows)
     print(f"{name:8} {before:.3f} -> {after:.3f}, worst client {worst:.3f}")
 
 # %% [markdown]
-# Several seeds, processes and a report with tests are a study: a file of a few lines, and the command `compare`.
+# Several seeds, processes and a report with tests are a study: a file of a few lines, and the
+# command `compare`.

@@ -32,8 +32,9 @@ class SquareRootWeights(Algorithm):
 
 
 # %% [markdown]
-# What happens in a local step: a hook. This one adds a pull of the weights towards zero to the loss of each batch. A hook
-# has settings and no state, so it works with several workers and resumes to the same bits.
+# What happens in a local step: a hook. This one adds a pull of the weights towards zero to the
+# loss of each batch. A hook has settings and no state, so it works with several workers and
+# resumes to the same bits.
 
 
 # %%
@@ -48,8 +49,6 @@ class Shrink(ClientHook):
 
 # %%
 algorithm = SquareRootWeights(local=[Shrink(1e-3)])
-trainer = FederatedTrainer(
-    federation=Federation(algorithm=algorithm, cohort_size=5), max_epochs=3
-)
+trainer = FederatedTrainer(federation=Federation(algorithm=algorithm, cohort_size=5), max_epochs=3)
 trainer.fit(MLP(in_features=64, lr=0.1), datamodule=Digits(num_clients=10, partition=Shards(2)))
 float(trainer.callback_metrics["global/acc"])

@@ -5,8 +5,8 @@
 # %% [markdown]
 # # Your own data
 #
-# Three hospitals in one table. Each row names its hospital, each hospital keeps its name everywhere. Needs the extra
-# `table`.
+# Three hospitals in one table. Each row names its hospital, each hospital keeps its name
+# everywhere. Needs the extra `table`.
 
 # %%
 import numpy as np

@@ -5,7 +5,8 @@
 # %% [markdown]
 # # Quickstart
 #
-# Twenty clients share a body, each fine-tunes a head of its own: FedBABU on scikit-learn's digits.
+# Twenty clients share a body, each fine-tunes a head of its own: FedBABU on scikit-learn's
+# digits.
 
 # %%
 import csv
@@ -30,10 +31,14 @@ trainer.fit(MLP(in_features=64), datamodule=data)
 
 # %%
 metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-{name: metrics[name] for name in ("global/acc", "personalized/acc", "personalized/acc_worst_decile")}
+{
+    name: metrics[name]
+    for name in ("global/acc", "personalized/acc", "personalized/acc_worst_decile")
+}
 
 # %% [markdown]
-# The run folder has a row for each client, and pictures: `clients.png`, `curves.png`, `partition.png`.
+# The run folder has a row for each client, and pictures: `clients.png`, `curves.png`,
+# `partition.png`.
 
 # %%
 folder = Path(trainer.log_dir)

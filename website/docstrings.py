@@ -17,14 +17,15 @@ def formula(tex: str, block: bool = False) -> str:
     r"""Return LaTeX as MathML.
 
     Example:
-        >>> formula("x^2").startswith("<math")
+        >>> formula("x^2").startswith("<span><math")
         True
     """
     for ours, known in _OPERATORS.items():
         tex = tex.replace(ours, known)
     words = " ".join(tex.split())
     drawn = convert(words, display="block" if block else "inline")
-    return f'<div class="formula">{drawn}</div>' if block else drawn
+    # a line that begins with <math> would be a paragraph of its own
+    return f'<div class="formula">{drawn}</div>' if block else f"<span>{drawn}</span>"
 
 
 def sections(docstring: str) -> dict[str, str]:
@@ -47,6 +48,7 @@ def markdown_of(text: str) -> str:
     text = _BLOCK.sub(lambda match: f"\n{formula(match[1], block=True)}\n", text)
     text = re.sub(r":math:`([^`]*)`", lambda match: formula(match[1]), text)
     text = re.sub(r":[a-z]+:`~?([^`]*)`", lambda match: f"`{_short(match[1])}`", text)
+    text = re.sub(r"(?<![<(\"'`])https://[^\s)>,;`]*[^\s)>,;`.]", r"<\g<0>>", text)
     return text.replace("``", "`")
 
 

@@ -35,7 +35,7 @@ def picture(algorithm: Algorithm, keeps: str) -> str:
         _text(left, 34, "server", "strong"),
         _text(left, 58, _server(algorithm)),
         _box(12, 150, 696, 110, "outer"),
-        _text(left, 172, "client", "strong"),
+        _text(490, 174, "client", "strong"),
     ]
     for at, lane in enumerate(lanes):
         x = left + at * step
@@ -50,9 +50,9 @@ def picture(algorithm: Algorithm, keeps: str) -> str:
             parts.append(_text(x + 10, 246, what if algorithm.keep is not False else "trained"))
     for line, text in enumerate(_messages(algorithm)):
         parts.append(_text(490, 96 + 18 * line, text, "note"))
-    parts.append(_text(490, 196, "the client keeps:"))
+    parts.append(_text(490, 198, "keeps:"))
     for line, text in enumerate(_wrapped(keeps or "nothing", 30)[:3]):
-        parts.append(_text(490, 214 + 17 * line, text, "note"))
+        parts.append(_text(490, 216 + 17 * line, text, "note"))
     return "".join([*parts, "</svg>"])
 
 
@@ -116,9 +116,7 @@ def _text(x: float, y: float, text: str, kind: str = "plain") -> str:
 
 def _arrow(x: float, start: float, end: float) -> str:
     inset = 4 if end > start else -4
-    return (
-        f'<path d="M{x} {start + inset}V{end - inset}" class="arrow" marker-end="url(#tip)"/>'
-    )
+    return f'<path d="M{x} {start + inset}V{end - inset}" class="arrow" marker-end="url(#tip)"/>'
 
 
 def _wrapped(text: str, width: int) -> list[str]:
