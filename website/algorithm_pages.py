@@ -17,6 +17,7 @@ from website.pictures import picture
 
 __all__ = ["algorithm_classes", "algorithm_pages", "slug"]
 
+_ABOVE = "How they compose, and how to write one: [algorithms](../algorithms.md)."
 _NOTHING = (
     "No comparison with other algorithms is published here for it yet. "
     "[`compare`](../guide.md#comparing-algorithms) measures it on your data beside any others."
@@ -40,8 +41,7 @@ def algorithm_pages(root: Path) -> Iterator[tuple[str, str, str]]:
     results = tables(root / "docs" / "results.md")
     kept = _kept(root / "README.md")
     pages = []
-    lines = ["# Algorithms one by one", "", "How they compose, and how to write one:"
-             " [algorithms](../algorithms.md).", "", "| | in a sentence |", "|---|---|"]  # fmt: skip
+    lines = ["# Algorithms one by one", "", _ABOVE, "", "| | in a sentence |", "|---|---|"]
     for kind in algorithm_classes():
         title, text = kind.__name__, _page(kind, kept, results, root)
         pages.append((f"algorithms/{slug(kind)}.md", title, text))
@@ -70,11 +70,9 @@ def _page(
     said = sections(inspect.getdoc(kind) or "")
     parts = [f"# {kind.__name__}", "", markdown_of(said[""]), ""]
     parts += [picture(kind(), kept.get(kind.__name__, "")), ""]
-    parts += ["## Run it", ""]
-    if recipe := _recipe(kind, root):
-        parts += ["```bash", f"python -m fedlightning fit --config {recipe}", "```", ""]
-    parts += ["```bash", f"python -m fedlightning fit --config quickstart.yaml "
-              f"--federation.algorithm={kind.__name__}", "```", ""] if not recipe else []  # fmt: skip
+    options = _recipe(kind, root) or f"quickstart.yaml --federation.algorithm={kind.__name__}"
+    command = f"python -m fedlightning fit --config {options}"
+    parts += ["## Run it", "", "```bash", command, "```", ""]
     parts += ["## Measured", "", measured(kind.__name__, results) or _NOTHING, ""]
     if "Source" in said:
         parts += ["## Source", "", markdown_of(said["Source"]), ""]

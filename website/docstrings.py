@@ -29,10 +29,10 @@ def formula(tex: str, block: bool = False) -> str:
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """Return the parts of a Google docstring; the text before the first section has no name.
+    r"""Return the parts of a Google docstring; the text before the first section has no name.
 
     Example:
-        >>> sections("One line.\\n\\nSource:\\n    A paper.")
+        >>> sections("One line.\n\nSource:\n    A paper.")
         {'': 'One line.', 'Source': 'A paper.'}
     """
     pieces = _SECTION.split(docstring)

@@ -60,7 +60,8 @@ def stories(name: str) -> dict:
 
 def test_lines_with_code_are_counted():
     code_lines = stories("count.py")["code_lines"]
-    text = '"""A title."""\n\n# a comment\nx = [\n    1,\n]\n\n\ndef f():\n    """Say."""\n    return x\n'
+    text = '"""A title."""\n\n# a comment\nx = [\n    1,\n]\n\n'
+    text += 'def f():\n    """Say."""\n    return x\n'
     assert code_lines(text) == 5  # three of x, def, return
 
 
