@@ -71,6 +71,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     markdown = markdown.replace("](../README.md", "](overview.md")
     for name in AT_THE_TOP:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
+    markdown = markdown.replace("](notebooks/)", "](notebooks/quickstart.md)")
     return markdown.replace("](LICENSE)", "](https://www.apache.org/licenses/LICENSE-2.0)")
 
 
