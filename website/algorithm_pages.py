@@ -11,12 +11,18 @@ import yaml
 
 from fedlightning import algorithms
 from fedlightning.algorithms import Algorithm, Composite, ServerData
+from fedlightning.callbacks import ClientInfluence
+from fedlightning.federation import Cyclic
 from website.docstrings import markdown_of, sections
 from website.measured import measured, tables
 from website.pictures import picture
 
 __all__ = ["algorithm_classes", "algorithm_pages", "slug"]
 
+_OTHERS = (
+    (ClientInfluence, "Fed-Influence", "An observer of any algorithm, as a callback."),
+    (Cyclic, "Cyclic weight transfer", "A schedule beside any algorithm."),
+)
 _ABOVE = "How they compose, and how to write one: [algorithms](../algorithms.md)."
 _NOTHING = (
     "No comparison with other algorithms is published here for it yet. "
@@ -47,16 +53,22 @@ def algorithm_pages(root: Path) -> Iterator[tuple[str, str, str]]:
         pages.append((f"algorithms/{slug(kind)}.md", title, text))
         first = markdown_of(sections(inspect.getdoc(kind) or "")[""].splitlines()[0])
         lines.append(f"| [{title}]({slug(kind)}.md) | {first} |")
+    for kind, title, note in _OTHERS:
+        said = sections(inspect.getdoc(kind) or "")
+        body = [f"# {title}", "", note, "", markdown_of(said[""]), "", "## Measured", ""]
+        pages.append((f"algorithms/{slug(kind)}.md", title, "\n".join(
+            [*body, measured(title, results), "", *_settings(kind)])))  # fmt: skip
+        lines.append(f"| [{title}]({slug(kind)}.md) | {note} |")
     yield "algorithms/index.md", "One by one", "\n".join(lines) + "\n"
     yield from pages
 
 
-def slug(kind: type[Algorithm]) -> str:
+def slug(kind: type) -> str:
     """Return the name of an algorithm's page."""
     return kind.__module__.rpartition(".")[2] if _alone(kind) else kind.__name__.lower()
 
 
-def _alone(kind: type[Algorithm]) -> bool:
+def _alone(kind: type) -> bool:
     module = kind.__module__
     return sum(other.__module__ == module for other in algorithm_classes()) == 1
 
@@ -69,17 +81,21 @@ def _page(
 ) -> str:
     said = sections(inspect.getdoc(kind) or "")
     parts = [f"# {kind.__name__}", "", markdown_of(said[""]), ""]
-    parts += [picture(kind(), kept.get(kind.__name__, "")), ""]
+    drawn = picture(kind(), kept.get(kind.__name__, ""))
+    parts += [f'<div class="formula">{drawn}</div>', ""]
     options = _recipe(kind, root) or f"quickstart.yaml --federation.algorithm={kind.__name__}"
     command = f"python -m fedlightning fit --config {options}"
     parts += ["## Run it", "", "```bash", command, "```", ""]
     parts += ["## Measured", "", measured(kind.__name__, results) or _NOTHING, ""]
     if "Source" in said:
         parts += ["## Source", "", markdown_of(said["Source"]), ""]
+    return "\n".join([*parts, *_settings(kind)])
+
+
+def _settings(kind: type) -> list[str]:
     whole = f"{kind.__module__}.{kind.__qualname__}"
-    parts += ["## Settings", "", f"::: {whole}", "    options:", "      heading_level: 3",
-              "      show_root_heading: true", "      members: false", ""]  # fmt: skip
-    return "\n".join(parts)
+    return ["## Settings", "", f"::: {whole}", "    options:", "      heading_level: 3",
+            "      show_root_heading: true", "      members: false", ""]  # fmt: skip
 
 
 def _kept(readme: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ def measured(name: str, results: dict[str, list[list[str]]]) -> str:
     parts = []
     for section in (_STUDY, _SYSTEMS):
         header, rule, *rows = results[section]
-        own = [row for row in rows if row[0] == called]
+        own = [row for row in rows if row[0].lower() == called.lower()]
         if own:
             anchor = re.sub(r"[^a-z0-9-]+", "-", section.lower())
             beside = [row for row in rows if row[0] == "FedAvg" and called != "FedAvg"]
@@ -48,7 +48,7 @@ def measured(name: str, results: dict[str, list[list[str]]]) -> str:
             parts += [f"|{'|'.join(line)}|" for line in lines]
             parts.append("")
     for title in results:
-        if title.startswith(f"{called}:") or title.startswith(f"{name}:"):
+        if title.lower().startswith((f"{called.lower()}:", f"{name.lower()}:")):
             anchor = re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", title.lower()))
             parts.append(f"In detail, with spread and what did not appear: "
                          f"[{title}](../results.md#{anchor}).\n")  # fmt: skip
