@@ -66,6 +66,10 @@ def _run(
         return _study(arguments)
     if arguments[0] == "deploy":
         return _deploy(arguments)
+    if arguments[0] == "watch":
+        from fedlightning.watching.watch_command import watch
+
+        return watch(arguments[1:])
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
         print_warning(warning)

@@ -71,10 +71,11 @@ class FederatedTrainer(pl.Trainer):
     All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
     updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
     ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
-    clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
-    cohort (one by default; with ``"auto"`` one per core or GPU). Metrics always go to a CSV file,
-    and also to TensorBoard if it is installed and no logger is given. An
-    :class:`~fedlightning.AtomicCheckpointIO` writes ``checkpoints/last.ckpt`` after every round.
+    clients' data sets, two a client with validation data; every round is logged, whatever
+    ``log_every_n_steps`` says; ``devices`` counts the workers that share a cohort (one by default;
+    with ``"auto"`` one per core or GPU). Metrics always go to a CSV file, and also to TensorBoard
+    if it is installed and no logger is given. An :class:`~fedlightning.AtomicCheckpointIO` writes
+    ``checkpoints/last.ckpt`` after every round.
 
     Args:
         federation: The federated settings; by default FedBABU with a tenth of the clients.

@@ -27,7 +27,7 @@ class ClientSplit(Setting, ABC):
     The client's test data are taken first; validation data (``val_fraction``) are then taken of the
     rest by the same rule. A client keeps at least one training example.
 
-    Args:
+    Attributes:
         test: Share of a client's examples to test on, in (0, 1).
     """
 

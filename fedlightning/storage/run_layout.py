@@ -69,6 +69,9 @@ PARTITION_TABLE = "partition.csv"
 PARTITION_FIGURE = "partition.png"
 """The same as a figure."""
 
+ENDED = "ended.json"
+"""Why a run ended before its last round; one that is resumed or complete has none."""
+
 PREDICTIONS = "predictions.csv"
 """Predictions of ``Trainer.predict``, one row per test example."""
 

@@ -31,7 +31,7 @@ from fedlightning.storage.run_layout import (
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
-__all__ = ["Numbers", "Run", "final_metrics", "find_run_folders", "read_run"]
+__all__ = ["Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_tables"]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -186,6 +186,29 @@ def read_run(folder: Path) -> Run:
         wall_seconds=state.seconds if state else math.nan,
         unfinished=unfinished,
         main_metric=_main_metric(settings, views, metrics),
+    )
+
+
+def read_tables(folder: Path) -> Run:
+    """Read the tables of a run folder that has no config; settings and seed are unknown.
+
+    Raises:
+        FedLightningError: A table cannot be read; the message names it.
+        OSError: There is no table of metrics.
+    """
+    rounds, metrics = _read_table(folder / METRICS)
+    seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
+    views = _read_views(folder, metrics)
+    return Run(
+        folder=folder,
+        algorithm="",
+        seed=0,
+        views=views,
+        metrics=metrics,
+        rounds=rounds,
+        seconds=seconds,
+        cohorts=cohorts,
+        main_metric=_main_metric({}, views, metrics),
     )
 
 
