@@ -20,7 +20,7 @@ from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_reader import final_metrics
-from fedlightning.studies.run_state import LOG, RunState, begin, state_of
+from fedlightning.studies.run_state import LOG, RunState, State, begin, state_of
 
 __all__ = ["RunOutcomes", "Supervisor", "run_all"]
 
@@ -178,6 +178,7 @@ def _end(child: _Child, progress: Progress, interrupted: bool, supervisor: Super
     code = code if code >= 0 else 128 - code
     was_stopped = code in (130, 143, 137) and (interrupted or bool(child.stopped))
     error = ""
+    state: State
     if code == 0:
         shown = ", ".join(f"{key} {value:.3f}" for key, value in final_metrics(child.run.folder))
         state, text = "done", f"done in {duration(seconds)}; {shown}".rstrip("; ")

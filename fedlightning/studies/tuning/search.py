@@ -92,9 +92,8 @@ class Search(Supervisor):
 
     def ended_trials(self) -> int:
         """Return how many trials of all variants have ended."""
-        return sum(
-            trial.state.is_finished() for v in self.tuning.spaces for trial in self.trials(v)
-        )
+        every = [trial for variant in self.tuning.spaces for trial in self.trials(variant)]
+        return sum(trial.state.is_finished() for trial in every)
 
     # -- what runs next ------------------------------------------------------------------------
 

@@ -116,11 +116,12 @@ def _spaces(study: Study, common: Any, own: Any) -> dict[str, Space]:
     for name in own:
         if name not in study.variants:
             raise ConfigError(
-                f"tune.variants: {name!r} is not a variant.{did_you_mean(str(name), study.variants)}"
-                f" The variants are: {', '.join(study.variants)}."
+                f"tune.variants: {name!r} is not a variant."
+                f"{did_you_mean(str(name), study.variants)} The variants are: "
+                f"{', '.join(study.variants)}."
             )
     shared = _space("tune.space", common)
-    spaces = {
+    spaces: dict[str, Space] = {
         name: {**shared, **_space(f"tune.variants.{name}", own.get(name))}
         for name in study.variants
     }
