@@ -14,6 +14,7 @@ from fedlightning.cli.terminal import print_note
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.storage.locks import study_lock
 from fedlightning.studies.options import read_words
+from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.runner import run_all
 from fedlightning.studies.study import Study, load_yaml, read_study
@@ -150,7 +151,7 @@ def _search(
             f"{tuning.output}" + (f"; {before} done before" if before else ""),
             flush=True,
         )
-        progress = Progress(search.total, before, None)
+        progress = _TrialProgress(search.total, before, None)
         options = ["--strict"] if strict else []
         ended = run_all(search.runs(), study.workers, progress, lock, options, search)
         if search.refusal:
@@ -161,6 +162,13 @@ def _search(
         found = results_of(search)
         write_results(search, overrides, found)
     return found, 0
+
+
+class _TrialProgress(Progress):
+    """Prints trials as they end, and no rounds: lines about these have numbers on test data."""
+
+    def milestone(self, run: PlannedRun, line: str) -> None:
+        """Print nothing."""
 
 
 def _print_plan(study: Study, tuning: Tuning) -> None:

@@ -86,7 +86,7 @@ def _labels(groups: Sequence[Group], main: MainMetric, view: str) -> dict[str, s
 
 def _x_axes(groups: Sequence[Group]) -> list[tuple[str, float, str]]:
     runs = [run for group in groups for run in group.runs.values()]
-    axes = [("round", 1.0, "rounds")]
+    axes = [("rounds done", 1.0, "rounds")]
     most = max((_largest(_xs(run, "bytes")) for run in runs), default=0.0)
     if most > 0:
         size, unit = next((size, unit) for size, unit in _BYTES if most >= size or size == 1)

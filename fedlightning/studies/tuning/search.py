@@ -234,10 +234,10 @@ class Search(Supervisor):
     def _pruner(self, variant: str) -> Any:
         tuning, pruners = self.tuning, self._optuna.pruners
         if tuning.pruner == "median":
-            return pruners.MedianPruner(tuning.startup_trials, tuning.warmup_rounds)
+            return pruners.MedianPruner(tuning.startup_trials, tuning.warmup_rounds + 1)
         if tuning.pruner == "hyperband":
             rounds = trial_run(self.study, tuning, variant, 0, {}, self.overrides).rounds
-            least = max(1, tuning.warmup_rounds)
+            least = tuning.warmup_rounds + 1
             return pruners.HyperbandPruner(least, rounds or "auto", tuning.reduction_factor)
         return pruners.NopPruner()
 
