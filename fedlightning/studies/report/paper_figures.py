@@ -46,6 +46,8 @@ PAGE = 6.9
 FigureFormat = Literal["pdf", "svg", "png"]
 
 _POINTS = 8.0
+_AXIS = 0.8  # the least width of an axis of ranks, in inches
+_GAP = 0.14  # between it and the names
 _SETTINGS = {
     "font.size": _POINTS,
     "axes.labelsize": _POINTS,
@@ -115,15 +117,15 @@ def curves_paper_figure(
     """
     metric = _metric(groups)
     names = {run.main_metric.column(run.metrics) for g in groups for run in g.runs.values()}
-    titles = {f"personalized/{metric.name}": "personalized"}
-    titles |= dict.fromkeys(sorted(filter(None, names)), "global model")
+    titles = {f"personalized/{metric.name}": "personal"}
+    titles |= dict.fromkeys(sorted(filter(None, names)), "global")
     drawn = {name: {group.variant: curve_of(group, name) for group in groups} for name in titles}
     known = [name for name in drawn if any(len(c.rounds) > 1 for c in drawn[name].values())]
     if not known:
         return None
     curves, of = drawn[known[0]], titles[known[0]]
     with paper_style():
-        figure = new_figure(width, 0.62 * width + 0.35)
+        figure = _new(width, list(curves))
         ax = figure.subplots()
         for variant, curve in curves.items():
             colour, dashes = looks[variant]
@@ -135,7 +137,7 @@ def curves_paper_figure(
                 ax.fill_between(curve.rounds, means - spreads, means + spreads, color=colour,
                                 alpha=0.15, linewidth=0)  # fmt: skip
         ax.set_xlabel("rounds done")
-        ax.set_ylabel(f"{metric.title}, {of}{_unit(metric)}")
+        ax.set_ylabel(f"{of} {metric.title}{_unit(metric)}")
         ax.margins(x=0.01)
         ax.grid(linewidth=0.4, color=GRID)
         _legend(figure, ax, width)
@@ -169,7 +171,7 @@ def seeds_paper_figure(
             ax.plot([known.mean()], [-at], marker="|", markersize=9, color=INK)
         ax.set_yticks([-at for at in range(len(groups))], [group.variant for group in groups])
         ax.set_ylim(-len(groups) + 0.5, 0.5)
-        ax.set_xlabel(f"{metric.title}, seeds, mean and 95 % interval{_unit(metric)}")
+        ax.set_xlabel(f"{metric.title}{_unit(metric)}")
         ax.grid(axis="x", linewidth=0.4, color=GRID)
     return figure
 
@@ -197,7 +199,7 @@ def clients_paper_figure(
     if not any(each.size for each in values.values()):
         return None
     with paper_style():
-        figure = new_figure(width, 0.62 * width + 0.35)
+        figure = _new(width, [variant for variant, each in values.items() if each.size])
         ax = figure.subplots()
         for variant, each in values.items():
             if each.size:
@@ -206,7 +208,7 @@ def clients_paper_figure(
                 ax.step(np.concatenate([each[:1], each]), shares, where="post", color=colour,
                         linestyle=dashes, label=variant)  # fmt: skip
         ax.set_xlabel(f"{metric.title} of a client{_unit(metric)}")
-        ax.set_ylabel("clients with at most that (%)")
+        ax.set_ylabel("clients up to it (%)")
         ax.set_ylim(0, 101)
         ax.grid(linewidth=0.4, color=GRID)
         _legend(figure, ax, width)
@@ -227,7 +229,7 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
     left = (count + 1) // 2
     step = 0.165  # inches between lines of text
     bars = len(ranking.alike)
-    above, below = 0.52, 0.12 + 0.07 * bars + step * left + 0.2
+    above, below = 0.52, 0.12 + 0.07 * bars + step * (left + 0.4)
     with paper_style():
         figure = new_figure(width, above + below)
         figure.set_layout_engine("none")
@@ -235,8 +237,9 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
         ax.set_xlim(0, width)
         ax.set_ylim(-below, above)
         ax.axis("off")
-        names = _widest(figure, ranking.variants)
-        start, end = names + 0.12, width - names - 0.12
+        sides = ranking.variants[:left], ranking.variants[left:]
+        shown, (start, margin) = _fitted(figure, sides, width - _AXIS - 2 * _GAP)
+        start, end = start + _GAP, width - margin - _GAP
 
         def x(rank: float) -> float:
             return start + (end - start) * (rank - 1) / (count - 1)
@@ -256,7 +259,7 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
             height = -0.08 - 0.07 * at
             ends = [x(ranking.mean_ranks[first]) - 0.03, x(ranking.mean_ranks[last]) + 0.03]
             ax.plot(ends, [height] * 2, color=INK, linewidth=2.2, solid_capstyle="butt")
-        for at, (name, rank) in enumerate(zip(ranking.variants, ranking.mean_ranks, strict=True)):
+        for at, (name, rank) in enumerate(zip(shown, ranking.mean_ranks, strict=True)):
             on_left = at < left
             row = at if on_left else count - 1 - at
             height = -(0.12 + 0.07 * bars + step * (row + 0.7))
@@ -267,23 +270,42 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
     return figure
 
 
-def _widest(figure: Figure, names: Sequence[str]) -> float:
-    """Return the width of the widest name, in inches, at most a third of the figure."""
+def _fitted(
+    figure: Figure, sides: tuple[Sequence[str], Sequence[str]], room: float
+) -> tuple[list[str], tuple[float, float]]:
+    """Return the names on both sides, cut to the room that there is, and each side's width."""
+    shown = [list(names) for names in sides]
+    while True:
+        widths = [[_inches(figure, name) for name in names] for names in shown]
+        widest = [max(each, default=0.0) for each in widths]
+        if sum(widest) <= room:
+            return [*shown[0], *shown[1]], (widest[0], widest[1])
+        side = int(widest[1] > widest[0])
+        at = widths[side].index(widest[side])
+        shown[side][at] = shown[side][at].removesuffix("…")[:-1] + "…"
+
+
+def _inches(figure: Figure, text: str) -> float:
     from matplotlib.text import Text
 
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    widths = []
-    for name in names:
-        text = Text(0, 0, name, figure=figure)
-        widths.append(text.get_window_extent(renderer).width / figure.dpi)
-    return min(max(widths), figure.get_figwidth() / 3)
+    drawn = Text(0, 0, text, figure=figure)
+    return float(drawn.get_window_extent(renderer).width / figure.dpi)
+
+
+def _new(width: float, names: Sequence[str]) -> Figure:
+    """Return a figure with room for a legend of some names above its axes."""
+    return new_figure(width, 0.62 * width + 0.16 * math.ceil(len(names) / _columns(names, width)))
+
+
+def _columns(names: Sequence[str], width: float) -> int:
+    wide = max(map(len, names), default=1) * 0.062 + 0.5  # inches of an entry
+    return max(1, min(len(names), int(width / wide)))
 
 
 def _legend(figure: Figure, ax: Axes, width: float) -> None:
     handles, names = ax.get_legend_handles_labels()
-    wide = max(map(len, names), default=1) * 0.062 + 0.5  # inches of an entry
-    columns = max(1, min(len(names), int(width / wide)))
-    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+    figure.legend(handles, names, loc="outside upper left", ncols=_columns(names, width))
 
 
 def _metric(groups: Sequence[Group]) -> MainMetric:

@@ -169,6 +169,8 @@ def results_paper_table(
         for at, group in enumerate(groups)
     ]
     where = f", {groups[0].condition}" if groups[0].condition else ""
+    if {"before", "after"} <= set(columns):
+        where += " before and after personalization"
     return PaperTable(label, _caption(groups, metric, spreading, where), ["", *columns], rows)
 
 
