@@ -28,7 +28,7 @@ from fedlightning.studies.run_state import (
     state_of,
 )
 from fedlightning.studies.runner import RunOutcomes, run_all
-from fedlightning.studies.study import Study, read_study
+from fedlightning.studies.study import Study, load_yaml, read_study
 from fedlightning.studies.validation import check_runs
 
 __all__ = ["compare"]
@@ -84,6 +84,11 @@ def compare(words: Sequence[str]) -> int:
     runs = _chosen(everything, given.values.get("only"))
     strict = "strict" in given.flags or os.environ.get("FEDLIGHTNING_STRICT", "0") not in ("", "0")
     check_runs(runs, strict)
+    if load_yaml(path).get("tune"):
+        print_note(
+            f"{path} has tune: compare runs its variants as they are; python -m fedlightning tune "
+            "--config writes a study with chosen settings."
+        )
     if "dry-run" in given.flags:
         _print_plan(study, runs, "rerun" in given.flags)
         return 0
