@@ -78,9 +78,10 @@ def learning_figure(
 
 def _dwarfed(ax: Axes) -> bool:
     """Whether one curve is so high that the others would lie on the axis."""
-    tops = [float(np.max(ys)) for line in ax.lines if (ys := np.asarray(line.get_ydata())).size]
-    lowest = min((float(np.min(line.get_ydata())) for line in ax.lines if len(line.get_ydata())),
-                 default=0.0)  # fmt: skip
+    drawn = [ys for line in ax.lines if (ys := np.asarray(line.get_ydata(), float)).size]
+    if not drawn:
+        return False
+    tops, lowest = [float(ys.max()) for ys in drawn], min(float(ys.min()) for ys in drawn)
     return lowest > 0 and max(tops) > _DWARFS * float(np.median(tops))
 
 

@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -48,7 +48,7 @@ FigureFormat = Literal["pdf", "svg", "png"]
 _POINTS = 8.0
 _AXIS = 0.8  # the least width of an axis of ranks, in inches
 _GAP = 0.14  # between it and the names
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "font.size": _POINTS,
     "axes.labelsize": _POINTS,
     "axes.titlesize": _POINTS,
@@ -251,8 +251,8 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
         critical = min(ranking.critical_difference, count - 1)
         more = "" if critical == ranking.critical_difference else " (beyond the axis)"
         ax.plot([x(1), x(1 + critical)], [0.27] * 2, color=INK, linewidth=0.8)
-        for at in (1, 1 + critical):
-            ax.plot([x(at)] * 2, [0.24, 0.30], color=INK, linewidth=0.8)
+        for end_of in (1.0, 1 + critical):
+            ax.plot([x(end_of)] * 2, [0.24, 0.30], color=INK, linewidth=0.8)
         ax.text(x(1), 0.33, f"CD = {ranking.critical_difference:.2f}{more}, "
                 f"{ranking.blocks} {ranking.unit}", va="bottom")  # fmt: skip
         for at, (first, last) in enumerate(ranking.alike):

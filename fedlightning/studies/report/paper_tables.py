@@ -164,7 +164,7 @@ def results_paper_table(
             columns[name] = _numbers(values, metric, spreading)
     if columns.get("global") == columns.get("before"):
         columns.pop("global", None)  # what a client starts from is the global model
-    rows = [
+    rows: list[list[str | Number]] = [
         [group.variant, *(column[at] for column in columns.values())]
         for at, group in enumerate(groups)
     ]
@@ -194,7 +194,9 @@ def conditions_paper_table(
             for name in variants
         ]
         columns.append(_numbers(values, metric, spreading))
-    rows = [[name, *(column[at] for column in columns)] for at, name in enumerate(variants)]
+    rows: list[list[str | Number]] = [
+        [name, *(column[at] for column in columns)] for at, name in enumerate(variants)
+    ]
     caption = _caption(every, metric, spreading, " after personalization")
     return PaperTable(label, caption, ["", *by_condition], rows)
 
