@@ -48,7 +48,7 @@ a { color: var(--accent); }
 table { border-collapse: collapse; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
-td.wide { white-space: normal; min-width: 12rem; text-align: left; overflow-wrap: anywhere; }
+td.wide { white-space: normal; min-width: 9rem; text-align: left; overflow-wrap: anywhere; }
 th { background: var(--card); color: var(--muted); font-weight: 600; }
 thead th { vertical-align: bottom; }
 tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--grid); }

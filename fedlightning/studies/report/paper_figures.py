@@ -48,7 +48,7 @@ FigureFormat = Literal["pdf", "svg", "png"]
 _POINTS = 8.0
 _AXIS = 0.8  # the least width of an axis of ranks, in inches
 _GAP = 0.14  # between it and the names
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.size": _POINTS,
     "axes.labelsize": _POINTS,
     "axes.titlesize": _POINTS,
@@ -255,16 +255,16 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
             ax.plot([x(end_of)] * 2, [0.24, 0.30], color=INK, linewidth=0.8)
         ax.text(x(1), 0.33, f"CD = {ranking.critical_difference:.2f}{more}, "
                 f"{ranking.blocks} {ranking.unit}", va="bottom")  # fmt: skip
-        for at, (first, last) in enumerate(ranking.alike):
-            height = -0.08 - 0.07 * at
+        for bar, (first, last) in enumerate(ranking.alike):
+            height = -0.08 - 0.07 * bar
             ends = [x(ranking.mean_ranks[first]) - 0.03, x(ranking.mean_ranks[last]) + 0.03]
             ax.plot(ends, [height] * 2, color=INK, linewidth=2.2, solid_capstyle="butt")
-        for at, (name, rank) in enumerate(zip(shown, ranking.mean_ranks, strict=True)):
+        for at, (name, mean) in enumerate(zip(shown, ranking.mean_ranks, strict=True)):
             on_left = at < left
             row = at if on_left else count - 1 - at
             height = -(0.12 + 0.07 * bars + step * (row + 0.7))
             edge = start - 0.06 if on_left else end + 0.06
-            ax.plot([x(rank), x(rank), edge], [0, height, height], color=INK, linewidth=0.6)
+            ax.plot([x(mean), x(mean), edge], [0, height, height], color=INK, linewidth=0.6)
             ax.text(edge + (-0.04 if on_left else 0.04), height, name,
                     ha="right" if on_left else "left", va="center")  # fmt: skip
     return figure

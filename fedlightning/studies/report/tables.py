@@ -182,7 +182,7 @@ def seed_tests_table(tests: Sequence[SeedTest], name_both: bool, metric: MainMet
                 html.escape(test.finding),
             ]
         )
-    return table(header, rows, wide=[len(header) - 1])
+    return table(header, rows, wide=[*[1] * name_both, len(header) - 1])
 
 
 def clients_tests_table(
@@ -211,7 +211,7 @@ def clients_tests_table(
                 html.escape(_within(test, within)),
             ]
         )
-    return table(header, rows, wide=[len(header) - 2, len(header) - 1])
+    return table(header, rows, wide=[*[1] * name_both, len(header) - 2, len(header) - 1])
 
 
 def _within(test: PairedTest, within: WithinSeeds) -> str:
