@@ -75,7 +75,7 @@ class PaperTable:
               \label{tab:a}
               \begin{tabular}{lr}
                 \toprule
-                name & acc \\
+                name &                  acc \\
                 \midrule
                 A\_1 & \textbf{9.0} $\pm$ 1 \\
                 \bottomrule
