@@ -61,6 +61,12 @@ def test_studies_would_be_accepted(command, capsys):
     assert "to be run" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands_of("tune"), ids=" ".join)
+def test_searches_would_be_accepted(command, capsys):
+    assert main([*command, "--dry-run"]) == 0
+    assert "trials of each variant" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", commands_of("report"), ids=" ".join)
 def test_reports_lack_nothing_but_their_runs(command, capsys):
     assert main(command) == 2

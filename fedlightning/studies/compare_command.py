@@ -18,6 +18,7 @@ from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.options import Options, read_words
 from fedlightning.studies.plan import PlannedRun, plan
 from fedlightning.studies.progress import Progress
+from fedlightning.studies.report.paper import PAPER_OPTIONS, PaperOptions, paper_options
 from fedlightning.studies.run_state import (
     RunState,
     archive,
@@ -27,14 +28,14 @@ from fedlightning.studies.run_state import (
     state_of,
 )
 from fedlightning.studies.runner import RunOutcomes, run_all
-from fedlightning.studies.study import Study, read_study
+from fedlightning.studies.study import Study, load_yaml, read_study
 from fedlightning.studies.validation import check_runs
 
 __all__ = ["compare"]
 
 _FLAGS = ("dry-run", "rerun", "no-report", "strict")
 _OF_STUDY = ("output", "workers", "seeds", "baseline")
-_VALUES = ("config", "only", *_OF_STUDY)
+_VALUES = ("config", "only", *_OF_STUDY, *PAPER_OPTIONS)
 _MOST_NAMED = 5
 _HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...]
 
@@ -47,6 +48,10 @@ _HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...
   --dry-run          print what would run
   --rerun            repeat runs whose settings have changed; the old ones move to replaced/
   --no-report        do not write the report
+  --tables KINDS     latex, markdown, or latex,markdown: tables for a paper
+  --figures KIND     pdf, svg or png: figures for a paper
+  --width WIDTH      their width: column (3.3 inches, the default), page (6.9), or inches
+  --spread KIND      behind the ± in tables: sd (the default) or ci, over seeds
   --strict           refuse classes of other packages
   --KEY.KEY=VALUE    a setting of all runs, e.g. --trainer.max_epochs=2"""
 
@@ -74,10 +79,16 @@ def compare(words: Sequence[str]) -> int:
     study = replace(study, output=Path(os.path.normpath(study.output)))
     if "seed_everything" in given.settings:
         raise ConfigError("--seed_everything: pass --seeds=[...]; each run uses one of them.")
+    paper = paper_options(given.values)
     everything = plan(study, given.settings)
     runs = _chosen(everything, given.values.get("only"))
     strict = "strict" in given.flags or os.environ.get("FEDLIGHTNING_STRICT", "0") not in ("", "0")
     check_runs(runs, strict)
+    if load_yaml(path).get("tune"):
+        print_note(
+            f"{path} has tune: compare runs its variants as they are; python -m fedlightning tune "
+            "--config writes a study with chosen settings."
+        )
     if "dry-run" in given.flags:
         _print_plan(study, runs, "rerun" in given.flags)
         return 0
@@ -91,7 +102,7 @@ def compare(words: Sequence[str]) -> int:
             _print_interrupted(runs)
             return 128 + ended.signal
         if "no-report" not in given.flags and any(state_of(run).state == "done" for run in runs):
-            _report(study, everything)
+            _report(study, everything, paper)
     if ended.failed:
         raise FederationError(ended.failures(len(runs)))
     return 0
@@ -152,7 +163,7 @@ def _run(
     return run_all(left, study.workers, progress, lock, ["--strict"] if strict else [])
 
 
-def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
+def _report(study: Study, runs: Sequence[PlannedRun], paper: PaperOptions) -> None:
     from fedlightning.studies.report_command import write_report
 
     there = [run for run in runs if any(run.folder.rglob(METRICS))]
@@ -163,6 +174,7 @@ def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
         baseline=study.baseline,
         order=tuple(study.variants),
         missing=[run.name for run in runs if run not in there],
+        paper=paper,
     )
 
 

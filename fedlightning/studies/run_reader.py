@@ -31,7 +31,9 @@ from fedlightning.storage.run_layout import (
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
-__all__ = ["Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_tables"]
+__all__ = [
+    "Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_table", "read_tables",
+]  # fmt: skip
 
 Numbers = npt.NDArray[np.float64]
 
@@ -164,7 +166,7 @@ def read_run(folder: Path) -> Run:
         (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
         None,
     )
-    rounds, metrics = _read_table(folder / METRICS)
+    rounds, metrics = read_table(folder / METRICS)
     settings = settings_in(config)
     unfinished = _why_unfinished(config, settings, rounds, state)
     seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
@@ -196,7 +198,7 @@ def read_tables(folder: Path) -> Run:
         FedLightningError: A table cannot be read; the message names it.
         OSError: There is no table of metrics.
     """
-    rounds, metrics = _read_table(folder / METRICS)
+    rounds, metrics = read_table(folder / METRICS)
     seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     views = _read_views(folder, metrics)
     return Run(
@@ -234,7 +236,7 @@ def _main_metric(
     return MainMetric.chosen(of_global, None, mode)
 
 
-def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
+def read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
     """Return the rounds, and each column; a torn last line is left out."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.reader(file))
@@ -249,7 +251,7 @@ def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
 def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
     if not path.is_file():
         return np.full(len(rounds), math.nan), {}
-    numbers, columns = _read_table(path)
+    numbers, columns = read_table(path)
     at = {int(number): index for index, number in enumerate(numbers)}
     seconds = columns.get("seconds", np.full(len(numbers), math.nan))
     sums = columns.get("cohort_crc32", np.empty(0))

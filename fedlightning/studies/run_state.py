@@ -25,7 +25,7 @@ from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
-__all__ = ["LOG", "RECORD", "RunState", "archive", "begin", "read_state", "rounds_done"]
+__all__ = ["LOG", "RECORD", "RunState", "State", "archive", "begin", "read_state", "rounds_done"]
 
 RECORD = "study_run.json"
 LOG = "log.txt"

@@ -48,6 +48,7 @@ class Study:
 
 _KEYS = {
     "title", "output", "base", "settings", "seeds", "variants", "grid", "workers", "baseline",
+    "tune",
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_from_outside_and_is_well_formed(study, capsys):
     assert "link" not in page.tags
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert page.tags.count("svg") == 2 * 5 + 1, "five figures a condition, one of the partition"
+    assert page.tags.count("svg") == 2 * 6 + 2, "six a condition, one of all, one of the partition"
     assert "FedProx &lt;&amp;&gt;" in text
     assert "FedProx <&>" not in text
     assert text.index('id="c0">cohort_size=5') < text.index('id="c1">cohort_size=10')

@@ -78,7 +78,8 @@ def _draw_curves(
         if not len(numbers):
             continue
         few = len(numbers) <= 30
-        ax.plot(rounds, numbers, color=color, linewidth=1.8, marker="o" if few else None,
+        done = [index + 1 for index in rounds]
+        ax.plot(done, numbers, color=color, linewidth=1.8, marker="o" if few else None,
                 markersize=3.5)  # fmt: skip
         ends.append(float(numbers[-1]))
         texts.append(f"{name}  {numbers[-1]:.1f} %")
@@ -86,7 +87,7 @@ def _draw_curves(
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
     ax.locator_params(axis="x", integer=True)
-    ax.set_xlabel("round")
+    ax.set_xlabel("rounds done")
     ax.set_ylabel("forgetting")
     ax.grid(axis="y")
     ax.spines["left"].set_visible(False)
