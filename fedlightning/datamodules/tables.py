@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,9 @@ from fedlightning.datamodules.client_splits import (
     SplitWithin,
     TimeSplit,
     split_of,
+    text_columns,
 )
-from fedlightning.datamodules.columns import missing_rows
+from fedlightning.datamodules.columns import as_written, missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
@@ -38,7 +38,8 @@ class FederatedTable(FederatedDataModule):
 
     Args:
         train: A DataFrame, or the path of a ``.csv`` or ``.parquet`` file.
-        client: The column with the owner of each row.
+        client: The column with the owner of each row. In a CSV file it is read as it is written:
+            ``NA``, ``001`` and ``1e5`` are names as any other.
         label: The column with the label, or several; None for data without labels.
         features: The columns with the inputs; None means all others that are numbers. One of text
             has to be named in ``categories``, or be left out.
@@ -91,8 +92,9 @@ class FederatedTable(FederatedDataModule):
         for name in ("num_clients", "partition"):
             if name in kwargs:
                 raise ConfigError(f"{name} follows from the column client={client!r}; leave it out")
+        texts = text_columns(client, split)
         self._tables = [
-            _frame(name, table, client)
+            _frame(name, table, texts)
             for name, table in (("train", train), ("test", test))
             if name == "train" or table is not None
         ]
@@ -267,9 +269,9 @@ def _in_order(values: set[Any]) -> list[Any]:
         return sorted(values, key=str)
 
 
-def _frame(name: str, given: Any, client: str) -> pd.DataFrame:
+def _frame(name: str, given: Any, as_texts: Mapping[str, bool]) -> pd.DataFrame:
     """Return a table with each column once, under its name as text."""
-    table = _read(name, given, client)
+    table = _read(name, given, as_texts)
     columns = [str(column) for column in table.columns]
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if twice is not None:
@@ -277,7 +279,7 @@ def _frame(name: str, given: Any, client: str) -> pd.DataFrame:
     return table.set_axis(columns, axis=1)
 
 
-def _read(name: str, given: Any, client: str) -> pd.DataFrame:
+def _read(name: str, given: Any, as_texts: Mapping[str, bool]) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError:
@@ -293,11 +295,13 @@ def _read(name: str, given: Any, client: str) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix in (".csv", ".gz", ".txt", ".tsv"):
-            table = pd.read_csv(
-                path, sep="\t" if path.suffix == ".tsv" else ",", dtype={client: str}
+            separator = "\t" if path.suffix == ".tsv" else ","
+            table = pd.read_csv(path, sep=separator)
+            texts = pd.read_csv(
+                path, sep=separator, usecols=as_texts.__contains__, dtype=str, na_filter=False
             )
-            if client in table and not table[client].str.match(_LEADING_ZERO).any():
-                table[client] = _numbers_or_text(table[client])
+            for column in texts.columns:
+                table[column] = as_written(texts[column].tolist(), as_texts[column])
             return table
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -308,19 +312,6 @@ def _read(name: str, given: Any, client: str) -> pd.DataFrame:
     except Exception as error:  # parser and decoder errors are of many types
         raise DataError(f"{path} is not a table: {type(error).__name__}: {error}") from error
     raise ConfigError(f"{name}={path}: a table is a .csv or .parquet file, got {path.suffix!r}")
-
-
-_LEADING_ZERO = re.compile(r"[+-]?0\d")
-"""Names such as 007, which would lose their zeros as numbers."""
-
-
-def _numbers_or_text(column: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
-    try:
-        return pd.to_numeric(column)
-    except (ValueError, TypeError):
-        return column
 
 
 def _check_columns(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fedlightning.core.validation import Setting, check_integer
+from fedlightning.datamodules.client_splits import text_columns
+from fedlightning.datamodules.columns import as_written
 from fedlightning.datamodules.datasets import FederatedDataset
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
@@ -72,8 +74,9 @@ class FederatedText(FederatedDataset):
         **kwargs: Any,
     ) -> None:
         self.max_length = check_integer("max_length", max_length, at_least=1)
-        train = _loaded(dataset, subset, "train")
-        tested = None if test is None else _loaded(test, subset, "test")
+        texts = text_columns(client, kwargs.get("split"))
+        train = _loaded(dataset, subset, "train", text, texts)
+        tested = None if test is None else _loaded(test, subset, "test", text, texts)
         for name, column in (("text", text), ("label", label), ("client", client)):
             if column is not None and column not in train.column_names:
                 raise ConfigError(
@@ -141,7 +144,9 @@ class _Tokenized:
         return inputs, torch.tensor([item[1] for item in items])
 
 
-def _loaded(given: Any, subset: str | None, part: str) -> Any:
+def _loaded(
+    given: Any, subset: str | None, part: str, text: str, as_texts: Mapping[str, bool]
+) -> Any:
     try:
         import datasets
     except ImportError:
@@ -157,7 +162,7 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         if path.suffix in _FILES:
             if not path.is_file():
                 raise DataError(f"{path}: no such file")
-            return datasets.Dataset(_table(path))
+            return datasets.Dataset(_table(path, text, as_texts))
         if path.is_dir():
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(given), subset, split=part)
@@ -167,23 +172,30 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         raise DataError(f"dataset={given}: {type(error).__name__}: {error}") from error
 
 
-def _table(path: Path) -> Any:
+def _table(path: Path, text: str, as_texts: Mapping[str, bool]) -> Any:
     """Return a file's rows, read into memory; nothing is cached elsewhere."""
     import pyarrow as pa
 
     if path.suffix == ".csv":
         from pyarrow import csv
 
-        return csv.read_csv(path)
+        types = dict.fromkeys({text, *as_texts}, pa.string())
+        table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+        for name in as_texts.keys() & set(table.column_names):
+            column = pa.array(as_written(table[name].to_pylist(), as_texts[name]), from_pandas=True)
+            table = table.set_column(table.column_names.index(name), name, column)
+        return table
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
         return parquet.read_table(path)
-    text = path.read_text(encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        return pa.table({"text": [line for line in text.splitlines() if line.strip()]})
-    rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
-    return pa.Table.from_pylist(list(rows))
+        return pa.table({"text": [line for line in content.splitlines() if line.strip()]})
+    if path.suffix == ".json":
+        return pa.Table.from_pylist(json.loads(content))
+    lines = [line for line in content.split("\n") if line.strip()]
+    return pa.Table.from_pylist([json.loads(line) for line in lines])
 
 
 def _tokenizer(given: Any) -> Any:

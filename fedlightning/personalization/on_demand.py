@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -28,10 +28,16 @@ def client_words(text: str | Sequence[str]) -> list[str]:
     Example:
         >>> client_words("charite, mayo"), client_words("[3,7-9]")
         (['charite', 'mayo'], ['3', '7-9'])
+        >>> client_words('"Smith, Jones",mayo')
+        ['Smith, Jones', 'mayo']
     """
     if not isinstance(text, str):
         return list(text)
-    return re.split(r"\s*,\s*", text.strip().removeprefix("[").removesuffix("]").strip())
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    (words,) = csv.reader([text], skipinitialspace=True) if text else ([""],)
+    return [word.strip() for word in words]
 
 
 def chosen_clients(
