@@ -16,7 +16,15 @@ from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.datamodules.times import sortable_times
 from fedlightning.errors import DataError
 
-__all__ = ["ClientSplit", "GroupSplit", "RandomSplit", "SplitWithin", "TimeSplit", "split_of", "text_columns"]
+__all__ = [
+    "ClientSplit",
+    "GroupSplit",
+    "RandomSplit",
+    "SplitWithin",
+    "TimeSplit",
+    "split_of",
+    "text_columns",
+]
 
 Key = str | Sequence[Any] | np.ndarray
 """The name of a column, or one value per example."""

@@ -17,6 +17,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.core.validation import check_integer
 from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples, label_array
 from fedlightning.datamodules.reading import BatchReader, Stream
+from fedlightning.datamodules.structured import StructuredExamples, is_structured
 from fedlightning.errors import DataError, FederationError, did_you_mean
 
 __all__ = ["DatasetExamples", "Pairs", "column_of", "is_map_style"]
@@ -166,10 +167,20 @@ class Pairs(Dataset[Any]):
         pair: Inputs, and labels or None, one of each per example.
         as_items: Whether inputs that make no array, such as sequences of several lengths, are kept
             as a list.
+        label_key: Of labels in a mapping, the one that a partition sees.
     """
 
-    def __init__(self, pair: Any, as_items: bool) -> None:
+    inputs: Any
+    targets: Any
+
+    def __init__(self, pair: Any, as_items: bool, label_key: str | None = None) -> None:
         inputs, labels = pair
+        self.several: StructuredExamples | None = None
+        if is_structured(inputs) or is_structured(labels):
+            self.several = StructuredExamples(inputs, labels, label_key)
+            self.inputs = range(len(self.several))
+            self.targets = self.several.labels
+            return
         try:
             self.inputs = TensorExamples(inputs).inputs
         except DataError:
@@ -184,6 +195,8 @@ class Pairs(Dataset[Any]):
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> Any:
+        if self.several is not None:
+            return self.several.item(index)
         if self.targets is None:
             return self.inputs[index]
         return self.inputs[index], self.targets[index]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules.columns import missing_rows
 from fedlightning.errors import DataError, FedLightningError
 
 __all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
@@ -208,8 +209,18 @@ def label_array(labels: Any) -> np.ndarray:
 
 
 def _label_tensor(labels: Any) -> Tensor:
+    if isinstance(labels, (list, tuple, np.ndarray)):
+        objects = np.asarray(labels, object) if _has_none(labels) else np.empty(0)
+        if (missing := missing_rows(objects)).size:
+            raise DataError(f"example {missing[0]} has no label; fill it in or drop the example")
     tensor = _tensor(labels, "labels")
     return tensor if tensor.is_floating_point() else tensor.long()
+
+
+def _has_none(labels: Any) -> bool:
+    if isinstance(labels, np.ndarray):
+        return labels.dtype.kind == "O" and labels.ndim == 1
+    return any(label is None for label in labels)
 
 
 def _tensor(values: Any, name: str) -> Tensor:

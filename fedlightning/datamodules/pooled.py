@@ -180,10 +180,16 @@ def sample_name(client: int, split: Split, number: int) -> str:
     return f"client {client}, {'test ' if split == 'test' else ''}sample {number}"
 
 
+_SURELY_CLASSES = 100
+
+
 def count_classes(train: Examples, test: Examples) -> int:
     """Return the highest label plus one, or 0 for data without classes.
 
     Warn if class 0 has no example: a sign of classes numbered from 1.
+
+    Raises:
+        DataError: There would be more classes than examples, and more than 100.
 
     Example:
         >>> from fedlightning.datamodules.examples import TensorExamples
@@ -191,6 +197,12 @@ def count_classes(train: Examples, test: Examples) -> int:
         5
     """
     lowest, highest = _label_range(train, test)
+    if highest >= max(_SURELY_CLASSES, len(train) + len(test)):
+        raise DataError(
+            f"labels are whole numbers up to {highest:,}, and so would be as many classes, but "
+            f"there are {len(train) + len(test):,} examples: make them floats if they are the "
+            f"targets of a regression, or set num_classes={highest + 1} if they are classes"
+        )
     if lowest > 0:
         rank_zero_warn(
             f"labels start at {lowest}: class 0 has no example. If the classes are numbered from "

@@ -18,9 +18,10 @@ from fedlightning.datamodules.client_splits import (
     split_of,
     text_columns,
 )
-from fedlightning.datamodules.columns import as_written, missing_rows
+from fedlightning.datamodules.columns import as_written
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.datamodules.targets import Labels, check_filled, class_names
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ __all__ = ["FederatedTable"]
 class FederatedTable(FederatedDataModule):
     """A table, one client per value of a column: hospitals, users, devices (extra ``table``).
 
-    Inputs are float32, shape (n, features). Labels that are text, booleans or integers are classes,
-    numbered in sorted order (``classes`` has their names); floating-point ones are targets of a
-    regression, float32. Several label columns give labels of shape (n, columns), float32.
+    Inputs are float32, shape (n, features). Labels that are text, booleans or a few whole numbers
+    are classes, numbered in sorted order (``classes`` has their names); floating-point ones are
+    targets of a regression, float32. ``regression`` says which where whole numbers may be either,
+    such as ages. Several label columns give labels of shape (n, columns), float32.
 
     Args:
         train: A DataFrame, or the path of a ``.csv`` or ``.parquet`` file.
@@ -53,6 +55,8 @@ class FederatedTable(FederatedDataModule):
             rows of all clients that train, as they can find out together from sums. Rows to
             validate or test on, and those of ``held_out_clients``, have no part in them.
         min_samples: Clients with fewer training rows are left out.
+        regression: Whether one label column holds targets of a regression, not classes; None
+            decides by its values, and refuses more than 20 different whole numbers.
         kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
             of clients follows from the table.
 
@@ -87,6 +91,7 @@ class FederatedTable(FederatedDataModule):
         split: ClientSplit | None = None,
         scale: bool = True,
         min_samples: int = 1,
+        regression: bool | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("num_clients", "partition"):
@@ -101,6 +106,8 @@ class FederatedTable(FederatedDataModule):
         self.client_column = client
         self.label_columns = [label] if isinstance(label, str) else list(label or [])
         self._one_label = isinstance(label, str)
+        self.regression = regression
+        self._files = [str(each) if isinstance(each, (str, Path)) else "" for each in (train, test)]
         split = split_of(test, split)
         first = self._tables[0]
         for table in self._tables:
@@ -201,15 +208,11 @@ class FederatedTable(FederatedDataModule):
                     )
 
     def _check_filled(self) -> None:
-        """Refuse a row that lacks an input, which no input can be made of."""
-        for what, table in zip(("row", "test row"), self._tables, strict=False):
-            for name in [*self._numbers, *self._categories]:
-                if (missing := missing_rows(table[name].to_numpy())).size:
-                    raise DataError(
-                        f"{what} {missing[0]} has no {name!r} ({missing.size:,} of "
-                        f"{len(table):,} rows have none); fill it in, drop the rows, or leave the "
-                        "column out"
-                    )
+        """Refuse a row that lacks an input or a label."""
+        rows = zip(("row", "test row"), self._tables, self._files, strict=False)
+        for what, table, file in rows:
+            for name in [*self._numbers, *self._categories, *self.label_columns]:
+                check_filled(what, name, table[name].to_numpy(), file)
 
     def _inputs(self, table: pd.DataFrame, values: dict[str, np.ndarray]) -> np.ndarray:
         columns = [table[name].to_numpy(np.float64, na_value=np.nan) for name in self._numbers]
@@ -224,29 +227,13 @@ class FederatedTable(FederatedDataModule):
             return [None] * len(self._tables)
         if not self._one_label:
             return [table[names].to_numpy(np.float32, na_value=np.nan) for table in self._tables]
-        first = self._tables[0][names[0]]
-        if first.dtype.kind == "f" and not (first.dropna() == first.dropna().round()).all():
-            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
-        for what, table in zip(("row", "test row"), self._tables, strict=False):
-            if (missing := np.flatnonzero(table[names[0]].isna())).size:
-                raise DataError(f"{what} {missing[0]} has no {names[0]!r}; fill it in or drop it")
-        if first.dtype.kind == "f":
-            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
-        known = _in_order(set(first.unique().tolist()))
-        self.classes = tuple(map(str, known))
-        self.num_classes = len(known)
-        number = {value: at for at, value in enumerate(known)}
-        labels = []
-        for table in self._tables:
-            given = table[names[0]].tolist()
-            strange = next((value for value in given if value not in number), None)
-            if strange is not None:
-                raise DataError(
-                    f"test label {strange!r} of {names[0]!r} does not occur in training, which has "
-                    f"{', '.join(self.classes[:10])}"
-                )
-            labels.append(np.array([number[value] for value in given], np.int64))
-        return labels
+        columns = [_values(table[names[0]]) for table in self._tables]
+        known = class_names(names[0], columns[0], self.regression)
+        if known is not None:
+            self.classes = tuple(map(str, known))
+            self.num_classes = len(known)
+        labels = Labels(names[0], known)
+        return [labels.of(column) for column in columns]
 
 
 class _Rows(TensorExamples):
@@ -262,11 +249,11 @@ class _Rows(TensorExamples):
         return np.asarray(self._table[name].to_numpy())
 
 
-def _in_order(values: set[Any]) -> list[Any]:
-    try:
-        return sorted(values)
-    except TypeError:  # numbers and text, say
-        return sorted(values, key=str)
+def _values(column: pd.Series[Any]) -> np.ndarray:
+    """Return a column without missing values; pandas' own numbers become NumPy's."""
+    kinds = {"i": np.int64, "u": np.int64, "f": np.float64, "b": np.bool_}
+    plain = column.to_numpy(kinds.get(column.dtype.kind))
+    return np.asarray(plain)
 
 
 def _frame(name: str, given: Any, as_texts: Mapping[str, bool]) -> pd.DataFrame:

@@ -86,9 +86,9 @@ def _parsed(text: str, format: str) -> datetime.datetime:  # noqa: A002
 
 
 def _iso(text: str) -> datetime.datetime:
-    plain = text.strip()
+    plain = re.sub("[Zz]$", "+00:00", text.strip())  # which Python 3.10 cannot read
     try:
-        return datetime.datetime.fromisoformat(plain[:-1] + "+00:00" if plain[-1] in "Zz" else plain)
+        return datetime.datetime.fromisoformat(plain)
     except ValueError:
         raise DataError(f"{text!r} is not a date in ISO 8601: {_FORMAT_HINT}") from None
 

@@ -17,7 +17,7 @@ from fedlightning.engine._lightning.trainer_hooks import personalization_loop
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
 
-__all__ = ["ChosenClients", "chosen_clients", "client_words", "personalizing"]
+__all__ = ["ChosenClients", "chosen_clients", "client_words", "given_clients", "personalizing"]
 
 ChosenClients = Sequence[int | str] | int | str | None
 
@@ -66,6 +66,11 @@ def chosen_clients(
     if not several:
         raise ConfigError(f"{option} is empty: leave it out to personalise all.")
     return resolve_clients(several, names, option)
+
+
+def given_clients(given: Any) -> str | list[str]:
+    """Return what a command line or a config says: a text, which may be one name, or a list."""
+    return given if isinstance(given, str) else client_words(given)
 
 
 @contextmanager
