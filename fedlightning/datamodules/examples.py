@@ -15,7 +15,7 @@ from fedlightning.core.seeding import Key
 from fedlightning.datamodules.columns import missing_rows
 from fedlightning.errors import DataError, FedLightningError
 
-__all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
+__all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array", "sample_of"]
 
 
 class SampleError(Exception):
@@ -83,6 +83,13 @@ class Examples(ABC):
         raise DataError(
             f"{name!r}: the examples have no columns; pass the values themselves, one per example"
         )
+
+    def content(self) -> bytes:
+        """Return bytes that change with the inputs, beside what sizes and labels already tell.
+
+        Empty where that is not known without reading every example.
+        """
+        return b""
 
     @property
     def reads_ahead(self) -> bool:
@@ -182,6 +189,20 @@ class TensorExamples(Examples):
                 labels = None if self._targets is None else self._targets.to(device)
                 self._on_device[device] = self.inputs.to(device), labels
         return self._on_device[device]
+
+
+_MOST_BYTES = 4 << 20
+
+
+def sample_of(inputs: Tensor) -> bytes:
+    """Return the bytes of evenly spaced examples, including the first and the last."""
+    if not inputs.numel():
+        return b""
+    size = max(inputs[0].numel() * inputs.element_size(), 1)
+    count = min(len(inputs), max(_MOST_BYTES // size, 2))
+    rows = torch.linspace(0, len(inputs) - 1, count).round().long()
+    chosen = inputs.index_select(0, rows).contiguous()
+    return chosen.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def has_classes(labels: np.ndarray | None) -> bool:

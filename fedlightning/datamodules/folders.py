@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,13 @@ class _Files(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._transform(self._read(self.paths[index])), self.targets[index]
+
+    def content(self) -> bytes:
+        """Return client, class, name and size of every file."""
+        known = hashlib.sha256()
+        for path in map(Path, self.paths):
+            known.update(f"{'/'.join(path.parts[-3:])} {path.stat().st_size}\n".encode())
+        return known.digest()
 
 
 class _Default:

@@ -16,7 +16,12 @@ from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
 from fedlightning.datamodules.client_splits import ClientSplit
-from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
+from fedlightning.datamodules.description import (
+    content_digest,
+    fingerprint,
+    partition_csv,
+    summarize,
+)
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
@@ -84,6 +89,10 @@ class PooledData(ClientData):
     def fingerprint(self) -> str:
         """Return a digest of both pools; see :func:`~.description.fingerprint`."""
         return fingerprint(self.train, self.test)
+
+    def content_digest(self) -> str:
+        """Return a digest of both pools' inputs; see :func:`~.description.content_digest`."""
+        return content_digest(self.train, self.test)
 
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
         """Count the examples per client and class; see :meth:`ClientData.table`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
-from fedlightning.datamodules.examples import Examples, TensorExamples, label_array
+from fedlightning.datamodules.examples import Examples, TensorExamples, label_array, sample_of
 from fedlightning.errors import DataError, did_you_mean
 
 __all__ = ["StructuredExamples", "is_structured"]
@@ -96,6 +96,11 @@ class StructuredExamples(Examples):
         targets = [pool._targets for pool in pools]
         labels = None if targets[0] is None else _joined(targets)
         return cls(_joined([pool.inputs for pool in pools]), labels, label_key)
+
+    def content(self) -> bytes:
+        """Return the bytes of evenly spaced examples."""
+        leaves = [*_leaves(self.inputs), *_leaves(self._targets)]
+        return b"".join(str(leaf.dtype).encode() + sample_of(leaf) for leaf in leaves)
 
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
         """Return the first of ``rows`` with a non-finite number in its inputs or labels."""

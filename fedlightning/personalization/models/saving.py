@@ -135,10 +135,7 @@ def load_kept(loop: FederatedLoop, saved: Mapping[str, Any]) -> None:
     if personal is None:
         return
     if holds_states(personal):
-        present = {
-            "partition": loop.data.partition_digest()[:16],
-            "dataset": loop.data.dataset_fingerprint(),
-        }
+        present = loop.data.digests()
         if any(settings.get(name, value) != value for name, value in present.items()):
             rank_zero_warn(
                 "the data differs from the checkpoint's run: its client states are ignored and all "
