@@ -38,7 +38,7 @@ CLIENTS_FIGURE = "clients.png"
 """The same as a figure."""
 
 FINETUNING = "finetuning.csv"
-"""Accuracy after each epoch of fine-tuning."""
+"""The main metric after each epoch of fine-tuning."""
 
 FINETUNING_FIGURE = "finetuning.png"
 """The same as a figure."""
