@@ -66,12 +66,10 @@ class CentralTest(DerivedData):
             return self.data.split_examples(client, split)
         if isinstance(self.test, Examples):
             return self.test
-        given: Any = self.test
-        if not isinstance(given, (tuple, list)) or len(given) != 2:
-            return DatasetExamples(given)
-        inputs, labels = given
-        several = is_structured(inputs) or is_structured(labels)
-        return StructuredExamples(inputs, labels) if several else TensorExamples(inputs, labels)
+        if isinstance(self.test, tuple) and len(self.test) == 2:
+            several = any(map(is_structured, self.test))
+            return StructuredExamples(*self.test) if several else TensorExamples(*self.test)
+        return DatasetExamples(self.test)
 
     def transform_batch(self, batch: Batch, training: bool) -> Batch:
         """Transform a batch as ``data`` does."""

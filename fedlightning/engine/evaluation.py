@@ -230,8 +230,8 @@ class ClientEvaluator:
                     if (found := self.main_metric.value_in(values)) is not None
                 ]
         for name in self.main_metric.columns(metrics):  # what counts is shown, whoever logs it
-            value, flags = metrics[name]
-            metrics[name] = value, replace(flags, prog_bar=True)
+            value, shown = metrics[name]
+            metrics[name] = value, replace(shown, prog_bar=True)
         if not self._trainer.sanity_checking:
             self.accuracies = accuracies
             self.last_round = self._trainer.current_epoch
