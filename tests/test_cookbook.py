@@ -15,7 +15,8 @@ FOLDER = Path(__file__).parents[1] / "docs" / "cookbook"
 OF_COMMANDS = [FOLDER / "study.md"]
 PAGES = [page for page in sorted(FOLDER.glob("*.md")) if page not in OF_COMMANDS]
 NEEDS = {
-    "hospitals": ["pandas"], "algorithm": ["pandas"], "regression": ["pandas"], "timm": ["timm"],
+    "hospitals": ["pandas"], "regression": ["pandas"], "labels": ["pandas"], "timm": ["timm"],
+    "algorithm": ["pandas"],
     "text": ["datasets", "transformers"], "next_word": ["datasets", "transformers"],
     "lora": ["datasets", "transformers", "peft"],
 }  # fmt: skip
@@ -57,6 +58,17 @@ def write_raw_data(folder: Path) -> None:
         x = rng.random((10, 1, 16, 16)).astype(np.float32)
         scans |= {f"{clinic}_x": x, f"{clinic}_y": (x[:, 0] > 0.5).astype(np.int64)}
     np.savez(folder / "scans.npz", **scans)
+    rows = [
+        f"{('ulm', 'bonn')[n % 2]},{n % 7},{n % 5},{n % 7 // 4},{n % 5 // 3}" for n in range(60)
+    ]
+    (folder / "findings.csv").write_text("clinic,a,b,fever,cough\n" + "\n".join(rows) + "\n")
+    pairs = {}
+    for judge, liked in (("ann", 0), ("bob", 1)):
+        two = rng.random((2, 20, 4)).astype(np.float32)
+        first = two[0, :, liked] > two[1, :, liked]
+        pairs[f"{judge}_chosen"] = np.where(first[:, None], two[0], two[1])
+        pairs[f"{judge}_rejected"] = np.where(first[:, None], two[1], two[0])
+    np.savez(folder / "pairs.npz", **pairs)
 
 
 @pytest.mark.pictures

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
@@ -246,14 +247,17 @@ def _write_timeline(loop: FederatedLoop, folder: Path) -> None:
         for job in jobs
     ]
     header = ["round", "client", "version", "staleness", "start", "arrival", "merged"]
+    names = loop.data.client_names
+    if names is not None:
+        header.append(NAME_COLUMN)
     rows = (
-        [e.round, e.client, e.version, e.staleness, e.start, e.arrival, e.merged] for e in entries
+        [e.round, e.client, e.version, e.staleness, e.start, e.arrival, e.merged]
+        + ([] if names is None else [names[e.client]])
+        for e in entries
     )
     write_csv(folder / TIMELINE, header, rows)
     if entries:
-        save_figure(
-            timeline_figure(entries, names=loop.data.client_names), folder / TIMELINE_FIGURE
-        )
+        save_figure(timeline_figure(entries, names=names), folder / TIMELINE_FIGURE)
 
 
 def _clock(loop: FederatedLoop) -> str:

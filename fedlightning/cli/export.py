@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
-from fedlightning.storage.run_layout import CONFIG, client_names_in
+from fedlightning.storage.run_layout import CONFIG, client_names_in, personal_names_in
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -65,7 +65,10 @@ def export(command: Command) -> str:
         )
     example = example_input(module, given.run, shape) if computes else None
     export_model(network, output, chosen, example, overwrite=given.overwrite)
-    whose = "the global model" if client == "global" else f"the model of client {client}"
+    whose = "the global model"
+    if client != "global":
+        name = _names(Path(given.run)).get(client)
+        whose = f"the model of client {client}" + (f" ({name})" if name is not None else "")
     size = f"{output.stat().st_size:,} bytes"
     return f"{whose} ({type(module).__name__}, {chosen}, {size}): {output}"
 
@@ -130,15 +133,23 @@ def _parser() -> argparse.ArgumentParser:
 def _client(text: str, run: Path) -> int | Literal["global"]:
     if text == "global":
         return "global"
-    names = client_names_in(run)
-    if names is not None and text in names:
-        return names.index(text)
-    if not text.isascii() or not text.isdigit():
+    names = _names(run)
+    if (
+        named := next((client for client, name in names.items() if name == text), None)
+    ) is not None:
+        return named
+    zeros = names and text.startswith("0") and text != "0"  # such as 007, which is meant as a name
+    if zeros or not text.isascii() or not text.isdigit():
         raise ConfigError(
             f"client must be a client id or global, or a client's name, got {text!r}."
-            f"{did_you_mean(text, names or ())}"
+            f"{did_you_mean(text, names.values())}"
         )
     return int(text)
+
+
+def _names(run: Path) -> dict[int, str]:
+    """Return the clients' names, as far as the run folder has them."""
+    return {**dict(enumerate(client_names_in(run) or ())), **personal_names_in(run)}
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

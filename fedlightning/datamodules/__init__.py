@@ -4,6 +4,7 @@ from fedlightning.core.batches import Batch, Split
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.central import CentralTest
 from fedlightning.datamodules.class_views import ClassViews, FewClassDigits
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_splits import ClientSplit, GroupSplit, RandomSplit, TimeSplit
@@ -46,6 +47,7 @@ __all__ = [
     "MNIST",
     "Assignment",
     "Batch",
+    "CentralTest",
     "ClassViews",
     "Classes",
     "ClientData",

@@ -51,7 +51,7 @@ _FILES = {
     CLIENTS_FIGURE: "clients.csv as a picture",
     INFLUENCE: "what the global model would be without each client",
     INFLUENCE_FIGURE: "influence.csv as a picture",
-    FINETUNING: "accuracy after each epoch of fine-tuning",
+    FINETUNING: "the main metric after each epoch of fine-tuning",
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     FORGETTING_FIGURE: "what the model forgets of clients",
     PRIVACY: "what was released with noise, and what that has cost",

@@ -325,11 +325,8 @@ def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]
             yield folder, None, str(error)
 
 
-_SHOWN = ("global/acc", "personalized/acc")
-
-
 def final_metrics(folder: Path) -> list[tuple[str, float]]:
-    """Return the last accuracies in a run's ``metrics.csv``, as far as it has any.
+    """Return the last values of a run's main metric on test data, as far as it has any.
 
     Args:
         folder: The folder that holds ``lightning_logs``.
@@ -337,11 +334,9 @@ def final_metrics(folder: Path) -> list[tuple[str, float]]:
     tables = sorted(folder.glob(f"*/*/{METRICS}"))
     if not tables:
         return []
-    last: dict[str, float] = {}
     try:
-        with tables[-1].open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                last |= {name: float(row[name]) for name in _SHOWN if row.get(name)}
-    except (OSError, ValueError):
+        run = read_run(tables[-1].parent)
+    except (FedLightningError, OSError):
         return []
-    return [(name, last[name]) for name in _SHOWN if name in last]
+    names = sorted(filter(is_test_metric, run.main_metric.columns(run.metrics)))
+    return [(name, value) for name in names if not math.isnan(value := run.last(name))]
