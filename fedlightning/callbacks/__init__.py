@@ -8,6 +8,7 @@ from fedlightning.callbacks.last_checkpoint import LastCheckpoint
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.callbacks.progress_bar import RoundProgressBar
+from fedlightning.callbacks.run_config import RunConfig
 from fedlightning.callbacks.run_record import RunRecord
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "PersonalizationCallback",
     "PredictionWriter",
     "RoundProgressBar",
+    "RunConfig",
     "RunRecord",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
+from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
 from fedlightning.storage.run_layout import CONFIG, client_names_in
 
@@ -179,6 +180,7 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
             "program that trained it only; in Python, pass the module: client_model(run, client, "
             "module)."
         )
+    refuse_missing(model, str(Path(run) / CONFIG), "model")
     parser = FederatedArgumentParser()
     parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
     built: pl.LightningModule = _instantiated(parser, "model", model)
@@ -199,6 +201,7 @@ def algorithm_from_run(run: str | os.PathLike[str], strict: bool = False) -> Alg
     algorithm = federation.get("algorithm") if isinstance(federation, dict) else None
     if algorithm is None:
         return fedlightning.algorithms.FedAvg()
+    refuse_missing(algorithm, str(Path(run) / CONFIG), "federation.algorithm")
     parser = FederatedArgumentParser()
     parser.add_subclass_arguments(fedlightning.algorithms.Algorithm, "algorithm")
     built: Algorithm = _instantiated(parser, "algorithm", algorithm)
