@@ -11,13 +11,14 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.trainer.states import TrainerFn
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.reporting.line_times import LineTimes
 
 __all__ = ["RoundProgressBar"]
 
 
-class RoundProgressBar(TQDMProgressBar):
+class RoundProgressBar(NamedArguments, TQDMProgressBar):
     """One bar for the whole run, which counts client updates and so moves within a round.
 
     Where the output is not a terminal (a log, a notebook), lines are printed instead, by time: the

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.cli import SaveConfigCallback
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.engine.run_config import config_text, run_config
@@ -16,7 +17,7 @@ from fedlightning.storage.run_layout import CONFIG
 __all__ = ["RunConfig"]
 
 
-class RunConfig(pl.Callback):
+class RunConfig(NamedArguments, pl.Callback):
     """Writes ``config.yaml`` into the folder of a run that no config has started.
 
     It says model, data, federation, trainer and seed as the command line would, so reports,
