@@ -17,7 +17,10 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS
 from fedlightning.federation.settings import Federation
 
-__all__ = ["config_text", "run_config", "run_facts", "trainer_settings"]
+__all__ = ["MADE_IN_PYTHON", "config_text", "run_config", "run_facts", "trainer_settings"]
+
+MADE_IN_PYTHON = "# made in Python"
+"""What the second line of such a run's config begins with."""
 
 # Loggers are objects of a program; what the others hold depends on the machine.
 _NOT_OF_CONFIGS = {"logger", "plugins", "use_distributed_sampler", "model_registry"}
@@ -89,7 +92,7 @@ def config_text(config: Mapping[str, Any], missing: list[tuple[str, str]]) -> st
     versions = package_versions()
     lines = [f"pytorch_lightning=={versions['pytorch-lightning']}"]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines.append(f"made in Python, with {listed}; initial weights are those of the program")
+    lines.append(f"{MADE_IN_PYTHON[2:]}, with {listed}; initial weights are those of the program")
     lines += [f"only in that program: {key} ({what})" for key, what in missing]
     header = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
