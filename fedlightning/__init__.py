@@ -27,6 +27,7 @@ _NAMES = {
     "federation.sampling": "PoissonSampler SeparatedSampler",
     "models.base": "FederatedModule",
     "privacy": "AdaptiveClipping ClientDP ExampleDP PrivateHead PrivateSGD",
+    "results": "Run Study",
     "storage.checkpoint_io": "AtomicCheckpointIO",
     "trainer": "FederatedTrainer",
 }

@@ -70,7 +70,7 @@ def _kept(value: Any) -> Any:
     return value if id(value) in _noted else described(value)
 
 
-def described(value: Any, deep: int = 0) -> Any:
+def described(value: Any, deep: int = 0, whole: bool = True) -> Any:
     """Return a value as a config would say it.
 
     Plain values stay. An object that notes its arguments is ``class_path`` and ``init_args``, with
@@ -80,6 +80,7 @@ def described(value: Any, deep: int = 0) -> Any:
     Args:
         value: The value.
         deep: How many values it is part of.
+        whole: Whether defaults are said, too.
 
     Example:
         >>> from fedlightning.datamodules import Shards
@@ -99,23 +100,23 @@ def described(value: Any, deep: int = 0) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         if len(value) > _MOST_ITEMS:
             return _only_in_python(value)
-        items = [described(item, deep + 1) for item in value]
+        items = [described(item, deep + 1, whole) for item in value]
         wanting = len(items) > 1 and all(map(_is_missing, items))
         return _only_in_python(value) if wanting else items
     if isinstance(value, dict):
         if len(value) > _MOST_ITEMS or not all(isinstance(key, str) for key in value):
             return _only_in_python(value)
-        pairs = {key: _said(key, item, deep) for key, item in value.items()}
+        pairs = {key: _said(key, item, deep, whole) for key, item in value.items()}
         wanting = len(pairs) > 1 and all(map(_is_missing, pairs.values()))
         return _only_in_python(value) if wanting else pairs
     if isinstance(value, functools.partial):
-        return _partial(value, deep)
+        return _partial(value, deep, whole)
     if isinstance(value, type) or inspect.isroutine(value):
         path = class_path(value)
         return path if _is_importable(path) else _only_in_python(value)
     if (item := getattr(value, "item", None)) is not None and type(value).__module__ == "numpy":
         return item() if getattr(value, "shape", None) == () else _only_in_python(value)
-    arguments = _arguments(value, deep)
+    arguments = _arguments(value, deep, whole)
     if arguments is None:
         return _only_in_python(value)
     return {"class_path": class_path(type(value)), "init_args": arguments}
@@ -234,32 +235,43 @@ def setting_names(kind: type) -> tuple[str, ...]:
         return ()
 
 
-def _arguments(value: Any, deep: int) -> dict[str, Any] | None:
+def _arguments(value: Any, deep: int, whole: bool) -> dict[str, Any] | None:
     """Return what an object was constructed with, as configs say it; ``None`` if nothing tells."""
+    kind = type(value)
+    noted = _notes_of(value)
+    if noted is not None and not whole:
+        return {name: _said(name, item, deep, whole) for name, item in noted.items()}
     if dataclasses.is_dataclass(value):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
-        return {name: _said(name, getattr(value, name), deep) for name in fields}
-    kind = type(value)
-    noted = _noted.get(id(value))
-    if noted is not None and noted[0]() is value:
-        return _with_defaults(kind, noted[1], deep)
+        return {name: _said(name, getattr(value, name), deep, whole) for name in fields}
+    if noted is not None:
+        return _with_defaults(kind, noted, deep)
     parameters = parameters_of(kind)
     if hasattr(value, "hparams_initial"):  # a module or data module of Lightning
-        return _hyperparameters(value, parameters, deep)
+        return _hyperparameters(value, parameters, deep, whole)
     if kind.__module__ == "builtins" or _takes_any(kind) or not hasattr(value, "__dict__"):
         return None
     held = vars(value)
     if not parameters.keys() <= held.keys() and not _is_stock_callback(kind):
         return None
-    given = {name: _said(name, held[name], deep) for name in parameters if name in held}
+    given = {name: _said(name, held[name], deep, whole) for name in parameters if name in held}
     if isinstance(given.get("min_delta"), float):
         given["min_delta"] = abs(given["min_delta"])  # EarlyStopping gives it a sign
     return given
 
 
-def _hyperparameters(value: Any, parameters: Mapping[str, Any], deep: int) -> dict[str, Any]:
+def _notes_of(value: Any) -> dict[str, Any] | None:
+    found = _noted.get(id(value))
+    return found[1] if found is not None and found[0]() is value else None
+
+
+def _hyperparameters(
+    value: Any, parameters: Mapping[str, Any], deep: int, whole: bool
+) -> dict[str, Any]:
     saved = dict(value.hparams_initial)
-    given = {name: _said(name, item, deep) for name, item in saved.items() if name in parameters}
+    given = {
+        name: _said(name, item, deep, whole) for name, item in saved.items() if name in parameters
+    }
     for name in parameters.keys() - given.keys():
         given[name] = (
             f"{ONLY_IN_PYTHON}{name} of {type(value).__name__}, which does not save it with "
@@ -270,27 +282,27 @@ def _hyperparameters(value: Any, parameters: Mapping[str, Any], deep: int) -> di
 
 def _with_defaults(kind: type, given: Mapping[str, Any], deep: int) -> dict[str, Any]:
     parameters, settings = parameters_of(kind), setting_names(kind)
-    whole = {
+    every = {
         name: default
         for name, default in parameters.items()
         if name in settings and default is not inspect.Parameter.empty
     } | dict(given)
-    ordered = sorted(whole, key=list({**parameters, **whole}).index)
-    return {name: _said(name, whole[name], deep) for name in ordered}
+    ordered = sorted(every, key=list({**parameters, **every}).index)
+    return {name: _said(name, every[name], deep, True) for name in ordered}
 
 
-def _said(name: str, value: Any, deep: int) -> Any:
+def _said(name: str, value: Any, deep: int, whole: bool) -> Any:
     """Return a named value as a config would say it; a password or a token is not said."""
     if value and isinstance(value, str) and _SECRET.search(name):
         return f"{ONLY_IN_PYTHON}a secret>"
-    return described(value, deep + 1)
+    return described(value, deep + 1, whole)
 
 
-def _partial(value: functools.partial[Any], deep: int) -> Any:
+def _partial(value: functools.partial[Any], deep: int, whole: bool) -> Any:
     path = class_path(value.func)
     if value.args or not _is_importable(path):
         return _only_in_python(value)
-    return {"class_path": path, "init_args": described(dict(value.keywords), deep + 1)}
+    return {"class_path": path, "init_args": described(dict(value.keywords), deep + 1, whole)}
 
 
 def _takes_any(kind: type) -> bool:
