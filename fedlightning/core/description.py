@@ -49,7 +49,7 @@ def note_arguments(made: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         args: The positional arguments of its constructor.
         kwargs: The others.
     """
-    kind = type(made)
+    kind: type = type(made)
     names = list(parameters_of(kind))
     given = {name: _kept(value) for name, value in zip(names, args, strict=False)}
     given |= {name: _kept(value) for name, value in kwargs.items()}
@@ -237,7 +237,7 @@ def setting_names(kind: type) -> tuple[str, ...]:
 
 def _arguments(value: Any, deep: int, whole: bool) -> dict[str, Any] | None:
     """Return what an object was constructed with, as configs say it; ``None`` if nothing tells."""
-    kind = type(value)
+    kind: type = type(value)
     noted = _notes_of(value)
     if noted is not None and not whole:
         return {name: _said(name, item, deep, whole) for name, item in noted.items()}

@@ -12,6 +12,7 @@ import yaml
 
 from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.cli.config.recipes import find_config
+from fedlightning.cli.terminal import quiet
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.description import described
 from fedlightning.core.seeding import Key, forked_generators
@@ -149,7 +150,7 @@ class Study(NamedArguments):
             KeyboardInterrupt: It was interrupted; call ``run`` again to go on.
         """
         check_pandas()
-        with forked_generators(Key(0, "evaluate")):  # building the objects seeds the generators
+        with quiet(), forked_generators(Key(0, "evaluate")):  # building the objects seeds the generators
             check_runs(self._planned, strict)
         signal = carry_out(self._content, self._planned, self._source, rerun=rerun, strict=strict)
         if signal:

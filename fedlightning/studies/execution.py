@@ -103,7 +103,7 @@ def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> N
         more = f", and {len(changed) - len(named)} more" if len(changed) > len(named) else ""
         raise ConfigError(
             f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun "
-            "repeats them and moves the old ones to replaced/; or choose another output."
+            "(in Python, rerun=True) repeats them and moves the old ones to replaced/; or choose another output."
         )
     for run, _ in changed:
         print_note(f"{run.name}: the old run is now in {archive(run, study.output)}")
@@ -131,7 +131,7 @@ def _print_start(study: Study, runs: Sequence[PlannedRun], left: Sequence[Planne
     done = len(runs) - len(left)
     print(text + (f"; {done} done before" if done else ""), flush=True)
     workers = min(study.workers, len(left))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpucount_of()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if cores is not None and workers > cores:
         print_warning(f"workers={study.workers}, but there are {cores} cores: runs will be slower")
 

@@ -168,7 +168,7 @@ def logging_facts(trainer: pl.Trainer, facts: Callable[[], Mapping[str, Any]]) -
     """
     strategy, connector = trainer.strategy, trainer._checkpoint_connector
     setup, restore = strategy.setup, connector.restore_training_state
-    before: list[tuple[pl.LightningDataModule, bool, Any]] = []
+    before: list[tuple[Any, bool, Any]] = []
 
     def put_back() -> None:
         for data, logs, hyperparameters in before:
@@ -178,7 +178,7 @@ def logging_facts(trainer: pl.Trainer, facts: Callable[[], Mapping[str, Any]]) -
     def set_up(*args: Any, **kwargs: Any) -> None:
         setup(*args, **kwargs)
         put_back()
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if trainer.loggers and data is not None and (named := facts()):
             own = data.hparams_initial
             before.append((data, data._log_hyperparams, own))
