@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from fedlightning.core.description import note_arguments
+from fedlightning.core.description import forget_arguments, note_arguments
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["NamedArguments", "unknown_argument"]
@@ -39,6 +39,15 @@ class NamedArguments:
             made = super().__new__(cls)
             note_arguments(made, args, kwargs)
             return made
+
+        def __setstate__(self, state: Any) -> None:
+            """Take the state of a copy, which nobody has given arguments."""
+            forget_arguments(self)
+            above = getattr(super(), "__setstate__", None)
+            if above is not None:
+                above(state)
+            else:
+                self.__dict__.update(state)
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:

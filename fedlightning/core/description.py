@@ -23,6 +23,7 @@ __all__ = [
     "ONLY_IN_PYTHON",
     "class_path",
     "described",
+    "forget_arguments",
     "missing_in",
     "note_arguments",
     "parameters_of",
@@ -63,9 +64,14 @@ def note_arguments(made: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     _noted[key] = weakref.ref(made, forget), given
 
 
+def forget_arguments(made: Any) -> None:
+    """Forget what an object was constructed with: it has become a copy of another one."""
+    _noted.pop(id(made), None)
+
+
 def _kept(value: Any) -> Any:
     """Return what is noted of an argument: settings themselves, of all else the description."""
-    if isinstance(value, (list, tuple)) and len(value) <= _MOST_ITEMS:
+    if isinstance(value, (list, tuple)) and any(id(item) in _noted for item in value):
         return [_kept(item) for item in value]
     return value if id(value) in _noted else described(value)
 
@@ -87,7 +93,7 @@ def described(value: Any, deep: int = 0, whole: bool = True) -> Any:
         >>> described({"partition": Shards(2), "lr": 0.1})["partition"]
         {'class_path': 'fedlightning.datamodules.Shards', 'init_args': {'per_client': 2}}
         >>> described([object()])
-        ['<only in Python: an object>']
+        '<only in Python: a list of 1 object>'
     """
     if isinstance(value, str):
         return re.sub(r"(?<=://)[^/@\s]+@", "", str(value))  # a name and password in a URL
@@ -101,7 +107,8 @@ def described(value: Any, deep: int = 0, whole: bool = True) -> Any:
         if len(value) > _MOST_ITEMS:
             return _only_in_python(value)
         items = [described(item, deep + 1, whole) for item in value]
-        wanting = len(items) > 1 and all(map(_is_missing, items))
+        settings = any(isinstance(item, dict) and "class_path" in item for item in items)
+        wanting = not settings and any(map(_is_missing, items))
         return _only_in_python(value) if wanting else items
     if isinstance(value, dict):
         if len(value) > _MOST_ITEMS or not all(isinstance(key, str) for key in value):
@@ -325,7 +332,8 @@ def _only_in_python(value: Any) -> str:
     if isinstance(value, (list, tuple, dict)) and value:
         items = list(value.values() if isinstance(value, dict) else value)
         kinds = {type(item).__name__ for item in items}
-        text += f" of {len(items):,} {kinds.pop() if len(kinds) == 1 else 'object'}s"
+        text += f" of {len(items):,} {kinds.pop() if len(kinds) == 1 else 'object'}"
+        text += "s" if len(items) > 1 else ""
     elif inspect.isroutine(value) or isinstance(value, type):
         text = f"{name} {value.__qualname__}"
     return f"{ONLY_IN_PYTHON}{text}>"

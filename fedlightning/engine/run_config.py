@@ -22,6 +22,8 @@ __all__ = ["MADE_IN_PYTHON", "config_text", "run_config", "run_facts", "trainer_
 MADE_IN_PYTHON = "# made in Python"
 """What the second line of such a run's config begins with."""
 
+_LONGEST = 200
+
 # Loggers are objects of a program; what the others hold depends on the machine.
 _NOT_OF_CONFIGS = {"logger", "plugins", "use_distributed_sampler", "model_registry"}
 _NOT_OF_CONFIGS |= set(UNSUPPORTED_FLAGS)
@@ -133,8 +135,8 @@ def _flat(prefix: str, said: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = _short(value)
             found |= _flat(key, value["init_args"])
         elif isinstance(value, (list, Mapping)):
-            if value and not any(missing_in(value)):
-                found[key] = _text(value)
+            if value and not any(missing_in(value)) and len(text := _text(value)) <= _LONGEST:
+                found[key] = text
         elif value is not None and not any(missing_in(value)):
             found[key] = value
     return found

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 __all__ = ["TensorBoardBeside"]
+
+_RESULTS = ("global/acc", "global/loss", "personalized/acc")
 
 
 class TensorBoardBeside(TensorBoardLogger):
@@ -30,6 +34,23 @@ class TensorBoardBeside(TensorBoardLogger):
     def log_dir(self) -> str:
         """The CSV logger's folder."""
         return self._csv.log_dir
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Log hyperparameters, also for the table of TensorBoard, beside the results so far.
+
+        Lightning does the latter only together with a first value of a metric.
+        """
+        super().log_hyperparams(params, metrics, step)
+        if metrics is not None or not params:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        given = vars(params) if isinstance(params, Namespace) else params
+        plain = (bool, int, float, str)
+        shown = {key: v if isinstance(v, plain) else str(v) for key, v in given.items()}
+        for summary in hparams(shown, dict.fromkeys(_RESULTS)):
+            self.experiment.file_writer.add_summary(summary)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log a round's metrics without Lightning's ``epoch``, which equals the step."""
