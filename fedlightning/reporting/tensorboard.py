@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -49,7 +49,8 @@ class TensorBoardBeside(TensorBoardLogger):
         given = vars(params) if isinstance(params, Namespace) else params
         plain = (bool, int, float, str)
         shown = {key: v if isinstance(v, plain) else str(v) for key, v in given.items()}
-        for summary in hparams(shown, dict.fromkeys(_RESULTS)):
+        make: Callable[..., Any] = hparams  # untyped
+        for summary in make(shown, dict.fromkeys(_RESULTS)):
             self.experiment.file_writer.add_summary(summary)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
@@ -291,8 +291,14 @@ class Run(NamedArguments):
     def _client(self, given: int | str) -> int | Literal["global"]:
         if given == "global":
             return "global"
-        (client,) = resolve_clients([given], client_names_in(self.folder), "client")
+        (client,) = resolve_clients([given], self._names(), "client")
         return client
+
+    def _names(self) -> Sequence[str] | None:
+        """Return the clients' names; a folder of ``personalize`` has no list of all clients."""
+        if (known := client_names_in(self.folder)) is not None or self._data is None:
+            return known
+        return self._data.client_names
 
     def _new_module(self) -> pl.LightningModule:
         if self._module is not None:

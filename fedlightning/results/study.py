@@ -150,7 +150,10 @@ class Study(NamedArguments):
             KeyboardInterrupt: It was interrupted; call ``run`` again to go on.
         """
         check_pandas()
-        with quiet(), forked_generators(Key(0, "evaluate")):  # building the objects seeds the generators
+        with (
+            quiet(),
+            forked_generators(Key(0, "evaluate")),
+        ):  # building the objects seeds the generators
             check_runs(self._planned, strict)
         signal = carry_out(self._content, self._planned, self._source, rerun=rerun, strict=strict)
         if signal:

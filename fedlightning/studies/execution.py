@@ -103,7 +103,8 @@ def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> N
         more = f", and {len(changed) - len(named)} more" if len(changed) > len(named) else ""
         raise ConfigError(
             f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun "
-            "(in Python, rerun=True) repeats them and moves the old ones to replaced/; or choose another output."
+            "(in Python, rerun=True) repeats them and moves the old ones to replaced/; or choose "
+            "another output."
         )
     for run, _ in changed:
         print_note(f"{run.name}: the old run is now in {archive(run, study.output)}")

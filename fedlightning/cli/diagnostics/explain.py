@@ -25,7 +25,6 @@ from fedlightning.cli.diagnostics.suggestions import (
 )
 from fedlightning.core.arguments import unknown_argument
 from fedlightning.core.description import setting_names
-from fedlightning.core.description import setting_names
 from fedlightning.core.validation import USE_PYTORCH_LIGHTNING, other_lightning
 from fedlightning.errors import ConfigError, did_you_mean, nearest
 
