@@ -10,7 +10,7 @@ import pytest
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "cookbook").glob("*.md"))
 NEEDS = {
-    "hospitals": ["pandas"], "regression": ["pandas"], "timm": ["timm"],
+    "hospitals": ["pandas"], "notebook": ["pandas"], "regression": ["pandas"], "timm": ["timm"],
     "text": ["datasets", "transformers"], "next_word": ["datasets", "transformers"],
     "lora": ["datasets", "transformers", "peft"],
 }  # fmt: skip

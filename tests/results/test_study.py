@@ -84,9 +84,9 @@ def test_the_study_file_that_it_writes_plans_the_same_runs(tmp_path):
     assert prox.config["federation"]["local_epochs"] == 2
 
 
-@pytest.fixture(params=["here", pytest.param("apart", marks=pytest.mark.slow)])
-def processes(request, monkeypatch):
-    """Make runs in this process; where time does not matter, in processes of their own."""
+@pytest.fixture
+def one_process(monkeypatch):
+    """Make runs in this process: others would import torch first."""
 
     def run_here(runs, *_):
         for run in runs:
@@ -96,15 +96,24 @@ def processes(request, monkeypatch):
             state.ended(0, "done", 1.0, "").write(run.folder)
         return RunOutcomes(())
 
-    if request.param == "here":
-        monkeypatch.setattr("fedlightning.studies.execution.run_all", run_here)
+    monkeypatch.setattr("fedlightning.studies.execution.run_all", run_here)
 
 
 def curves(folder):
     return [path.read_bytes() for path in sorted(folder.rglob("metrics.csv"))]
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.slow
+def test_its_runs_have_the_bits_of_the_commands(tmp_path):
+    two(workers=2).run()
+    (tmp_path / "two.yaml").write_text(BY_HAND)
+    words = ["compare", "--config", "two.yaml", "--output", "other", "--workers=2"]
+    assert main(words) == 0
+    assert curves(tmp_path / "other") == curves(tmp_path / "out")
+    assert len(curves(tmp_path / "out")) == 2
+
+
+@pytest.mark.usefixtures("one_process")
 def test_it_runs_resumes_and_reports_as_the_command_does(tmp_path, capsys):
     study = two(workers=2)
     generator = torch.get_rng_state()
@@ -123,12 +132,6 @@ def test_it_runs_resumes_and_reports_as_the_command_does(tmp_path, capsys):
     assert main(["compare", "--config", "out/study.yaml", "--output", "out"]) == 0
     assert "2 done before" in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.csv").read_text().splitlines() == rows
-
-    # by the command from the start: the same bits
-    (tmp_path / "two.yaml").write_text(BY_HAND)
-    assert main(["compare", "--config", "two.yaml", "--output", "other"]) == 0
-    assert curves(tmp_path / "other") == curves(tmp_path / "out")
-    assert len(curves(tmp_path / "out")) == 2
 
     # and by Python again
     read = Study.read("out")
