@@ -95,7 +95,7 @@ def test_without_the_objects_it_says_which_are_missing(trained):
     run = Run(Run.of(trained).folder)
     with pytest.raises(ConfigError, match=r"data\.train was a dict of 3 tuples.*pass data=\.\.\."):
         run.personalize()
-    assert run.model().head.in_features == 6  # tests.results.test_run is a module of its own
+    assert run.model().head.in_features == 6  # Own stands in a file that can be imported
 
 
 def test_a_folder_is_not_trusted_with_objects(trained, tmp_path):
