@@ -42,7 +42,8 @@ class TensorBoardBeside(TensorBoardLogger):
         Lightning does the latter only together with a first value of a metric.
         """
         super().log_hyperparams(params, metrics, step)
-        if metrics is not None or not params:
+        writer = self.experiment.file_writer
+        if metrics is not None or not params or writer is None:  # closed: they have been logged
             return
         from torch.utils.tensorboard.summary import hparams
 
@@ -51,7 +52,7 @@ class TensorBoardBeside(TensorBoardLogger):
         shown = {key: v if isinstance(v, plain) else str(v) for key, v in given.items()}
         make: Callable[..., Any] = hparams  # untyped
         for summary in make(shown, dict.fromkeys(_RESULTS)):
-            self.experiment.file_writer.add_summary(summary)
+            writer.add_summary(summary)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log a round's metrics without Lightning's ``epoch``, which equals the step."""
