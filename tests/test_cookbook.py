@@ -16,7 +16,7 @@ OF_COMMANDS = [FOLDER / "study.md"]
 PAGES = [page for page in sorted(FOLDER.glob("*.md")) if page not in OF_COMMANDS]
 NEEDS = {
     "hospitals": ["pandas"], "regression": ["pandas"], "labels": ["pandas"], "timm": ["timm"],
-    "algorithm": ["pandas"],
+    "algorithm": ["pandas"], "notebook": ["pandas"],
     "text": ["datasets", "transformers"], "next_word": ["datasets", "transformers"],
     "lora": ["datasets", "transformers", "peft"],
 }  # fmt: skip

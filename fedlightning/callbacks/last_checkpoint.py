@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine._lightning.trainer_hooks import needs_no_step
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.run_layout import LAST_CHECKPOINT, WEIGHTS
@@ -17,7 +18,7 @@ from fedlightning.storage.tensor_files import serialize
 __all__ = ["LastCheckpoint"]
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(NamedArguments, ModelCheckpoint):
     """Writes ``last.ckpt`` after every round, independently of other checkpoint callbacks.
 
     ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too. The one

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ __all__ = ["PredictionWriter"]
 _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
-class PredictionWriter(pl.Callback):
+class PredictionWriter(NamedArguments, pl.Callback):
     """Writes ``predictions.csv`` in ``Trainer.predict``, one row per test example.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one

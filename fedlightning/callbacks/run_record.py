@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import EvaluationView
@@ -86,7 +87,7 @@ _OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
 _LOSSES = ("train/loss", "val/loss", "global/loss")
 
 
-class RunRecord(pl.Callback):
+class RunRecord(NamedArguments, pl.Callback):
     """Writes partition, rounds and learning curves into the run folder and prints a summary.
 
     ``rounds.csv`` has what depends on the machine or is not a metric: the ``seconds`` from a

@@ -1,6 +1,9 @@
 """The clients' data: data modules, partitions, and the vision sets."""
 
+from typing import TYPE_CHECKING
+
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.near_names import suggesting
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
@@ -94,3 +97,6 @@ __all__ = [
     "WordHashes",
     "ZipfPreferences",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

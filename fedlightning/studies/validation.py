@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.run_layout import CONFIG
 from fedlightning.studies.plan import PlannedRun
@@ -61,6 +62,7 @@ def _check(run: PlannedRun, name: str, strict: bool, look: Look | None) -> None:
         raise ConfigError(
             f"{name}: ckpt_path: a study trains its runs from the start; leave it out."
         )
+    refuse_missing(run.config, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         path.write_text(config_text(run), encoding="utf-8")
