@@ -115,4 +115,3 @@ def with_account(kept: State, account: Tensor) -> State:
     if known is not None and int(known[1]) >= int(account[1]):
         return kept
     return {**kept, ACCOUNT: account}
-

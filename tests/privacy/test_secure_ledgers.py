@@ -13,7 +13,7 @@ pytest.importorskip("opacus", reason="needs the extra opacus")
 pytest.importorskip("dp_accounting", reason="needs the extra dp")
 
 from fedlightning import ClientDP, FedBABU, FedPer, PoissonSampler, PrivateSGD
-from fedlightning.errors import CheckpointError
+from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.privacy import Ledger
 from fedlightning.privacy.example_ledger import ExampleLedger, with_account
 from fedlightning.storage.checkpoint_reader import read_checkpoint
@@ -84,7 +84,7 @@ def test_a_line_that_a_kill_has_torn_is_cut_off_and_the_largest_account_counts(t
     ledger.add(5, torch.tensor([50, 4]))
     assert ExampleLedger.create(ledger.path).steps() == {3: (50, 8), 5: (50, 4)}
     ledger.path.write_text("nonsense\n")
-    with pytest.raises(CheckpointError, match="private steps .* cannot be read"):
+    with pytest.raises(CheckpointError, match=r"private steps .* cannot be read"):
         ledger.steps()
     kept = {"example_dp": torch.tensor([50, 7])}
     assert with_account(kept, torch.tensor([50, 6])) is kept
@@ -142,7 +142,7 @@ def test_a_run_that_is_at_work_is_not_forked(tmp_path):
     lock = RunLock(first.parent.parent)
     lock.acquire()
     try:
-        with pytest.raises(Exception, match="another run .* is at work"):
+        with pytest.raises(EnvironmentFailure, match=r"another run .* is at work"):
             clients_run(tmp_path / "b", 2, ckpt=first)
     finally:
         lock.release()
