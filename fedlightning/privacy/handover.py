@@ -88,4 +88,5 @@ def _next(run: Path) -> Path | None:
     path = run / CONTINUED
     if not path.is_file():
         return None
-    return (run / json.loads(path.read_text())["folder"]).resolve()
+    folder: str = json.loads(path.read_text())["folder"]
+    return (run / folder).resolve()
