@@ -39,6 +39,18 @@ class LastCheckpoint(NamedArguments, ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what a run starts from, if its first releases are written down before they are.
+
+        Killed amid its first round, it goes on here, where the ledgers are.
+        """
+        loop = getattr(trainer, "federated_loop", None)
+        if loop is not None and loop.writes_ahead and self.dirpath is not None:
+            path = Path(self.dirpath) / LAST_CHECKPOINT
+            if not path.exists():
+                trainer.save_checkpoint(path)
+        super().on_train_start(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the round's result, also that of a round in which nobody has trained."""
         needs_no_step(self)

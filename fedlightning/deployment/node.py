@@ -81,7 +81,7 @@ class Node:
     def carry_out(self, order: Order) -> Answer:
         """Return the answer to an order."""
         parts = self._parts
-        kept = Kept(self._store.load, self._save, self._store.folder)
+        kept = Kept(self._store.load, self._save, self._store.folder, self._store.states)
         try:
             trainer = parts.trainer()
             answer = trainer.carry_out(order, kept, parts.module(), parts.data)

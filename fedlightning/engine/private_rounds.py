@@ -78,13 +78,13 @@ class PrivateRounds:
 
     # -- before the first round ----------------------------------------------------------------
 
-    def resume(self, state: Mapping[str, Tensor], rounds: int, checkpoint: Path | None) -> State:
+    def resume(self, state: Mapping[str, Tensor], rounds: int, released: Ledger) -> State:
         """Return the server's state with the ledger that counts.
 
         Args:
             state: The server's state of the checkpoint.
             rounds: How many rounds have a result.
-            checkpoint: The checkpoint.
+            released: What was written down before it was released, under ``secure``.
 
         Raises:
             CheckpointError: If nobody knows what the earlier rounds have cost.
@@ -97,20 +97,16 @@ class PrivateRounds:
             )
         ledger = Ledger.of_tensor(state[_LEDGER]) if rounds else Ledger()
         if self.privacy.secure:
-            # a round that was released and lost is run again with other noise: both count, also
-            # the first one, before which there is no checkpoint
-            files = [checkpoint.parent.parent / PRIVACY] if checkpoint is not None else []
-            if self._folder is not None and (self._folder / PRIVACY).exists():
-                files.append(self._folder / PRIVACY)
-            known = [ledger, *map(Ledger.read, files)]
-            ledger = max(known, key=lambda each: each.rounds)
+            # a round that was released and lost is run again with other noise: both count
+            ledger = max(ledger, released, key=lambda each: each.rounds)
             state[_LEDGER] = ledger.tensor()
-        if self.privacy.secure:
             # drawn anew by each resume: a round that is run again is counted like another round,
             # and two releases of one cohort cost more than those of two that were drawn apart
             self._secret = int.from_bytes(self._entropy(), "big")
             state.pop("privacy/secret", None)  # of checkpoints that kept it
         self._multiplier = self._multiplier_of(ledger)
+        if self.privacy.secure:  # who goes on must find it, also before the first release
+            self._write(ledger)
         return state
 
     def mechanism(self) -> ClientMechanism:

@@ -222,7 +222,7 @@ def needs_lightning_step(trainer: pl.Trainer, module: pl.LightningModule) -> str
             if overrides(callback, hook, pl.Callback):
                 return f"{type(callback).__name__}.{hook}"
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        return "gradient scaling"
+        return "gradient scaling (trainer.precision=16-mixed; bf16-mixed has none)"
     if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
         return "a profiler"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):

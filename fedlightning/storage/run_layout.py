@@ -79,6 +79,12 @@ PREDICTIONS = "predictions.csv"
 PRIVACY = "privacy.json"
 """What was released with noise, and what it has cost, of private runs."""
 
+PRIVATE_STEPS = "private_steps.csv"
+"""The private steps of each client that were released, of runs with secure noise on examples."""
+
+CONTINUED = "continued.json"
+"""In which folder a run with secure noise goes on, if that is another one."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints."""
 
