@@ -225,17 +225,6 @@ def test_an_error_that_grows_is_forgotten(tmp_path):
     assert other.forgetting == callback.forgetting
 
 
-def test_rounds_show_the_metric_that_counts():
-    trainer = FederatedTrainer(
-        federation=Federation(FedAvg(), cohort_size=1.0, seed=0), max_epochs=1, logger=False,
-        enable_checkpointing=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(net(module=Regression), datamodule=clients(Regression))
-    assert trainer.progress_bar_metrics["test/mae"] == pytest.approx(
-        trainer.callback_metrics["test/mae"].item()
-    )
-
-
 def test_who_selects_by_test_data_is_told_the_metric_to_take(tmp_path):
     stopping = EarlyStopping("test/mae")
     with pytest.warns(UserWarning, match="looks at 'test/mae': .* take 'val/mae'"):

@@ -300,7 +300,7 @@ def _with_defaults(kind: type, given: Mapping[str, Any], deep: int) -> dict[str,
 
 def _said(name: str, value: Any, deep: int, whole: bool) -> Any:
     """Return a named value as a config would say it; a password or a token is not said."""
-    if value and isinstance(value, str) and _SECRET.search(name):
+    if isinstance(value, str) and value and _SECRET.search(name):
         return f"{ONLY_IN_PYTHON}a secret>"
     return described(value, deep + 1, whole)
 

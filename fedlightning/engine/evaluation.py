@@ -279,9 +279,6 @@ class ClientEvaluator:
                     for _, values in measured
                     if (found := self.main_metric.value_in(values)) is not None
                 ]
-        for name in self.main_metric.columns(metrics):  # what counts is shown, whoever logs it
-            value, shown = metrics[name]
-            metrics[name] = value, replace(shown, prog_bar=True)
         if not self._trainer.sanity_checking:
             self.accuracies = accuracies
             self.last_round = self._trainer.current_epoch
