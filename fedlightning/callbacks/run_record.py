@@ -274,7 +274,12 @@ def _clock(loop: FederatedLoop) -> str:
 def _privacy(loop: FederatedLoop) -> Iterator[str]:
     """Yield what the closing summary says of privacy."""
     for hook in loop.federation.algorithm.hooks:
-        if isinstance(hook, ExampleDP):
+        if isinstance(hook, ExampleDP) and not loop.keeps_for_clients:
+            yield (
+                f"privacy of examples: each client's account at delta = {hook.delta:g} is kept at "
+                "its node; the server knows no epsilon"
+            )
+        elif isinstance(hook, ExampleDP):
             kept = (loop.client_store.get(client) or {} for client in loop.client_store)
             clients, epsilon = hook.worst(kept)
             yield (

@@ -99,7 +99,11 @@ class FederatedLoop(RoundLoop):
         borrower: What uses the resident module for something else than a round.
         private: The run's privacy; ``None`` without ``federation.privacy``.
         modes: Whether each layer is in train mode, as the user has left it.
+        keeps_for_clients: Whether :attr:`client_store` has what clients keep, and not only
+            receipts for it.
     """
+
+    keeps_for_clients = True
 
     def __init__(
         self,
@@ -475,6 +479,7 @@ class FederatedLoop(RoundLoop):
             self.seed,
             self.workers,
             self._folder_with_logs(),
+            cut=bool(getattr(self.trainer, "fast_dev_run", 0)),
         )
         self._server_state = private.resume(self._server_state, self.rounds_aggregated, released)
         private.say()

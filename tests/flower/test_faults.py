@@ -77,7 +77,7 @@ def test_an_update_that_was_made_and_lost_is_made_again(make, at):
     assert deployed == run.simulate()
 
 
-def test_private_steps_of_an_update_that_is_made_again_count_twice(make):
+def test_private_steps_of_an_update_that_is_made_again_count_twice(make, capsys):
     """Under secure noise that is another release, whatever state it starts from."""
     pytest.importorskip("opacus", reason="needs the extra opacus")
     private = "{class_path: PrivateSGD, init_args: {noise_multiplier: 1.0, secure: true}}"
@@ -93,6 +93,9 @@ def test_private_steps_of_an_update_that_is_made_again_count_twice(make):
         examples, steps = max(read_state(file, client)["example_dp"].tolist() for file in files)
         updates.append(steps / math.ceil(examples / 40))
     assert sorted(updates) == [3, 3, 3, 4]  # three rounds, and one of them again
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "each client's account at delta = 1e-05 is kept at its node" in printed
+    assert "epsilon <=" not in printed
 
 
 def test_a_node_that_comes_back_under_another_number_goes_on(make):

@@ -13,6 +13,7 @@ pytest.importorskip("opacus", reason="needs the extra opacus")
 pytest.importorskip("dp_accounting", reason="needs the extra dp")
 
 from fedlightning import ClientDP, FedBABU, FedPer, PoissonSampler, PrivateSGD
+from fedlightning.engine.secure_ledgers import SecureLedgers
 from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.privacy import Ledger
 from fedlightning.privacy.example_ledger import ExampleLedger, with_account
@@ -109,6 +110,12 @@ def test_a_run_killed_amid_its_first_round_goes_on_with_its_ledger(tmp_path):
     assert clients_run(tmp_path, 2, ckpt="auto") == 3
     (path,) = tmp_path.rglob("privacy.json")  # and in the same folder
     assert Ledger.read(path).rounds == 3
+
+
+def test_a_mutant_that_forgets_what_was_released_and_lost_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(SecureLedgers, "open", lambda *args: Ledger())
+    with pytest.raises(AssertionError):
+        test_a_run_killed_amid_its_first_round_goes_on_with_its_ledger(tmp_path)
 
 
 def test_of_two_runs_from_one_checkpoint_the_second_is_refused(tmp_path):
