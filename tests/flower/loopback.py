@@ -32,10 +32,7 @@ from fedlightning.flower.settings import App
 from fedlightning.personalization.models.writer import state_digest
 from fedlightning.trainer import FederatedTrainer
 
-QUIET = [
-    "--trainer.enable_progress_bar=false",
-    "--trainer.num_sanity_val_steps=0",
-]
+QUIET = ["--trainer.enable_progress_bar=false"]
 
 
 class Killed(BaseException):
