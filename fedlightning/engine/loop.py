@@ -496,7 +496,7 @@ class FederatedLoop(RoundLoop):
                     raise FrozenChanged(update.unsent)
                 self.server.receive(update)
             if self._executor.apart:
-                self.server.combine(self.workers.gather, self.workers.add_up)
+                self._executor.combine(self.server)
             merged = self.server.aggregate()
         except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
             self.server.forget_round()

@@ -20,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.federated_cli import FederatedCLI
 from fedlightning.core.state import State
+from fedlightning.deployment.identities import Identity, read_identity, write_keys
 from fedlightning.deployment.node import Node, NodeParts
 from fedlightning.deployment.node_loop import NodeTrainer
 from fedlightning.deployment.node_store import NodeStore
@@ -184,7 +185,14 @@ class Run:
         )
         clients = range(data.num_clients)
         self.stores = {c: NodeStore(self.folder / "stores" / str(c), c) for c in clients}
-        return {100 + c: Node(c, parts, self.stores[c]) for c in clients}
+        who = self._identities(data.num_clients)
+        return {100 + c: Node(c, parts, self.stores[c], who[c]) for c in clients}
+
+    def _identities(self, count: int) -> list[Identity]:
+        keys, names = self.folder / "keys", list(map(str, range(count)))
+        if not keys.exists():
+            write_keys(keys, names)
+        return [read_identity(keys / f"node-{c}", keys, names, c) for c in range(count)]
 
     def deploy(self, grid: Grid) -> Result:
         """Deploy it over a grid."""
