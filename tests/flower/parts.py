@@ -29,18 +29,3 @@ class Doubles(pl.Callback):
     def on_client_end(self, trainer: Any, module: Any, update: ClientUpdate) -> None:
         for value in update.state.values():
             value.mul_(2)
-
-
-class Fails(pl.Callback):
-    """Has one client's training fail in the first round.
-
-    Args:
-        client: Which.
-    """
-
-    def __init__(self, client: int) -> None:
-        self.client = client
-
-    def on_local_loss(self, trainer: Any, module: Any, context: Any, batch: Any, loss: Any) -> None:
-        if context.client == self.client and trainer.current_epoch == 0:
-            context.module.body[0].no_such_layer  # noqa: B018

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -89,8 +90,8 @@ class NodeMasks:
         Raises:
             FederationError: The order does not say with whom to mask.
         """
-        phase, train = order.phase, order.train
-        if phase is None or phase.name != MASK or train is None:
+        phase = order.phase
+        if phase is None or phase.name != MASK:
             raise FederationError(
                 "the server asks for an update without masks, and federation.aggregator is "
                 "SecureSum; nothing has been sent."
@@ -100,7 +101,7 @@ class NodeMasks:
             [np.zeros(0, np.uint64), *(summands[key].reshape(-1) for key in sorted(summands))]
         )
         with self._session(phase.session) as session:
-            session.update = [train.run, train.job.stream]
+            session.update = hashlib.sha256(numbers.tobytes()).hexdigest()
             sealed = {int(peer): text for peer, text in phase.content.items()}
             masked = session.member.mask(numbers, sealed, model_digest(order.state))
         payload = self._payload(masked)
@@ -201,8 +202,8 @@ class _Session:
 
     Args:
         member: The client in the protocol.
-        update: Which update was masked last: run and stream.
-        sums: The clients in the last sum whose masks came off, and of which update of this client.
+        update: A digest of the numbers that were masked last.
+        sums: Those of the last sum whose masks came off, and the clients in it.
     """
 
     def __init__(self, member: MaskingClient, update: Any, sums: Any) -> None:
@@ -218,11 +219,11 @@ class _Session:
         """
         known = self.sums
         if known is not None and known[0] == self.update and known[1] != sorted(answered):
+            before, now = (", ".join(map(str, who)) for who in (known[1], sorted(answered)))
             raise FederationError(
-                "secure aggregation: this update was in a sum over clients "
-                f"{', '.join(map(str, known[1]))} already, and is now to be in one over "
-                f"{', '.join(map(str, sorted(answered)))}, so their difference would show; begin "
-                "a new run (resume=false)."
+                f"secure aggregation: this update was in a sum over clients {before} already, and "
+                f"is now to be in one over {now}, so their difference would show; have the same "
+                "clients take part, or change seed_everything."
             )
         self.sums = [self.update, sorted(answered)]
 
