@@ -13,7 +13,6 @@ from typing import Protocol
 
 from fedlightning.algorithms.aggregation import SecureSum
 from fedlightning.core.messages import ClientUpdate
-from fedlightning.core.state import State
 from fedlightning.deployment.identities import Identity
 from fedlightning.deployment.masks.node import NodeMasks
 from fedlightning.deployment.masks.server import MaskedSums
@@ -41,13 +40,13 @@ class Exchange(Protocol):
         """
 
     def after(
-        self, updates: Mapping[int, ClientUpdate], model: State, ask: Ask
+        self, updates: Mapping[int, ClientUpdate], orders: Mapping[int, Order], ask: Ask
     ) -> Mapping[int, ClientUpdate]:
         """Return what the server may take in of the updates that have come.
 
         Args:
             updates: By client.
-            model: What of the model the clients have received.
+            orders: What asked for them, by client.
             ask: Asks nodes.
         """
 

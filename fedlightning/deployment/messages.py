@@ -34,8 +34,8 @@ __all__ = [
     "Phase",
     "Receipt",
     "TrainOrder",
+    "common_digest",
     "digest_of",
-    "model_digest",
     "raise_error",
 ]
 
@@ -205,24 +205,29 @@ def digest_of(order: Order) -> str:
     plain = train and {k: v for k, v in vars(train).items() if k not in _APART}
     job = train and asdict(train.job)
     content.update(json.dumps([order.client, job, plain], sort_keys=True, default=repr).encode())
-    for state in (order.state, train.extras if train is not None else {}):
-        content.update(model_digest(state))
+    content.update(common_digest(order))
     return content.hexdigest()
 
 
-def model_digest(state: State) -> bytes:
-    """Return a SHA-256 of tensors and their names.
+def common_digest(order: Order) -> bytes:
+    """Return a SHA-256 of what all clients of a round are sent alike.
+
+    These are the model, extras, and what optimizers are set to.
 
     Example:
-        >>> model_digest({"w": torch.ones(2)}) == model_digest({"w": torch.ones(1, 2)})
-        False
+        >>> common_digest(Order(3, 0, {"w": torch.ones(2)})) == common_digest(
+        ...     Order(4, 0, {"w": torch.ones(2)}))
+        True
     """
-    content = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu()
-        dense = value.to_dense() if value.layout != torch.strided else value
-        content.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        content.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    train = order.train
+    settings = train.hyperparameters if train is not None else ()
+    content = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
+    for state in (order.state, train.extras if train is not None else {}):
+        for key in sorted(state):
+            value = state[key].detach().cpu()
+            dense = value.to_dense() if value.layout != torch.strided else value
+            content.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            content.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.digest()
 
 

@@ -78,7 +78,7 @@ class RemoteExecutor(Executor):
         self._early: dict[Job, tuple[str, Answer]] = {}
         self._exchange = exchange_of(federation)
         self._phases: Mapping[int, Phase] = {}
-        self._model: State = {}
+        self._orders: dict[int, Order] = {}
         self.apart = self._exchange is not None
 
     @property
@@ -151,6 +151,7 @@ class RemoteExecutor(Executor):
                     done[places[answer.client]] = lost
             return replies
 
+        self._orders = {}
         self._phases = exchange.before(list(places), commit, ask)
         self._train([(place, job) for place, job in wave if place not in done], commit, {}, done)
         results = {c: done[place].result for c, place in places.items()}
@@ -159,7 +160,7 @@ class RemoteExecutor(Executor):
             return
         settled = exchange.after(
             {client: result.update for client, result in trained.items()},
-            self._model,
+            self._orders,
             lambda phases: ask(phases, needed=False),
         )
         for client, update in settled.items():
@@ -204,7 +205,7 @@ class RemoteExecutor(Executor):
         orders = [self._order(job, receipt_in(self.kept.get(job.client))) for _, job in wave]
         if self._exchange is not None:
             orders = [replace(order, phase=self._phases[order.client]) for order in orders]
-            self._model = orders[0].state
+            self._orders |= {order.client: order for order in orders}
         known: dict[int, Answer] = {}
         for at, (_, job) in enumerate(wave):
             digest, answer = early.pop(job, ("", None))

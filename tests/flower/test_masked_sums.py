@@ -191,6 +191,25 @@ def test_the_same_order_gives_the_same_numbers_and_another_none(after_a_round):
     assert "numbers are masked once a round" in answer.error[1]
 
 
+def test_masks_do_not_cancel_among_nodes_that_were_sent_different_things(make):
+    """A server that has all but one train with a rate of zero would learn that one's update."""
+    run = make("--trainer.max_epochs=1", "--federation.algorithm=FedBABU")
+    nodes = run.nodes()
+    honest = nodes[101].carry_out
+
+    def misled(order):
+        if order.train is not None:
+            groups = [[{**group, "lr": 0.0} for group in g] for g in order.train.hyperparameters]
+            order = replace(order, train=replace(order.train, hyperparameters=groups))
+        return honest(order)
+
+    nodes[101].carry_out = misled
+    deployed = run.deploy(LoopbackGrid(nodes))
+    header, row = deployed.metrics.splitlines()
+    loss = dict(zip(header.split(","), row.split(","), strict=True))["global/loss"]
+    assert float(loss) > 3 * 2.3  # the global model is noise
+
+
 def test_shares_are_revealed_for_one_sum_alone(after_a_round):
     node, orders = after_a_round
     assert node.carry_out(orders[REVEAL]).reply == node.carry_out(orders[REVEAL]).reply

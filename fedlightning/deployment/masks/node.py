@@ -28,7 +28,7 @@ from fedlightning.deployment.masks.phases import (
     clients_in,
     unmasking_as,
 )
-from fedlightning.deployment.messages import Order, Phase, model_digest
+from fedlightning.deployment.messages import Order, Phase, common_digest
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.server import summands_of
 from fedlightning.privacy.masking import MaskingClient
@@ -103,7 +103,7 @@ class NodeMasks:
         with self._session(phase.session) as session:
             session.update = hashlib.sha256(numbers.tobytes()).hexdigest()
             sealed = {int(peer): text for peer, text in phase.content.items()}
-            masked = session.member.mask(numbers, sealed, model_digest(order.state))
+            masked = session.member.mask(numbers, sealed, common_digest(order))
         payload = self._payload(masked)
         return replace(update, state={}, extras=_shapes(update.extras), payload=payload)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedlightning.algorithms.aggregation import SecureSum
 from fedlightning.core.messages import ClientUpdate
-from fedlightning.core.state import State
 from fedlightning.deployment.masks.phases import (
     KEYS,
     MASK,
@@ -23,8 +22,8 @@ from fedlightning.deployment.masks.phases import (
     clients_as,
     unmasking_in,
 )
-from fedlightning.deployment.messages import Phase, model_digest
-from fedlightning.errors import FederationError
+from fedlightning.deployment.messages import Order, Phase, common_digest
+from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.server import Server
 from fedlightning.privacy.masking import Advert, MaskingServer
 
@@ -75,15 +74,23 @@ class MaskedSums:
         }  # fmt: skip
 
     def after(
-        self, updates: Mapping[int, ClientUpdate], model: State, ask: _Ask
+        self, updates: Mapping[int, ClientUpdate], orders: Mapping[int, Order], ask: _Ask
     ) -> Mapping[int, ClientUpdate]:
         """Read the sum; return the updates without their integers.
 
         Raises:
             FederationError: If too few clients are left to take the masks off.
+            ConfigError: If the algorithm sends clients different things: their masks do not cancel.
         """
         if not updates:
             return updates
+        contexts = {common_digest(orders[client]) for client in updates}
+        if len(contexts) > 1:
+            raise ConfigError(
+                "federation.aggregator: under SecureSum all clients of a round must receive the "
+                "same model, extras and learning rates, and this algorithm sends them others; "
+                "leave SecureSum out."
+            )
         masked = {client: _numbers(update) for client, update in updates.items()}
         sizes = {len(numbers) for numbers in masked.values()}
         if len(sizes) > 1:
@@ -98,7 +105,7 @@ class MaskedSums:
         replies = ask({client: Phase(REVEAL, self._session, lists) for client in masked})
         revealed = [unmasking_in(client, reply, masked, gone) for client, reply in replies.items()]
         server = MaskingServer(self._session.encode(), least, self._rule.bits)
-        self._total = server.unmasked(self._adverts, masked, gone, revealed, model_digest(model))
+        self._total = server.unmasked(self._adverts, masked, gone, revealed, contexts.pop())
         return {client: _without_numbers(update) for client, update in updates.items()}
 
     def combine(self, server: Server) -> None:
