@@ -50,6 +50,7 @@ class LoopbackGrid(Grid):
         messages: Every message, each followed by its answer.
         lose_messages: The numbers of messages whose answers are lost, after the work was done.
         renumber: Whether a node that was lost comes back under another number.
+        banned: How many looks at the list of nodes do not find one that was lost.
         die_at: The number of the message at which the server dies, after the work was done.
         before_message: Hears of each message's number.
     """
@@ -60,6 +61,8 @@ class LoopbackGrid(Grid):
         self.messages: list[Message] = []
         self.lose_messages: set[int] = set()
         self.renumber = False
+        self.banned = 0
+        self._missing: dict[int, int] = {}
         self.die_at: int | None = None
         self.before_message: Callable[[int], Any] = lambda number: None
         self._replies: dict[str, Message] = {}
@@ -78,7 +81,9 @@ class LoopbackGrid(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
+        missing = {node for node, looks in self._missing.items() if looks > 0}
+        self._missing = {node: looks - 1 for node, looks in self._missing.items()}
+        return [node for node in self.nodes if node not in missing]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         return [self._deliver(message) for message in messages]
@@ -89,6 +94,7 @@ class LoopbackGrid(Grid):
     def _deliver(self, message: Message) -> str:
         count = len(self.messages) // 2
         self.before_message(count)
+        assert self._missing.get(message.metadata.dst_node_id, 0) <= 0, "it is banned"
         number = str(count)
         message.metadata.__dict__["_message_id"] = number
         node = self.nodes[message.metadata.dst_node_id]
@@ -100,6 +106,7 @@ class LoopbackGrid(Grid):
                 raise Killed
             if count in self.lose_messages:  # after its work is done
                 reply = Message(Error(5, "Node Unavailable"), reply_to=message)
+                self._missing[message.metadata.dst_node_id] = self.banned
                 if self.renumber:
                     self.nodes[message.metadata.dst_node_id + 1000] = node
                     del self.nodes[message.metadata.dst_node_id]
@@ -194,12 +201,12 @@ class Run:
             write_keys(keys, names)
         return [read_identity(keys / f"node-{c}", keys, names, c) for c in range(count)]
 
-    def deploy(self, grid: Grid) -> Result:
-        """Deploy it over a grid."""
+    def deploy(self, grid: Grid, lost: float = 5) -> Result:
+        """Deploy it over a grid, whose lost nodes are waited for so many seconds."""
         module, trainer = self.untrained(), self.build(ServerTrainer, "deployed")
         data = copy.deepcopy(self._data)
         run = ServerRun(trainer, module, data, self.app.digest())
-        serve(grid, run, Patience(nodes=0, lost=5, poll=0))
+        serve(grid, run, Patience(nodes=0, lost=lost, poll=0))
         receipts = trainer.federated_loop.client_store
         kept = {c: self.stores[c].load(receipt_in(receipts.get(c))) for c in sorted(receipts)}
         return _result(trainer, kept)
