@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 from fedlightning.algorithms.aggregation import Accumulator, WeightedMean
+from fedlightning.algorithms.aggregation.secure_sum import IntegerSum
 from fedlightning.algorithms.composition import deciding, joined
 from fedlightning.algorithms.method import ClientHook, LocalMethod
 from fedlightning.algorithms.server_step import ServerOptimizer, ServerTrainingConfig
@@ -64,12 +65,12 @@ class WeightedUpdates:
 
     def note(self, update: ClientUpdate) -> None:
         """Hear of an update that another process takes in; its tensors are not here."""
-        assert isinstance(self._rule, WeightedMean)
+        assert isinstance(self._rule, (WeightedMean, IntegerSum))
         self._rule.note(self._weight(update))
 
     def combine(self, *exchange: Any) -> None:
         """Add what other processes have taken in (see :meth:`WeightedMean.combine`)."""
-        assert isinstance(self._rule, WeightedMean)
+        assert isinstance(self._rule, (WeightedMean, IntegerSum))
         self._rule.combine(*exchange)
 
     def result(self) -> State:

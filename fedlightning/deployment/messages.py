@@ -31,8 +31,10 @@ __all__ = [
     "Nodes",
     "Order",
     "Passport",
+    "Phase",
     "Receipt",
     "TrainOrder",
+    "common_digest",
     "digest_of",
     "raise_error",
 ]
@@ -83,6 +85,21 @@ class TrainOrder:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A step of what nodes settle with each other, through the server, around a commit's training.
+
+    Args:
+        name: Which step.
+        session: Names what is settled; another commit is another session.
+        content: What it takes, as bytes by name (:mod:`fedlightning.deployment.exchange`).
+    """
+
+    name: str
+    session: str
+    content: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Order:
     """One message to one client: measure the model that comes with it, then train, or personalize.
 
@@ -97,6 +114,8 @@ class Order:
         personalize: The place of the callback, among those of its kind, that personalizes; ``None``
             if none does.
         kept: The client's state that personalization starts from, if it has one.
+        phase: What else to do: with an order to train, what happens to the update; alone, a step
+            before or after it.
     """
 
     client: int
@@ -108,6 +127,7 @@ class Order:
     train: TrainOrder | None = None
     personalize: int | None = None
     kept: Receipt | None = None
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +143,7 @@ class Answer:
         failure: Why there is no update.
         personal: The client before and after personalization.
         error: A mistake in settings, or trouble of the node's: kind and text. It ends the run.
+        reply: The answer to a phase, as bytes by name.
     """
 
     client: int
@@ -133,6 +154,7 @@ class Answer:
     failure: ClientFailure | None = None
     personal: PersonalResult | None = None
     error: tuple[str, str] | None = None
+    reply: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,13 +205,30 @@ def digest_of(order: Order) -> str:
     plain = train and {k: v for k, v in vars(train).items() if k not in _APART}
     job = train and asdict(train.job)
     content.update(json.dumps([order.client, job, plain], sort_keys=True, default=repr).encode())
+    content.update(common_digest(order))
+    return content.hexdigest()
+
+
+def common_digest(order: Order) -> bytes:
+    """Return a SHA-256 of what all clients of a round are sent alike.
+
+    These are the model, extras, and what optimizers are set to.
+
+    Example:
+        >>> common_digest(Order(3, 0, {"w": torch.ones(2)})) == common_digest(
+        ...     Order(4, 0, {"w": torch.ones(2)}))
+        True
+    """
+    train = order.train
+    settings = train.hyperparameters if train is not None else ()
+    content = hashlib.sha256(json.dumps(settings, sort_keys=True, default=repr).encode())
     for state in (order.state, train.extras if train is not None else {}):
         for key in sorted(state):
             value = state[key].detach().cpu()
             dense = value.to_dense() if value.layout != torch.strided else value
             content.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
             content.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
+    return content.digest()
 
 
 def raise_error(answer: Answer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,8 @@ from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, live_state
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.deployment.exchange import NodeExchange, node_exchange_of
+from fedlightning.deployment.identities import Identity
 from fedlightning.deployment.messages import Answer, Order, Passport, Receipt, TrainOrder
 from fedlightning.deployment.node_loop import Kept, NodeTrainer
 from fedlightning.deployment.node_store import NodeStore
@@ -50,23 +52,34 @@ class Node:
         client: Client id.
         parts: What the settings make.
         store: What the client keeps.
+        identity: Who the node is to other nodes, where they deal with each other.
 
     Attributes:
         kept_keys: The keys of the model that clients keep, once an order is carried out.
         algorithm: The run's algorithm, likewise.
     """
 
-    def __init__(self, client: int, parts: NodeParts, store: NodeStore) -> None:
+    def __init__(
+        self, client: int, parts: NodeParts, store: NodeStore, identity: Identity | None = None
+    ) -> None:
         self.client = client
         self.kept_keys: frozenset[str] = frozenset()
         self.algorithm = Algorithm()
         self._parts = parts
         self._store = store
+        self._identity = identity
 
     def passport(self) -> Passport:
-        """Say what this node is, before the first round."""
+        """Say what this node is, before the first round.
+
+        Raises:
+            ConfigError: The node lacks something that the run needs.
+        """
         data = self._parts.data
         data.setup("fit")
+        exchange = self._exchange(self._parts.trainer())
+        if exchange is not None:
+            exchange.check(data.num_clients)
         splits = {view.split for view in data.evaluation_views()} | {"train", "val", "test"}
         state = live_state(self._parts.module())
         return Passport(
@@ -84,12 +97,22 @@ class Node:
         kept = Kept(self._store.load, self._save, self._store.folder, self._store.states)
         try:
             trainer = parts.trainer()
+            exchange = self._exchange(trainer)
+            if exchange is not None and order.phase is not None and order.train is None:
+                return Answer(self.client, reply=exchange.reply(order.phase))
             answer = trainer.carry_out(order, kept, parts.module(), parts.data)
+            trained = answer.trained
+            if exchange is not None and trained is not None:
+                update = exchange.send(order, trained.update)
+                answer = replace(answer, trained=replace(trained, update=update))
         except FedLightningError as error:
             return Answer(self.client, error=(type(error).__name__, str(error)))
         self.kept_keys = frozenset(trainer.federated_loop.roles.kept)
         self.algorithm = trainer.federation.client_algorithm
         return answer
+
+    def _exchange(self, trainer: NodeTrainer) -> NodeExchange | None:
+        return node_exchange_of(trainer.federation, self.client, self._store.folder, self._identity)
 
     def _save(self, train: TrainOrder, state: State) -> None:
         stream = train.job.stream

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BaseFinetuning
 
+from fedlightning.algorithms.aggregation import SecureSum
 from fedlightning.callbacks import ClientInfluence, ForgettingCallback
 from fedlightning.datamodules.base import FederatedDataModule
 from fedlightning.engine.evaluation_epoch import EvaluationEpoch
 from fedlightning.errors import ConfigError
+from fedlightning.federation.schedule import Schedule, Synchronous
+from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
+from fedlightning.federation.uplink.stage import UplinkStage
 
-__all__ = ["refuse_algorithm", "refuse_module"]
+__all__ = ["refuse_algorithm", "refuse_module", "refuse_sums"]
 
 _CALLBACKS: dict[type[pl.Callback], str] = {
     ClientInfluence: "measures clients' gradients and losses",
@@ -50,6 +54,13 @@ def refuse_algorithm(federation: Federation, trainer: pl.Trainer) -> None:
         raise _refusal(
             f"trainer.devices={trainer.world_size}: the server trains nobody; set it to 1"
         )
+    if isinstance(federation.aggregator, SecureSum):
+        for stage in federation.stages:
+            if type(stage).receive is not UplinkStage.receive:
+                raise _refusal(
+                    f"federation.uplink: {type(stage).__name__} reads single updates at the "
+                    "server, which gets a sum alone under SecureSum; leave it out"
+                )
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         for kind, what in _CALLBACKS.items():
@@ -89,6 +100,24 @@ def refuse_module(
                 f"machine has all clients' examples; log in {stage}_step instead, or set "
                 "trainer.limit_val_batches=0"
             )
+
+
+def refuse_sums(server: Server, schedule: Schedule) -> None:
+    """Refuse an algorithm or a schedule that needs single updates, where the server gets a sum.
+
+    Args:
+        server: The server, before the first round.
+        schedule: Which updates make a commit.
+
+    Raises:
+        ConfigError: It needs them; the message says why.
+    """
+    reason = server.why_not_summed(not isinstance(schedule, Synchronous))
+    if reason is not None:
+        raise _refusal(
+            "federation.aggregator: under SecureSum the server gets the sum of updates, and "
+            f"{reason}"
+        )
 
 
 def _refusal(text: str) -> ConfigError:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.state import State
-from fedlightning.deployment.messages import Answer, Nodes, Order, Receipt, digest_of, raise_error
+from fedlightning.deployment.exchange import exchange_of
+from fedlightning.deployment.messages import (
+    Answer,
+    Nodes,
+    Order,
+    Phase,
+    Receipt,
+    digest_of,
+    raise_error,
+)
 from fedlightning.engine.executor import Executor, RoundEvents, Trains, outputs_of
 from fedlightning.engine.workers.cohort_exchange import Trained
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.federation.failures import Attempt, ClientFailure
 from fedlightning.federation.jobs import Job
+from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 
 __all__ = ["RemoteExecutor", "receipt_in", "receipt_of"]
@@ -66,6 +76,15 @@ class RemoteExecutor(Executor):
         self._nodes = nodes
         self._order = order
         self._early: dict[Job, tuple[str, Answer]] = {}
+        self._exchange = exchange_of(federation)
+        self._phases: Mapping[int, Phase] = {}
+        self._orders: dict[int, Order] = {}
+        self.apart = self._exchange is not None
+
+    @property
+    def may_start_early(self) -> bool:
+        """Whether an update may be trained together with the measurement before its round."""
+        return self._exchange is None
 
     def train_early(self, jobs: Sequence[Job], orders: Sequence[Order]) -> list[Answer]:
         """Send orders that measure and may already train; return the answers, in order.
@@ -87,7 +106,10 @@ class RemoteExecutor(Executor):
         early, self._early = self._early, {}
         done: dict[int, Attempt[Trained]] = {}
         for wave in _waves(jobs):
-            self._train([(place, jobs[place]) for place in wave], commit, early, done)
+            if self._exchange is None:
+                self._train([(place, jobs[place]) for place in wave], commit, early, done)
+            else:
+                self._train_and_settle([(place, jobs[place]) for place in wave], commit, done)
             failed = any(done[place].result is None for place in wave)
             if failed and self._federation.on_client_failure != "skip":
                 break
@@ -100,6 +122,50 @@ class RemoteExecutor(Executor):
             self._events.client_ends(
                 outputs_of(attempt), task, place, counts=attempt.result is not None
             )
+
+    def combine(self, server: Server) -> None:
+        """Add to the server what the updates did not have themselves."""
+        assert self._exchange is not None, "without it, updates are whole"
+        self._exchange.combine(server)
+
+    def _train_and_settle(
+        self, wave: Sequence[tuple[int, Job]], commit: int, done: dict[int, Attempt[Trained]]
+    ) -> None:
+        """Train jobs of different clients, whose nodes have something to settle with each other."""
+        exchange, skip = self._exchange, self._federation.on_client_failure == "skip"
+        assert exchange is not None, "asked for where there is one"
+        places = {job.client: place for place, job in wave}
+
+        def ask(phases: Mapping[int, Phase], needed: bool = True) -> dict[int, Mapping[str, bytes]]:
+            orders = [Order(client, commit, {}, phase=phase) for client, phase in phases.items()]
+            replies = {}
+            for answer in self._nodes.ask(orders):
+                raise_error(answer)
+                if answer.failure is None:
+                    replies[answer.client] = answer.reply
+                elif needed:
+                    failure = replace(answer.failure, round=commit)
+                    lost: Attempt[Trained] = Attempt(answer.client, None, (failure,))
+                    if not skip:
+                        raise lost.give_up()
+                    done[places[answer.client]] = lost
+            return replies
+
+        self._orders = {}
+        self._phases = exchange.before(list(places), commit, ask)
+        self._train([(place, job) for place, job in wave if place not in done], commit, {}, done)
+        results = {c: done[place].result for c, place in places.items()}
+        trained = {client: result for client, result in results.items() if result is not None}
+        if len(trained) < len(places) and not skip:
+            return
+        settled = exchange.after(
+            {client: result.update for client, result in trained.items()},
+            self._orders,
+            lambda phases: ask(phases, needed=False),
+        )
+        for client, update in settled.items():
+            result = replace(trained[client], update=update)
+            done[places[client]] = replace(done[places[client]], result=result)
 
     def _train(
         self,
@@ -137,6 +203,9 @@ class RemoteExecutor(Executor):
         What is trained is returned with the receipt in the place of what the client keeps.
         """
         orders = [self._order(job, receipt_in(self.kept.get(job.client))) for _, job in wave]
+        if self._exchange is not None:
+            orders = [replace(order, phase=self._phases[order.client]) for order in orders]
+            self._orders |= {order.client: order for order in orders}
         known: dict[int, Answer] = {}
         for at, (_, job) in enumerate(wave):
             digest, answer = early.pop(job, ("", None))

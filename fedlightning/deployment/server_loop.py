@@ -27,7 +27,7 @@ from fedlightning.deployment.messages import (
     TrainOrder,
     raise_error,
 )
-from fedlightning.deployment.refusals import refuse_algorithm, refuse_module
+from fedlightning.deployment.refusals import refuse_algorithm, refuse_module, refuse_sums
 from fedlightning.deployment.remote_data import refuse_examples
 from fedlightning.deployment.remote_executor import RemoteExecutor, receipt_in
 from fedlightning.engine.clients import ResidentClients
@@ -119,6 +119,8 @@ class ServerLoop(FederatedLoop):
         receipt = receipt_in(self.client_store.get(known)) if known is not None else None
         self._run = receipt.run if receipt is not None else secrets.randbits(62)
         super().begin()
+        if self._remote.apart:
+            refuse_sums(self.server, self.schedule)
 
     def note_initial(self, module: nn.Module) -> None:
         """Note the untrained model, which every node builds for itself."""
@@ -205,6 +207,8 @@ class ServerLoop(FederatedLoop):
     def _startable(self) -> Sequence[Job]:
         """Return the jobs of the next commit that start from the model as it is now."""
         rounds = self.max_epochs
+        if not self._remote.may_start_early:
+            return ()
         if rounds is not None and 0 <= rounds <= self.round + 1:
             return ()
         jobs = self._of_those_that_stay(self._next_commit()[0])

@@ -19,6 +19,7 @@ from fedlightning.engine.workers.cohort_exchange import Trained, shares_of, trai
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.federation.failures import Attempt, attempt, count_clients, require_enough
 from fedlightning.federation.jobs import Job
+from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
 
 __all__ = ["Executor", "RoundEvents", "SerialExecutor", "Trains", "WorkerExecutor", "outputs_of"]
@@ -122,6 +123,10 @@ class Executor(ABC):
         yield from self._updates(jobs, commit)
         self._workers.announce(None, commit)
         require_enough(commit, [job.client for job in jobs], self.attempts, least)
+
+    def combine(self, server: Server) -> None:
+        """Add what other processes have received to what the server has."""
+        server.combine(self._workers.gather, self._workers.add_up)
 
     def finish(self) -> Metrics:
         """Forget the commit; return what its clients logged, on average, and how many failed."""

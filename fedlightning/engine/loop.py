@@ -529,7 +529,7 @@ class FederatedLoop(RoundLoop):
                 self._ledgers.before_merge(update.client, self._executor.kept)
                 self.server.receive(update)
             if self._executor.apart:
-                self.server.combine(self.workers.gather, self.workers.add_up)
+                self._executor.combine(self.server)
             merged = self.server.aggregate()
         except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
             self.server.forget_round()

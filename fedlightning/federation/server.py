@@ -10,11 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedlightning.algorithms.aggregation.base import Aggregator
 from fedlightning.algorithms.aggregation.mean import Mean
+from fedlightning.algorithms.aggregation.secure_sum import SecureSum, integers_of
 from fedlightning.algorithms.algorithm import Algorithm, UpdateAccumulator, WeightedUpdates
 from fedlightning.algorithms.method import Aggregation, ClientHook, ServerSide
 from fedlightning.core.messages import Broadcast, ClientUpdate, Up, belongs_to
@@ -25,7 +27,7 @@ from fedlightning.federation.jobs import Job
 from fedlightning.federation.uplink.stage import UplinkStage
 from fedlightning.privacy.mechanism import ClientMechanism, PrivateRound
 
-__all__ = ["Server", "check_robust"]
+__all__ = ["Server", "check_robust", "summands_of"]
 
 _OPTIMIZER = "optimizer/"
 _PRIVACY = "privacy/"
@@ -251,19 +253,34 @@ class Server:
         Args:
             staleness: Whether updates may have started from older models.
         """
-        algorithm, shared = self._algorithm, (self._model[key] for key in self._shared)
-        merges = {message.merge for message in algorithm.uplinks}
-        hooks = algorithm.hooks
         for says, holds in (
-            ('sums are not "exact"', algorithm.sums != "exact"),
+            ('sums are not "exact"', self._algorithm.sums != "exact"),
             (f"{self._rule.name} compares them", not isinstance(self._rule, Mean)),
+            (
+                "some tensors are complex",
+                any(self._model[key].is_complex() for key in self._shared),
+            ),
+        ):
+            if holds:
+                return says
+        return self.why_not_summed(staleness)
+
+    def why_not_summed(self, staleness: bool = False) -> str | None:
+        """Return why a sum of the updates is not enough, or ``None`` if it is.
+
+        Args:
+            staleness: Whether updates may have started from older models.
+        """
+        algorithm, hooks = self._algorithm, self._algorithm.hooks
+        merges = {message.merge for message in algorithm.uplinks}
+        for says, holds in (
             ("the algorithm merges by a rule of its own", not self._merges_by_weights),
             ("a method looks at each of them", any(hook.needs_states for hook in hooks)),
             ("extras are not means", not merges <= {"mean", "weighted_mean"}),
             ("they may be stale", staleness or self._sequential),
             ("their sum is private", self._mechanism is not None),
-            ("some tensors are bool or complex", any(
-                value.dtype is torch.bool or value.is_complex() for value in shared
+            ("some tensors are bool", any(
+                self._model[key].dtype is torch.bool for key in self._shared
             )),
         ):  # fmt: skip
             if holds:
@@ -458,10 +475,8 @@ class _Round:
         first: ClientUpdate,
     ) -> None:
         self._joined = _joined(first) if rule.robust else {}
-        reference = received
-        if self._joined:  # the rule sees the whole message, as one vector
-            reference = received | {k: torch.zeros_like(v) for k, v in self._joined.items()}
-            parameters = [*parameters, *self._joined]
+        reference = _joined_reference(received, self._joined)
+        parameters = [*parameters, *self._joined]  # the rule sees the whole message, as one vector
         self._like = reference
         # rules see complex numbers as pairs
         merge = rule.start({**reference, **as_real(reference)}, parameters, algorithm.sums)
@@ -500,13 +515,15 @@ class _Round:
         """Hear of an update that another process takes in."""
         assert isinstance(self._states, WeightedUpdates)
         self._states.note(update)
-        self._extras.note(update)
+        if not self._robust:
+            self._extras.note(update)
         self.count += 1
 
     def combine(self, *exchange: Any) -> None:
         assert isinstance(self._states, WeightedUpdates)
         self._states.combine(*exchange)
-        self._extras.combine(*exchange)
+        if not self._robust:
+            self._extras.combine(*exchange)
 
     def result(self) -> tuple[State, ExtrasAccumulator]:
         merged = as_complex(self._states.result(), self._like)
@@ -594,6 +611,25 @@ def _joined(update: ClientUpdate) -> State:
                 "which a robust rule cannot protect; leave the aggregator out."
             )
     return {_EXTRA + key: value for key, value in update.extras.items()}
+
+
+def _joined_reference(received: Mapping[str, Tensor], joined: Mapping[str, Tensor]) -> State:
+    return {**received, **{key: torch.zeros_like(value) for key, value in joined.items()}}
+
+
+def summands_of(
+    update: ClientUpdate, received: Mapping[str, Tensor], rule: SecureSum
+) -> dict[str, np.ndarray]:
+    """Return the integers that an update adds to the server's sum, by key.
+
+    Args:
+        update: The update, after the client halves of the stages.
+        received: The shared part of the model as the client received it.
+        rule: The settings of the sum.
+    """
+    joined = _joined(update)
+    reference = _joined_reference({key: received[key] for key in update.state}, joined)
+    return integers_of({**update.state, **joined}, as_real(reference), rule)
 
 
 def _entries(hook: ClientHook, method: str, values: Any) -> State:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fedlightning._version import __version__
+from fedlightning.algorithms.aggregation import SecureSum
 from fedlightning.cli.config.class_names import named_classes
 from fedlightning.deployment.refusals import refuse_algorithm
 from fedlightning.errors import ConfigError
@@ -58,12 +59,16 @@ class AppAbout:
         name: Its name: letters, digits and hyphens.
         num_clients: Number of clients.
         clients: Their names, by number; empty if they are numbers.
+        masked: Whether nodes mask what they send, and need each other's keys.
     """
 
-    def __init__(self, name: str, num_clients: int, clients: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, num_clients: int, clients: Sequence[str] = (), masked: bool = False
+    ) -> None:
         self.name = name
         self.num_clients = num_clients
         self.clients = tuple(clients)
+        self.masked = masked
 
     def client(self, number: int) -> str:
         """Return how a node's config names a client."""
@@ -92,7 +97,8 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
     count = cli.datamodule.num_clients
     if clients and len(clients) != count:
         raise ConfigError(f"--clients names {len(clients)}, and data.num_clients={count}.")
-    about = AppAbout(_name(stem), count, clients)
+    masked = isinstance(cli.trainer.federation.aggregator, SecureSum)  # type: ignore[attr-defined]
+    about = AppAbout(_name(stem), count, clients, masked)
     text = _resolved(cli)
     has_root = _has_root(yaml.safe_load(text)["data"])
     files = {
@@ -101,9 +107,9 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
             name=about.name, version=__version__, clients=",".join(clients)
         ),
         "NODES.md": nodes_page(
-            about.name, folder.name, [about.client(c) for c in range(count)], has_root
+            about.name, folder.name, [about.client(c) for c in range(count)], has_root, masked
         ),
-        **{f"systemd/{name}": unit for name, unit in units(about.name, has_root).items()},
+        **{f"systemd/{name}": unit for name, unit in units(about.name, has_root, masked).items()},
     }
     with os_errors_as_failures("write", folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedlightning.cli.terminal import quiet
+from fedlightning.deployment.identities import Identity, read_identity
 from fedlightning.deployment.messages import Answer
-from fedlightning.deployment.node import Node
+from fedlightning.deployment.node import Node, NodeParts
 from fedlightning.deployment.node_store import NodeStore
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.flower.settings import App, client_number, node_parts
@@ -59,7 +60,23 @@ def _node(context: Context) -> Node:
         )
     store = Path(str(here["store"])).absolute()
     root = str(here["root"]) if "root" in here else None
-    return Node(client, node_parts(run, client, root, store), NodeStore(store, client))
+    parts = node_parts(run, client, root, store)
+    return Node(client, parts, NodeStore(store, client), _identity(here, run, parts, client))
+
+
+def _identity(here: Mapping[str, Any], run: App, parts: NodeParts, client: int) -> Identity | None:
+    """Return the keys that a node's config names, if it does.
+
+    Raises:
+        ConfigError: It names half of them, or a file is not right.
+    """
+    given = [name for name in ("key", "peers") if name in here]
+    if not given:
+        return None
+    if len(given) == 1:
+        raise ConfigError(f"the node's config has {given[0]} alone; key and peers belong together.")
+    names = run.clients or tuple(map(str, range(parts.data.num_clients)))
+    return read_identity(Path(str(here["key"])), Path(str(here["peers"])), names, client)
 
 
 def who(message: Message, context: Context) -> Message:
@@ -69,12 +86,13 @@ def who(message: Message, context: Context) -> Message:
 
 
 def carry_out(message: Message, context: Context) -> Message:
-    """Measure the received model, and train; or personalize, and keep the model here."""
+    """Carry out an order; what it leaves at the client stays here."""
     with quiet():
         return answer(message, lambda: _node(context))
 
 
 app = ClientApp()
 app.query("who")(who)
+app.query("phase")(carry_out)
 app.train()(carry_out)
 app.evaluate("personalize")(carry_out)

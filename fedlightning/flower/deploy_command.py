@@ -68,7 +68,9 @@ def deploy(words: Sequence[str]) -> int:
             f"--local {count}: the config has {about.num_clients} clients, and each needs a node; "
             f"set data.num_clients={count}."
         )
-    code = run_here(work / "app", [about.client(c) for c in range(count)], work)
+    code = run_here(
+        work / "app", [about.client(c) for c in range(count)], work, masked=about.masked
+    )
     if code:
         raise FederationError(f"the deployed run has failed; logs: {work / 'logs'}")
     print(f"all stopped; what the clients keep is in {work / 'stores'}")

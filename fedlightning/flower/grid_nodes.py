@@ -15,9 +15,9 @@ from fedlightning.errors import FederationError
 from fedlightning.federation.failures import ClientFailure, Policy
 from fedlightning.flower.wire import Rules, decode_answer, decode_passport, encode_order
 
-__all__ = ["PERSONALIZE", "TRAIN", "WHO", "GridNodes", "meet"]
+__all__ = ["PERSONALIZE", "PHASE", "TRAIN", "WHO", "GridNodes", "meet"]
 
-WHO, TRAIN, PERSONALIZE = "query.who", "train", "evaluate.personalize"
+WHO, TRAIN, PERSONALIZE, PHASE = "query.who", "train", "evaluate.personalize", "query.phase"
 """Flower's names of the messages."""
 
 _UNAVAILABLE = {3, 4, 5}
@@ -67,7 +67,7 @@ class GridNodes:
             return []
         rules = self._rules()
         contents = {order.client: encode_order(order, rules) for order in orders}
-        kinds = {o.client: PERSONALIZE if o.personalize is not None else TRAIN for o in orders}
+        kinds = {order.client: _kind(order) for order in orders}
         rounds = {order.client: order.round for order in orders}
         answers: dict[int, Answer] = {}
         lost: dict[int, tuple[float, str]] = {}
@@ -130,6 +130,12 @@ class GridNodes:
                 if passport.client in self._nodes:
                     self._nodes[passport.client] = node
         return [client for client in lost if self._nodes[client] in present]
+
+
+def _kind(order: Order) -> str:
+    if order.personalize is not None:
+        return PERSONALIZE
+    return PHASE if order.phase is not None and order.train is None else TRAIN
 
 
 def meet(grid: Grid, num_clients: int, wait: float, poll: float = 0.1) -> dict[int, Passport]:

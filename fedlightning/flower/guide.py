@@ -42,7 +42,7 @@ openssl x509 -req -sha256 -in server.csr -CA ca.crt -CAkey ca.key -CAcreateseria
 
 Where `SERVER` is an address, write `IP:SERVER` in the place of `DNS:SERVER`. Each node gets
 `ca.crt` and its own key file, and nothing else; better, each makes its key itself and sends the
-`.pub` file.
+`.pub` file.{peers}
 
 ## The server
 
@@ -94,6 +94,17 @@ crash of the server the same command goes on from the last round; `--run-config 
 begins anew. Results are in the run folder at the server; personal models are in each node's store.
 """
 
+_PEERS = """
+
+Nodes mask what they send, so that the server reads sums alone. They sign what they settle with each
+other by the same keys, and each must know the others' from somebody it trusts, **not from the
+server**: exchange the `.pub` files among yourselves, compare them by telephone
+(`ssh-keygen -l -f FILE`), and put all of them into a folder on each node's machine:
+
+```bash
+mkdir -p peers && cp node-*.pub peers
+```"""
+
 _SUPERLINK = """\
 [Unit]
 Description=fedlightning: server of {name}
@@ -138,7 +149,7 @@ Environment=PATH=/opt/fedlightning/bin:/usr/bin:/bin
 ExecStart=/opt/fedlightning/bin/flower-supernode --superlink ${{SUPERLINK}} \\
   --root-certificates /etc/fedlightning/ca.crt \\
   --auth-supernode-private-key /etc/fedlightning/node-%i \\
-  --node-config 'client="%i" store="/var/lib/fedlightning/client-%i"{root}'
+  --node-config 'client="%i" store="/var/lib/fedlightning/client-%i"{root}{keys}'
 Restart=always
 RestartSec=10
 
@@ -147,7 +158,7 @@ WantedBy=multi-user.target
 """
 
 
-def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool) -> str:
+def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool, masked: bool) -> str:
     """Return the text of ``NODES.md``.
 
     Args:
@@ -155,6 +166,7 @@ def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool) -
         folder: The name of its folder.
         clients: The clients as a node's config names them.
         has_root: Whether the data is read from a folder, ``data.root``.
+        masked: Whether nodes mask what they send.
     """
     root = " root=\"'$PWD'/data\"" if has_root else ""
     plain = [client.strip('"') for client in clients]
@@ -163,6 +175,7 @@ def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool) -
         folder=folder,
         root=" `root` replaces `data.root` of the config." if has_root else "",
         environment=_ENVIRONMENT,
+        peers=_PEERS if masked else "",
         keys="\n".join(f"ssh-keygen -q -t ecdsa -b 384 -N '' -f node-{client}" for client in plain),
         register="\n".join(
             f"flwr supernode register node-{client}.pub here --name {client}" for client in plain
@@ -170,22 +183,26 @@ def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool) -
         nodes="\n".join(
             "flower-supernode --root-certificates ca.crt --superlink SERVER:8000 \\\n"
             f"  --auth-supernode-private-key node-{name} \\\n"
-            f"  --node-config 'client={client} store=\"'$PWD'/client-{name}\"{root}'"
+            f"  --node-config 'client={client} store=\"'$PWD'/client-{name}\"{root}"
+            + (f" key=\"'$PWD'/node-{name}\" peers=\"'$PWD'/peers\"'" if masked else "'")
             for name, client in zip(plain, clients, strict=True)
         ),
     )
 
 
-def units(name: str, has_root: bool) -> dict[str, str]:
+def units(name: str, has_root: bool, masked: bool) -> dict[str, str]:
     """Return the systemd units, by the names of their files.
 
     Args:
         name: The app's name.
         has_root: Whether the data is read from a folder, ``data.root``.
+        masked: Whether nodes mask what they send.
     """
+    folder = "/etc/fedlightning"
     facts = {
         "name": name,
         "root": ' root="${ROOT}"' if has_root else "",
+        "keys": f' key="{folder}/node-%i" peers="{folder}/peers"' * masked,
         "variables": "SUPERLINK=SERVER:8000" + (" and ROOT=/folder/of/the/data" * has_root),
     }
     return {

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedlightning.deployment.identities import write_keys
 from fedlightning.errors import EnvironmentFailure, FederationError
 
 __all__ = [
@@ -214,7 +215,11 @@ def wait_until_ready(port: int, processes: Processes) -> None:
 
 
 def run_here(
-    app: Path, clients: Sequence[str], work: Path, say: Callable[[str], None] = print
+    app: Path,
+    clients: Sequence[str],
+    work: Path,
+    say: Callable[[str], None] = print,
+    masked: bool = False,
 ) -> int:
     """Start a server and a node for each client on loopback, run an app, stop everything.
 
@@ -223,10 +228,13 @@ def run_here(
         clients: The clients as a node's config names them.
         work: Folder of logs and stores.
         say: Gets what the run prints, line by line.
+        masked: Whether nodes mask what they send; then they get keys.
 
     Returns:
         The exit code of ``flwr run``; 5 if the run has failed.
     """
+    if masked:
+        write_keys(work / "keys", [client.strip('"') for client in clients])
     home, port = work / "flwr", free_port()
     home.mkdir(parents=True, exist_ok=True)
     (home / "config.toml").write_text(
@@ -243,12 +251,15 @@ def run_here(
         )  # fmt: skip
         wait_until_ready(port, processes)
         for number, client in enumerate(clients):
-            store = work / "stores" / client.strip('"')
+            plain = client.strip('"')
+            config = f'client={client} store="{work / "stores" / plain}"'
+            if masked:
+                config += f' key="{work / "keys" / f"node-{plain}"}" peers="{work / "keys"}"'
             processes.start(
                 f"node-{number}",
                 ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}",
                  "--host", "127.0.0.1", "--port", str(free_port()),
-                 "--node-config", f'client={client} store="{store}"'],
+                 "--node-config", config],
             )  # fmt: skip
         say(f"a server and {len(clients)} nodes are starting; logs: {processes.logs}")
         return follow(app, processes, variables, say)

@@ -9,6 +9,7 @@ What an algorithm keeps at clients is refused here, on both sides, whatever else
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +24,7 @@ from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.core.messages import ClientUpdate, Down, belongs_to
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.state import State
-from fedlightning.deployment.messages import Answer, Order, Passport, Receipt, TrainOrder
+from fedlightning.deployment.messages import Answer, Order, Passport, Phase, Receipt, TrainOrder
 from fedlightning.engine.workers.cohort_exchange import Trained
 from fedlightning.errors import FederationError
 from fedlightning.federation.failures import ClientFailure
@@ -132,6 +133,7 @@ def encode_order(order: Order, rules: Rules) -> RecordDict:
         "per_class": order.per_class,
         "personalize": order.personalize,
         "kept": order.kept and asdict(order.kept),
+        "phase": order.phase and {**asdict(order.phase), "content": _texts(order.phase.content)},
     }
     if train is not None:
         text["train"] = {name: getattr(train, name) for name in _PLAIN_TRAIN}
@@ -150,12 +152,13 @@ def decode_order(records: RecordDict) -> Order:
             for groups in plain["hyperparameters"]
         ]
         train = TrainOrder(job=Job(**text.pop("job")), extras=tensors[_EXTRAS], **plain)
-    kept = text.pop("kept")
+    kept, phase = text.pop("kept"), text.pop("phase")
     return Order(
         **{**text, "measure": tuple(text["measure"])},
         state=tensors[_STATE],
         train=train,
         kept=Receipt(**kept) if kept is not None else None,
+        phase=Phase(**{**phase, "content": _bytes(phase["content"])}) if phase else None,
     )
 
 
@@ -176,6 +179,7 @@ def encode_answer(answer: Answer, rules: Rules) -> RecordDict:
         "failure": answer.failure and asdict(answer.failure),
         "personal": answer.personal and asdict(answer.personal),
         "error": answer.error,
+        "reply": _texts(answer.reply),
     }
     tensors: dict[str, State] = {}
     if answer.trained is not None:
@@ -216,6 +220,7 @@ def decode_answer(records: RecordDict, rules: Rules) -> Answer:
         failure=ClientFailure(**failure) if failure is not None else None,
         personal=_personal(personal) if personal is not None else None,
         error=tuple(error) if error is not None else None,
+        reply=_bytes(text["reply"]),
     )
 
 
@@ -296,6 +301,14 @@ def _put_together(name: str, layout: Mapping[str, Any], arrays: Mapping[str, Arr
 
 def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(np.array(array.numpy()))  # a copy, which may be written to
+
+
+def _texts(content: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: base64.b64encode(value).decode() for name, value in content.items()}
+
+
+def _bytes(content: Mapping[str, str]) -> dict[str, bytes]:
+    return {name: base64.b64decode(value) for name, value in content.items()}
 
 
 def _flags(flags: Mapping[str, LogFlags]) -> dict[str, Any]:

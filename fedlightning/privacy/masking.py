@@ -15,9 +15,9 @@ gone, which would reveal one client's masks as a whole.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,11 @@ import numpy.typing as npt
 
 from fedlightning.core.validation import check_integer
 from fedlightning.errors import EnvironmentFailure, FederationError
+from fedlightning.privacy.secret_shares import SHARE_BYTES, reconstructed, shares_of
 
 __all__ = ["Advert", "MaskingClient", "MaskingServer", "Unmasking", "reconstructed", "shares_of"]
 
 Numbers = npt.NDArray[np.uint64]
-_PRIME = 2**521 - 1
-_BYTES = 66
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,10 @@ class MaskingClient:
     Args:
         client: Client id.
         round_id: Names the round in signatures, so that old keys cannot be played back.
-        identity: The client's signing key (Ed25519).
-        known: The public identities of all clients, known beforehand.
-        threshold: How many clients must be left, more than half of those that begin.
+        identity: The client's signing key: Ed25519, or something else with its ``sign``.
+        known: The public identities of all clients, known beforehand, with Ed25519's ``verify``.
+        threshold: How many clients must be left, more than half of those that begin; or what
+            returns it, given how many begin.
         bits: 32 or 64, the size of the integers.
 
     Raises:
@@ -92,39 +92,56 @@ class MaskingClient:
         round_id: bytes,
         identity: Any,
         known: Mapping[int, Any],
-        threshold: int,
+        threshold: int | Callable[[int], int],
         bits: int = 32,
     ) -> None:
         keys = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
         self.client = client
         self._round, self._identity, self._known = round_id, identity, dict(known)
-        self._threshold = check_integer("threshold", threshold, at_least=2)
+        fixed = None if callable(threshold) else check_integer("threshold", threshold, at_least=2)
+        self._needed: Callable[[int], int] = (
+            threshold if callable(threshold) else lambda clients: int(fixed or 0)
+        )
+        self._threshold = 0
         self._bits = bits
         self._masking, self._sealing = keys.generate(), keys.generate()
         self._own = os.urandom(32)
         self._peers: dict[int, Advert] = {}
+        self._sealed: dict[int, bytes] = {}
         self._held: dict[int, tuple[int, int]] = {}
         self._senders: frozenset[int] = frozenset()
-        self._revealed = False
+        self._masked = ""
+        self._revealed: tuple[frozenset[int], frozenset[int]] | None = None
 
     def advertise(self) -> Advert:
         """Return the client's keys, signed."""
-        masking, sealing = (
-            key.public_key().public_bytes_raw() for key in (self._masking, self._sealing)
-        )
+        masking, sealing = self._public_keys()
         signature = self._identity.sign(_signed(self._round, self.client, masking, sealing))
         return Advert(self.client, masking, sealing, signature)
 
     def share(self, adverts: Sequence[Advert]) -> dict[int, bytes]:
         """Return, for each other client, sealed shares of this client's secrets.
 
+        Asked again with the same keys it returns the same.
+
         Raises:
             FederationError: If too few clients are there, one is there twice, or a key is not
-                signed by the identity that this client knows.
+                signed by the identity that this client knows; or if it has shared its secrets with
+                others already: two sets of shares could give them away.
         """
-        self._peers = {advert.client: advert for advert in adverts}
-        if len(self._peers) != len(adverts) or self.client not in self._peers:
+        peers = {advert.client: advert for advert in adverts}
+        if len(peers) != len(adverts) or self.client not in peers:
             raise FederationError("secure aggregation: each client must be there once, I included.")
+        if self._sealed:
+            if peers != self._peers:
+                raise FederationError(
+                    "secure aggregation: shares are made once a round, and these are other keys."
+                )
+            return dict(self._sealed)
+        mine = peers[self.client]
+        if (mine.masking, mine.sealing) != self._public_keys():
+            raise FederationError("secure aggregation: these are not the keys that I have sent.")
+        self._threshold = self._needed(len(adverts))
         if not len(adverts) / 2 < self._threshold <= len(adverts):
             raise FederationError(
                 f"secure aggregation: a threshold of {self._threshold} among {len(adverts)} "
@@ -132,6 +149,7 @@ class MaskingClient:
             )
         for advert in adverts:
             self._verify(advert)
+        self._peers = peers
         secret = int.from_bytes(self._masking.private_bytes_raw(), "big")
         ids = sorted(self._peers)
         keys = shares_of(secret, ids, self._threshold)
@@ -141,22 +159,37 @@ class MaskingClient:
             if peer == self.client:
                 self._held[peer] = keys[peer], own[peer]
                 continue
-            text = keys[peer].to_bytes(_BYTES, "big") + own[peer].to_bytes(_BYTES, "big")
+            text = keys[peer].to_bytes(SHARE_BYTES, "big") + own[peer].to_bytes(SHARE_BYTES, "big")
             nonce = os.urandom(12)
             sealed[peer] = nonce + self._box(peer).encrypt(nonce, text, self._label(peer))
-        return sealed
+        self._sealed = sealed
+        return dict(sealed)
 
-    def mask(self, numbers: Numbers, sealed: Mapping[int, bytes]) -> Numbers:
+    def mask(self, numbers: Numbers, sealed: Mapping[int, bytes], context: bytes = b"") -> Numbers:
         """Return masked integers, after taking in what others have sealed for this client.
+
+        Asked again for the same it returns the same.
 
         Args:
             numbers: uint64, below ``2 ** bits``.
             sealed: For each client that has sealed its shares, those for this one.
+            context: What all clients must have in common, such as a digest of the model that they
+                start from: masks cancel among those who have the same, and nothing can be read of
+                the others' sum.
 
         Raises:
-            FederationError: If too few clients have, or what one has sealed was changed.
+            FederationError: If too few clients have, what one has sealed was changed, or other
+                numbers have been masked in this round, whose difference would show.
         """
         exceptions = _cryptography("exceptions")
+        content = hashlib.sha256(numbers.astype("<u8").tobytes() + context)
+        content.update(json.dumps(sorted((peer, t.hex()) for peer, t in sealed.items())).encode())
+        if self._masked not in ("", content.hexdigest()):
+            raise FederationError(
+                "secure aggregation: numbers are masked once a round, and these are others."
+            )
+        if strangers := sealed.keys() - (self._peers.keys() - {self.client}):
+            raise FederationError(f"secure aggregation: client {min(strangers)} has not begun.")
         for peer, text in sealed.items():
             label = self._round + f"/{peer}/{self.client}".encode()
             try:
@@ -165,20 +198,21 @@ class MaskingClient:
                 raise FederationError(
                     f"secure aggregation: shares of client {peer} were changed on the way."
                 ) from error
-            parts = opened[:_BYTES], opened[_BYTES:]
+            parts = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
             self._held[peer] = int.from_bytes(parts[0], "big"), int.from_bytes(parts[1], "big")
         self._senders = frozenset(self._held)
         if len(self._senders) < self._threshold:
             raise FederationError(
                 f"secure aggregation: only {len(self._senders)} clients are left."
             )
+        self._masked = content.hexdigest()
         total: Numbers = numbers.astype(np.uint64) + _stream(self._own, numbers.shape)
         for peer in self._senders - {self.client}:
-            total = _plus(total, self.client, peer, self._secret_with(peer))
+            total = _plus(total, self.client, peer, self._secret_with(peer, context))
         return np.bitwise_and(total, _largest(self._bits))
 
     def reveal(self, answered: Sequence[int], gone: Sequence[int]) -> Unmasking:
-        """Return the shares that undo the masks, once.
+        """Return the shares that undo the masks, once; asked again for the same, the same.
 
         Args:
             answered: The clients whose masked integers the server has.
@@ -186,7 +220,7 @@ class MaskingClient:
 
         Raises:
             FederationError: If the lists overlap or are not those who began, too few have answered,
-                or the server asks again.
+                or the server has asked with other lists before.
         """
         present, missing = set(answered), set(gone)
         if both := present & missing:
@@ -201,14 +235,78 @@ class MaskingClient:
             )
         if len(present) < self._threshold:
             raise FederationError(f"secure aggregation: only {len(present)} clients have answered.")
-        if self._revealed:
+        if self._revealed not in (None, (frozenset(present), frozenset(missing))):
             raise FederationError("secure aggregation: shares are revealed once a round.")
-        self._revealed = True
+        self._revealed = frozenset(present), frozenset(missing)
         return Unmasking(
             self.client,
             {peer: self._held[peer][1] for peer in present},
             {peer: self._held[peer][0] for peer in missing},
         )
+
+    # -- between two messages ------------------------------------------------------------------
+
+    def remembered(self) -> dict[str, Any]:
+        """Return what the client must know at its next step, secrets included, for a JSON file."""
+        revealed = self._revealed
+        return {
+            "client": self.client,
+            "round": self._round.hex(),
+            "bits": self._bits,
+            "threshold": self._threshold,
+            "masking": self._masking.private_bytes_raw().hex(),
+            "sealing": self._sealing.private_bytes_raw().hex(),
+            "own": self._own.hex(),
+            "peers": [
+                [peer.client, peer.masking.hex(), peer.sealing.hex(), peer.signature.hex()]
+                for peer in self._peers.values()
+            ],
+            "sealed": [[peer, text.hex()] for peer, text in self._sealed.items()],
+            "held": [[peer, hex(key), hex(own)] for peer, (key, own) in self._held.items()],
+            "senders": sorted(self._senders),
+            "masked": self._masked,
+            "revealed": [sorted(who) for who in revealed] if revealed is not None else None,
+        }
+
+    @classmethod
+    def recalled(
+        cls,
+        memory: Mapping[str, Any],
+        identity: Any,
+        known: Mapping[int, Any],
+        threshold: int | Callable[[int], int],
+    ) -> MaskingClient:
+        """Return a client as :meth:`remembered` has left it.
+
+        Args:
+            memory: What it remembers.
+            identity: As for a new one.
+            known: Likewise.
+            threshold: Likewise.
+        """
+        keys = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
+        round_id = bytes.fromhex(memory["round"])
+        self = cls(memory["client"], round_id, identity, known, threshold, memory["bits"])
+        self._threshold = memory["threshold"]
+        self._masking = keys.from_private_bytes(bytes.fromhex(memory["masking"]))
+        self._sealing = keys.from_private_bytes(bytes.fromhex(memory["sealing"]))
+        self._own = bytes.fromhex(memory["own"])
+        self._peers = {
+            peer: Advert(peer, *map(bytes.fromhex, keys_of)) for peer, *keys_of in memory["peers"]
+        }
+        self._sealed = {peer: bytes.fromhex(text) for peer, text in memory["sealed"]}
+        self._held = {peer: (int(key, 16), int(own, 16)) for peer, key, own in memory["held"]}
+        self._senders, self._masked = frozenset(memory["senders"]), memory["masked"]
+        if memory["revealed"] is not None:
+            present, missing = map(frozenset, memory["revealed"])
+            self._revealed = present, missing
+        return self
+
+    def _public_keys(self) -> tuple[bytes, bytes]:
+        masking, sealing = (
+            key.public_key().public_bytes_raw() for key in (self._masking, self._sealing)
+        )
+        return masking, sealing
 
     def _verify(self, advert: Advert) -> None:
         exceptions = _cryptography("exceptions")
@@ -233,9 +331,9 @@ class MaskingClient:
     def _label(self, peer: int) -> bytes:
         return self._round + f"/{self.client}/{peer}".encode()
 
-    def _secret_with(self, peer: int) -> bytes:
+    def _secret_with(self, peer: int, context: bytes) -> bytes:
         shared = self._masking.exchange(_public(self._peers[peer].masking))
-        return _mask_secret(self._round, shared)
+        return _mask_secret(self._round, shared, context)
 
 
 class MaskingServer:
@@ -256,6 +354,7 @@ class MaskingServer:
         masked: Mapping[int, Numbers],
         gone: Sequence[int],
         revealed: Sequence[Unmasking],
+        context: bytes = b"",
     ) -> Numbers:
         """Return the sum of the integers of those who answered, modulo ``2 ** bits``.
 
@@ -264,6 +363,7 @@ class MaskingServer:
             masked: What each client that has answered sent.
             gone: Those that had shared secrets and sent nothing since.
             revealed: The shares.
+            context: What all clients have in common.
 
         Raises:
             FederationError: If too few shares are there.
@@ -277,60 +377,27 @@ class MaskingServer:
         total: Numbers = np.zeros(shape, np.uint64)
         for client, numbers in masked.items():
             shares = {each.client: each.own_masks[client] for each in revealed}
-            own = reconstructed(shares, self._threshold).to_bytes(32, "big")
+            own = self._secret(client, shares)
             total = total + numbers - _stream(own, shape)
         keys = {advert.client: advert.masking for advert in adverts}
         private = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
         for lost in gone:
             shares = {each.client: each.keys[lost] for each in revealed}
-            secret = reconstructed(shares, self._threshold).to_bytes(32, "big")
+            secret = self._secret(lost, shares)
             key = private.from_private_bytes(secret)
             for client in masked:  # the mask that the lost client's own would have cancelled
-                mask = _mask_secret(self._round, key.exchange(_public(keys[client])))
+                mask = _mask_secret(self._round, key.exchange(_public(keys[client])), context)
                 total = _plus(total, lost, client, mask)
         return np.bitwise_and(total, _largest(self._bits))
 
-
-def shares_of(secret: int, clients: Sequence[int], threshold: int) -> dict[int, int]:
-    """Return a share of a secret for each client; a threshold of them gives it back, fewer nothing.
-
-    Source:
-        Shamir. How to Share a Secret. Communications of the ACM, 1979.
-
-    Example:
-        >>> shares = shares_of(42, [0, 1, 2, 3], threshold=3)
-        >>> reconstructed({client: shares[client] for client in (3, 0, 2)}, threshold=3)
-        42
-    """
-    coefficients = [secret, *(secrets.randbelow(_PRIME) for _ in range(threshold - 1))]
-
-    def at(x: int) -> int:
-        value = 0
-        for coefficient in reversed(coefficients):
-            value = (value * x + coefficient) % _PRIME
-        return value
-
-    return {client: at(client + 1) for client in clients}
-
-
-def reconstructed(shares: Mapping[int, int], threshold: int) -> int:
-    """Return the secret that shares belong to.
-
-    Raises:
-        FederationError: If there are fewer than the threshold.
-    """
-    if len(shares) < threshold:
-        raise FederationError(f"secure aggregation: {len(shares)} shares of {threshold} needed.")
-    points = [(client + 1, share) for client, share in sorted(shares.items())[:threshold]]
-    secret = 0
-    for x, y in points:
-        above = below = 1
-        for other, _ in points:
-            if other != x:
-                above = above * other % _PRIME
-                below = below * (other - x) % _PRIME
-        secret = (secret + y * above * pow(below, -1, _PRIME)) % _PRIME
-    return secret
+    def _secret(self, client: int, shares: Mapping[int, int]) -> bytes:
+        try:
+            return reconstructed(shares, self._threshold).to_bytes(32, "big")
+        except OverflowError as error:
+            raise FederationError(
+                f"secure aggregation: the shares of client {client}'s secret do not fit together: "
+                "a client has revealed a wrong one; the sum cannot be read."
+            ) from error
 
 
 def _plus(total: Numbers, client: int, peer: int, secret: bytes) -> Numbers:
@@ -350,8 +417,8 @@ def _largest(bits: int) -> np.uint64:
     return np.uint64(2**bits - 1)
 
 
-def _mask_secret(round_id: bytes, shared: bytes) -> bytes:
-    return hashlib.sha256(b"pair" + round_id + shared).digest()
+def _mask_secret(round_id: bytes, shared: bytes, context: bytes) -> bytes:
+    return hashlib.sha256(b"pair" + shared + hashlib.sha256(context).digest() + round_id).digest()
 
 
 def _signed(round_id: bytes, client: int, masking: bytes, sealing: bytes) -> bytes:

@@ -40,6 +40,7 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.rounds = ROUNDS
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(
@@ -47,11 +48,10 @@ class Nodes:
         *command: str,
         root: str,
         number: int = 1,
-        rounds: int = ROUNDS,
         seconds: float = 0.0,
         **more: str,
     ) -> subprocess.Popen[str]:
-        words = [f"--trainer.default_root_dir={root}", f"--trainer.max_epochs={rounds}"]
+        words = [f"--trainer.default_root_dir={root}", f"--trainer.max_epochs={self.rounds}"]
         words.append(f"--trainer.num_nodes={number}")
         process = subprocess.Popen(
             [*command, *FIT, *words, f"--model.seconds={seconds}"], cwd=self.folder,
@@ -94,6 +94,7 @@ def whole(nodes, tmp_path) -> Path:
     """The folder of a run of one process."""
     nodes.start(sys.executable, root="whole")
     nodes.wait()
+    (tmp_path / "at.0").unlink()
     return tmp_path / "whole"
 
 
@@ -126,14 +127,26 @@ def namespaces() -> Iterator[list[list[str]]]:
 
 @pytest.mark.parametrize("folders", ["shared", "apart"])
 def test_two_nodes_have_the_bits_of_one_process_and_resume(nodes, whole, tmp_path, folders):
-    roots = ["two", "two"] if folders == "shared" else ["two", "other"]
-    for rounds in (2, ROUNDS):
-        for rank, root in enumerate(roots):
+    def start(port: int) -> list[subprocess.Popen[str]]:
+        return [
             nodes.start(
-                sys.executable, root=root, number=2, rounds=rounds, NODE_RANK=str(rank),
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(29810 + rounds),
-            )  # fmt: skip
-        nodes.wait()
+                sys.executable, root=root, number=2, seconds=0.3, NODE_RANK=str(rank),
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            )
+            for rank, root in enumerate(["two", "two" if folders == "shared" else "other"])
+        ]  # fmt: skip
+
+    first = start(29810)
+    nodes.reach(rank=0, round_=2)
+    for process in first:
+        process.terminate()
+    for process in first:
+        process.communicate(timeout=300)
+        assert process.returncode == 128 + signal.SIGTERM
+    nodes.processes.clear()
+    assert torch.load(newest(tmp_path / "two"), weights_only=True)["epoch"] < ROUNDS - 1
+    start(29811)
+    nodes.wait()
     assert_same_run(tmp_path / "two", whole)
 
 
@@ -168,6 +181,57 @@ def test_torchrun_goes_on_without_a_node_that_is_killed(nodes, whole, tmp_path):
     nodes.wait()
     assert first.returncode == 0
     assert_same_run(tmp_path / "elastic", whole)
+
+
+def test_torchrun_takes_a_node_in_that_comes_later(nodes, tmp_path):
+    nodes.rounds = 30
+    nodes.start(sys.executable, root="whole")
+    nodes.wait()
+    (tmp_path / "at.0").unlink()
+    joining = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    nodes.start(*torchrun("y"), root="elastic", seconds=0.3, **joining)
+    nodes.reach(rank=0, round_=2)
+    nodes.start(*torchrun("y"), root="elastic", seconds=0.3, **joining)
+    nodes.reach(rank=1, round_=3)
+    nodes.wait()
+    assert_same_run(tmp_path / "elastic", tmp_path / "whole")
+
+
+def test_a_job_of_two_nodes_that_slurm_requeues_goes_on(nodes, whole, tmp_path):
+    """As ``--requeue --signal=USR1@90`` does it: SIGUSR1 to every task, later SIGTERM."""
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    tool.chmod(0o755)
+    job = {
+        "SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "fl", "SLURM_NTASKS": "2", "SLURM_NNODES": "2",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "localhost",
+        "MASTER_ADDR": "127.0.0.1", "PATH": f"{tool.parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+
+    def start(port: str) -> list[subprocess.Popen[str]]:
+        return [
+            nodes.start(
+                sys.executable, root="job", number=2, seconds=0.3, MASTER_PORT=port,
+                SLURM_PROCID=rank, SLURM_NODEID=rank, **job,
+            )
+            for rank in "01"
+        ]  # fmt: skip
+
+    first = start("29840")
+    nodes.reach(rank=0, round_=2)
+    nodes.reach(rank=1, round_=2)
+    for what in (signal.SIGUSR1, signal.SIGTERM):
+        for process in first:
+            process.send_signal(what)
+        time.sleep(1.0)
+    for process in first:
+        process.communicate(timeout=300)
+    nodes.processes.clear()
+    assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    start("29841")
+    nodes.wait()
+    assert_same_run(tmp_path / "job", whole)
 
 
 def test_no_process_is_aborted_at_its_end(nodes):

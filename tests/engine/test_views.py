@@ -259,3 +259,13 @@ def test_labels_outside_the_classes_are_refused_by_view_data_too():
     )  # fmt: skip
     with pytest.raises(DataError, match=r"client 2, shifted sample 0: label \d not in \[0, 3\)"):
         fit(net(), FedAvg(), rounds=1, datamodule=some)
+
+
+def test_the_sanity_check_does_not_order_the_columns(tmp_path):
+    texts = []
+    for steps in (0, 2):
+        folder, clients = tmp_path / str(steps), data(val_fraction=0.5, held_out_clients=1)
+        fit(net(), folder=folder, datamodule=clients, num_sanity_val_steps=steps)
+        texts.append(next(folder.rglob("metrics.csv")).read_text())
+    assert texts[0] == texts[1]
+    assert "held_out/val/loss" in texts[0]

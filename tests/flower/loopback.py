@@ -20,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.federated_cli import FederatedCLI
 from fedlightning.core.state import State
+from fedlightning.deployment.identities import Identity, read_identity, write_keys
 from fedlightning.deployment.node import Node, NodeParts
 from fedlightning.deployment.node_loop import NodeTrainer
 from fedlightning.deployment.node_store import NodeStore
@@ -32,10 +33,7 @@ from fedlightning.flower.settings import App
 from fedlightning.personalization.models.writer import state_digest
 from fedlightning.trainer import FederatedTrainer
 
-QUIET = [
-    "--trainer.enable_progress_bar=false",
-    "--trainer.num_sanity_val_steps=0",
-]
+QUIET = ["--trainer.enable_progress_bar=false"]
 
 
 class Killed(BaseException):
@@ -52,6 +50,7 @@ class LoopbackGrid(Grid):
         messages: Every message, each followed by its answer.
         lose_messages: The numbers of messages whose answers are lost, after the work was done.
         renumber: Whether a node that was lost comes back under another number.
+        banned: How many looks at the list of nodes do not find one that was lost.
         die_at: The number of the message at which the server dies, after the work was done.
         before_message: Hears of each message's number.
     """
@@ -62,6 +61,8 @@ class LoopbackGrid(Grid):
         self.messages: list[Message] = []
         self.lose_messages: set[int] = set()
         self.renumber = False
+        self.banned = 0
+        self._missing: dict[int, int] = {}
         self.die_at: int | None = None
         self.before_message: Callable[[int], Any] = lambda number: None
         self._replies: dict[str, Message] = {}
@@ -80,7 +81,9 @@ class LoopbackGrid(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
+        missing = {node for node, looks in self._missing.items() if looks > 0}
+        self._missing = {node: looks - 1 for node, looks in self._missing.items()}
+        return [node for node in self.nodes if node not in missing]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         return [self._deliver(message) for message in messages]
@@ -91,6 +94,7 @@ class LoopbackGrid(Grid):
     def _deliver(self, message: Message) -> str:
         count = len(self.messages) // 2
         self.before_message(count)
+        assert self._missing.get(message.metadata.dst_node_id, 0) <= 0, "it is banned"
         number = str(count)
         message.metadata.__dict__["_message_id"] = number
         node = self.nodes[message.metadata.dst_node_id]
@@ -102,6 +106,7 @@ class LoopbackGrid(Grid):
                 raise Killed
             if count in self.lose_messages:  # after its work is done
                 reply = Message(Error(5, "Node Unavailable"), reply_to=message)
+                self._missing[message.metadata.dst_node_id] = self.banned
                 if self.renumber:
                     self.nodes[message.metadata.dst_node_id + 1000] = node
                     del self.nodes[message.metadata.dst_node_id]
@@ -187,14 +192,21 @@ class Run:
         )
         clients = range(data.num_clients)
         self.stores = {c: NodeStore(self.folder / "stores" / str(c), c) for c in clients}
-        return {100 + c: Node(c, parts, self.stores[c]) for c in clients}
+        who = self._identities(data.num_clients)
+        return {100 + c: Node(c, parts, self.stores[c], who[c]) for c in clients}
 
-    def deploy(self, grid: Grid) -> Result:
-        """Deploy it over a grid."""
+    def _identities(self, count: int) -> list[Identity]:
+        keys, names = self.folder / "keys", list(map(str, range(count)))
+        if not keys.exists():
+            write_keys(keys, names)
+        return [read_identity(keys / f"node-{c}", keys, names, c) for c in range(count)]
+
+    def deploy(self, grid: Grid, lost: float = 5) -> Result:
+        """Deploy it over a grid, whose lost nodes are waited for so many seconds."""
         module, trainer = self.untrained(), self.build(ServerTrainer, "deployed")
         data = copy.deepcopy(self._data)
         run = ServerRun(trainer, module, data, self.app.digest())
-        serve(grid, run, Patience(nodes=0, lost=5, poll=0))
+        serve(grid, run, Patience(nodes=0, lost=lost, poll=0))
         receipts = trainer.federated_loop.client_store
         kept = {c: self.stores[c].load(receipt_in(receipts.get(c))) for c in sorted(receipts)}
         return _result(trainer, kept)

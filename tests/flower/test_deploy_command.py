@@ -72,6 +72,17 @@ def test_an_app_has_config_modules_and_instructions(project, capsys):
     assert "root=" not in page  # the digits are in no folder
 
 
+def test_an_app_with_masks_says_how_nodes_know_each_other(project):
+    secure = ["--federation.aggregator=SecureSum", "--federation.algorithm=FedBABU"]
+    words = ["deploy", "--config=my_run.yaml", "--output=app", "--clients=aarau,basel", *secure]
+    assert main(words) == 0
+    page = (project / "app" / "NODES.md").read_text()
+    assert "key=\"'$PWD'/node-basel\" peers=\"'$PWD'/peers\"'" in page
+    assert "**not from the\nserver**" in page
+    unit = (project / "app" / "systemd" / "fedlightning-node@.service").read_text()
+    assert 'key="/etc/fedlightning/node-%i" peers="/etc/fedlightning/peers"\'' in unit
+
+
 def test_the_digest_follows_config_modules_and_overrides(project):
     app = project / "app"
     assert main(["deploy", "--config=my_run.yaml", "--output=app"]) == 0

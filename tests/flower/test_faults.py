@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower")
@@ -18,7 +19,9 @@ from fedlightning.errors import (
     EnvironmentFailure,
     FederationError,
 )
+from fedlightning.flower.wire import Rules, decode_order, encode_answer
 from fedlightning.storage.client_files import read_state
+from tests import toys
 from tests.flower.loopback import Killed, LoopbackGrid, Run
 
 CONFIG = """\
@@ -110,6 +113,47 @@ def test_a_node_that_comes_back_under_another_number_goes_on(make):
     assert deployed == run.simulate()
 
 
+def test_a_node_that_the_server_refuses_for_a_while_is_waited_for(make):
+    run = make()
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages, grid.banned = {5}, 3
+    with pytest.warns(UserWarning, match=r"its node is lost \(Node Unavailable, code 5\); waiting"):
+        deployed = run.deploy(grid)
+    assert deployed == run.simulate()
+
+
+def test_a_node_that_does_not_come_back_is_not_waited_for_longer_than_said(make):
+    run = make(CONFIG, "--federation.max_retries=0")
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages, grid.banned = {5}, 10**6
+    with (
+        pytest.raises(FederationError, match=r"its node is lost .* and has not come back"),
+        pytest.warns(UserWarning, match="waiting up to 0 s"),
+    ):
+        run.deploy(grid, lost=0.2)
+
+
+def test_an_update_made_twice_has_the_same_bytes_and_moves_what_is_kept_once(make):
+    run = make(CONFIG, "--federation.cohort_size=1.0")
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    run.deploy(grid)
+    sent = [decode_order(m.content) for m in grid.messages[8::2] if m.metadata.dst_node_id == 102]
+    order = next(o for o in sent if o.train is not None and o.train.round == 2)
+    assert order.train.after == 1
+    folder = run.stores[2].folder / "kept"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rules = Rules.of(nodes[102].algorithm, nodes[102].kept_keys)
+    answers = [encode_answer(nodes[102].carry_out(order), rules) for _ in range(2)]
+    first, second = (
+        (a.config_records["text"], a.array_records["state"].to_numpy_ndarrays()) for a in answers
+    )
+    assert first[0] == second[0]
+    assert first[1]
+    assert all(map(np.array_equal, first[1], second[1]))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_lost_node_is_skipped_where_that_is_the_policy(make):
     run = make(CONFIG, "--federation.on_client_failure=skip")
     grid = LoopbackGrid(run.nodes())
@@ -178,6 +222,17 @@ def test_a_node_of_another_run_is_refused_before_the_first_round(make, change, e
     nodes[102].passport = lambda: replace(passport, **change)
     grid = LoopbackGrid(nodes)
     with pytest.raises(error, match=text):
+        run.deploy(grid)
+    assert {m.metadata.message_type for m in grid.messages} == {"query.who"}
+
+
+def test_examples_of_another_form_at_a_node_are_refused_before_the_first_round(make):
+    run = make()
+    nodes = run.nodes()
+    other = toys.data()
+    nodes[102]._parts = replace(nodes[102]._parts, data=other)
+    grid = LoopbackGrid(nodes)
+    with pytest.raises(DataError, match=r"client 2: \(float32 4, int64\), 3 classes"):
         run.deploy(grid)
     assert {m.metadata.message_type for m in grid.messages} == {"query.who"}
 

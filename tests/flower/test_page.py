@@ -67,7 +67,7 @@ def test_a_stranger_gets_from_the_page_to_a_run_over_tls(tmp_path):
             kill_all_of(home)
     assert "all rounds done" in out
     words = [sys.executable, "-m", "fedlightning", "fit", "--config", "hospitals.yaml"]
-    words += ["--trainer.num_sanity_val_steps=0", "--trainer.default_root_dir=simulated"]
+    words += ["--trainer.default_root_dir=simulated"]
     subprocess.run(words, cwd=tmp_path, env=variables, check=True)
     for name in ("metrics.csv", "clients.csv"):
         deployed, simulated = (

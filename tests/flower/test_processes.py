@@ -183,7 +183,7 @@ def among(family: list[int], name: str) -> list[int]:
 def assert_simulations_result(federation: Federation) -> None:
     folder = federation.folder
     words = [sys.executable, "-m", "fedlightning", "fit", f"--config={folder / 'run.yaml'}"]
-    words += ["--trainer.num_sanity_val_steps=0", f"--trainer.default_root_dir={folder / 'sim'}"]
+    words += [f"--trainer.default_root_dir={folder / 'sim'}"]
     subprocess.run(words, check=True, env=federation.variables, stdout=subprocess.DEVNULL)
     sim, dep = (folder / name / "lightning_logs" / "version_0" for name in ("sim", "deployed"))
     for name in ("metrics.csv", "clients.csv"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fedlightning.core.state import State, Sums
 from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError
 
-__all__ = ["IntegerSum", "SecureSum", "decoded", "encoded"]
+__all__ = ["IntegerSum", "SecureSum", "decoded", "encoded", "integers_of"]
 
 
 class SecureSum(Aggregator):
@@ -26,8 +27,9 @@ class SecureSum(Aggregator):
 
     A server that learns nothing but the sum of masked integers can compute this and no more: no
     weights, no medians, no look at one client. So studies see here what secure aggregation costs in
-    accuracy and in bytes. The sum is exact and does not depend on the order of clients. The masks
-    are :mod:`fedlightning.privacy.masking`'s; in one process they would change no bit.
+    accuracy and in bytes. The sum is exact and does not depend on the order of clients. In a
+    deployment the clients do mask their integers (:mod:`fedlightning.privacy.masking`), and the
+    result has the same bits.
 
     Extras that merge by a mean are part of the sum; others are refused, and so are weights.
 
@@ -36,6 +38,8 @@ class SecureSum(Aggregator):
         bits: 32 or 64: the size of the integers, and of what a client sends for each number.
         max_clients: The largest number of clients whose sum must not overflow. It decides about
             :math:`f`, with the other two.
+        threshold: 0.5 or more, below 1: more than this share of a round's clients must be left for
+            the masks to come off. Only a deployment has masks.
 
     Raises:
         ConfigError: If a value is out of its range.
@@ -57,13 +61,20 @@ class SecureSum(Aggregator):
 
     uniform = True
 
-    def __init__(self, limit: float = 1.0, bits: int = 32, max_clients: int = 1024) -> None:
+    def __init__(
+        self,
+        limit: float = 1.0,
+        bits: int = 32,
+        max_clients: int = 1024,
+        threshold: float = 0.5,
+    ) -> None:
         name = "federation.aggregator"
         self.limit = check_number(f"{name}.limit", limit, above=0)
         if bits not in (32, 64):
             raise ConfigError(f"{name}.bits must be 32 or 64, got {bits!r}.")
         self.bits = bits
         self.max_clients = check_integer(f"{name}.max_clients", max_clients, at_least=1)
+        self.threshold = check_number(f"{name}.threshold", threshold, at_least=0.5, below=1)
         if self.fraction_bits < 1:
             raise ConfigError(
                 f"{name}: limit={limit:g} and max_clients={max_clients} leave no bits after the "
@@ -76,6 +87,17 @@ class SecureSum(Aggregator):
         room = 2.0 ** (self.bits - 1) - 1
         without_overflow = math.floor(math.log2(room / (self.limit * self.max_clients)))
         return min(without_overflow, math.floor(52 - math.log2(self.limit)))
+
+    def needed(self, clients: int) -> int:
+        """Return how many clients must be left of so many, two at least, for the masks to come off.
+
+        Example:
+            >>> [SecureSum().needed(n) for n in (2, 3, 4, 10)]
+            [2, 2, 3, 6]
+            >>> SecureSum(threshold=2 / 3).needed(9)
+            7
+        """
+        return max(math.floor(self.threshold * clients + 1e-9) + 1, 2)
 
     def start(
         self, reference: Mapping[str, Tensor], parameters: Collection[str], sums: Sums = "float64"
@@ -118,20 +140,39 @@ class IntegerSum:
             ConfigError: If the weight is not that of the others.
             ValueError: If keys or shapes differ, or a value is NaN or infinite.
         """
-        self._weight = weight if self._weight is None else self._weight
-        if weight != self._weight:
-            raise ConfigError(
-                f"federation.aggregator: {self._rule.name} adds clients up without weights, and "
-                f"got {weight:g} beside {self._weight:g}; set algorithm.weights to uniform."
-            )
-        values = floats_of(state, self._reference)
-        require_finite(values)
+        self._require_equal(weight)
         self._rule.require(self._count + 1)
-        for key, value in values.items():
-            change = value.double() - self._reference[key].double()
-            self._sums[key] += encoded(change, self._rule)
-            self._sums[key] &= np.uint64(2**self._rule.bits - 1)
+        for key, whole in integers_of(state, self._reference, self._rule).items():
+            self._sums[key] += whole
+        self._wrap()
         self._count += 1
+
+    def note(self, weight: float) -> None:
+        """Hear of a state whose integers come with :meth:`combine`."""
+        self._require_equal(weight)
+        self._rule.require(self._count + 1)
+        self._count += 1
+
+    def combine(
+        self,
+        gather: Callable[[Any], Sequence[Any]],
+        add_up: Callable[[Tensor], None],
+        device: torch.device | None = None,
+    ) -> None:
+        """Add the sums of those that were noted.
+
+        Args:
+            gather: Not needed.
+            add_up: Adds to int64 integers, of all tensors by ascending key, modulo ``2 ** 64``.
+            device: Not needed: integers are added on the CPU.
+        """
+        keys = sorted(self._sums)
+        flat = np.concatenate([np.zeros(0, np.uint64), *(self._sums[k].reshape(-1) for k in keys)])
+        add_up(torch.from_numpy(flat.view(np.int64)))
+        ends = np.cumsum([self._sums[key].size for key in keys])[:-1]
+        for key, piece in zip(keys, np.split(flat, ends), strict=True):
+            self._sums[key] = piece.reshape(self._sums[key].shape)
+        self._wrap()
 
     @torch.no_grad()
     def result(self) -> State:
@@ -147,6 +188,44 @@ class IntegerSum:
             mean = decoded(self._sums[key], self._rule) / self._count
             merged[key] = (before.double() + mean.to(before.device)).to(before.dtype)
         return merged
+
+    def _wrap(self) -> None:
+        for total in self._sums.values():
+            total &= np.uint64(2**self._rule.bits - 1)
+
+    def _require_equal(self, weight: float) -> None:
+        self._weight = weight if self._weight is None else self._weight
+        if weight != self._weight:
+            raise ConfigError(
+                f"federation.aggregator: {self._rule.name} adds clients up without weights, and "
+                f"got {weight:g} beside {self._weight:g}; set algorithm.weights to uniform."
+            )
+
+
+def integers_of(
+    state: Mapping[str, Tensor], reference: Mapping[str, Tensor], rule: SecureSum
+) -> dict[str, np.ndarray]:
+    """Return what one client adds to the sum.
+
+    Args:
+        state: What it has made of the reference.
+        reference: Floating-point tensors (:func:`floats_of`).
+        rule: The settings.
+
+    Raises:
+        ValueError: If keys or shapes differ, or a value is NaN or infinite.
+
+    Example:
+        >>> rule = SecureSum(limit=1.0, bits=32, max_clients=2**20)
+        >>> integers_of({"w": torch.ones(1)}, {"w": torch.tensor([0.5])}, rule)["w"].tolist()
+        [512]
+    """
+    values = floats_of(state, reference)
+    require_finite(values)
+    return {
+        key: encoded(value.double() - reference[key].double(), rule)
+        for key, value in values.items()
+    }
 
 
 def encoded(change: Tensor, rule: SecureSum) -> np.ndarray:

@@ -81,6 +81,8 @@ class ClientEvaluationLoop(_EvaluationLoop):
             if self._tasks is not None:
                 self._tasks = None
                 self._evaluator.finish()
+            if self.trainer.sanity_checking:  # it would decide about the order of columns
+                self._results.clear()
             if self._whole is not None:
                 if not self.trainer.sanity_checking:
                     self._memory = self._whole.changes()

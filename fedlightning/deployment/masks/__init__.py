@@ -1,0 +1,1 @@
+"""Secure aggregation over a deployment: the halves of server and node."""
