@@ -235,7 +235,8 @@ class Study(NamedArguments):
 def _results(columns: Mapping[str, list[Any]]) -> str:
     """Return the table of results, in HTML."""
     kept = [name for name in _SHOWN if any(value != "" for value in columns.get(name, ()))]
-    kept += [name for name in columns if name.endswith(_MEASURES) and "loss" not in name]
+    measures = [each for each in columns if each.endswith(_MEASURES) or each.startswith("global_")]
+    kept += [name for name in measures if not all(value != value for value in columns[name])]
     rows = zip(*(columns[name] for name in kept), strict=True)
     named = [name.replace("_", " ") for name in kept]
     return html.table(named, ([_cell(value) for value in row] for row in rows))

@@ -199,13 +199,17 @@ def _print_summary(summaries: Sequence[Summary], output: Path) -> None:
     width = max(len(_name(summary)) for summary in summaries)
     metric = summaries[0].metric
     title = "accuracy in %, mean ± seeds" if metric.is_share else f"{metric.name}, mean ± seeds"
-    print(f"\n{title:<{width}}   before         after  worst tenth")
+    of_clients = not all(math.isnan(s.acc_before) and math.isnan(s.acc_after) for s in summaries)
+    header = "before         after  worst tenth" if of_clients else "global model"
+    print(f"\n{title:<{width}}   {header}")
     for summary in summaries:
         cells = [
             _format(summary.acc_before, summary.acc_before_std_seeds, metric),
             _format(summary.acc_after, summary.acc_after_std_seeds, metric),
             _format(summary.acc_after_worst_decile, math.nan, metric),
         ]
+        if not of_clients:
+            cells = [_format(summary.global_acc, math.nan, metric)]
         print(f"{_name(summary):<{width}}  {'  '.join(cells)}".rstrip())
     print(f"\nreport: {output / 'report.html'}")
 

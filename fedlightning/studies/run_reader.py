@@ -98,6 +98,11 @@ class Run:
         return self.views.get("", ())
 
     @property
+    def of_personalize(self) -> bool:
+        """Whether it trained no round, but personalized another run's model."""
+        return _of_personalize(self.metrics)
+
+    @property
     def condition(self) -> str:
         """The point of the grid, for headings; empty without a grid."""
         return ", ".join(self.point.values())
@@ -168,7 +173,8 @@ def read_run(folder: Path) -> Run:
     )
     rounds, metrics = read_table(folder / METRICS)
     settings = settings_in(config)
-    unfinished = _why_unfinished(config, settings, rounds, state)
+    done = _of_personalize(metrics)
+    unfinished = "" if done else _why_unfinished(config, settings, rounds, state)
     seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     views = _read_views(folder, metrics)
     return Run(
@@ -286,6 +292,11 @@ def _why_unfinished(
     if isinstance(wanted, int) and 0 < done < wanted and not cut:
         return f"{done} of {wanted} rounds"
     return "" if done else "no round"
+
+
+def _of_personalize(metrics: Mapping[str, Numbers]) -> bool:
+    """Whether all metrics are of personalization; those of rounds have at least their bytes."""
+    return bool(metrics) and all(without_view(name).startswith(PERSONAL) for name in metrics)
 
 
 def _partition_digest(path: Path) -> str:

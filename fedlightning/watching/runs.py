@@ -73,7 +73,9 @@ class WatchedRun:
     @property
     def rounds_done(self) -> int:
         """Number of rounds in its tables."""
-        return 0 if self.run is None or not len(self.run.rounds) else int(self.run.rounds[-1]) + 1
+        if self.run is None or self.run.of_personalize or not len(self.run.rounds):
+            return 0
+        return int(self.run.rounds[-1]) + 1
 
     @property
     def seconds_per_round(self) -> float:
@@ -182,7 +184,7 @@ class RunFolders:
             state=state[0],
             note=note,
             run=run,
-            rounds_wanted=_rounds_wanted(path),
+            rounds_wanted=None if run is not None and run.of_personalize else _rounds_wanted(path),
             changed=max(times, default=math.nan),
             examples=_examples(path),
         )
@@ -226,7 +228,8 @@ def _is_complete(path: Path) -> bool:
         return weights.is_file() and weights.stat().st_mtime_ns >= last.stat().st_mtime_ns
     wanted = _rounds_wanted(path)
     try:
-        return wanted is not None and len(read_run(path).rounds) >= wanted
+        run = read_run(path)
+        return run.of_personalize or (wanted is not None and len(run.rounds) >= wanted)
     except (FedLightningError, OSError, ValueError):
         return False
 

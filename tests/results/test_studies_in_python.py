@@ -197,6 +197,22 @@ def test_names_of_variants_cannot_write_into_a_page(tmp_path):
     assert "<b>" not in page
 
 
+@pytest.mark.parametrize(
+    ("columns", "shown", "hidden"),
+    [
+        ("loss_before,loss_after,global_loss\n{},1.5,1.25,1.75\n", ["1.500", "1.250", "1.750"], []),
+        ("mae_before,mae_after,global_mae\n{},nan,nan,2.5\n", ["2.500"], ["mae before"]),
+    ],
+)  # fmt: skip
+def test_the_page_has_the_numbers_of_whatever_metric_counts(tmp_path, columns, shown, hidden):
+    study = two()
+    study.folder.mkdir()
+    (study.folder / "summary.csv").write_text("variant," + columns.format("FedAvg"))
+    page = study._repr_html_()
+    assert all(f">{number}<" in page for number in shown)
+    assert not any(heading in page for heading in hidden)
+
+
 def test_a_config_file_as_base_is_found_from_the_studys_folder(tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(BY_HAND)["base"]))
     study = Study("mine.yaml", [FedAvg()], output="deep/out")

@@ -149,6 +149,12 @@ def test_a_study_says_how_its_runs_have_ended(tmp_path):
     assert RunFolders([tmp_path]).read()[1].note == "client 3: bad"
 
 
+def test_what_personalize_has_made_is_finished_and_has_no_rounds(tmp_path):
+    make_run(tmp_path / "version_1", metrics="round,initial/acc,personalized/acc\n0,0.5,0.75\n")
+    run = only(tmp_path)
+    assert (run.state, run.rounds_done, run.rounds_wanted) == ("finished", 0, None)
+
+
 def test_what_has_not_changed_is_not_read_again(tmp_path):
     make_run(tmp_path / "version_0")
     make_run(tmp_path / "version_1")

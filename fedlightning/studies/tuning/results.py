@@ -79,11 +79,11 @@ def results_of(search: Search) -> Tuned:
     Raises:
         FederationError: All trials of a variant failed.
     """
-    sign, metric, trials = 1, "", list[Trial]()
+    sign, metric = _measured(search)
+    trials = list[Trial]()
     for variant in search.tuning.spaces:
         for record in search.trials(variant):
             facts = record.user_attrs
-            sign, metric = facts.get("sign", sign), facts.get("metric", "") or metric
             state = _STATES.get(record.state.name, "unfinished")
             steps = record.intermediate_values
             rounds = int(facts.get("rounds", max(steps, default=0)))
@@ -113,6 +113,18 @@ def results_of(search: Search) -> Tuned:
             )
     chosen = {v: found.best(v).settings for v in search.tuning.spaces if search.trials(v)}
     return Tuned(found.study, metric, mode, trials, chosen)
+
+
+def _measured(search: Search) -> tuple[int, str]:
+    """Return the sign of the main metric and its column.
+
+    A trial that failed in its first round has measured nothing, and knows neither.
+    """
+    for variant in search.tuning.spaces:
+        for record in search.trials(variant):
+            if metric := record.user_attrs.get("metric"):
+                return record.user_attrs["sign"], metric
+    return 1, ""
 
 
 def write_results(search: Search, overrides: Mapping[str, Any], found: Tuned) -> None:
