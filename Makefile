@@ -5,7 +5,7 @@ PYTHON ?= python3
 OLDEST := $(VENV)-oldest
 OLDEST_LIGHTNING := $(shell sed -n 's/.*"pytorch-lightning>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-slow test-oldest test-cuda bench bench-peers lint format clean
+.PHONY: demo test test-slow test-oldest test-cuda bench bench-peers docs lint format clean
 
 demo: $(VENV)/.installed  ## Train FedBABU on the embedded digits, under a minute.
 	$(BIN)/python -m fedlightning fit --config quickstart.yaml
@@ -32,6 +32,9 @@ bench: $(VENV)/.installed  ## Our engine and its switches beside a hand-written 
 bench-peers: $(VENV)/.installed  ## Rounds beside other libraries', in environments of their own.
 	$(BIN)/python benchmarks/rounds.py peers $(ARGS)
 
+docs: $(VENV)/.docs  ## The documentation as a site, in site/; nothing is loaded from elsewhere.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/.installed  ## What pre-commit checks: style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,11 +45,15 @@ format: $(VENV)/.installed  ## Mend what can be mended.
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist lightning_logs .pytest_cache .mypy_cache .ruff_cache .bench
+	rm -rf $(VENV) $(OLDEST) build dist site lightning_logs .pytest_cache .mypy_cache .ruff_cache .bench
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .[dev]
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable .[docs]
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml

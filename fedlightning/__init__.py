@@ -7,6 +7,7 @@ read ``__init__.pyi`` instead.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from fedlightning._version import __version__ as __version__
@@ -26,6 +27,7 @@ _NAMES = {
     "federation.sampling": "PoissonSampler SeparatedSampler",
     "models.base": "FederatedModule",
     "privacy": "AdaptiveClipping ClientDP ExampleDP PrivateHead PrivateSGD",
+    "results": "Run Study",
     "storage.checkpoint_io": "AtomicCheckpointIO",
     "trainer": "FederatedTrainer",
 }
@@ -36,7 +38,9 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'fedlightning' has no attribute {name!r}")
+        from fedlightning.core.near_names import missing_name
+
+        raise missing_name("fedlightning", name, __all__, sys._getframe(1))
     return getattr(importlib.import_module(f"fedlightning.{_HOMES[name]}"), name)
 
 

@@ -70,5 +70,6 @@ from fedlightning.privacy import (
     PrivateHead as PrivateHead,
     PrivateSGD as PrivateSGD,
 )
+from fedlightning.results import Run as Run, Study as Study
 from fedlightning.storage.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from fedlightning.trainer import FederatedTrainer as FederatedTrainer

@@ -62,10 +62,14 @@ def _run(
 ) -> int:
     from fedlightning.cli.config.command import read_command
 
-    if arguments[0] in ("compare", "report", "influence"):
+    if arguments[0] in ("compare", "report", "influence", "tune"):
         return _study(arguments)
     if arguments[0] == "deploy":
         return _deploy(arguments)
+    if arguments[0] == "watch":
+        from fedlightning.watching.watch_command import watch
+
+        return watch(arguments[1:])
     command = read_command(arguments)
     for warning in command.warnings if is_first_process() else ():
         print_warning(warning)
@@ -93,6 +97,8 @@ def _study(arguments: Sequence[str]) -> int:
             from fedlightning.studies.compare_command import compare as command
         case "influence":
             from fedlightning.studies.influence_command import influence as command
+        case "tune":
+            from fedlightning.studies.tune_command import tune_command as command
         case _:
             from fedlightning.studies.report_command import report as command
     return command(arguments[1:])

@@ -17,10 +17,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunRecord
+from fedlightning.callbacks import LastCheckpoint, RoundProgressBar, RunConfig, RunRecord
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.client_names import naming_clients
 from fedlightning.core.validation import check_instance
+from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.evaluation_loop import ClientEvaluationLoop
 from fedlightning.engine._lightning.trainer_hooks import (
     after_environment,
@@ -29,6 +30,7 @@ from fedlightning.engine._lightning.trainer_hooks import (
     in_every_checkpoint,
     install_loops,
     loading_weights,
+    logging_facts,
     uncompiled,
 )
 from fedlightning.engine.checks.callbacks import check_callbacks
@@ -51,6 +53,7 @@ from fedlightning.engine.resume.resumption import (
     Resumption,
     check_loadable,
 )
+from fedlightning.engine.run_config import run_facts, trainer_settings
 from fedlightning.engine.run_folder import RunFolder
 from fedlightning.engine.workers.launch import devices_of, strategy_of
 from fedlightning.engine.workers.nodes import nodes_and_devices
@@ -71,10 +74,11 @@ class FederatedTrainer(pl.Trainer):
     All other arguments keep their meaning: ``max_epochs`` counts rounds, ``max_steps`` client
     updates; ``gradient_clip_val``, ``accumulate_grad_batches``, ``precision`` and
     ``limit_train_batches`` apply to a client's local training; ``limit_val_batches`` counts
-    clients; ``log_every_n_steps`` counts rounds; ``devices`` counts the workers that share a
-    cohort (one by default; with ``"auto"`` one per core or GPU). Metrics always go to a CSV file,
-    and also to TensorBoard if it is installed and no logger is given. An
-    :class:`~fedlightning.AtomicCheckpointIO` writes ``checkpoints/last.ckpt`` after every round.
+    clients' data sets, two a client with validation data; every round is logged, whatever
+    ``log_every_n_steps`` says; ``devices`` counts the workers that share a cohort (one by default;
+    with ``"auto"`` one per core or GPU). Metrics always go to a CSV file, and also to TensorBoard
+    if it is installed and no logger is given. An :class:`~fedlightning.AtomicCheckpointIO` writes
+    ``checkpoints/last.ckpt`` after every round.
 
     Args:
         federation: The federated settings; by default FedBABU with a tenth of the clients.
@@ -107,6 +111,7 @@ class FederatedTrainer(pl.Trainer):
         if devices is not None:
             kwargs["devices"] = devices
         self.federation = _checked(federation) if federation is not None else Federation()
+        self.settings = trainer_settings({"num_nodes": num_nodes, **kwargs})
         root = Path(kwargs.get("default_root_dir") or ".")
         kwargs.setdefault("log_every_n_steps", 1)
         if kwargs["log_every_n_steps"] is None:
@@ -137,6 +142,7 @@ class FederatedTrainer(pl.Trainer):
         in_every_checkpoint(self, self.run_folder.note_loggers)
         agreeing_on_checkpoint(self, self.run_folder.agreed)
         loading_weights(self, self.run_folder.load_weights)
+        logging_facts(self, self._facts)
         loop.on_begun = self.run_folder.cut_back
         self.personalizes = False
 
@@ -328,6 +334,16 @@ class FederatedTrainer(pl.Trainer):
     def _client_names(self) -> Sequence[str] | None:
         return getattr(getattr(self, "datamodule", None), "client_names", None)
 
+    def _facts(self) -> dict[str, Any]:
+        """Return what loggers get beside hyperparameters; those of MLflow cannot change later."""
+        data = getattr(self, "datamodule", None)
+        if not isinstance(data, FederatedDataModule) or (
+            self.resumption is not None
+            and any(type(logger).__name__ == "MLFlowLogger" for logger in self.loggers)
+        ):
+            return {}
+        return run_facts(self.federation, data, self.federated_loop.seed)
+
     # -- checks ---------------------------------------------------------------------------------
 
     def _check_and_open(self) -> None:
@@ -412,7 +428,7 @@ def callbacks_of(kwargs: dict[str, Any]) -> list[Callback]:
     if kwargs.get("enable_progress_bar") is not False and not _has(callbacks, ProgressBar):
         callbacks.append(RoundProgressBar())
     if kwargs["logger"] and not _has(callbacks, RunRecord):
-        callbacks.append(RunRecord())
+        callbacks += [RunConfig(), RunRecord()]
     if kwargs.get("enable_checkpointing") is not False and not _has(callbacks, LastCheckpoint):
         callbacks.append(LastCheckpoint())
     return callbacks

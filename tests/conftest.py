@@ -37,3 +37,11 @@ def _no_pictures(request, monkeypatch):
     for name in ("curves", "partition", "timeline"):
         figure = f"fedlightning.callbacks.run_record.{name}_figure"
         monkeypatch.setattr(figure, lambda *_, **__: None)
+
+
+@pytest.fixture
+def forked_runs(monkeypatch):
+    """Let the runs of a study be forks of this process, which start without loading torch."""
+    from tests.forked_runs import ForkedRun
+
+    monkeypatch.setattr("fedlightning.studies.runner.subprocess.Popen", ForkedRun)

@@ -6,17 +6,23 @@ import re
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 from torch import nn
 from torch.nn import functional as F
 
 from fedlightning import FedAvg, FederatedModule, FederatedTrainer, Federation
 from fedlightning.__main__ import main
-from fedlightning.callbacks import MainMetricStopping, PersonalizationCallback
+from fedlightning.callbacks import (
+    ForgettingCallback,
+    MainMetricStopping,
+    PersonalizationCallback,
+)
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, DataError
-from fedlightning.reporting import ClientRecord
-from fedlightning.reporting.figures.save import clients_figure
+from fedlightning.reporting import ClientRecord, EpochRecord
+from fedlightning.reporting.figures.save import clients_figure, finetuning_figure
+from fedlightning.studies.run_reader import final_metrics
 from tests.toys import net
 
 NAMES = ("east", "north", "south", "west")
@@ -177,6 +183,54 @@ def test_figures_put_the_client_with_the_largest_error_on_the_left():
     assert ax.get_ylabel() == "mae on own test data"
 
 
+def test_the_curve_of_fine_tuning_follows_the_metric(tmp_path):
+    personal = PersonalizationCallback(epochs=2, nearest_mean=False, curve=True, lr=0.01)
+    run(Regression, tmp_path, rounds=1, callbacks=[personal])
+    folder = next(tmp_path.rglob("finetuning.csv")).parent
+    table, clients_table = rows(folder / "finetuning.csv"), rows(folder / "clients.csv")
+    assert list(table[0]) == [
+        "epoch", "num_clients", "mae_mean", "mae_std", "mae_p90", "val_mae_mean",
+    ]  # fmt: skip
+    for row, column in ((table[0], "mae_before"), (table[2], "mae_after")):
+        values = [float(client[column]) for client in clients_table]
+        assert float(row["mae_mean"]) == pytest.approx(np.mean(values))
+        assert float(row["mae_p90"]) == pytest.approx(np.percentile(values, 90))
+    figure = finetuning_figure(
+        [EpochRecord.of(e, [(9.0 - e, 3.0)], MainMetric("mae", "min")) for e in range(2)],
+        metric=MainMetric("mae", "min"),
+    )
+    (ax,) = figure.axes
+    assert (ax.get_ylabel(), ax.get_title(loc="left")[:16]) == ("mae", "Mae over epochs ")
+    assert ax.get_lines()[0].get_ydata().tolist() == [9.0, 8.0]
+    assert "ninetieth percentile  8" in {text.get_text() for text in ax.texts}
+
+
+def test_an_error_that_grows_is_forgotten(tmp_path):
+    # two sanity checks, four turns, the round's test data, and the same four clients later
+    errors = iter([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 0.5, 0.5, 0.5, 0.5, 5.0, 5.0, 5.0, 5.0])
+
+    class Given(Regression):
+        def measure(self, batch, split):
+            self.log(f"{split}/mae", next(errors))
+
+    callback = ForgettingCallback()
+    run(Given, tmp_path, rounds=1, callbacks=[callback], data=clients(Regression))
+    assert callback.metric == MainMetric("mae", "min")
+    assert sorted(callback.after.values()) == [1.0, 2.0, 3.0, 4.0]
+    assert set(callback.now.values()) == {5.0}
+    assert callback.forgetting == {client: 5.0 - then for client, then in callback.after.items()}
+    state = callback.state_dict()
+    other = ForgettingCallback()
+    other.load_state_dict(state)
+    assert other.forgetting == callback.forgetting
+
+
+def test_who_selects_by_test_data_is_told_the_metric_to_take(tmp_path):
+    stopping = EarlyStopping("test/mae")
+    with pytest.warns(UserWarning, match="looks at 'test/mae': .* take 'val/mae'"):
+        run(Regression, tmp_path, rounds=1, callbacks=[stopping])
+
+
 def folders_of(tmp_path, lr):
     """Return the folders of two seeds of a regression, as compare would leave them."""
     config = tmp_path / "config.yaml"
@@ -206,6 +260,9 @@ class RegressionData(ClientDatasets):
 def test_the_report_of_a_regression_says_that_less_is_better(tmp_path, capsys):
     for epochs in (1, 4):
         folders_of(tmp_path, epochs)
+    shown = dict(final_metrics(next(tmp_path.glob("*-0"))))
+    last = rows(next(next(tmp_path.glob("*-0")).rglob("metrics.csv")))[-1]
+    assert shown == {name: float(last[name]) for name in ("test/mae", "personalized/mae")}
     assert main(["report", str(tmp_path), f"--output={tmp_path / 'report'}"]) == 0
     assert "mae, mean ± seeds" in capsys.readouterr().out
     table = rows(tmp_path / "report" / "summary.csv")

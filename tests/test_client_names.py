@@ -2,14 +2,17 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
 from fedlightning import FedAvg, FederatedTrainer, Federation, PersonalizationCallback
+from fedlightning.callbacks.predictions import PredictionWriter
 from fedlightning.cli.export import _client
 from fedlightning.datamodules import ClientDatasets
 from fedlightning.errors import ConfigError, FederationError
-from fedlightning.storage.run_layout import client_names_in
+from fedlightning.federation import Synchronous
+from fedlightning.storage.run_layout import client_names_in, personal_names_in
 from tests.toys import Net, examples, net
 
 NAMES = ("charite", "mayo", "ucla")
@@ -52,6 +55,41 @@ def test_files_are_keyed_by_id(run):
     _, folder = run
     index = json.loads((folder / "personalized" / "index.json").read_text())
     assert list(index["clients"]) == ["0", "1", "2"]
+
+
+def test_predictions_have_the_names(run):
+    trainer, folder = run
+    trainer.callbacks.append(writer := PredictionWriter())
+    try:
+        trainer.predict(net(), datamodule=named())
+    finally:
+        trainer.callbacks.remove(writer)
+    found = rows(folder / "predictions.csv")
+    assert list(found[0]) == [
+        "client_id", "sample", "label", "prediction", "probability", "client_name",
+    ]  # fmt: skip
+    assert [row["client_name"] for row in found] == [name for name in NAMES for _ in range(4)]
+
+
+def test_a_timeline_has_the_names(tmp_path):
+    trainer = FederatedTrainer(
+        federation=Federation(FedAvg(), cohort_size=2, seed=0, schedule=Synchronous(1.0)),
+        max_epochs=2, default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(net(), datamodule=named())
+    found = rows(next(tmp_path.rglob("timeline.csv")))
+    assert list(found[0])[-1] == "client_name"
+    assert [row["client_name"] for row in found] == [NAMES[int(row["client"])] for row in found]
+
+
+def test_the_index_of_personal_models_has_the_names(run, tmp_path):
+    trainer, folder = run
+    trainer.personalize(net(), datamodule=named(), clients="mayo,ucla", verbose=False)
+    assert personal_names_in(folder) == {1: "mayo", 2: "ucla"}
+    shutil.copytree(folder / "personalized", tmp_path / "personalized")  # alone, without the table
+    assert _client("ucla", tmp_path) == 2
+    assert personal_names_in(tmp_path / "none") == {}
 
 
 def test_clients_are_chosen_by_name(run):

@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"trainer"},
     {"cli", "deployment"},
     {"flower", "studies"},
+    {"watching", "results"},
 ]
 BELOW_IN_PART = {  # packages of the fourth and fifth layer stand on some of the third alone
     "datamodules": {"storage"},

@@ -156,10 +156,10 @@ def test_the_default_bar_shows_rounds_clients_time_left_and_metrics(capsys, monk
     assert "global/acc=" in text
 
 
-def test_without_a_terminal_the_default_bar_prints_a_line_now_and_then(capsys):
+def test_without_a_terminal_the_default_bar_prints_lines_by_time(capsys):
     fit(net(), FedAvg(), rounds=40, enable_progress_bar=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Round")]
-    assert 5 <= len(lines) <= 20
+    assert len(lines) <= 4  # one each half minute
     assert lines[-1].startswith("Round 40/40")
     assert "global/acc=" in lines[-1]
 

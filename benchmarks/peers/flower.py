@@ -47,7 +47,13 @@ class ReplayFedAvg(FedAvg):
 
     def __init__(self, work: Work, diary: Diary) -> None:
         clients, cohort = len(work.train), len(work.cohorts[0])
-        super().__init__(fraction_train=cohort / clients, fraction_evaluate=0.0)
+        super().__init__(
+            fraction_train=cohort / clients,
+            fraction_evaluate=0.0,
+            # it counts the nodes that are there by now, and rounds down
+            min_train_nodes=cohort,
+            min_available_nodes=clients,
+        )
         self.work, self.diary = work, diary
 
     def configure_train(

@@ -1,5 +1,7 @@
 """Federated algorithms: few orthogonal choices, and names for the well-known combinations."""
 
+from typing import TYPE_CHECKING
+
 from fedlightning.algorithms.algorithm import Algorithm, Composite, UpdateAccumulator, Weights
 from fedlightning.algorithms.apfl import APFL, Mixture
 from fedlightning.algorithms.context import ClientContext
@@ -48,6 +50,7 @@ from fedlightning.algorithms.server_step import (
     ServerYogi,
 )
 from fedlightning.core.messages import Broadcast, ClientUpdate, Down, Up
+from fedlightning.core.near_names import suggesting
 from fedlightning.core.parts import KeyRoles, Parts
 
 # names of earlier versions
@@ -157,3 +160,6 @@ __all__ = [
     "UpdateAccumulator",
     "Weights",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
 
 __all__ = ["ClassAccuracy"]
 
 
-class ClassAccuracy(pl.Callback):
+class ClassAccuracy(NamedArguments, pl.Callback):
     """Logs ``acc_class_0``, ``acc_class_1``, ... wherever accuracy is measured.
 
     Each is the mean over the clients that have examples of the class, of the accuracy on these:

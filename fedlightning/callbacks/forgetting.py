@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.metrics import canonical_name
 from fedlightning.core.state import copy_into, live_state
@@ -27,10 +28,12 @@ __all__ = ["ForgettingCallback"]
 class ForgettingCallback(NamedArguments, pl.Callback):
     r"""Measures forgetting: accuracy on a client's data right after its turn, minus later.
 
-    .. math:: F_k = a_k(\theta_k) - a_k(\theta)
+    .. math:: F_k = s (a_k(\theta_k) - a_k(\theta))
 
     where :math:`\theta_k` is the model as client :math:`k` has trained it in its last turn,
-    :math:`\theta` the global model now, and :math:`a_k` the accuracy on the client's own data.
+    :math:`\theta` the global model now, and :math:`a_k` the accuracy on the client's own data, or
+    another metric that counts (``federation.main_metric``, else what the module logs first);
+    :math:`s` is 1, or -1 if less of it is better, so that more is always forgotten.
     Where clients train one after another (``Cyclic``), :math:`\theta_k` was the global model, and
     :math:`F_k` is what the turns of others have cost the client. In synchronous rounds it is what
     the merging of models costs it, and then the rounds without it. Parts of the model that clients
@@ -67,6 +70,7 @@ class ForgettingCallback(NamedArguments, pl.Callback):
         self.split = split
         self.after: dict[int, float] = {}
         self.now: dict[int, float] = {}
+        self.metric: MainMetric | None = None  # known when something was measured
         self._curve: list[tuple[int, float, float]] = []
         self._new: dict[int, float] = {}
         self._measured: frozenset[int] = frozenset()
@@ -75,7 +79,8 @@ class ForgettingCallback(NamedArguments, pl.Callback):
     @property
     def forgetting(self) -> dict[int, float]:
         """What was forgotten of each client when it was last measured, by client."""
-        return {client: self.after[client] - later for client, later in self.now.items()}
+        sign = 1 if self.metric is None else self.metric.sign
+        return {client: sign * (self.after[client] - now) for client, now in self.now.items()}
 
     # -- a turn ----------------------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ class ForgettingCallback(NamedArguments, pl.Callback):
         """Measure a client's own model."""
         loop, client = _loop_of(trainer), update.client
         if client in self._measured and loop.data.num_examples(client, self.split):
-            self._new[client] = self._accuracy(loop, client)
+            self._new[client] = self._value(loop, client)
 
     def on_client_failure(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, failure: ClientFailure
@@ -101,8 +106,9 @@ class ForgettingCallback(NamedArguments, pl.Callback):
     def on_aggregate_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hear of all workers' clients."""
         loop = _loop_of(trainer)
-        for part in loop.workers.gather(dict(self._new)):
+        for part, metric in loop.workers.gather((dict(self._new), self.metric)):
             self.after |= part
+            self.metric = self.metric or metric
         self._new = {}
         clients = {job.client for job in loop.jobs}
         self._alone = clients.pop() if len(clients) == 1 else None
@@ -121,7 +127,7 @@ class ForgettingCallback(NamedArguments, pl.Callback):
         try:
             for place in filter(loop.workers.owns, range(len(due))):
                 loop.workers.check()
-                mine[due[place]] = self._later_accuracy(loop, due[place])
+                mine[due[place]] = self._later_value(loop, due[place])
         except Exception as error:
             failure = error
         loop.workers.agree(failure)
@@ -143,24 +149,34 @@ class ForgettingCallback(NamedArguments, pl.Callback):
             return
         rounds, mean, largest = zip(*self._curve, strict=True)
         figure = forgetting_figure(
-            rounds, mean, largest, self.after, self.now, _loop_of(trainer).data.client_names
+            rounds,
+            mean,
+            largest,
+            self.after,
+            self.now,
+            _loop_of(trainer).data.client_names,
+            self.metric,
         )
         save_figure(figure, Path(folder) / FORGETTING_FIGURE)
 
-    # -- accuracy --------------------------------------------------------------------------------
+    # -- the metric ------------------------------------------------------------------------------
 
-    def _accuracy(self, loop: FederatedLoop, client: int) -> float:
+    def _value(self, loop: FederatedLoop, client: int) -> float:
         task = ClientTask(client, self.split, loop.data.num_examples(client, self.split))
-        return _accuracy_in(loop.evaluator.evaluate(task), self.split)
+        metrics = loop.evaluator.evaluate(task)
+        if self.metric is None or self.metric.name not in map(canonical_name, metrics):
+            self.metric = _metric_of(metrics, loop, self.split)
+        name = self.metric.name
+        return next(value for key, value in metrics.items() if canonical_name(key) == name)
 
-    def _later_accuracy(self, loop: FederatedLoop, client: int) -> float:
-        """Return the accuracy of the global model with the parts that the client keeps."""
+    def _later_value(self, loop: FederatedLoop, client: int) -> float:
+        """Return the metric of the global model with the parts that the client keeps."""
         state = live_state(loop.module)
         own = loop.model.start_of(client, loop.client_store.get(client) or {})
         before = {key: state[key].clone() for key in own}
         copy_into(state, own)
         try:
-            return self._accuracy(loop, client)
+            return self._value(loop, client)
         finally:
             copy_into(state, before)
 
@@ -172,23 +188,30 @@ class ForgettingCallback(NamedArguments, pl.Callback):
             "after": dict(self.after),
             "now": dict(self.now),
             "curve": [list(point) for point in self._curve],
+            "metric": None if self.metric is None else [self.metric.name, self.metric.mode],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned."""
         self.after, self.now = dict(state_dict["after"]), dict(state_dict["now"])
         self._curve = [(int(r), mean, largest) for r, mean, largest in state_dict["curve"]]
+        saved = state_dict.get("metric")  # earlier releases knew accuracy alone, or nothing yet
+        self.metric = MainMetric(*saved) if saved else MainMetric() if self.after else None
 
 
-def _accuracy_in(metrics: Mapping[str, float], split: str) -> float:
-    found = next((v for name, v in metrics.items() if canonical_name(name) == "acc"), None)
-    if found is None:
+def _metric_of(metrics: Mapping[str, float], loop: FederatedLoop, split: str) -> MainMetric:
+    """Return the metric that counts, which has to be measured on the split."""
+    federation = loop.federation
+    known = list(dict.fromkeys(map(canonical_name, metrics)))
+    given = federation.main_metric
+    if not known or (given is not None and canonical_name(given) not in known):
+        what = "nothing" if not known else f"no {given}"
         raise ConfigError(
-            f"ForgettingCallback: the module logs no accuracy on the split {split!r} (it logs "
-            f"{', '.join(metrics) or 'nothing'}); log 'global/acc' in test_step, or name another "
-            "split."
+            f"ForgettingCallback: the module logs {what} on the split {split!r} (it logs "
+            f"{', '.join(metrics) or 'nothing'}); log a metric in test_step, such as 'global/acc', "
+            "or name another split."
         )
-    return found
+    return MainMetric.chosen(known, given, federation.main_metric_mode)
 
 
 def _loop_of(trainer: pl.Trainer) -> FederatedLoop:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine._lightning.trainer_hooks import needs_no_step
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.run_layout import LAST_CHECKPOINT, WEIGHTS
@@ -17,7 +18,7 @@ from fedlightning.storage.tensor_files import serialize
 __all__ = ["LastCheckpoint"]
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(NamedArguments, ModelCheckpoint):
     """Writes ``last.ckpt`` after every round, independently of other checkpoint callbacks.
 
     ``ModelCheckpoint(save_last=True)`` rewrites it only when a better model was saved, too. The one
@@ -37,6 +38,18 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what a run starts from, if its first releases are written down before they are.
+
+        Killed amid its first round, it goes on here, where the ledgers are.
+        """
+        loop = getattr(trainer, "federated_loop", None)
+        if loop is not None and loop.writes_ahead and self.dirpath is not None:
+            path = Path(self.dirpath) / LAST_CHECKPOINT
+            if not path.exists():
+                trainer.save_checkpoint(path)
+        super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the round's result, also that of a round in which nobody has trained."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.csv_files import write_csv
@@ -21,13 +23,14 @@ __all__ = ["PredictionWriter"]
 _COLUMNS = ("client_id", "sample", "label", "prediction", "probability")
 
 
-class PredictionWriter(pl.Callback):
+class PredictionWriter(NamedArguments, pl.Callback):
     """Writes ``predictions.csv`` in ``Trainer.predict``, one row per test example.
 
     ``predict_step`` may return probabilities or logits, both of shape (batch, classes), or one
     prediction per example, of shape (batch,). ``sample`` indexes the pooled test examples of all
     clients, as :meth:`FederatedDataModule.predict_index` does. ``label`` is empty for data without
-    labels, ``probability`` where the module returns none.
+    labels, ``probability`` where the module returns none. ``client_name`` is the last column where
+    clients have names.
 
     Args:
         filename: The file's name in the run folder.
@@ -83,7 +86,9 @@ class PredictionWriter(pl.Callback):
         index = data.predict_index()[: len(predictions)]
         labels = _labels(data, len(predictions))
         path = Path(folder) / self.filename
-        write_csv(path, _COLUMNS, _rows(index, labels, predictions, probabilities))
+        names = data.client_names
+        columns = _COLUMNS if names is None else (*_COLUMNS, NAME_COLUMN)
+        write_csv(path, columns, _rows(index, labels, predictions, probabilities, names))
         print(f"{len(predictions):,} predictions: {path}")
         if labels is not None and predictions.dtype.kind in "iu":
             right = float((labels == predictions).mean())
@@ -108,10 +113,15 @@ def _labels(data: FederatedDataModule, count: int) -> np.ndarray | None:
 
 
 def _rows(
-    index: np.ndarray, labels: np.ndarray | None, predictions: np.ndarray, probabilities: np.ndarray
+    index: np.ndarray,
+    labels: np.ndarray | None,
+    predictions: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str] | None,
 ) -> Iterator[tuple[Any, ...]]:
     shown = [""] * len(predictions) if labels is None else labels.tolist()
     rows = zip(index.tolist(), shown, predictions.tolist(), probabilities.tolist(), strict=True)
     for (client, sample), label, prediction, probability in rows:
         certainty = "" if probability != probability else f"{probability:.6g}"
-        yield client, sample, label, prediction, certainty
+        named = () if names is None else (names[client],)
+        yield client, sample, label, prediction, certainty, *named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,14 +11,21 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.trainer.states import TrainerFn
 
+from fedlightning.core.arguments import NamedArguments
+from fedlightning.engine.loop import FederatedLoop
+from fedlightning.reporting.line_times import LineTimes
+
 __all__ = ["RoundProgressBar"]
 
 
-class RoundProgressBar(TQDMProgressBar):
+class RoundProgressBar(NamedArguments, TQDMProgressBar):
     """One bar for the whole run, which counts client updates and so moves within a round.
 
-    Where the output is not a terminal, a line is printed after every tenth of the run instead. The
-    stock TQDM and Rich bars work as well; they show one bar per round.
+    Where the output is not a terminal (a log, a notebook), lines are printed instead, by time: the
+    first after ten seconds, then one every 30 seconds, from ten minutes on every twentieth part of
+    the time so far, at most every ten minutes, and one at the end. A line has the round, the main
+    metric and the others, the time so far, and when the run is expected to end. The stock TQDM and
+    Rich bars work as well; they show one bar per round.
 
     Args:
         refresh_rate: Clients between two redraws.
@@ -30,6 +38,8 @@ class RoundProgressBar(TQDMProgressBar):
     ) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position, leave=leave)
         self._per_round = 1
+        self._times = LineTimes()
+        self._printed = 0
 
     def init_train_tqdm(self) -> Tqdm:
         """Return the bar of the run, disabled where the output is not a terminal."""
@@ -65,6 +75,7 @@ class RoundProgressBar(TQDMProgressBar):
         bar, self._per_round = self.train_progress_bar, int(trainer.num_training_batches)
         bar.total = _rounds(trainer) * self._per_round if _rounds(trainer) else None
         bar.initial = bar.n = trainer.current_epoch * self._per_round
+        self._times, self._printed = LineTimes(first_round=trainer.current_epoch), 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Show the round's number."""
@@ -81,6 +92,12 @@ class RoundProgressBar(TQDMProgressBar):
         """Count a client."""
         if self.is_enabled and (batch_idx + 1) % self.refresh_rate == 0:
             self._show(trainer, clients=batch_idx + 1)
+        if self.is_enabled and self.train_progress_bar.disable and self._times.due():
+            of_round = int(trainer.num_training_batches)
+            done = trainer.current_epoch + (batch_idx + 1) / max(of_round, 1)
+            if batch_idx + 1 < of_round:  # the round's own line has its metrics
+                where = f"{_round(trainer)}, client {batch_idx + 1}/{of_round}"
+                print(f"{where}: {self._times.line(done, _rounds(trainer))}", flush=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the round's metrics."""
@@ -88,9 +105,18 @@ class RoundProgressBar(TQDMProgressBar):
         if not self.train_progress_bar.disable:
             self._show(trainer, clients=int(trainer.num_training_batches))
             self.train_progress_bar.set_postfix(metrics)
-        elif self.is_enabled and _is_milestone(trainer):
-            shown = ", ".join(f"{name}={value}" for name, value in metrics.items())
-            print(f"{_round(trainer)}: {shown}", flush=True)
+        elif self.is_enabled and (
+            trainer.current_epoch + 1 == _rounds(trainer) or self._times.due()
+        ):
+            self._print_round(trainer, metrics, trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar; of a run that ends early, show the last round."""
+        if self.is_enabled and self.train_progress_bar.disable:
+            done = trainer.current_epoch
+            if self._printed < done > self._times.first_round:
+                self._print_round(trainer, self.get_metrics(trainer, pl_module), done)
+        super().on_train_end(trainer, pl_module)
 
     def on_client_trained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Advance by the number of workers, each of which has trained one client."""
@@ -124,6 +150,15 @@ class RoundProgressBar(TQDMProgressBar):
             for name, value in metrics.items()
         }
 
+    def _print_round(self, trainer: pl.Trainer, metrics: Mapping[str, object], done: int) -> None:
+        """Print a line about the last of so many rounds."""
+        self._printed = done
+        main = _main_metric(trainer, metrics)
+        ordered = sorted(metrics.items(), key=lambda item: item[0] != main)
+        shown = [f"{name}={value}" for name, value in ordered]
+        when = self._times.line(done, _rounds(trainer))
+        print(f"Round {done}/{_rounds(trainer) or '?'}: {', '.join([*shown, when])}", flush=True)
+
     def _show(self, trainer: pl.Trainer, clients: int) -> None:
         bar, of_round = self.train_progress_bar, int(trainer.num_training_batches)
         share = clients * self._per_round // max(of_round, 1)  # a round may have fewer than others
@@ -139,7 +174,10 @@ def _round(trainer: pl.Trainer) -> str:
     return f"Round {trainer.current_epoch + 1}/{_rounds(trainer) or '?'}"
 
 
-def _is_milestone(trainer: pl.Trainer) -> bool:
-    """Whether a round ends a tenth of the run, or ten rounds of an unlimited one."""
-    done, rounds = trainer.current_epoch + 1, _rounds(trainer)
-    return (10 * done) // rounds > (10 * (done - 1)) // rounds if rounds else done % 10 == 0
+def _main_metric(trainer: pl.Trainer, shown: Mapping[str, object]) -> str | None:
+    """Return the name of the main metric among those shown, of personalized models if it can be."""
+    loop = trainer.fit_loop
+    if not isinstance(loop, FederatedLoop):
+        return None
+    columns = sorted(loop.evaluator.main_metric.columns(shown))
+    return columns[-1] if columns else None

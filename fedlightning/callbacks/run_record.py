@@ -13,6 +13,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
+from fedlightning.core.arguments import NamedArguments
+from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
@@ -85,7 +87,7 @@ _OF_VIEWS = {CLIENTS_FIGURE: CLIENTS, FINETUNING_FIGURE: FINETUNING}
 _LOSSES = ("train/loss", "val/loss", "global/loss")
 
 
-class RunRecord(pl.Callback):
+class RunRecord(NamedArguments, pl.Callback):
     """Writes partition, rounds and learning curves into the run folder and prints a summary.
 
     ``rounds.csv`` has what depends on the machine or is not a metric: the ``seconds`` from a
@@ -246,14 +248,17 @@ def _write_timeline(loop: FederatedLoop, folder: Path) -> None:
         for job in jobs
     ]
     header = ["round", "client", "version", "staleness", "start", "arrival", "merged"]
+    names = loop.data.client_names
+    if names is not None:
+        header.append(NAME_COLUMN)
     rows = (
-        [e.round, e.client, e.version, e.staleness, e.start, e.arrival, e.merged] for e in entries
+        [e.round, e.client, e.version, e.staleness, e.start, e.arrival, e.merged]
+        + ([] if names is None else [names[e.client]])
+        for e in entries
     )
     write_csv(folder / TIMELINE, header, rows)
     if entries:
-        save_figure(
-            timeline_figure(entries, names=loop.data.client_names), folder / TIMELINE_FIGURE
-        )
+        save_figure(timeline_figure(entries, names=names), folder / TIMELINE_FIGURE)
 
 
 def _clock(loop: FederatedLoop) -> str:
@@ -269,7 +274,12 @@ def _clock(loop: FederatedLoop) -> str:
 def _privacy(loop: FederatedLoop) -> Iterator[str]:
     """Yield what the closing summary says of privacy."""
     for hook in loop.federation.algorithm.hooks:
-        if isinstance(hook, ExampleDP):
+        if isinstance(hook, ExampleDP) and not loop.keeps_for_clients:
+            yield (
+                f"privacy of examples: each client's account at delta = {hook.delta:g} is kept at "
+                "its node; the server knows no epsilon"
+            )
+        elif isinstance(hook, ExampleDP):
             kept = (loop.client_store.get(client) or {} for client in loop.client_store)
             clients, epsilon = hook.worst(kept)
             yield (

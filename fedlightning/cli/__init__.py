@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
 
         return FederatedCLI
     if name == "module_from_run":
-        from fedlightning.cli.export import module_from_run
+        from fedlightning.cli.rebuilding import module_from_run
 
         return module_from_run
     raise AttributeError(f"module 'fedlightning.cli' has no attribute {name!r}")

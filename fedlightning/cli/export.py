@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fedlightning.cli.config.command import Command
-from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
-from fedlightning.storage.run_layout import CONFIG, client_names_in
+from fedlightning.cli.rebuilding import algorithm_from_run, module_from_run
+from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.storage.run_layout import client_names_in, personal_names_in
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from fedlightning.algorithms import Algorithm
 
-__all__ = ["algorithm_from_run", "export", "module_from_run", "read_options"]
+__all__ = ["export", "read_options", "write_client"]
 
 _USAGE = "python -m fedlightning export --run DIR --client ID --output FILE [--format FORMAT]"
 
@@ -36,8 +37,47 @@ def export(command: Command) -> str:
         FedLightningError: The model cannot be written.
     """
     given = read_options(command.options)
-    client = _client(given.client, Path(given.run))
-    shape = _shape(given.input_shape)
+    return write_client(
+        given.run,
+        _client(given.client, Path(given.run)),
+        given.output,
+        lambda: module_from_run(given.run, command.strict),
+        lambda: algorithm_from_run(given.run, command.strict),
+        chosen=given.format,
+        shape=_shape(given.input_shape),
+        ckpt_path=given.ckpt_path,
+        overwrite=given.overwrite,
+    )
+
+
+def write_client(
+    run: str | os.PathLike[str],
+    client: int | Literal["global"],
+    output: str | os.PathLike[str],
+    module: pl.LightningModule | Callable[[], pl.LightningModule],
+    algorithm: Callable[[], Algorithm],
+    *,
+    chosen: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    ckpt_path: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write a client's model to a file, and return a line about it.
+
+    Args:
+        run: The run's folder.
+        client: The client, or ``"global"``.
+        output: The file.
+        module: The run's module, or a function that returns it.
+        algorithm: Returns the run's algorithm.
+        chosen: The format; by default what the file's name ends with.
+        shape: The shape of one input, for formats that store the computation.
+        ckpt_path: The checkpoint with the global model; by default that of the run.
+        overwrite: Whether a file that is there may be replaced.
+
+    Raises:
+        FedLightningError: The model cannot be written.
+    """
     from fedlightning.core.predictors import PredictorModule
     from fedlightning.personalization.models import (
         client_network,
@@ -46,28 +86,25 @@ def export(command: Command) -> str:
         format_of,
     )
 
-    output, chosen = Path(given.output), format_of(given.output, given.format)
-    if output.exists() and not output.is_dir() and not given.overwrite:
-        raise ConfigError(f"output: {output} exists: choose another name, or pass --overwrite.")
-    network = client_network(
-        given.run,
-        client,
-        lambda: module_from_run(given.run, command.strict),
-        lambda: algorithm_from_run(given.run, command.strict),
-        ckpt_path=given.ckpt_path,
-    )
-    computes = chosen in ("exported_program", "onnx")
-    module = network.module if isinstance(network, PredictorModule) else network
-    if module is not network and not computes:
+    path, form = Path(output), format_of(output, chosen)
+    if path.exists() and not path.is_dir() and not overwrite:
+        raise ConfigError(f"output: {path} exists: choose another name, or pass --overwrite.")
+    network = client_network(run, client, module, algorithm, ckpt_path=ckpt_path)
+    computes = form in ("exported_program", "onnx")
+    inner = network.module if isinstance(network, PredictorModule) else network
+    if inner is not network and not computes:
         raise ConfigError(
             f"format: client {client} predicts with more than one state of "
-            f"{type(module).__name__}, which {chosen} cannot hold; take exported_program or onnx."
+            f"{type(inner).__name__}, which {form} cannot hold; take exported_program or onnx."
         )
-    example = example_input(module, given.run, shape) if computes else None
-    export_model(network, output, chosen, example, overwrite=given.overwrite)
-    whose = "the global model" if client == "global" else f"the model of client {client}"
-    size = f"{output.stat().st_size:,} bytes"
-    return f"{whose} ({type(module).__name__}, {chosen}, {size}): {output}"
+    example = example_input(inner, run, shape) if computes else None
+    export_model(network, path, form, example, overwrite=overwrite)
+    whose = "the global model"
+    if client != "global":
+        name = _names(Path(run)).get(client)
+        whose = f"the model of client {client}" + (f" ({name})" if name is not None else "")
+    size = f"{path.stat().st_size:,} bytes"
+    return f"{whose} ({type(inner).__name__}, {form}, {size}): {path}"
 
 
 def read_options(options: Sequence[str]) -> argparse.Namespace:
@@ -130,15 +167,23 @@ def _parser() -> argparse.ArgumentParser:
 def _client(text: str, run: Path) -> int | Literal["global"]:
     if text == "global":
         return "global"
-    names = client_names_in(run)
-    if names is not None and text in names:
-        return names.index(text)
-    if not text.isascii() or not text.isdigit():
+    names = _names(run)
+    if (
+        named := next((client for client, name in names.items() if name == text), None)
+    ) is not None:
+        return named
+    zeros = names and text.startswith("0") and text != "0"  # such as 007, which is meant as a name
+    if zeros or not text.isascii() or not text.isdigit():
         raise ConfigError(
             f"client must be a client id or global, or a client's name, got {text!r}."
-            f"{did_you_mean(text, names or ())}"
+            f"{did_you_mean(text, names.values())}"
         )
     return int(text)
+
+
+def _names(run: Path) -> dict[int, str]:
+    """Return the clients' names, as far as the run folder has them."""
+    return {**dict(enumerate(client_names_in(run) or ())), **personal_names_in(run)}
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
@@ -148,92 +193,3 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
         raise ConfigError(f"input_shape must be sizes such as 3,32,32, got {text!r}.")
     return tuple(int(size) for size in sizes)
-
-
-def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.LightningModule:
-    """Build the module that a run's ``config.yaml`` names; ignore its other entries.
-
-    This runs the code of the named class.
-
-    Args:
-        run: The run's folder.
-        strict: Whether the config may name classes of this package, torch and Lightning only, for
-            the rest of this process.
-
-    Returns:
-        The module, as its constructor initialises it.
-
-    Raises:
-        ConfigError: The config is missing, or its module cannot be built.
-        EnvironmentFailure: The config cannot be read.
-    """
-    import pytorch_lightning as pl
-
-    import fedlightning.models  # noqa: F401  # imported classes can be named without their module
-    from fedlightning.cli.parser import FederatedArgumentParser
-
-    model = _entries(run, strict).get("model")
-    if not isinstance(model, dict) or "class_path" not in model:
-        raise ConfigError(
-            f"{Path(run) / CONFIG}: model names no class_path, so the class is known to the "
-            "program that trained it only; in Python, pass the module: client_model(run, client, "
-            "module)."
-        )
-    parser = FederatedArgumentParser()
-    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-    built: pl.LightningModule = _instantiated(parser, "model", model)
-    return built
-
-
-def algorithm_from_run(run: str | os.PathLike[str], strict: bool = False) -> Algorithm:
-    """Build the algorithm that a run's ``config.yaml`` names; see :func:`module_from_run`.
-
-    Raises:
-        ConfigError: The config is missing, or its algorithm cannot be built.
-        EnvironmentFailure: The config cannot be read.
-    """
-    import fedlightning.algorithms
-    from fedlightning.cli.parser import FederatedArgumentParser
-
-    federation = _entries(run, strict).get("federation")
-    algorithm = federation.get("algorithm") if isinstance(federation, dict) else None
-    if algorithm is None:
-        return fedlightning.algorithms.FedAvg()
-    parser = FederatedArgumentParser()
-    parser.add_subclass_arguments(fedlightning.algorithms.Algorithm, "algorithm")
-    built: Algorithm = _instantiated(parser, "algorithm", algorithm)
-    return built
-
-
-def _entries(run: str | os.PathLike[str], strict: bool) -> dict[str, Any]:
-    """Return what a run's ``config.yaml`` says."""
-    import yaml
-
-    from fedlightning.cli.config.strict_yaml import check_config
-    from fedlightning.cli.parser import prepare_parsing
-
-    path = Path(run) / CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: not found, so the model is unknown; in Python, pass it: "
-            "client_model(run, client, module)."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
-    except OSError as error:
-        raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
-    check_config(text, str(path))
-    prepare_parsing(strict)
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
-
-
-def _instantiated(parser: Any, name: str, value: Any) -> Any:
-    from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
-
-    config = parser.parse_object({name: value})
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    with name_failing_setting(config, {}):
-        return instantiate(config)[name]

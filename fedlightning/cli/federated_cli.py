@@ -40,7 +40,7 @@ from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine.workers.nodes import on_another_node
 from fedlightning.errors import ConfigError, DataError, FedLightningError
 from fedlightning.federation.settings import Federation
-from fedlightning.personalization.on_demand import client_words
+from fedlightning.personalization.on_demand import given_clients
 from fedlightning.storage.checkpoint_reader import check_local
 from fedlightning.trainer import FederatedTrainer
 
@@ -133,7 +133,7 @@ class FederatedCLI(LightningCLI):
         if getattr(parser, "command", None) == "personalize":
             parser.add_argument(
                 "--clients",
-                type=client_words,
+                type=given_clients,
                 default=SUPPRESS,
                 help="Clients to personalize, by id or name, e.g. 3,7,10-19; by default all that "
                 "are evaluated.",

@@ -24,6 +24,8 @@ COMMANDS = {
     "deploy": "write an app that Flower runs on a server and nodes, or try it on this machine",
     "influence": "replay a run without one client after another, beside the estimates of that",
     "report": "compare finished runs: tables, tests and figures in one HTML file",
+    "tune": "choose each variant's settings on validation data, for compare (extra tune)",
+    "watch": "show runs under way in the browser: progress, curves, clients, failures",
 }
 _QUICKSTART = "python -m fedlightning fit --config quickstart.yaml"
 _EXPECTED = f"expected one of {', '.join(COMMANDS)}"

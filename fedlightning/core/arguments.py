@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from fedlightning.core.description import forget_arguments, note_arguments
 from fedlightning.errors import ConfigError, did_you_mean
 
 __all__ = ["NamedArguments", "unknown_argument"]
@@ -16,6 +17,9 @@ _MOST_NAMES = 25
 
 class NamedArguments:
     """A class whose constructor refuses an unknown keyword with a :class:`ConfigError`.
+
+    What an object was made with is noted, so that a run folder can say it
+    (:func:`fedlightning.core.description.described`).
 
     Example:
         >>> class Dose(NamedArguments):
@@ -32,7 +36,18 @@ class NamedArguments:
             known = _argument_names(cls) if kwargs else None
             if known is not None and (unknown := kwargs.keys() - known):
                 raise ConfigError(unknown_argument(cls.__name__, min(unknown), known))
-            return super().__new__(cls)
+            made = super().__new__(cls)
+            note_arguments(made, args, kwargs)
+            return made
+
+        def __setstate__(self, state: Any) -> None:
+            """Take the state of a copy, which nobody has given arguments."""
+            forget_arguments(self)
+            above = getattr(super(), "__setstate__", None)
+            if above is not None:
+                above(state)
+            else:
+                self.__dict__.update(state)
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> str:

@@ -97,6 +97,8 @@ def resolve_clients(
             found.add(by_name[word])
             continue
         match = _RANGE.fullmatch(word)
+        if names is not None and re.match(r"0\d", word):
+            match = None  # such as 007, which is meant as a name
         ends = match.groups() if match and match[2] else ()
         if match and any(by_name.get(end, int(end)) != int(end) for end in ends):
             raise ConfigError(

@@ -334,9 +334,14 @@ def _check_known(module: nn.Module, state: State, part: str, prefix: str) -> Non
     ]
     if _WILDCARDS.search(prefix):
         candidates += [f"*.{key.rpartition('.')[2]}" for key in state]
+    inside = next((path for path in candidates if path.endswith(f".{prefix}")), None)
     raise ConfigError(
         f"{setting} matches no parameter of {owner} (modules: {', '.join(children)})."
-        + did_you_mean(prefix, [*children, *candidates])
+        + (
+            did_you_mean(inside, [inside])
+            if inside
+            else did_you_mean(prefix, [*children, *candidates])
+        )
     )
 
 

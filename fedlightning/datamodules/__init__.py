@@ -1,9 +1,13 @@
 """The clients' data: data modules, partitions, and the vision sets."""
 
+from typing import TYPE_CHECKING
+
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.near_names import suggesting
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules.arrays import FederatedArrays
 from fedlightning.datamodules.base import FederatedDataModule
+from fedlightning.datamodules.central import CentralTest
 from fedlightning.datamodules.class_views import ClassViews, FewClassDigits
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_splits import ClientSplit, GroupSplit, RandomSplit, TimeSplit
@@ -46,6 +50,7 @@ __all__ = [
     "MNIST",
     "Assignment",
     "Batch",
+    "CentralTest",
     "ClassViews",
     "Classes",
     "ClientData",
@@ -92,3 +97,6 @@ __all__ = [
     "WordHashes",
     "ZipfPreferences",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -509,6 +510,18 @@ class FederatedDataModule(NamedArguments, pl.LightningDataModule, ABC):
     def dataset_fingerprint(self) -> str:
         """Return 16 digits that tell datasets apart: of sizes, labels, a sample of the inputs."""
         return self.client_data.fingerprint()
+
+    def digests(self) -> dict[str, str]:
+        """Return digests of partition, data, inputs and names, by which other data are noticed."""
+        digests = {
+            "partition": self.partition_digest()[:16],
+            "dataset": self.dataset_fingerprint(),
+            "dataset (inputs)": self.client_data.content_digest(),
+        }
+        if self.client_names is not None:
+            names = "\n".join(self.client_names).encode()
+            digests["names of clients"] = hashlib.sha256(names).hexdigest()[:16]
+        return {name: digest for name, digest in digests.items() if digest}
 
     def partition_table(self, split: Split = "train", clients: int | None = None) -> np.ndarray:
         """Return the examples per client and class, int64, shape (clients, num_classes).

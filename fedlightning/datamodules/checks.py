@@ -114,6 +114,11 @@ def empty_tests(sizes: np.ndarray) -> str:
 def _label_fault(
     labels: np.ndarray | None, rows: np.ndarray, num_classes: int
 ) -> tuple[int, str] | None:
+    if labels is not None and labels.dtype.kind == "f" and len(rows):
+        bad = rows[~np.isfinite(labels[rows].reshape(len(rows), -1)).all(axis=1)]
+        return (
+            (int(bad[0]), f"label {labels[bad[0]]}: missing, or not finite") if bad.size else None
+        )
     if labels is None or not has_classes(labels) or not num_classes:
         return None
     held = labels[rows]

@@ -49,6 +49,10 @@ class ClientData(ABC):
         """Return 16 hexadecimal digits that tell datasets apart."""
         return self.digest()[:16]
 
+    def content_digest(self) -> str:
+        """Return 16 digits of what more is known of the inputs, or nothing."""
+        return ""
+
     @abstractmethod
     def summary(self) -> str:
         """Return a few readable lines."""

@@ -13,12 +13,46 @@ from fedlightning.datamodules.columns import missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
+from fedlightning.datamodules.times import sortable_times
 from fedlightning.errors import DataError
 
-__all__ = ["ClientSplit", "GroupSplit", "RandomSplit", "SplitWithin", "TimeSplit", "split_of"]
+__all__ = [
+    "ClientSplit",
+    "GroupSplit",
+    "RandomSplit",
+    "SplitWithin",
+    "TimeSplit",
+    "split_of",
+    "text_columns",
+]
 
 Key = str | Sequence[Any] | np.ndarray
 """The name of a column, or one value per example."""
+
+
+def text_columns(client: str | None, split: Any) -> dict[str, bool]:
+    """Return the columns of a file that are read as they are written.
+
+    These are those with names of clients and groups, and with times that have a format.
+
+    Args:
+        client: The column with the owners.
+        split: The rule that divides a client's examples, if any.
+
+    Returns:
+        Whether whole numbers become numbers, by column.
+
+    Example:
+        >>> text_columns("site", TimeSplit("day", format="%d%m%Y"))
+        {'site': True, 'day': False}
+    """
+    columns = {} if client is None else {client: True}
+    key = getattr(split, "key", None)
+    if isinstance(key, str) and isinstance(split, GroupSplit):
+        columns[key] = True
+    if isinstance(key, str) and isinstance(split, TimeSplit) and split.format is not None:
+        columns[key] = False
+    return columns
 
 
 class ClientSplit(Setting, ABC):
@@ -27,7 +61,7 @@ class ClientSplit(Setting, ABC):
     The client's test data are taken first; validation data (``val_fraction``) are then taken of the
     rest by the same rule. A client keeps at least one training example.
 
-    Args:
+    Attributes:
         test: Share of a client's examples to test on, in (0, 1).
     """
 
@@ -87,8 +121,15 @@ class TimeSplit(ClientSplit):
     """Each client's latest examples are its test data: nobody trains on the future.
 
     Args:
-        key: Column with the time, or the times themselves: numbers, dates or text that sorts.
+        key: Column with the time, or the times themselves: numbers, dates, text in ISO 8601, or
+            text of one shape that sorts. What may begin with a day or a month is refused without
+            ``format``.
         test: Share of a client's examples to test on, in (0, 1).
+        format: How times that are text are written, in the codes of ``datetime.strptime``:
+            ``%d.%m.%Y`` for 31.12.2025, ``%m/%d/%Y %H:%M`` for 12/31/2025 08:00.
+
+    Raises:
+        DataError: When the data are divided: it is not known which of two times is the earlier.
 
     Example:
         >>> split = TimeSplit("year", test=0.5)
@@ -96,19 +137,23 @@ class TimeSplit(ClientSplit):
         [True, False, True, False]
     """
 
-    def __init__(self, key: Key, test: float = 0.2) -> None:
+    def __init__(
+        self,
+        key: Key,
+        test: float = 0.2,
+        format: str | None = None,  # noqa: A002  # as strptime calls it
+    ) -> None:
         self.key = key
         self.test = float(check_number("test", test, above=0, below=1))
+        self.format = format
 
     def values(self, pool: Examples) -> np.ndarray:
         """Return the times."""
-        times = values_of(self.key, pool)
-        if times.dtype.kind == "O" and len({type(time) for time in times.tolist()}) > 1:
-            raise DataError(
-                f"the times of {self!r} are of several types, which have no order: make them all "
-                "numbers, dates or text"
-            )
-        return times
+        try:
+            return sortable_times(values_of(self.key, pool), self.format)
+        except DataError as error:
+            named = f"column {self.key!r}" if isinstance(self.key, str) else "the times"
+            raise DataError(f"TimeSplit, {named}: {error}") from None
 
     def taken(self, values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
         """Choose the latest; of equal times the later in the client's order."""

@@ -1,12 +1,37 @@
-"""What a column of a table lacks."""
+"""What a column of a table lacks, and what it says where it holds names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["missing_rows"]
+__all__ = ["as_written", "missing_rows"]
+
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
+
+
+def as_written(texts: Sequence[str | None], numbers: bool = True) -> np.ndarray:
+    """Return a column of names from a file: texts as they are, None where there is none.
+
+    ``NA``, ``null``, ``001`` and ``1e5`` are names as any other.
+
+    Args:
+        texts: What the file says.
+        numbers: Whether texts become int64 where each is a whole number in its shortest form: 9
+            then comes before 10.
+
+    Example:
+        >>> as_written(["NA", "001", "", "1e5"]).tolist(), as_written(["10", "9"]).tolist()
+        (['NA', '001', None, '1e5'], [10, 9])
+    """
+    whole = numbers and all(text is not None and _WHOLE.fullmatch(text) for text in texts)
+    if whole and len(texts):
+        return np.array([int(str(text)) for text in texts], np.int64)
+    kept = [text if text is not None and text.strip() else None for text in texts]
+    return np.array([*kept, None], object)[:-1]
 
 
 def missing_rows(values: np.ndarray) -> np.ndarray:

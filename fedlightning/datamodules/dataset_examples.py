@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,15 @@ from torch.utils.data import default_collate as torch_default_collate
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
 from fedlightning.core.validation import check_integer
-from fedlightning.datamodules.examples import Examples, SampleError, TensorExamples, label_array
+from fedlightning.datamodules.examples import (
+    Examples,
+    SampleError,
+    TensorExamples,
+    label_array,
+    sample_of,
+)
 from fedlightning.datamodules.reading import BatchReader, Stream
+from fedlightning.datamodules.structured import StructuredExamples, is_structured
 from fedlightning.errors import DataError, FederationError, did_you_mean
 
 __all__ = ["DatasetExamples", "Pairs", "column_of", "is_map_style"]
@@ -134,6 +142,10 @@ class DatasetExamples(Examples):
         """Return one entry of every item, shape (n,); see :meth:`Examples.column`."""
         return column_of(self.dataset, name)
 
+    def content(self) -> bytes:
+        """Return what the dataset says of its items without reading them one by one."""
+        return content_of(self.dataset)
+
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
         """Return the first of ``rows`` whose item could not be read for its label, and why."""
         for index in rows.tolist() if self._unreadable else ():
@@ -166,10 +178,20 @@ class Pairs(Dataset[Any]):
         pair: Inputs, and labels or None, one of each per example.
         as_items: Whether inputs that make no array, such as sequences of several lengths, are kept
             as a list.
+        label_key: Of labels in a mapping, the one that a partition sees.
     """
 
-    def __init__(self, pair: Any, as_items: bool) -> None:
+    inputs: Any
+    targets: Any
+
+    def __init__(self, pair: Any, as_items: bool, label_key: str | None = None) -> None:
         inputs, labels = pair
+        self.several: StructuredExamples | None = None
+        if is_structured(inputs) or is_structured(labels):
+            self.several = StructuredExamples(inputs, labels, label_key)
+            self.inputs = range(len(self.several))
+            self.targets = self.several.labels
+            return
         try:
             self.inputs = TensorExamples(inputs).inputs
         except DataError:
@@ -184,9 +206,39 @@ class Pairs(Dataset[Any]):
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> Any:
+        if self.several is not None:
+            return self.several.item(index)
         if self.targets is None:
             return self.inputs[index]
         return self.inputs[index], self.targets[index]
+
+    def content(self) -> bytes:
+        """Return the bytes of evenly spaced examples, or the text of sequences."""
+        if self.several is not None:
+            return self.several.content()
+        if isinstance(self.inputs, Tensor):
+            return sample_of(self.inputs)
+        return hashlib.sha256(repr([list(each) for each in self.inputs]).encode()).digest()
+
+
+def content_of(dataset: Any) -> bytes:
+    """Return bytes that change with a dataset's items, where that is known without reading all.
+
+    Of those of Hugging Face, all rows up to 64 MiB, else 256 evenly spaced ones.
+    """
+    if isinstance(dataset, (Subset, ConcatDataset)) and not hasattr(dataset, "content"):
+        parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset.dataset]
+        return b"".join(map(content_of, parts))
+    if hasattr(dataset, "with_format") and hasattr(dataset, "data") and len(dataset):
+        rows: Any = np.linspace(0, len(dataset) - 1, min(len(dataset), 256)).astype(int)
+        small = dataset.data.nbytes <= 64 << 20
+        table = dataset.with_format("arrow")[slice(None) if small else np.unique(rows).tolist()]
+        return hashlib.sha256(repr(table.to_pydict()).encode()).digest()
+    own = getattr(dataset, "content", None)
+    if type(dataset).__module__.startswith("fedlightning.") and callable(own):
+        found: bytes = own()
+        return found
+    return b""
 
 
 _COLLATE_HINT = (

@@ -32,7 +32,8 @@ from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
 from fedlightning.datamodules.partitions.natural import NaturalIds
-from fedlightning.errors import ConfigError, DataError
+from fedlightning.datamodules.structured import StructuredExamples, is_structured
+from fedlightning.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["ClientDatasets", "FederatedDataset", "owners_count", "partition_names"]
 
@@ -159,7 +160,9 @@ class ClientDatasets(FederatedDataModule):
     Args:
         train: Training data of each client: a list of them, or a mapping from the clients' names.
             Those of a client are a map-style dataset, a pair ``(inputs, labels)`` of arrays or
-            tensors, or a ``DataLoader``, whose dataset, collation and batch size are taken.
+            tensors, of which either may be a mapping or a tuple of such, arrays by name (with
+            ``input_key``, ``label_key``), or a ``DataLoader``, whose dataset, collation, batch size
+            and ``drop_last`` are taken.
         test: Test data of each client likewise; they may be empty. None takes a share of each
             client's training data, see ``split``.
         num_classes: Number of classes; None counts them.
@@ -219,6 +222,8 @@ class ClientDatasets(FederatedDataModule):
         loaders = [part for part in [*trained, *(tested or ())] if isinstance(part, DataLoader)]
         if loaders:
             kwargs, collate = _as_loaded(loaders, kwargs, collate)
+            if any(part.drop_last for part in trained if isinstance(part, DataLoader)):
+                kwargs = {"drop_last": True, **kwargs}
         super().__init__(num_clients=len(trained), partition=None, **kwargs)
         self._sources = [trained] if tested is None else [trained, tested]
         self.client_split = split_of(tested, split)
@@ -250,18 +255,31 @@ class ClientDatasets(FederatedDataModule):
     def _concatenated(self, parts: Sequence[Any]) -> tuple[Examples, list[int]]:
         """Return all clients' examples as one pool, and the number of each client's."""
         parts = [part.dataset if isinstance(part, DataLoader) else part for part in parts]
-        if self.collate is None and all(_is_pair(part) for part in parts):
-            pools = [TensorExamples(*part) for part in parts]
+        parts = [
+            _pair_of(client, part, self.input_key, self.label_key)
+            if isinstance(part, Mapping)
+            else part
+            for client, part in enumerate(parts)
+        ]
+        pairs = all(_is_pair(part) for part in parts)
+        if self.collate is None and pairs:
+            if any(is_structured(each) for part in parts for each in part):
+                several = [
+                    _named(client, StructuredExamples, *part, self.label_key)
+                    for client, part in enumerate(parts)
+                ]
+                joined = StructuredExamples.joined(several, self.label_key)
+                return joined, [len(pool) for pool in several]
+            pools = [_named(client, TensorExamples, *part) for client, part in enumerate(parts)]
             return _joined(pools), [len(pool) for pool in pools]
         datasets = [
-            Pairs(part, as_items=self.collate is not None)
+            _named(client, Pairs, part, self.collate is not None, self.label_key)
             if _is_pair(part)
             else _map_style(client, part)
             for client, part in enumerate(parts)
         ]
-        pool = DatasetExamples(
-            _Chain(datasets), None, self.num_workers, self.collate, self.label_key, self.input_key
-        )
+        keys = (None, None) if pairs else (self.label_key, self.input_key)
+        pool = DatasetExamples(_Chain(datasets), None, self.num_workers, self.collate, *keys)
         return pool, [len(dataset) for dataset in datasets]
 
 
@@ -318,6 +336,8 @@ def _in_order(train: Any, test: Any) -> tuple[list[Any], list[Any] | None, tuple
             _check_list("test", test)
         return list(train), None if test is None else list(test), None
     names = tuple(map(str, train))
+    if any(not name.strip() for name in names):
+        raise ConfigError("train has a client whose name is blank; name it")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"train has two clients of the name {min(twice)!r}; rename one")
     if test is None:
@@ -363,7 +383,42 @@ def _check_list(name: str, given: Any) -> None:
         )
 
 
+def _named(client: int, make: Callable[..., Any], *given: Any) -> Any:
+    """Return what is made of a client's data; an error says whose they are."""
+    try:
+        return make(*given)
+    except DataError as error:
+        raise DataError(f"client {client}: {error}") from None
+
+
+def _pair_of(
+    client: int, part: Mapping[str, Any], input_key: Any, label_key: str | None
+) -> tuple[Any, Any]:
+    """Return inputs and labels of a client whose data are arrays by name."""
+    names = ", ".join(map(str, part))
+    if input_key is None and label_key is None:
+        raise DataError(
+            f"client {client}: a mapping with {names} is neither a map-style dataset nor a pair "
+            "(inputs, labels): name data.input_key and data.label_key"
+        )
+    rest = [name for name in part if name != label_key]
+    chosen = input_key if input_key is not None else rest[0] if len(rest) == 1 else rest
+    for name in [*([chosen] if isinstance(chosen, str) else chosen), label_key]:
+        if name is not None and name not in part:
+            raise DataError(
+                f"client {client}: {name!r} is not among its arrays, which are {names}."
+                f"{did_you_mean(str(name), map(str, part))}"
+            )
+    inputs = part[chosen] if isinstance(chosen, str) else {name: part[name] for name in chosen}
+    return inputs, None if label_key is None else part[label_key]
+
+
 def _map_style(client: int, part: Any) -> Any:
+    if hasattr(part, "columns"):
+        raise DataError(
+            f"client {client}: a {type(part).__name__} is a table: put all clients' rows into one, "
+            "with a column that says whose they are, and pass it to FederatedTable"
+        )
     if not is_map_style(part):
         raise DataError(
             f"client {client}: {type(part).__name__} is neither a map-style dataset nor "
@@ -382,6 +437,14 @@ def _joined(pools: list[TensorExamples]) -> TensorExamples:
             )
         if (pool.labels is None) != (first.labels is None):
             raise DataError(f"client {client} and client 0: one has labels, the other has none")
+        if pool.labels is not None and first.labels is not None:
+            kinds = [labels.dtype.kind == "i" for labels in (pool.labels, first.labels)]
+            if kinds[0] != kinds[1] and len(pool) and len(first):
+                raise DataError(
+                    f"client {client}: labels are {pool.labels.dtype}, but those of client 0 are "
+                    f"{first.labels.dtype}: whole numbers are classes, others are targets of a "
+                    "regression"
+                )
     labels = [pool.labels for pool in pools if pool.labels is not None]
     return TensorExamples(
         torch.cat([pool.inputs for pool in pools]), np.concatenate(labels) if labels else None
@@ -389,4 +452,6 @@ def _joined(pools: list[TensorExamples]) -> TensorExamples:
 
 
 def _is_pair(part: Any) -> bool:
+    if isinstance(part, list) and all(isinstance(each, (tuple, Mapping)) for each in part):
+        return False  # a list of items
     return isinstance(part, (tuple, list)) and len(part) == 2

@@ -9,7 +9,7 @@ __all__ = ["DerivedData"]
 
 
 class DerivedData(FederatedDataModule):
-    """Another data module's clients, partition, batch sizes and seed; a subclass loads the data.
+    """Another data module's clients, names, partition, sizes and seed; a subclass loads the data.
 
     Args:
         data: The other data module.
@@ -33,3 +33,4 @@ class DerivedData(FederatedDataModule):
             check_data=data.check_data,
         )
         self.data = data
+        self.client_names = data.client_names

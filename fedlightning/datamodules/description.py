@@ -6,15 +6,14 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from fedlightning.core.batches import SPLITS
 from fedlightning.core.client_names import NAME_COLUMN
-from fedlightning.datamodules.examples import Examples, TensorExamples
+from fedlightning.datamodules.examples import Examples, TensorExamples, sample_of
 from fedlightning.datamodules.index_lists import ClientSplits
 from fedlightning.storage.csv_files import csv_text
 
-__all__ = ["fingerprint", "partition_csv", "summarize"]
+__all__ = ["content_digest", "fingerprint", "partition_csv", "summarize"]
 
 
 def summarize(splits: ClientSplits, table: np.ndarray, rule: str) -> str:
@@ -78,9 +77,6 @@ def partition_csv(
     return csv_text([[*header, NAME_COLUMN], *named])
 
 
-_MOST_BYTES = 4 << 20
-
-
 def fingerprint(*pools: Examples) -> str:
     """Return a digest of the sizes, dtypes and labels of pools, and of a sample of their inputs.
 
@@ -95,7 +91,7 @@ def fingerprint(*pools: Examples) -> str:
         16 hexadecimal digits.
 
     Example:
-        >>> one, other = (TensorExamples(torch.full((4, 2), x), [0, 1, 1, 0]) for x in (0.0, 1.0))
+        >>> one, other = (TensorExamples(np.full((4, 2), x), [0, 1, 1, 0]) for x in (0.0, 1.0))
         >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(other)
         (True, False)
     """
@@ -109,16 +105,20 @@ def fingerprint(*pools: Examples) -> str:
         if isinstance(pool, TensorExamples):
             inputs = pool.inputs
             content.update(f"{inputs.dtype} {tuple(inputs.shape)} ".encode())
-            content.update(_sample(inputs))
+            content.update(sample_of(inputs))
     return content.hexdigest()[:16]
 
 
-def _sample(inputs: torch.Tensor) -> bytes:
-    """Return the bytes of evenly spaced examples, including the first and the last."""
-    if not inputs.numel():
-        return b""
-    size = max(inputs[0].numel() * inputs.element_size(), 1)
-    count = min(len(inputs), max(_MOST_BYTES // size, 2))
-    rows = torch.linspace(0, len(inputs) - 1, count).round().long()
-    chosen = inputs.index_select(0, rows).contiguous()
-    return chosen.reshape(-1).view(torch.uint8).numpy().tobytes()
+def content_digest(*pools: Examples) -> str:
+    """Return a digest of what pools know of their inputs beside :func:`fingerprint`, or "".
+
+    Example:
+        >>> from fedlightning.datamodules.structured import StructuredExamples
+        >>> content_digest(StructuredExamples({"a": [1.0]})) == content_digest(
+        ...     StructuredExamples({"a": [2.0]}))
+        False
+        >>> content_digest(TensorExamples([1.0]))
+        ''
+    """
+    contents = [pool.content() for pool in dict.fromkeys(pools)]
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16] if any(contents) else ""

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
+from fedlightning.datamodules.columns import missing_rows
 from fedlightning.errors import DataError, FedLightningError
 
-__all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array"]
+__all__ = ["Examples", "SampleError", "TensorExamples", "has_classes", "label_array", "sample_of"]
 
 
 class SampleError(Exception):
@@ -82,6 +83,13 @@ class Examples(ABC):
         raise DataError(
             f"{name!r}: the examples have no columns; pass the values themselves, one per example"
         )
+
+    def content(self) -> bytes:
+        """Return bytes that change with the inputs, beside what sizes and labels already tell.
+
+        Empty where that is not known without reading every example.
+        """
+        return b""
 
     @property
     def reads_ahead(self) -> bool:
@@ -183,6 +191,20 @@ class TensorExamples(Examples):
         return self._on_device[device]
 
 
+_MOST_BYTES = 4 << 20
+
+
+def sample_of(inputs: Tensor) -> bytes:
+    """Return the bytes of evenly spaced examples, including the first and the last."""
+    if not inputs.numel():
+        return b""
+    size = max(inputs[0].numel() * inputs.element_size(), 1)
+    count = min(len(inputs), max(_MOST_BYTES // size, 2))
+    rows = torch.linspace(0, len(inputs) - 1, count).round().long()
+    chosen = inputs.index_select(0, rows).contiguous()
+    return chosen.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def has_classes(labels: np.ndarray | None) -> bool:
     """Whether there is one integer label per example.
 
@@ -208,8 +230,18 @@ def label_array(labels: Any) -> np.ndarray:
 
 
 def _label_tensor(labels: Any) -> Tensor:
+    if isinstance(labels, (list, tuple, np.ndarray)):
+        objects = np.asarray(labels, object) if _has_none(labels) else np.empty(0)
+        if (missing := missing_rows(objects)).size:
+            raise DataError(f"example {missing[0]} has no label; fill it in or drop the example")
     tensor = _tensor(labels, "labels")
     return tensor if tensor.is_floating_point() else tensor.long()
+
+
+def _has_none(labels: Any) -> bool:
+    if isinstance(labels, np.ndarray):
+        return labels.dtype.kind == "O" and labels.ndim == 1
+    return any(label is None for label in labels)
 
 
 def _tensor(values: Any, name: str) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,6 +22,7 @@ from fedlightning.errors import ConfigError, DataError
 
 __all__ = ["FederatedFolders"]
 
+_PARTS = {"train", "test", "val", "valid", "validation", "dev"}
 _IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -85,6 +88,14 @@ class FederatedFolders(FederatedDataModule):
         self.extensions = tuple(suffix.lower() for suffix in extensions)
         self.client_names = tuple(folder.name for folder in _subfolders(train))
         self.classes = _classes(self._folders)
+        known = set(self.client_names)
+        if test is not None and (
+            extra := [f.name for f in _subfolders(test) if f.name not in known]
+        ):
+            rank_zero_warn(
+                f"{test} has folders of clients that do not train, and are left out: "
+                f"{', '.join(extra[:5])}"
+            )
         super().__init__(num_clients=len(self.client_names), partition=None, **kwargs)
         self.client_split = split_of(test, split)
         self.num_workers = check_integer("num_workers", num_workers, at_least=0)
@@ -152,6 +163,13 @@ class _Files(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self._transform(self._read(self.paths[index])), self.targets[index]
 
+    def content(self) -> bytes:
+        """Return client, class, name and size of every file."""
+        known = hashlib.sha256()
+        for path in map(Path, self.paths):
+            known.update(f"{'/'.join(path.parts[-3:])} {path.stat().st_size}\n".encode())
+        return known.digest()
+
 
 class _Default:
     """Makes a float image of one size."""
@@ -184,6 +202,12 @@ def _places(root: Path) -> tuple[Path, Path | None]:
     names = {folder.name for folder in _subfolders(root)}
     if names == {"train", "test"}:
         return root / "train", root / "test"
+    if {"train", "test"} <= names or ("train" in names and names <= _PARTS):
+        raise ConfigError(
+            f"root={root} has the folders {', '.join(sorted(names))}: it needs one per client, or "
+            "train and test alone, each with a folder per client. Without test, name root=.../train"
+            "; validation images are a share of the training images (val_fraction)"
+        )
     if not names:
         raise ConfigError(f"root={root} has no folders; it needs one per client")
     return root, None

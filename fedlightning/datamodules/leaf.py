@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.datamodules.datasets import ClientDatasets
 from fedlightning.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ class LEAF(ClientDatasets):
 
     Raises:
         ConfigError: ``root`` has no such files.
-        DataError: A file cannot be read, or has another form.
+        DataError: A file cannot be read, or has another form, or two have the same user.
 
     Example:
         >>> root = getfixture("tmp_path")
@@ -75,6 +76,11 @@ class LEAF(ClientDatasets):
         kept = {name: user for name, user in train.items() if len(user["y"]) >= min_samples}
         if not kept:
             raise DataError(f"no user in {root} has min_samples={min_samples} examples; lower it")
+        if test is not None and (others := sorted(set(test) - set(train))):
+            rank_zero_warn(
+                f"{root}: {len(others):,} users have test examples and none to train on, and are "
+                f"left out: {', '.join(others[:5])}"
+            )
         try:
             trained = {name: pair(user) for name, user in kept.items()}
             tested = None
@@ -101,10 +107,12 @@ def _users(folder: Path) -> dict[str, Any] | None:
     if not files:
         return None
     found: dict[str, Any] = {}
+    places: dict[str, Path] = {}
     for path in files:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            users = {name: content["user_data"][name] for name in content["users"]}
+            listed = content["users"]
+            users = {name: content["user_data"][name] for name in listed}
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -112,5 +120,11 @@ def _users(folder: Path) -> dict[str, Any] | None:
                 f"{path} is not a file of LEAF: it needs users and user_data "
                 f"({type(error).__name__}: {error})"
             ) from error
-        found |= users
+        for name, own in users.items():
+            if name in found:
+                raise DataError(
+                    f"user {name!r} is in {places[name]} and in {path}: LEAF's scripts write each "
+                    "user once; merge the two, or remove one of the files"
+                )
+            found[name], places[name] = own, path
     return found

@@ -16,7 +16,12 @@ from fedlightning.datamodules.checks import empty_tests, find_fault
 from fedlightning.datamodules.client_data import ClientData
 from fedlightning.datamodules.client_roles import LARGE, listed_clients
 from fedlightning.datamodules.client_splits import ClientSplit
-from fedlightning.datamodules.description import fingerprint, partition_csv, summarize
+from fedlightning.datamodules.description import (
+    content_digest,
+    fingerprint,
+    partition_csv,
+    summarize,
+)
 from fedlightning.datamodules.examples import Examples, has_classes
 from fedlightning.datamodules.index_lists import ClientSplits, IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition, check_assignment
@@ -84,6 +89,10 @@ class PooledData(ClientData):
     def fingerprint(self) -> str:
         """Return a digest of both pools; see :func:`~.description.fingerprint`."""
         return fingerprint(self.train, self.test)
+
+    def content_digest(self) -> str:
+        """Return a digest of both pools' inputs; see :func:`~.description.content_digest`."""
+        return content_digest(self.train, self.test)
 
     def table(self, split: Split, clients: int | None = None) -> np.ndarray:
         """Count the examples per client and class; see :meth:`ClientData.table`."""
@@ -180,10 +189,16 @@ def sample_name(client: int, split: Split, number: int) -> str:
     return f"client {client}, {'test ' if split == 'test' else ''}sample {number}"
 
 
+_SURELY_CLASSES = 100
+
+
 def count_classes(train: Examples, test: Examples) -> int:
     """Return the highest label plus one, or 0 for data without classes.
 
     Warn if class 0 has no example: a sign of classes numbered from 1.
+
+    Raises:
+        DataError: There would be more classes than examples, and more than 100.
 
     Example:
         >>> from fedlightning.datamodules.examples import TensorExamples
@@ -191,6 +206,12 @@ def count_classes(train: Examples, test: Examples) -> int:
         5
     """
     lowest, highest = _label_range(train, test)
+    if highest >= max(_SURELY_CLASSES, len(train) + len(test)):
+        raise DataError(
+            f"labels are whole numbers up to {highest:,}, and so would be as many classes, but "
+            f"there are {len(train) + len(test):,} examples: make them floats if they are the "
+            f"targets of a regression, or set num_classes={highest + 1} if they are classes"
+        )
     if lowest > 0:
         rank_zero_warn(
             f"labels start at {lowest}: class 0 has no example. If the classes are numbered from "

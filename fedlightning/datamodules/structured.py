@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedlightning.core.batches import Batch
 from fedlightning.core.seeding import Key
-from fedlightning.datamodules.examples import Examples, TensorExamples, label_array
+from fedlightning.datamodules.examples import Examples, TensorExamples, label_array, sample_of
 from fedlightning.errors import DataError, did_you_mean
 
 __all__ = ["StructuredExamples", "is_structured"]
@@ -72,6 +72,36 @@ class StructuredExamples(Examples):
             else:
                 yield inputs, _selected(self._targets, chosen, device)
 
+    def item(self, index: int) -> Any:
+        """Return one example: its inputs, or a pair of inputs and labels."""
+        inputs = _at(self.inputs, index)
+        return inputs if self._targets is None else (inputs, _at(self._targets, index))
+
+    @classmethod
+    def joined(
+        cls, pools: Sequence[StructuredExamples], label_key: str | None = None
+    ) -> StructuredExamples:
+        """Return several pools' examples, one pool after the other.
+
+        Raises:
+            DataError: They have other inputs or labels than each other; it names the pool.
+        """
+        for at, pool in enumerate(pools):
+            for what in ("inputs", "_targets"):
+                mine, first = (_form(getattr(each, what)) for each in (pool, pools[0]))
+                if mine != first:
+                    raise DataError(
+                        f"client {at}: {what.strip('_')} {mine}, but client 0 has {first}"
+                    )
+        targets = [pool._targets for pool in pools]
+        labels = None if targets[0] is None else _joined(targets)
+        return cls(_joined([pool.inputs for pool in pools]), labels, label_key)
+
+    def content(self) -> bytes:
+        """Return the bytes of evenly spaced examples."""
+        leaves = [*_leaves(self.inputs), *_leaves(self._targets)]
+        return b"".join(str(leaf.dtype).encode() + sample_of(leaf) for leaf in leaves)
+
     def fault(self, rows: np.ndarray) -> tuple[int, str] | None:
         """Return the first of ``rows`` with a non-finite number in its inputs or labels."""
         for leaf in [*_leaves(self.inputs), *_leaves(self._targets)]:
@@ -117,6 +147,34 @@ def _tensors(values: Any, name: str) -> Any:
         if isinstance(values, np.ndarray) and (tensor.dtype == torch.float64)
         else tensor
     )
+
+
+def _form(values: Any) -> str:
+    """Return names, dtypes and shapes, as text."""
+    if values is None:
+        return "none"
+    if isinstance(values, Tensor):
+        return f"{str(values.dtype).removeprefix('torch.')} of shape {('n', *values.shape[1:])}"
+    if isinstance(values, Mapping):
+        return "{" + ", ".join(f"{key}: {_form(values[key])}" for key in sorted(values)) + "}"
+    return "(" + ", ".join(map(_form, values)) + ")"
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, Mapping):
+        return {key: _joined([each[key] for each in values]) for key in first}
+    return tuple(_joined([each[at] for each in values]) for at in range(len(first)))
+
+
+def _at(values: Any, index: int) -> Any:
+    if isinstance(values, Tensor):
+        return values[index]
+    if isinstance(values, Mapping):
+        return {key: _at(value, index) for key, value in values.items()}
+    return tuple(_at(value, index) for value in values)
 
 
 def _leaves(values: Any) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ from fedlightning.datamodules.client_splits import (
     SplitWithin,
     TimeSplit,
     split_of,
+    text_columns,
 )
-from fedlightning.datamodules.columns import missing_rows
+from fedlightning.datamodules.columns import as_written
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.datamodules.targets import Labels, check_filled, class_names
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,13 +34,15 @@ __all__ = ["FederatedTable"]
 class FederatedTable(FederatedDataModule):
     """A table, one client per value of a column: hospitals, users, devices (extra ``table``).
 
-    Inputs are float32, shape (n, features). Labels that are text, booleans or integers are classes,
-    numbered in sorted order (``classes`` has their names); floating-point ones are targets of a
-    regression, float32. Several label columns give labels of shape (n, columns), float32.
+    Inputs are float32, shape (n, features). Labels that are text, booleans or a few whole numbers
+    are classes, numbered in sorted order (``classes`` has their names); floating-point ones are
+    targets of a regression, float32. ``regression`` says which where whole numbers may be either,
+    such as ages. Several label columns give labels of shape (n, columns), float32.
 
     Args:
         train: A DataFrame, or the path of a ``.csv`` or ``.parquet`` file.
-        client: The column with the owner of each row.
+        client: The column with the owner of each row. In a CSV file it is read as it is written:
+            ``NA``, ``001`` and ``1e5`` are names as any other.
         label: The column with the label, or several; None for data without labels.
         features: The columns with the inputs; None means all others that are numbers. One of text
             has to be named in ``categories``, or be left out.
@@ -52,6 +56,8 @@ class FederatedTable(FederatedDataModule):
             rows of all clients that train, as they can find out together from sums. Rows to
             validate or test on, and those of ``held_out_clients``, have no part in them.
         min_samples: Clients with fewer training rows are left out.
+        regression: Whether one label column holds targets of a regression, not classes; None
+            decides by its values, and refuses more than 20 different whole numbers.
         kwargs: ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataModule`. The number
             of clients follows from the table.
 
@@ -86,19 +92,23 @@ class FederatedTable(FederatedDataModule):
         split: ClientSplit | None = None,
         scale: bool = True,
         min_samples: int = 1,
+        regression: bool | None = None,
         **kwargs: Any,
     ) -> None:
         for name in ("num_clients", "partition"):
             if name in kwargs:
                 raise ConfigError(f"{name} follows from the column client={client!r}; leave it out")
+        texts = text_columns(client, split)
         self._tables = [
-            _frame(name, table, client)
+            _frame(name, table, texts)
             for name, table in (("train", train), ("test", test))
             if name == "train" or table is not None
         ]
         self.client_column = client
         self.label_columns = [label] if isinstance(label, str) else list(label or [])
         self._one_label = isinstance(label, str)
+        self.regression = regression
+        self._files = [str(each) if isinstance(each, (str, Path)) else "" for each in (train, test)]
         split = split_of(test, split)
         first = self._tables[0]
         for table in self._tables:
@@ -199,15 +209,11 @@ class FederatedTable(FederatedDataModule):
                     )
 
     def _check_filled(self) -> None:
-        """Refuse a row that lacks an input, which no input can be made of."""
-        for what, table in zip(("row", "test row"), self._tables, strict=False):
-            for name in [*self._numbers, *self._categories]:
-                if (missing := missing_rows(table[name].to_numpy())).size:
-                    raise DataError(
-                        f"{what} {missing[0]} has no {name!r} ({missing.size:,} of "
-                        f"{len(table):,} rows have none); fill it in, drop the rows, or leave the "
-                        "column out"
-                    )
+        """Refuse a row that lacks an input or a label."""
+        rows = zip(("row", "test row"), self._tables, self._files, strict=False)
+        for what, table, file in rows:
+            for name in [*self._numbers, *self._categories, *self.label_columns]:
+                check_filled(what, name, table[name].to_numpy(), file)
 
     def _inputs(self, table: pd.DataFrame, values: dict[str, np.ndarray]) -> np.ndarray:
         columns = [table[name].to_numpy(np.float64, na_value=np.nan) for name in self._numbers]
@@ -222,29 +228,13 @@ class FederatedTable(FederatedDataModule):
             return [None] * len(self._tables)
         if not self._one_label:
             return [table[names].to_numpy(np.float32, na_value=np.nan) for table in self._tables]
-        first = self._tables[0][names[0]]
-        if first.dtype.kind == "f" and not (first.dropna() == first.dropna().round()).all():
-            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
-        for what, table in zip(("row", "test row"), self._tables, strict=False):
-            if (missing := np.flatnonzero(table[names[0]].isna())).size:
-                raise DataError(f"{what} {missing[0]} has no {names[0]!r}; fill it in or drop it")
-        if first.dtype.kind == "f":
-            return [table[names[0]].to_numpy(np.float32) for table in self._tables]
-        known = _in_order(set(first.unique().tolist()))
-        self.classes = tuple(map(str, known))
-        self.num_classes = len(known)
-        number = {value: at for at, value in enumerate(known)}
-        labels = []
-        for table in self._tables:
-            given = table[names[0]].tolist()
-            strange = next((value for value in given if value not in number), None)
-            if strange is not None:
-                raise DataError(
-                    f"test label {strange!r} of {names[0]!r} does not occur in training, which has "
-                    f"{', '.join(self.classes[:10])}"
-                )
-            labels.append(np.array([number[value] for value in given], np.int64))
-        return labels
+        columns = [_values(table[names[0]]) for table in self._tables]
+        known = class_names(names[0], columns[0], self.regression)
+        if known is not None:
+            self.classes = tuple(map(str, known))
+            self.num_classes = len(known)
+        labels = Labels(names[0], known)
+        return [labels.of(column) for column in columns]
 
 
 class _Rows(TensorExamples):
@@ -254,22 +244,26 @@ class _Rows(TensorExamples):
         super().__init__(inputs, labels)
         self._table = table
 
+    def content(self) -> bytes:
+        """Return a digest of all inputs, which are not many."""
+        return hashlib.sha256(self.inputs.numpy().tobytes()).digest()
+
     def column(self, name: str) -> np.ndarray:
         """Return a column of the table."""
         _check_columns(self._table, "column", [name])
         return np.asarray(self._table[name].to_numpy())
 
 
-def _in_order(values: set[Any]) -> list[Any]:
-    try:
-        return sorted(values)
-    except TypeError:  # numbers and text, say
-        return sorted(values, key=str)
+def _values(column: pd.Series[Any]) -> np.ndarray:
+    """Return a column without missing values; pandas' own numbers become NumPy's."""
+    kinds = {"i": np.int64, "u": np.int64, "f": np.float64, "b": np.bool_}
+    plain = column.to_numpy(kinds.get(column.dtype.kind))
+    return np.asarray(plain)
 
 
-def _frame(name: str, given: Any, client: str) -> pd.DataFrame:
+def _frame(name: str, given: Any, as_texts: Mapping[str, bool]) -> pd.DataFrame:
     """Return a table with each column once, under its name as text."""
-    table = _read(name, given, client)
+    table = _read(name, given, as_texts)
     columns = [str(column) for column in table.columns]
     twice = next((column for column in columns if columns.count(column) > 1), None)
     if twice is not None:
@@ -277,7 +271,7 @@ def _frame(name: str, given: Any, client: str) -> pd.DataFrame:
     return table.set_axis(columns, axis=1)
 
 
-def _read(name: str, given: Any, client: str) -> pd.DataFrame:
+def _read(name: str, given: Any, as_texts: Mapping[str, bool]) -> pd.DataFrame:
     try:
         import pandas as pd
     except ImportError:
@@ -293,11 +287,13 @@ def _read(name: str, given: Any, client: str) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix in (".csv", ".gz", ".txt", ".tsv"):
-            table = pd.read_csv(
-                path, sep="\t" if path.suffix == ".tsv" else ",", dtype={client: str}
+            separator = "\t" if path.suffix == ".tsv" else ","
+            table = pd.read_csv(path, sep=separator)
+            texts = pd.read_csv(
+                path, sep=separator, usecols=as_texts.__contains__, dtype=str, na_filter=False
             )
-            if client in table and not table[client].str.match(_LEADING_ZERO).any():
-                table[client] = _numbers_or_text(table[client])
+            for column in texts.columns:
+                table[column] = as_written(texts[column].tolist(), as_texts[column])
             return table
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -308,19 +304,6 @@ def _read(name: str, given: Any, client: str) -> pd.DataFrame:
     except Exception as error:  # parser and decoder errors are of many types
         raise DataError(f"{path} is not a table: {type(error).__name__}: {error}") from error
     raise ConfigError(f"{name}={path}: a table is a .csv or .parquet file, got {path.suffix!r}")
-
-
-_LEADING_ZERO = re.compile(r"[+-]?0\d")
-"""Names such as 007, which would lose their zeros as numbers."""
-
-
-def _numbers_or_text(column: pd.Series[Any]) -> pd.Series[Any]:
-    import pandas as pd
-
-    try:
-        return pd.to_numeric(column)
-    except (ValueError, TypeError):
-        return column
 
 
 def _check_columns(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedlightning.core.validation import Setting, check_integer
+from fedlightning.datamodules.client_splits import text_columns
+from fedlightning.datamodules.columns import as_written
 from fedlightning.datamodules.datasets import FederatedDataset
 from fedlightning.datamodules.partitions.natural import NaturalIds
+from fedlightning.datamodules.targets import Labels, check_filled, class_names
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure, did_you_mean
 
 __all__ = ["FederatedText", "WordHashes"]
@@ -32,8 +36,8 @@ class FederatedText(FederatedDataset):
             ``.json``, ``.jsonl``, ``.parquet`` or ``.txt`` file, or of a folder that
             ``save_to_disk`` has written.
         text: The column with the text.
-        label: The column with the class, or with the target of a regression; None for texts alone,
-            such as for a language model.
+        label: The column with the class, as text or number, or with the target of a regression;
+            None for texts alone, such as for a language model.
         client: The column with the owner of each text; None divides by ``partition``.
         test: Test data likewise; None takes a share of each client's, see ``split``.
         tokenizer: A tokenizer of ``transformers``, the name of one, or any function of a list of
@@ -41,11 +45,16 @@ class FederatedText(FederatedDataset):
             :class:`WordHashes`, which needs no download.
         max_length: Tokens of a text beyond these are cut off.
         subset: Which part of a dataset on the Hub, such as a language.
+        regression: Whether labels are targets of a regression, not classes; None decides by their
+            values, and refuses more than 20 different whole numbers without names.
         kwargs: ``split``, ``batch_size``, ``val_fraction``, ...: see :class:`FederatedDataset`.
 
+    Attributes:
+        classes: The names of labels that are text, in the order of their numbers.
+
     Raises:
-        ConfigError: A column does not exist.
-        DataError: The dataset cannot be read.
+        ConfigError: A column does not exist, or it is not known what the labels are.
+        DataError: The dataset cannot be read, or a row lacks its text or its label.
         EnvironmentFailure: ``datasets`` or ``transformers`` is not installed, or the tokenizer
             cannot be had.
 
@@ -69,22 +78,37 @@ class FederatedText(FederatedDataset):
         tokenizer: Any = None,
         max_length: int = 128,
         subset: str | None = None,
+        regression: bool | None = None,
         **kwargs: Any,
     ) -> None:
         self.max_length = check_integer("max_length", max_length, at_least=1)
-        train = _loaded(dataset, subset, "train")
-        tested = None if test is None else _loaded(test, subset, "test")
-        for name, column in (("text", text), ("label", label), ("client", client)):
-            if column is not None and column not in train.column_names:
-                raise ConfigError(
-                    f"{name}={column!r} is not a column of the dataset."
-                    f"{did_you_mean(column, train.column_names)} It has "
-                    f"{', '.join(train.column_names)}."
-                )
+        texts = text_columns(client, kwargs.get("split"))
+        train = _loaded(dataset, subset, "train", text, texts)
+        tested: Any = None if test is None else _loaded(test, subset, "test", text, texts)
+        columns = {"text": text, "label": label, "client": client}
+        wanted = {name: column for name, column in columns.items() if column is not None}
+        for part, which in ((train, "dataset"), (tested, "test dataset")):
+            for name, column in wanted.items() if part is not None else ():
+                if column not in part.column_names:
+                    raise ConfigError(
+                        f"{name}={column!r} is not a column of the {which}."
+                        f"{did_you_mean(column, part.column_names)} It has "
+                        f"{', '.join(part.column_names)}."
+                    )
         if client is not None:
             if kwargs.get("partition") is not None:
                 raise ConfigError("partition follows from client; leave one of them out")
             kwargs["partition"] = NaturalIds(client)
+        for part, what, given in ((train, "row", dataset), (tested, "test row", test)):
+            if part is not None:
+                file = str(given) if isinstance(given, (str, Path)) else ""
+                if label is not None:
+                    check_filled(what, label, _column(part, label), file)
+                if part.data.column(text).null_count:
+                    check_filled(what, text, _column(part, text), file, blank=False)
+        self.classes: tuple[str, ...] = ()
+        if label is not None:
+            train, tested = self._labelled(label, train, tested, regression)
         self.tokenizer = _tokenizer(tokenizer)
         super().__init__(
             train,
@@ -94,6 +118,25 @@ class FederatedText(FederatedDataset):
             collate=_Tokenized(self.tokenizer, self.max_length, label is not None),
             **kwargs,
         )
+
+    def _labelled(self, label: str, train: Any, test: Any, regression: bool | None) -> Any:
+        """Return the datasets with labels that are the numbers of classes, or targets."""
+        values = _column(train, label)
+        several = len(values) and isinstance(values[0], (list, np.ndarray))
+        if several or (regression is None and hasattr(train.features[label], "names")):
+            return train, test  # Hugging Face's own classes, or several labels
+        known = class_names(label, values, regression)
+        if known is not None and values.dtype.kind == "i":
+            return train, test  # numbers of classes
+        if known is not None and values.dtype.kind == "f":
+            known = list(range(int(values.max()) + 1))
+        elif known is not None:
+            self.classes = tuple(map(str, known))
+        labels = Labels(label, known)
+        return [
+            part and part.remove_columns(label).add_column(label, labels.of(_column(part, label)))
+            for part in (train, test)
+        ]
 
 
 class WordHashes(Setting):
@@ -141,7 +184,17 @@ class _Tokenized:
         return inputs, torch.tensor([item[1] for item in items])
 
 
-def _loaded(given: Any, subset: str | None, part: str) -> Any:
+def _column(dataset: Any, name: str) -> np.ndarray:
+    """Return a column: numbers, or objects, with None where a row has nothing."""
+    values = dataset.with_format(None)[name][:]
+    plain: np.ndarray = np.array([*values, None], object)[:-1]
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    return np.asarray(values) if numbers and len(values) else plain
+
+
+def _loaded(
+    given: Any, subset: str | None, part: str, text: str, as_texts: Mapping[str, bool]
+) -> Any:
     try:
         import datasets
     except ImportError:
@@ -157,7 +210,7 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         if path.suffix in _FILES:
             if not path.is_file():
                 raise DataError(f"{path}: no such file")
-            return datasets.Dataset(_table(path))
+            return datasets.Dataset(_table(path, text, as_texts))
         if path.is_dir():
             return datasets.load_from_disk(str(path))
         return datasets.load_dataset(str(given), subset, split=part)
@@ -167,23 +220,30 @@ def _loaded(given: Any, subset: str | None, part: str) -> Any:
         raise DataError(f"dataset={given}: {type(error).__name__}: {error}") from error
 
 
-def _table(path: Path) -> Any:
+def _table(path: Path, text: str, as_texts: Mapping[str, bool]) -> Any:
     """Return a file's rows, read into memory; nothing is cached elsewhere."""
     import pyarrow as pa
 
     if path.suffix == ".csv":
         from pyarrow import csv
 
-        return csv.read_csv(path)
+        types = dict.fromkeys({text, *as_texts}, pa.string())
+        table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+        for name in as_texts.keys() & set(table.column_names):
+            column = pa.array(as_written(table[name].to_pylist(), as_texts[name]), from_pandas=True)
+            table = table.set_column(table.column_names.index(name), name, column)
+        return table
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
         return parquet.read_table(path)
-    text = path.read_text(encoding="utf-8")
+    content = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        return pa.table({"text": [line for line in text.splitlines() if line.strip()]})
-    rows = json.loads(text) if path.suffix == ".json" else map(json.loads, text.splitlines())
-    return pa.Table.from_pylist(list(rows))
+        return pa.table({"text": [line for line in content.splitlines() if line.strip()]})
+    if path.suffix == ".json":
+        return pa.Table.from_pylist(json.loads(content))
+    lines = [line for line in content.split("\n") if line.strip()]
+    return pa.Table.from_pylist([json.loads(line) for line in lines])
 
 
 def _tokenizer(given: Any) -> Any:

@@ -94,7 +94,7 @@ class Node:
     def carry_out(self, order: Order) -> Answer:
         """Return the answer to an order."""
         parts = self._parts
-        kept = Kept(self._store.load, self._save, self._store.folder)
+        kept = Kept(self._store.load, self._save, self._store.folder, self._store.states)
         try:
             trainer = parts.trainer()
             exchange = self._exchange(trainer)

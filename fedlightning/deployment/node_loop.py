@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.core.batches import Split
 from fedlightning.core.messages import Broadcast
 from fedlightning.core.metrics import LogFlags
+from fedlightning.core.overrides import overrides
 from fedlightning.core.state import State
 from fedlightning.datamodules import ClientTask
 from fedlightning.deployment.messages import Answer, Order, Receipt, TrainOrder
@@ -22,12 +23,14 @@ from fedlightning.engine.executor import Executor
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resident import ResidentModule
 from fedlightning.engine.resume.run_settings import Settings
-from fedlightning.engine.steps import STEP_HOOKS, overrides
+from fedlightning.engine.steps import STEP_HOOKS
 from fedlightning.federation.failures import attempt
 from fedlightning.federation.jobs import Job, ScheduleState
 from fedlightning.federation.server import Server
 from fedlightning.personalization.models.saving import write_one
 from fedlightning.personalization.results import PersonalResult
+from fedlightning.privacy.example_ledger import ACCOUNT, with_account
+from fedlightning.privacy.example_level import ExampleDP
 from fedlightning.trainer import FederatedTrainer
 
 __all__ = ["Kept", "NodeLoop", "NodeTrainer"]
@@ -40,6 +43,7 @@ class Kept:
         before: What it has kept so far, for the receipt that an order names.
         save: Saves what it keeps after an update.
         folder: Where its personal model goes; ``None`` keeps none.
+        versions: Returns all that it has kept after updates of a run and still has.
     """
 
     def __init__(
@@ -47,10 +51,12 @@ class Kept:
         before: Callable[[Receipt | None], State],
         save: Callable[[TrainOrder, State], None],
         folder: Path | None = None,
+        versions: Callable[[int], Iterable[State]] = lambda run: (),
     ) -> None:
         self.before = before
         self.save = save
         self.folder = folder
+        self.versions = versions
 
 
 class _Received(Server):
@@ -151,7 +157,7 @@ class NodeLoop(FederatedLoop):
         resident.begin_round()
         job = train.job
         self.server.message = Broadcast(job.version, resident.received, train.extras)
-        kept = self.kept.before(_receipt(train))
+        kept = self._start_from(train)
         done = attempt(
             job.client,
             train.round,
@@ -170,6 +176,18 @@ class NodeLoop(FederatedLoop):
         return replace(
             answer, trained=replace(done.result, update=update, kept={}), keeps=bool(own)
         )
+
+    def _start_from(self, train: TrainOrder) -> State:
+        """Return what the client starts from, with all private steps that it may have released.
+
+        An update that is made again has other noise, if that is secure: it is a second release.
+        """
+        kept, hooks = self.kept.before(_receipt(train)), self.federation.client_algorithm.hooks
+        if any(isinstance(hook, ExampleDP) and hook.secure for hook in hooks):
+            for state in self.kept.versions(train.run):
+                if ACCOUNT in state:
+                    kept = with_account(kept, state[ACCOUNT])
+        return kept
 
     def _personal(self, order: Order) -> PersonalResult:
         assert order.personalize is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedlightning.core.state import State
@@ -85,6 +86,13 @@ class NodeStore:
         """Return the updates of a run whose states are here, in ascending order."""
         found = (_NAME.fullmatch(path.name) for path in self._files())
         return sorted(int(match[2]) for match in found if match and int(match[1]) == run)
+
+    def states(self, run: int) -> Iterator[State]:
+        """Yield all states of a run that are here."""
+        return (
+            read_state(self._path(Receipt(run, stream)), self.client)
+            for stream in self.streams(run)
+        )
 
     def _files(self) -> list[Path]:
         folder = self.folder / _KEPT

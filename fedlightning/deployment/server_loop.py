@@ -92,6 +92,7 @@ class ServerLoop(FederatedLoop):
     """
 
     nodes: Nodes
+    keeps_for_clients = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

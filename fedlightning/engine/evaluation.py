@@ -16,15 +16,17 @@ from fedlightning.core.batches import inputs_of
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import LogFlags, Metrics
 from fedlightning.core.module_snapshot import Changes, WholeModule
-from fedlightning.core.seeding import Key, default_seed
+from fedlightning.core.overrides import overrides
+from fedlightning.core.seeding import Key, default_seed, forked_generators
 from fedlightning.core.statistics import over_clients
 from fedlightning.core.views import CENTRAL, EvaluationView
 from fedlightning.datamodules import Batch, ClientTask, FederatedDataModule, Split
 from fedlightning.engine._lightning.stages import show_callback_metrics
 from fedlightning.engine.evaluation_epoch import EvaluationEpoch, Measured, no_step
+from fedlightning.engine.joint_evaluation import JointEvaluation, obstacle
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import overrides, ready_batches
+from fedlightning.engine.steps import ready_batches
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError
 
@@ -57,6 +59,7 @@ class ClientEvaluator:
         self._flags: dict[str, LogFlags] = {}
         self._whole: WholeModule
         self._epochs: dict[Split, EvaluationEpoch] = {}
+        self._joint: dict[Split, JointEvaluation] = {}
         self._pooled: dict[tuple[str, Split], dict[str, float]] = {}
         self._known: dict[ClientTask, Mapping[str, float]] = {}
         self._memory: dict[tuple[str, Split], Changes] = {}
@@ -81,12 +84,26 @@ class ClientEvaluator:
             task: Client and split.
             batches: Batches to use instead of the client's.
         """
-        module = self._trainer.lightning_module
+        module, epoch = self._trainer.lightning_module, EvaluationEpoch(self._trainer, task.split)
+        if batches is None and (found := self._directly(epoch, task)) is not None:
+            return found
         before = WholeModule(module, LIGHTNING_ATTRIBUTES)
         try:
-            return self._run(EvaluationEpoch(self._trainer, task.split), [task], batches).all
+            return self._run(epoch, [task], batches).all
         finally:
             before.restore()
+
+    def _directly(self, epoch: EvaluationEpoch, task: ClientTask) -> dict[str, float] | None:
+        """Return the same where nothing but the network needs to run; ``None`` elsewhere."""
+        trainer = self._trainer
+        if epoch.hooked or self.per_class or obstacle(trainer, trainer.lightning_module):
+            return None
+        Workers.of(trainer).check()
+        alone = JointEvaluation(trainer, task.split, [task], self._read_alone, least_rows=1)
+        found = alone.of_client(task)
+        if found is not None:
+            self._flags.update(alone.flags)
+        return found
 
     def _run(
         self,
@@ -116,6 +133,22 @@ class ClientEvaluator:
         """Return a client's batches, unless another worker is lost or the run is to stop."""
         Workers.of(self._trainer).check()
         return self.batches(task.client, task.split)
+
+    def _read_alone(self, task: ClientTask) -> Iterator[Batch]:
+        """Return a client's batches, read with its random stream where reading may draw."""
+        data, device = federated_data(self._trainer), self._trainer.strategy.root_device
+        batches = data.batches(task.client, task.split, device=device)
+        return batches if data.fixed_examples else self._drawn(self._key(task), batches)
+
+    def _drawn(self, key: Key, batches: Iterator[Batch]) -> Iterator[Batch]:
+        paused: list[Any] = []
+        while True:
+            with forked_generators(key, self._trainer.strategy.root_device, paused):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
 
     @property
     def _seed(self) -> int:
@@ -154,6 +187,20 @@ class ClientEvaluator:
             of_view = [t for t in tasks if t.split == view.split and t.client in clients]
             if of_view and self._epochs[view.split].pools:
                 self._pooled[_place(view)] = self._all_at_once(view, of_view)
+        self._joint = self._jointly(tasks)
+
+    def _jointly(self, tasks: Sequence[ClientTask]) -> dict[Split, JointEvaluation]:
+        """Return what evaluates this worker's clients together, for each split where that is so."""
+        trainer = self._trainer
+        if self.per_class or obstacle(trainer, trainer.lightning_module) is not None:
+            return {}
+        workers, found = Workers.of(trainer), dict[Split, JointEvaluation]()
+        for split, epoch in self._epochs.items():
+            if not epoch.hooked:
+                mine = [t for at, t in enumerate(tasks) if t.split == split and workers.owns(at)]
+                found[split] = JointEvaluation(trainer, split, mine, self._read_alone)
+                self._flags.update(found[split].flags)
+        return found
 
     def _all_at_once(self, view: EvaluationView, tasks: Sequence[ClientTask]) -> dict[str, float]:
         """Return what the epoch's hooks log; remember of each client what need not be run again."""
@@ -194,6 +241,9 @@ class ClientEvaluator:
         """Return what the module logs around the batches of one client, in an epoch of its own."""
         if task in self._known:
             return self._known[task]
+        joint = self._joint.get(task.split)
+        if joint is not None and (found := joint.of_client(task)) is not None:
+            return found
         try:
             return self._run(self._epochs[task.split], [task]).by_batch
         finally:

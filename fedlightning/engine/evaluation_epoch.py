@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from fedlightning.core.batches import Batch, Split, batch_length
 from fedlightning.core.metrics import CLASS
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.engine._lightning.stages import at_stage
 from fedlightning.engine.class_counts import ClassCounts
 from fedlightning.engine.local_log import EPOCH, EVALUATION_BATCH, LocalLog
-from fedlightning.engine.steps import overrides, with_index
+from fedlightning.engine.steps import with_index
 from fedlightning.engine.workers.apart import apart
 
 __all__ = ["EvaluationEpoch", "Measured", "no_step"]
@@ -76,7 +77,7 @@ class EvaluationEpoch:
         step = getattr(module, f"{self._stage}_step")
         base = pl.LightningModule
         self._own = step is not no_step and overrides(module, f"{self._stage}_step", base)
-        self._step = with_index(step) if self._own else None
+        self._step = step if self._own else None
         self._hooks: dict[str, Callable[..., Any]] = {}
         for part in (*_OF_AN_EPOCH, "model_eval", "model_train", "batch_start", "batch_end"):
             name = f"on_{self._stage}_{part}"
@@ -87,6 +88,11 @@ class EvaluationEpoch:
     def measures(self) -> bool:
         """Whether there is anything to run: validation needs a ``validation_step``."""
         return self._own or self._split != "val"
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the module has hooks around its epochs, its batches or its modes."""
+        return bool(self._hooks)
 
     @property
     def pools(self) -> bool:
@@ -113,7 +119,7 @@ class EvaluationEpoch:
         trainer, module = self._trainer, self._module
         modes = [(child, child.training) for child in module.modules()]
         device = trainer.strategy.root_device
-        step = self._step or with_index(_classifier_step(module, log))
+        step = with_index(self._step or _classifier_step(module, log))
         with ExitStack() as stack:
             stack.enter_context(at_stage(trainer, self._split))
             stack.enter_context(apart())

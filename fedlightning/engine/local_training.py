@@ -19,6 +19,7 @@ from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.batches import Batch, Split
 from fedlightning.core.lr_schedules import NeedsTotal
 from fedlightning.core.module_snapshot import ModuleSnapshot
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into
 from fedlightning.engine.local_log import EPOCH, TRAINING_BATCH, LocalLog
@@ -30,7 +31,6 @@ from fedlightning.engine.steps import (
     StepHooks,
     make_step,
     needs_lightning_step,
-    overrides,
     ready_batches,
     through_transfer,
 )

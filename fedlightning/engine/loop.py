@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ from fedlightning.engine.resume.run_settings import (
     settings_that_matter,
 )
 from fedlightning.engine.resume.snapshot import Snapshot
+from fedlightning.engine.secure_ledgers import SecureLedgers
 from fedlightning.engine.server_training import ServerTraining
 from fedlightning.engine.workers.collectives import Workers
 from fedlightning.errors import ConfigError, FederationError
@@ -64,6 +66,7 @@ from fedlightning.federation.privacy_checks import check_shared
 from fedlightning.federation.schedule import Synchronous
 from fedlightning.federation.server import Server
 from fedlightning.federation.settings import Federation
+from fedlightning.privacy.ledger import Ledger
 from fedlightning.storage.checkpoint_reader import loop_state
 from fedlightning.storage.client_store import ClientStore
 from fedlightning.storage.run_layout import CLIENT_STATES
@@ -96,7 +99,11 @@ class FederatedLoop(RoundLoop):
         borrower: What uses the resident module for something else than a round.
         private: The run's privacy; ``None`` without ``federation.privacy``.
         modes: Whether each layer is in train mode, as the user has left it.
+        keeps_for_clients: Whether :attr:`client_store` has what clients keep, and not only
+            receipts for it.
     """
+
+    keeps_for_clients = True
 
     def __init__(
         self,
@@ -120,6 +127,7 @@ class FederatedLoop(RoundLoop):
         self._model: ModelRoles | None = None
         self._resident: ResidentModule | None = None
         self._executor: Executor
+        self._ledgers: SecureLedgers
         self._server_training: ServerTraining | None = None
         self._server_state: State = {}
         self._versions: Mapping[int, Mapping[str, Any]] = {}
@@ -281,6 +289,17 @@ class FederatedLoop(RoundLoop):
         device = self.trainer.strategy.root_device
         set_memory_format(self.module, self.federation.channels_last, device, half)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Lay out weights and treat memory as in training, for an evaluation outside of ``fit``."""
+        with torch.inference_mode(False):  # otherwise the weights would be inference tensors
+            self.set_memory_format()
+        self._freed_memory.keep()
+        try:
+            yield
+        finally:
+            self._freed_memory.give_back()
+
     def begin(self) -> None:
         """Copy the global model aside and build what trains and merges."""
         self._freed_memory.keep()
@@ -410,8 +429,9 @@ class FederatedLoop(RoundLoop):
     def _start_server(self, resident: ResidentModule) -> Server:
         """Return the server; it continues from the state that a checkpoint had."""
         federation, model, mechanism = self.federation, self.model, None
+        released = self._open_ledgers()
         if federation.privacy is not None:
-            self.private = self._private_rounds()
+            self.private = self._private_rounds(released)
             mechanism = self.private.mechanism()
         server = Server(
             federation.client_algorithm,
@@ -434,22 +454,34 @@ class FederatedLoop(RoundLoop):
         server.load_versions(self._versions)
         return server
 
-    def _private_rounds(self) -> PrivateRounds:
+    def _open_ledgers(self) -> Ledger:
+        """Return what a run with secure noise has released; accounts of clients are corrected."""
+        self._ledgers = SecureLedgers(self.federation, self.workers, self._folder_with_logs)
+        path = self.trainer.ckpt_path
+        return self._ledgers.open(Path(path) if path is not None else None, self.client_store)
+
+    @property
+    def writes_ahead(self) -> bool:
+        """Whether what a round releases is written down before it is."""
+        return self._ledgers.any
+
+    def _folder_with_logs(self) -> Path | None:
+        trainer = self.trainer  # every worker must ask
+        return Path(trainer.log_dir) if trainer.loggers and trainer.log_dir is not None else None
+
+    def _private_rounds(self, released: Ledger) -> PrivateRounds:
         """Return the run's privacy; the server's state gets the ledger that counts."""
-        trainer = self.trainer
         private = PrivateRounds(
             self.federation,
             len(self.data.training_clients),
             self.clients_per_round(),
-            trainer.max_epochs,
+            self.trainer.max_epochs,
             self.seed,
             self.workers,
-            Path(trainer.log_dir) if trainer.loggers and trainer.log_dir is not None else None,
+            self._folder_with_logs(),
+            cut=bool(getattr(self.trainer, "fast_dev_run", 0)),
         )
-        path = trainer.ckpt_path
-        self._server_state = private.resume(
-            self._server_state, self.rounds_aggregated, Path(path) if path is not None else None
-        )
+        self._server_state = private.resume(self._server_state, self.rounds_aggregated, released)
         private.say()
         return private
 
@@ -494,12 +526,14 @@ class FederatedLoop(RoundLoop):
             for update in self._executor.run(self.jobs, self.round, self._least_updates()):
                 if update.unsent:
                     raise FrozenChanged(update.unsent)
+                self._ledgers.before_merge(update.client, self._executor.kept)
                 self.server.receive(update)
             if self._executor.apart:
                 self._executor.combine(self.server)
             merged = self.server.aggregate()
         except FrozenChanged as change:  # once in a run, as a rule: they are shared from now on
             self.server.forget_round()
+            self._ledgers.before_restart(self.client_store)
             self.model.share_changed(change.keys)
             self.restart_round()
             return self.run_round()

@@ -31,6 +31,7 @@ NOT_COVERED = (
     "not covered: metrics, losses, numbers of examples, sizes of cohorts, what clients keep, "
     "personal models, and choices that were made by looking at them"
 )
+NO_PROMISE = "privacy: nothing is promised under fast_dev_run, which cuts cohorts"
 
 
 class BudgetSpent(FederationError):
@@ -48,6 +49,7 @@ class PrivateRounds:
         seed: The seed of the run.
         workers: The processes that share the work.
         folder: The run folder; ``None`` if the run leaves no files.
+        cut: Whether ``fast_dev_run`` cuts cohorts, so that nothing is known of how they come about.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class PrivateRounds:
         seed: int,
         workers: Workers,
         folder: Path | None,
+        cut: bool = False,
     ) -> None:
         assert federation.privacy is not None, "only private runs have private rounds"
         self.privacy = federation.privacy
@@ -67,6 +70,7 @@ class PrivateRounds:
         self._seed = seed
         self._workers = workers
         self._folder = folder
+        self._cut = cut
         self._secret: int | None = None
         self._epsilons: dict[Ledger, float] = {}
         self._multiplier: float | None = None
@@ -78,13 +82,13 @@ class PrivateRounds:
 
     # -- before the first round ----------------------------------------------------------------
 
-    def resume(self, state: Mapping[str, Tensor], rounds: int, checkpoint: Path | None) -> State:
+    def resume(self, state: Mapping[str, Tensor], rounds: int, released: Ledger) -> State:
         """Return the server's state with the ledger that counts.
 
         Args:
             state: The server's state of the checkpoint.
             rounds: How many rounds have a result.
-            checkpoint: The checkpoint.
+            released: What was written down before it was released, under ``secure``.
 
         Raises:
             CheckpointError: If nobody knows what the earlier rounds have cost.
@@ -97,20 +101,16 @@ class PrivateRounds:
             )
         ledger = Ledger.of_tensor(state[_LEDGER]) if rounds else Ledger()
         if self.privacy.secure:
-            # a round that was released and lost is run again with other noise: both count, also
-            # the first one, before which there is no checkpoint
-            files = [checkpoint.parent.parent / PRIVACY] if checkpoint is not None else []
-            if self._folder is not None and (self._folder / PRIVACY).exists():
-                files.append(self._folder / PRIVACY)
-            known = [ledger, *map(Ledger.read, files)]
-            ledger = max(known, key=lambda each: each.rounds)
+            # a round that was released and lost is run again with other noise: both count
+            ledger = max(ledger, released, key=lambda each: each.rounds)
             state[_LEDGER] = ledger.tensor()
-        if self.privacy.secure:
             # drawn anew by each resume: a round that is run again is counted like another round,
             # and two releases of one cohort cost more than those of two that were drawn apart
             self._secret = int.from_bytes(self._entropy(), "big")
             state.pop("privacy/secret", None)  # of checkpoints that kept it
         self._multiplier = self._multiplier_of(ledger)
+        if self.privacy.secure:  # who goes on must find it, also before the first release
+            self._write(ledger)
         return state
 
     def mechanism(self) -> ClientMechanism:
@@ -137,6 +137,9 @@ class PrivateRounds:
 
     def say(self) -> None:
         """Say what the run promises, before it starts; warn where sampling is the worse one."""
+        if self._cut:
+            _say(NO_PROMISE)
+            return
         rounds, cohorts, z = self._rounds or 1, self.cohorts, self.multiplier
         planned = f"after {rounds} rounds: " if self._rounds else "for each round by itself: "
         epsilon = epsilon_of([Release(z, rounds)], cohorts, self.privacy.delta)
@@ -180,13 +183,18 @@ class PrivateRounds:
 
     def metrics(self, state: Mapping[str, Tensor]) -> Metrics:
         """Return what is logged after a round."""
-        values = {"privacy/epsilon": _rounded_up(self._epsilon(Ledger.of_tensor(state["ledger"])))}
+        values = {}
+        if not self._cut:
+            epsilon = self._epsilon(Ledger.of_tensor(state["ledger"]))
+            values["privacy/epsilon"] = _rounded_up(epsilon)
         if "max_norm" in state:
             values["privacy/max_norm"] = float(state["max_norm"])
         return {name: (value, LogFlags()) for name, value in values.items()}
 
     def summary(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Return the lines of the closing summary."""
+        if self._cut:
+            return (NO_PROMISE,)
         ledger = Ledger.of_tensor(state["ledger"])
         lines = [f"privacy: {self._promise(self._epsilon(ledger))}"]
         if self.cohorts.kind != "poisson":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
+from fedlightning.core.tracebacks import causes
 from fedlightning.engine._lightning.trainer_hooks import requeued_checkpoint
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import (
@@ -26,14 +29,15 @@ from fedlightning.engine.resume.resumption import (
 )
 from fedlightning.engine.resume.run_settings import warn_of_changes
 from fedlightning.engine.workers.nodes import on_another_node
-from fedlightning.errors import CheckpointError
+from fedlightning.errors import CheckpointError, FedLightningError, WorkerLost
 from fedlightning.storage.checkpoint_io import has_checkpoint, latest_checkpoint
 from fedlightning.storage.cleanup import ClientStateFiles
-from fedlightning.storage.files import remove_stale_files
+from fedlightning.storage.files import remove_stale_files, write_atomically
 from fedlightning.storage.locks import RunLock
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENT_STATES,
+    ENDED,
     LAST_CHECKPOINT,
     remove_unfinished,
 )
@@ -126,6 +130,10 @@ class RunFolder:
                 if self.resumption is not None and self.resumption.in_place:
                     warnings.filterwarnings("ignore", "Checkpoint directory .* is not empty")
                 yield
+        except BaseException as error:
+            if self._lock is not None and self._lock.held:
+                _note_end(self._lock.folder, error)
+            raise
         finally:
             self._trainer.fit_loop.max_epochs = rounds
             if self._lock is not None:
@@ -173,5 +181,20 @@ class RunFolder:
             else:
                 for place in (folder, folder / CHECKPOINTS, folder / CLIENT_STATES):
                     remove_stale_files(place)
+                (folder / ENDED).unlink(missing_ok=True)
                 remove_unfinished(folder)
         self._loop.workers.agree(failure)
+
+
+def _note_end(folder: Path, error: BaseException) -> None:
+    """Write into a run's folder why it ended; the error itself matters more than this file."""
+    ours = next((link for link in causes(error) if isinstance(link, FedLightningError)), None)
+    if ours is not None:
+        stopped = isinstance(ours, WorkerLost) and ours.exit_code > 128  # by a signal
+    else:
+        signals = (KeyboardInterrupt, SystemExit)
+        stopped = any(isinstance(link, signals) for link in causes(error))
+    text = f"{ours}" if ours is not None else f"{type(error).__name__}: {error}"
+    note = {"interrupted": stopped, "error": "" if stopped else " ".join(text.split())}
+    with contextlib.suppress(FedLightningError):
+        write_atomically(folder / ENDED, json.dumps(note, ensure_ascii=False).encode() + b"\n")

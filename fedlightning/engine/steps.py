@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedlightning.core.batches import Batch
+from fedlightning.core.overrides import overrides
 from fedlightning.engine._lightning.stock_step import (
     LightningStep,
     transfer_batch,
@@ -33,7 +34,6 @@ __all__ = [
     "loss_of",
     "make_step",
     "needs_lightning_step",
-    "overrides",
     "ready_batches",
     "through_transfer",
     "transfers_batches",
@@ -222,7 +222,7 @@ def needs_lightning_step(trainer: pl.Trainer, module: pl.LightningModule) -> str
             if overrides(callback, hook, pl.Callback):
                 return f"{type(callback).__name__}.{hook}"
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        return "gradient scaling"
+        return "gradient scaling (trainer.precision=16-mixed; bf16-mixed has none)"
     if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
         return "a profiler"
     if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
@@ -256,12 +256,6 @@ def through_transfer(trainer: pl.Trainer, module: pl.LightningModule, step: Step
     if not transfers_batches(trainer, module):
         return step
     return lambda batch, index, due: step(transfer_batch(trainer, batch), index, due)
-
-
-def overrides(instance: object, name: str, base: type) -> bool:
-    """Whether an object has its own method of this name, rather than the base class's."""
-    own = vars(instance).get(name) or getattr(type(instance), name, None)
-    return own is not None and own is not getattr(base, name, None)
 
 
 def with_index(step: Callable[..., Any]) -> Callable[[Batch, int], Any]:

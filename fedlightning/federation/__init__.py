@@ -1,5 +1,8 @@
 """A round: whose turn it is, what a client does, what the server merges; and the settings."""
 
+from typing import TYPE_CHECKING
+
+from fedlightning.core.near_names import suggesting
 from fedlightning.federation.buffered import Buffered
 from fedlightning.federation.cyclic import Cyclic
 from fedlightning.federation.delays import (
@@ -40,3 +43,6 @@ __all__ = [
     "Trace",
     "Windows",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

@@ -224,7 +224,8 @@ def choose(
 def cohort_count(cohort_size: int | float, population: int) -> int:
     """Return the number of clients a round: an int is a count, a float in (0, 1] a share.
 
-    A share is rounded down, but to no less than one client, as FedAvg and FedBABU do.
+    A share is rounded down, but to no less than one client, as FedAvg and FedBABU do. The product
+    is that of floats: 0.29 of 100 clients are 28.
 
     Raises:
         ConfigError: If the count is not within 1..population, or the share not within (0, 1].

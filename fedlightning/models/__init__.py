@@ -1,6 +1,9 @@
 """Networks with a body and a head."""
 
+from typing import TYPE_CHECKING
+
 from fedlightning.core.lr_schedules import CosineWithWarmup
+from fedlightning.core.near_names import suggesting
 from fedlightning.models.conv4 import Conv4
 from fedlightning.models.densities import ClassDensities, GaussianClasses, RadialFlows
 from fedlightning.models.layered import LayeredNetwork
@@ -50,3 +53,6 @@ __all__ = [
     "VariationalMLP",
     "VariationalModule",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

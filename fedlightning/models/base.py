@@ -107,7 +107,7 @@ class FederatedModule(NamedArguments, pl.LightningModule):
 
         Raises:
             ConfigError: If body and head cannot be told apart (see
-            :func:`fedlightning.core.parts.split_parts`).
+                :func:`fedlightning.core.parts.split_parts`).
         """
         stated = vars(self).get("parts")
         return resolve_parts(self) if stated is None else stated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,7 +17,7 @@ from fedlightning.engine._lightning.trainer_hooks import personalization_loop
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError
 
-__all__ = ["ChosenClients", "chosen_clients", "client_words", "personalizing"]
+__all__ = ["ChosenClients", "chosen_clients", "client_words", "given_clients", "personalizing"]
 
 ChosenClients = Sequence[int | str] | int | str | None
 
@@ -28,10 +28,16 @@ def client_words(text: str | Sequence[str]) -> list[str]:
     Example:
         >>> client_words("charite, mayo"), client_words("[3,7-9]")
         (['charite', 'mayo'], ['3', '7-9'])
+        >>> client_words('"Smith, Jones",mayo')
+        ['Smith, Jones', 'mayo']
     """
     if not isinstance(text, str):
         return list(text)
-    return re.split(r"\s*,\s*", text.strip().removeprefix("[").removesuffix("]").strip())
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    (words,) = csv.reader([text], skipinitialspace=True) if text else ([""],)
+    return [word.strip() for word in words]
 
 
 def chosen_clients(
@@ -60,6 +66,11 @@ def chosen_clients(
     if not several:
         raise ConfigError(f"{option} is empty: leave it out to personalise all.")
     return resolve_clients(several, names, option)
+
+
+def given_clients(given: Any) -> str | list[str]:
+    """Return what a command line or a config says: a text, which may be one name, or a list."""
+    return given if isinstance(given, str) else client_words(given)
 
 
 @contextmanager

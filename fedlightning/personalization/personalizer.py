@@ -25,11 +25,12 @@ from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_settings import TrainerSettings
 from fedlightning.engine.local_training import LocalEpochs
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.per_example import doubt
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.steps import make_step
 from fedlightning.errors import ConfigError
 from fedlightning.models.base import freeze_all_but
-from fedlightning.personalization.head_only.eligibility import doubt, obstacle
+from fedlightning.personalization.head_only.eligibility import obstacle
 from fedlightning.personalization.head_only.features import (
     FeatureBatch,
     NoFeatures,

@@ -142,15 +142,20 @@ class ViewResult:
         return metrics
 
     def curve(self, with_val: bool) -> list[EpochRecord]:
-        """Return accuracy over epochs of fine-tuning, over the clients that have a curve.
+        """Return the main metric over epochs of fine-tuning, of the clients that have a curve.
 
         Args:
             with_val: Whether the clients' validation data counts, too.
         """
         curves = [result.scores for result in self.results if result.has_curve and result.scores]
         val = "val" if with_val else None
+        name, split = self.main_metric.name, self.view.split
         return [
-            EpochRecord.of(epoch, [(_acc(at, self.view.split), _acc(at, val)) for at in clients])
+            EpochRecord.of(
+                epoch,
+                [(_value(at, split, name), _value(at, val, name)) for at in clients],
+                self.main_metric,
+            )
             for epoch, clients in enumerate(zip(*curves, strict=True))
         ]
 
@@ -199,10 +204,11 @@ def write_results(folder: Path, results: Sequence[ViewResult]) -> None:
         if not view.name and any(record.has(metric.name) for record in records):
             save_figure(clients_figure(records, metric=metric), folder / CLIENTS_FIGURE)
         if curves[view.name]:
-            write_finetuning_csv(folder / view.file(FINETUNING), curves[view.name])
+            write_finetuning_csv(folder / view.file(FINETUNING), curves[view.name], metric)
     main = curves.pop("", [])
     if main:
-        save_figure(finetuning_figure(main, curves), folder / FINETUNING_FIGURE)
+        figure = finetuning_figure(main, curves, metric=tested[0].main_metric)
+        save_figure(figure, folder / FINETUNING_FIGURE)
 
 
 def _statistics(
@@ -222,5 +228,5 @@ def _own(scores: Scores) -> dict[str, float]:
     return {**scores.get("test", {}), **val}
 
 
-def _acc(scores: Scores, split: Split | None) -> float:
-    return scores.get(split, {}).get("acc", math.nan) if split else math.nan
+def _value(scores: Scores, split: Split | None, name: str) -> float:
+    return scores.get(split, {}).get(name, math.nan) if split else math.nan

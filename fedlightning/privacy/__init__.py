@@ -1,5 +1,8 @@
 """Differential privacy: what is promised, what it costs, and who adds the noise."""
 
+from typing import TYPE_CHECKING
+
+from fedlightning.core.near_names import suggesting
 from fedlightning.privacy.accounting import Cohorts, calibrated_multiplier, epsilon_of
 from fedlightning.privacy.banded import BandedNoise
 from fedlightning.privacy.example_level import ExampleDP, PrivateHead, PrivateSGD
@@ -26,3 +29,6 @@ __all__ = [
     "calibrated_multiplier",
     "epsilon_of",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

@@ -26,6 +26,7 @@ from fedlightning.core.state import State
 from fedlightning.core.validation import check_integer, check_number
 from fedlightning.errors import ConfigError, EnvironmentFailure
 from fedlightning.privacy.accounting import Cohorts, epsilon_of
+from fedlightning.privacy.example_ledger import ACCOUNT
 from fedlightning.privacy.ledger import Release
 from fedlightning.privacy.noise import KeyedNoise, Noise, SystemNoise
 
@@ -37,7 +38,6 @@ __all__ = ["ExampleDP", "PrivateHead", "PrivateSGD", "privatize"]
 Samples = dict[nn.Parameter, Tensor]
 """Gradients of single examples, by parameter."""
 
-_NAME = "example_dp"
 _GRID = 2e-3
 
 
@@ -166,12 +166,12 @@ class ExampleDP(_DPSGD):
     def on_update_start(self, context: ClientContext) -> None:
         """Look at the client's examples."""
         examples = _joined(list(context.stored_batches()))
-        context.scratch[_NAME] = examples, *self._sources(context.key)
-        context.scratch[f"{_NAME}/steps"] = 0
+        context.scratch[ACCOUNT] = examples, *self._sources(context.key)
+        context.scratch[f"{ACCOUNT}/steps"] = 0
 
     def local_step(self, context: ClientContext, batch: Batch, batch_idx: int) -> Tensor | None:
         """Take a step on examples drawn one by one; the loop's own batch is not looked at."""
-        examples, generator, noise = context.scratch[_NAME]
+        examples, generator, noise = context.scratch[ACCOUNT]
         chosen = np.flatnonzero(
             generator.random(context.num_examples) < self._rate(context.num_examples)
         )
@@ -181,15 +181,15 @@ class ExampleDP(_DPSGD):
             with example_gradients(context.module) as samples:
                 loss = context.gradient(_taken(examples, torch.from_numpy(chosen)), batch_idx)
         self._gradient(list(context.parameters.values()), samples, chosen.size, noise)
-        context.scratch[f"{_NAME}/steps"] += 1
+        context.scratch[f"{ACCOUNT}/steps"] += 1
         context.update(batch_idx)
         return loss
 
     def on_update_end(self, context: ClientContext) -> None:
         """Keep the client's account: numbers of examples and of steps so far."""
-        before = context.kept_values(_NAME)
-        steps = context.scratch[f"{_NAME}/steps"] + (int(before[1]) if before is not None else 0)
-        context.keep_values(_NAME, torch.tensor([context.num_examples, steps], dtype=torch.int64))
+        before = context.kept_values(ACCOUNT)
+        steps = context.scratch[f"{ACCOUNT}/steps"] + (int(before[1]) if before is not None else 0)
+        context.keep_values(ACCOUNT, torch.tensor([context.num_examples, steps], dtype=torch.int64))
 
     def worst(self, kept: Iterator[Mapping[str, Tensor]]) -> tuple[int, float]:
         """Return how many clients have accounts, and the largest epsilon among them.
@@ -197,7 +197,7 @@ class ExampleDP(_DPSGD):
         Args:
             kept: What each client has kept.
         """
-        accounts = [tuple(state[_NAME].tolist()) for state in kept if _NAME in state]
+        accounts = [tuple(state[ACCOUNT].tolist()) for state in kept if ACCOUNT in state]
         front: list[tuple[int, int]] = []
         for examples, steps in sorted(set(accounts), key=lambda each: (each[0], -each[1])):
             if not front or steps > front[-1][1]:  # epsilon grows with steps, and with fewer others

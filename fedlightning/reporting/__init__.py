@@ -5,6 +5,9 @@ and are imported by their full names; the rest does not. Matplotlib is imported 
 drawn.
 """
 
+from typing import TYPE_CHECKING
+
+from fedlightning.core.near_names import suggesting
 from fedlightning.core.statistics import Spread
 from fedlightning.reporting.client_records import ClientRecord, read_clients_csv, write_clients_csv
 from fedlightning.reporting.figures.save import (
@@ -37,3 +40,6 @@ __all__ = [
     "write_clients_csv",
     "write_finetuning_csv",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

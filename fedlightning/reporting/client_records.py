@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -174,7 +175,7 @@ def read_clients_csv(path: str | os.PathLike[str]) -> list[ClientRecord]:
     """
     with os_errors_as_failures("read", path):
         text = Path(path).read_text(encoding="utf-8", errors="replace")
-    rows = csv.reader(text.splitlines())
+    rows = csv.reader(io.StringIO(text, newline=""))
     header = next(rows, [])
     if header[: len(_COLUMNS)] != _COLUMNS:
         raise DataError(f"{path}:1: expected header '{','.join(_COLUMNS)}', got {header}")

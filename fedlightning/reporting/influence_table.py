@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,7 +119,7 @@ def read_influence_csv(path: str | os.PathLike[str]) -> list[InfluenceRecord]:
     """
     with os_errors_as_failures("read", path):
         text = Path(path).read_text(encoding="utf-8", errors="replace")
-    rows = csv.reader(text.splitlines())
+    rows = csv.reader(io.StringIO(text, newline=""))
     header = next(rows, [])
     called = header[-1:] == [NAME_COLUMN]
     end = len(header) - called

@@ -51,7 +51,7 @@ _FILES = {
     CLIENTS_FIGURE: "clients.csv as a picture",
     INFLUENCE: "what the global model would be without each client",
     INFLUENCE_FIGURE: "influence.csv as a picture",
-    FINETUNING: "accuracy after each epoch of fine-tuning",
+    FINETUNING: "the main metric after each epoch of fine-tuning",
     FINETUNING_FIGURE: "finetuning.csv as a picture",
     FORGETTING_FIGURE: "what the model forgets of clients",
     PRIVACY: "what was released with noise, and what that has cost",
@@ -237,8 +237,16 @@ def _folder(summary: RunSummary, painter: Painter) -> list[str]:
     rows = [f"{INDENT}{painter.paint('bold', folder + os.sep)}"]
     width = max((len(name) for name in summary.files), default=0)
     for name in summary.files:
-        rows.append(f"{INDENT * 2}{name:<{width}}  {painter.paint('dim', _meaning(name))}")
+        meaning = _meaning(name)
+        if name == CONFIG and _lacks_objects(summary.folder / name):
+            meaning = "every setting, and what only this program has"
+        rows.append(f"{INDENT * 2}{name:<{width}}  {painter.paint('dim', meaning)}")
     return rows
+
+
+def _lacks_objects(config: Path) -> bool:
+    """Whether a config names objects that only the program of its run had."""
+    return config.is_file() and "\n# only in that program" in config.read_text(encoding="utf-8")
 
 
 def _meaning(name: str) -> str:

@@ -6,15 +6,18 @@ import contextlib
 import errno
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from fedlightning.errors import EnvironmentFailure
 from fedlightning.storage.files import os_errors_as_failures
 
-__all__ = ["RunLock", "study_lock"]
+__all__ = ["RunLock", "lock_state", "process_exists", "study_lock", "study_process"]
 
+_FLOCK = "hhqqi"  # Linux's struct flock: type, whence, start, length, pid
 _HELD: dict[tuple[int, int], Path] = {}  # a process could take the system's lock twice
 _BUSY = {errno.EACCES, errno.EAGAIN}
 
@@ -104,6 +107,11 @@ class RunLock:
             "another trainer.default_root_dir."
         )
 
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._handle is not None
+
     def release(self) -> None:
         """Release the lock and remove its file; do nothing if it is not held."""
         if self._handle is None:
@@ -115,7 +123,77 @@ class RunLock:
         self._handle = None
 
 
+def lock_state(folder: str | os.PathLike[str]) -> Literal["free", "held", "left"]:
+    """Return whether a run is at work in a folder, without touching its lock.
+
+    Returns:
+        ``held`` by a run; ``left`` by one that was killed, which alone leaves the file; else
+        ``free``. Where the system cannot say, the process that is named in the file counts, and one
+        of another machine is taken to live.
+
+    Example:
+        >>> lock = RunLock(getfixture("tmp_path") / "version_3")
+        >>> lock.acquire()
+        >>> held = lock_state(lock.folder)
+        >>> lock.release()
+        >>> held, lock_state(lock.folder)
+        ('held', 'free')
+    """
+    folder = Path(folder)
+    path = folder.parent / f".{folder.name}.lock"
+    try:
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in _HELD:  # closing it here would release the lock
+            return "held"
+        with path.open("rb") as file:
+            who = file.read(200).decode(errors="replace").split()
+            held = _system_says_held(file.fileno())
+    except OSError:
+        return "free"
+    if held is None:
+        here = who[-1:] == [socket.gethostname()]
+        held = process_exists(who[0] if who else "") if here else bool(who)
+    return "held" if held else "left"
+
+
+def _system_says_held(handle: int) -> bool | None:
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        found = fcntl.fcntl(handle, fcntl.F_GETLK, asked)
+    except OSError:  # a filesystem without locks
+        return None
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
+def process_exists(pid: str) -> bool:
+    """Whether a process with that number runs on this machine.
+
+    Example:
+        >>> process_exists(str(os.getpid())), process_exists("unknown")
+        (True, False)
+    """
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
 _NAME = ".compare.lock"
+
+
+def study_process(folder: Path) -> str:
+    """Return the number of the process that last worked on a study; empty if none is known."""
+    try:
+        return (folder / _NAME).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager

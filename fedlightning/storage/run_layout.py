@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 from pathlib import Path
@@ -37,7 +38,7 @@ CLIENTS_FIGURE = "clients.png"
 """The same as a figure."""
 
 FINETUNING = "finetuning.csv"
-"""Accuracy after each epoch of fine-tuning."""
+"""The main metric after each epoch of fine-tuning."""
 
 FINETUNING_FIGURE = "finetuning.png"
 """The same as a figure."""
@@ -69,11 +70,20 @@ PARTITION_TABLE = "partition.csv"
 PARTITION_FIGURE = "partition.png"
 """The same as a figure."""
 
+ENDED = "ended.json"
+"""Why a run ended before its last round; one that is resumed or complete has none."""
+
 PREDICTIONS = "predictions.csv"
 """Predictions of ``Trainer.predict``, one row per test example."""
 
 PRIVACY = "privacy.json"
 """What was released with noise, and what it has cost, of private runs."""
+
+PRIVATE_STEPS = "private_steps.csv"
+"""The private steps of each client that were released, of runs with secure noise on examples."""
+
+CONTINUED = "continued.json"
+"""In which folder a run with secure noise goes on, if that is another one."""
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints."""
@@ -115,6 +125,16 @@ def client_names_in(run: Path) -> list[str] | None:
         if rows and rows[0].get(naming.NAME_COLUMN)
         else None
     )
+
+
+def personal_names_in(run: Path) -> dict[int, str]:
+    """Return the names of the clients with models of their own, by id, from their index."""
+    path = run / PERSONAL_MODELS / PERSONAL_INDEX
+    try:
+        named = json.loads(path.read_bytes()).get("names", {})
+        return {int(client): str(name) for client, name in named.items()}
+    except (ValueError, AttributeError, OSError):  # a reader of the whole index says why
+        return {}
 
 
 def remove_unfinished(run: Path) -> None:

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedlightning.cli.config.recipes import find_config
-from fedlightning.cli.terminal import print_note, print_warning
-from fedlightning.errors import ConfigError, FederationError
-from fedlightning.storage.files import write_atomically
-from fedlightning.storage.locks import study_lock
-from fedlightning.storage.run_layout import METRICS
+from fedlightning.cli.terminal import print_note
+from fedlightning.errors import ConfigError
+from fedlightning.studies.execution import carry_out, count_of
 from fedlightning.studies.options import Options, read_words
 from fedlightning.studies.plan import PlannedRun, plan
-from fedlightning.studies.progress import Progress
+from fedlightning.studies.report.paper import PAPER_OPTIONS, paper_options
 from fedlightning.studies.run_state import (
     RunState,
-    archive,
     can_resume,
     changes,
     rounds_done,
     state_of,
 )
-from fedlightning.studies.runner import RunOutcomes, run_all
-from fedlightning.studies.study import Study, read_study
+from fedlightning.studies.study import Study, load_yaml, read_study
 from fedlightning.studies.validation import check_runs
 
 __all__ = ["compare"]
 
 _FLAGS = ("dry-run", "rerun", "no-report", "strict")
 _OF_STUDY = ("output", "workers", "seeds", "baseline")
-_VALUES = ("config", "only", *_OF_STUDY)
+_VALUES = ("config", "only", *_OF_STUDY, *PAPER_OPTIONS)
 _MOST_NAMED = 5
 _HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...]
 
@@ -47,6 +42,10 @@ _HELP = """usage: python -m fedlightning compare --config STUDY [--key=value ...
   --dry-run          print what would run
   --rerun            repeat runs whose settings have changed; the old ones move to replaced/
   --no-report        do not write the report
+  --tables KINDS     latex, markdown, or latex,markdown: tables for a paper
+  --figures KIND     pdf, svg or png: figures for a paper
+  --width WIDTH      their width: column (3.3 inches, the default), page (6.9), or inches
+  --spread KIND      behind the ± in tables: sd (the default) or ci, over seeds
   --strict           refuse classes of other packages
   --KEY.KEY=VALUE    a setting of all runs, e.g. --trainer.max_epochs=2"""
 
@@ -74,27 +73,30 @@ def compare(words: Sequence[str]) -> int:
     study = replace(study, output=Path(os.path.normpath(study.output)))
     if "seed_everything" in given.settings:
         raise ConfigError("--seed_everything: pass --seeds=[...]; each run uses one of them.")
+    paper = paper_options(given.values)
     everything = plan(study, given.settings)
     runs = _chosen(everything, given.values.get("only"))
     strict = "strict" in given.flags or os.environ.get("FEDLIGHTNING_STRICT", "0") not in ("", "0")
     check_runs(runs, strict)
+    if load_yaml(path).get("tune"):
+        print_note(
+            f"{path} has tune: compare runs its variants as they are; python -m fedlightning tune "
+            "--config writes a study with chosen settings."
+        )
     if "dry-run" in given.flags:
         _print_plan(study, runs, "rerun" in given.flags)
         return 0
-    with study_lock(study.output) as lock:
-        _replace_changed(study, runs, "rerun" in given.flags)
-        write_atomically(study.output / "study.yaml", path.read_bytes())
-        left = [run for run in runs if state_of(run).state != "done"]
-        _print_start(study, runs, left)
-        ended = _run(study, runs, left, lock, strict)
-        if ended.signal:
-            _print_interrupted(runs)
-            return 128 + ended.signal
-        if "no-report" not in given.flags and any(state_of(run).state == "done" for run in runs):
-            _report(study, everything)
-    if ended.failed:
-        raise FederationError(ended.failures(len(runs)))
-    return 0
+    ended = carry_out(
+        study,
+        everything,
+        path.read_bytes(),
+        chosen=runs,
+        rerun="rerun" in given.flags,
+        report="no-report" not in given.flags,
+        strict=strict,
+        paper=paper,
+    )
+    return 128 + ended if ended else 0
 
 
 def _study_file(given: Options) -> Path:
@@ -121,53 +123,8 @@ def _chosen(runs: Sequence[PlannedRun], pattern: object) -> list[PlannedRun]:
     return chosen
 
 
-def _replace_changed(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
-    """Refuse runs whose settings have changed, or archive the old ones."""
-    changed = [(run, found) for run in runs if (found := changes(run, state_of(run)))]
-    if changed and not rerun:
-        named = [f"{run.name} ({'; '.join(found[:3])})" for run, found in changed[:_MOST_NAMED]]
-        more = f", and {len(changed) - len(named)} more" if len(changed) > len(named) else ""
-        raise ConfigError(
-            f"{study.output} has runs with other settings: {', '.join(named)}{more}. --rerun "
-            "repeats them and moves the old ones to replaced/; or choose another output."
-        )
-    for run, _ in changed:
-        print_note(f"{run.name}: the old run is now in {archive(run, study.output)}")
-
-
-def _run(
-    study: Study,
-    runs: Sequence[PlannedRun],
-    left: Sequence[PlannedRun],
-    lock: int | None,
-    strict: bool,
-) -> RunOutcomes:
-    rounds = [run.rounds for run in left]
-    missing = sum(
-        planned - rounds_done(run.folder)
-        for planned, run in zip(rounds, left, strict=True)
-        if planned is not None
-    )
-    progress = Progress(len(runs), len(runs) - len(left), None if None in rounds else missing)
-    return run_all(left, study.workers, progress, lock, ["--strict"] if strict else [])
-
-
-def _report(study: Study, runs: Sequence[PlannedRun]) -> None:
-    from fedlightning.studies.report_command import write_report
-
-    there = [run for run in runs if any(run.folder.rglob(METRICS))]
-    write_report(
-        [run.folder for run in there],
-        study.output,
-        title=study.name,
-        baseline=study.baseline,
-        order=tuple(study.variants),
-        missing=[run.name for run in runs if run not in there],
-    )
-
-
 def _print_plan(study: Study, runs: Sequence[PlannedRun], rerun: bool) -> None:
-    print(f"{_count(study, runs)}, {study.workers} at a time, in {study.output}")
+    print(f"{count_of(study, runs)}, {study.workers} at a time, in {study.output}")
     width = max(len(run.name) for run in runs)
     for run in runs:
         print(f"  {run.name:<{width}}  {_next_step(run, state_of(run), rerun)}")
@@ -182,27 +139,3 @@ def _next_step(run: PlannedRun, state: RunState, rerun: bool) -> str:
     if can_resume(run.folder):
         return f"to be resumed after round {rounds_done(run.folder)}"
     return "to be run again" if state.attempts else "to be run"
-
-
-def _print_start(study: Study, runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
-    text = f"{_count(study, runs)} in {study.output}"
-    done = len(runs) - len(left)
-    print(text + (f"; {done} done before" if done else ""), flush=True)
-    workers = min(study.workers, len(left))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cores is not None and workers > cores:
-        print_warning(f"workers={study.workers}, but there are {cores} cores: runs will be slower")
-
-
-def _count(study: Study, runs: Sequence[PlannedRun]) -> str:
-    parts = [f"{len(study.variants)} variants"]
-    parts += [f"{len(points)} {axis}" for axis, points in study.grid.items()]
-    parts.append(f"{len(study.seeds)} seed{'s' if len(study.seeds) != 1 else ''}")
-    number = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
-    return f"{study.name}: {number} ({' x '.join(parts)})"
-
-
-def _print_interrupted(runs: Sequence[PlannedRun]) -> None:
-    done = sum(state_of(run).state == "done" for run in runs)
-    sys.stdout.flush()
-    print_note(f"interrupted: {done} of {len(runs)} runs are done; the same command resumes.")

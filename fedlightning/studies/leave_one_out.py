@@ -12,6 +12,7 @@ from typing import Any
 from fedlightning.cli.config.overrides import apply_overrides
 from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.datamodules.client_roles import SAMPLE
+from fedlightning.engine.run_config import MADE_IN_PYTHON
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.run_layout import CONFIG, METRICS, PARTITION_TABLE, WITHOUT
 from fedlightning.studies.plan import PlannedRun
@@ -69,6 +70,12 @@ def find_whole_run(given: Path) -> WholeRun:
         listed = ", ".join(str(folder) for folder in found[:3])
         raise ConfigError(f"--run {given}: {len(found)} runs are there ({listed}, ...); name one.")
     folder = found[0]
+    if f"\n{MADE_IN_PYTHON}" in (folder / CONFIG).read_text(encoding="utf-8"):
+        raise ConfigError(
+            f"{folder / CONFIG}: the run was made in Python, with initial weights that a replay "
+            f"cannot have. Train with python -m fedlightning fit --config {folder / CONFIG}, and "
+            "take that run."
+        )
     config = load_yaml(folder / CONFIG)
     seed = config.get("seed_everything")
     if not isinstance(seed, int) or isinstance(seed, bool):

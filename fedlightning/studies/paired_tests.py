@@ -14,7 +14,15 @@ import numpy as np
 from fedlightning.studies.results import Group
 from fedlightning.studies.run_reader import Numbers
 
-__all__ = ["FEWEST_PAIRS", "PairedTest", "against_baseline", "all_pairs", "compare_groups", "holm"]
+__all__ = [
+    "FEWEST_PAIRS",
+    "PairedTest",
+    "against_baseline",
+    "all_pairs",
+    "compare_groups",
+    "holm",
+    "signed_rank",
+]
 
 FEWEST_PAIRS = 6
 """With five pairs that all differ in the same direction the two-sided p is still 1/16."""
@@ -122,7 +130,7 @@ def compare_groups(
         by_seed.append(np.round([mine[client] - its[client] for client in shared], 6))
     every = np.concatenate(by_seed) if by_seed else np.empty(0)
     favour = one.main_metric.sign * every
-    statistic, p_value = _wilcoxon(every)
+    statistic, p_value = signed_rank(every)
     return PairedTest(
         condition=one.condition,
         family=family,
@@ -169,7 +177,8 @@ def _corrected(tests: list[PairedTest]) -> list[PairedTest]:
     return [replace(test, p_holm=p) for test, p in zip(tests, p_values, strict=True)]
 
 
-def _wilcoxon(differences: Numbers) -> tuple[float, float]:
+def signed_rank(differences: Numbers) -> tuple[float, float]:
+    """Return Wilcoxon's statistic and its two-sided p; nan for too few pairs that differ."""
     from scipy.stats import wilcoxon
 
     if differences.size < FEWEST_PAIRS:

@@ -18,19 +18,27 @@ from fedlightning.studies.paired_tests import PairedTest, against_baseline, all_
 from fedlightning.studies.report.csv_tables import (
     write_clients,
     write_curves,
+    write_seed_tests,
     write_summary,
     write_tests,
 )
 from fedlightning.studies.report.page import ReportData, page
+from fedlightning.studies.report.paper import (
+    PAPER_OPTIONS,
+    PaperOptions,
+    paper_options,
+    write_paper,
+)
 from fedlightning.studies.results import Collection, collect
+from fedlightning.studies.seed_tests import SeedTest, seed_tests
 from fedlightning.studies.statistics import Summary, best, summarise
 from fedlightning.studies.study import load_yaml
 
 __all__ = ["report", "write_report"]
 
-_VALUES = ("output", "baseline", "metric", "title")
+_VALUES = ("output", "baseline", "metric", "title", *PAPER_OPTIONS)
 _METRICS = ("acc_after", "acc_before")
-_FILES = ("summary.csv", "tests.csv", "curves.csv", CLIENTS)
+_FILES = ("summary.csv", "seed_tests.csv", "tests.csv", "curves.csv", CLIENTS)
 _MOST_WARNED = 6
 _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
 
@@ -39,7 +47,11 @@ _HELP = """usage: python -m fedlightning report DIR... [--key=value ...]
   --baseline NAME    the variant that the others are tested against
   --metric NAME      what to test: acc_after (the default) or acc_before, the main metric of the
                      runs after or before personalization
-  --title TEXT       the report's title"""
+  --title TEXT       the report's title
+  --tables KINDS     latex, markdown, or latex,markdown: tables for a paper
+  --figures KIND     pdf, svg or png: figures for a paper
+  --width WIDTH      their width: column (3.3 inches, the default), page (6.9), or inches
+  --spread KIND      behind the ± in tables: sd (the default) or ci, over seeds"""
 
 
 def report(words: Sequence[str]) -> int:
@@ -80,6 +92,7 @@ def report(words: Sequence[str]) -> int:
         baseline=_string(given.values.get("baseline")) or _string(study.get("baseline")),
         order=[str(name) for name in variants] if isinstance(variants, (dict, list)) else (),
         metric=metric,
+        paper=paper_options(given.values),
     )
     return 0
 
@@ -92,8 +105,12 @@ def write_report(
     order: Sequence[str] = (),
     metric: str = "acc_after",
     missing: Sequence[str] = (),
+    paper: PaperOptions | None = None,
 ) -> None:
-    """Write ``report.html``, ``summary.csv``, ``clients.csv``, ``curves.csv`` and ``tests.csv``.
+    """Write ``report.html``, and its numbers as CSV files.
+
+    These are ``summary.csv``, ``seed_tests.csv``, ``tests.csv`` (over clients), ``clients.csv`` and
+    ``curves.csv``.
 
     Args:
         folders: Folders that contain runs, at any depth.
@@ -104,6 +121,7 @@ def write_report(
         order: The first variants in the report, in order.
         metric: The column of ``clients.csv`` that is tested.
         missing: Names of runs without any files yet.
+        paper: Tables and figures for a paper.
 
     Raises:
         ConfigError: A folder or the baseline does not exist.
@@ -126,16 +144,19 @@ def write_report(
     }
     baselines = _baselines(collection, summaries, baseline)
     tests: list[PairedTest] = []
+    over_seeds: list[SeedTest] = []
     for condition in conditions:
+        over_seeds += seed_tests(collection.of(condition), baselines[condition], metric)
         groups = [g for g in collection.of(condition) if any(r.clients for r in g.runs.values())]
         tests += against_baseline(groups, baselines[condition], metric)
         tests += all_pairs(groups, metric)
     write_summary(output / "summary.csv", {"seen": summaries, **views})
+    write_seed_tests(output / "seed_tests.csv", over_seeds)
     write_tests(output / "tests.csv", tests)
     write_curves(output / "curves.csv", collection)
     write_clients(output / CLIENTS, collection)
     findings = ReportData(
-        title, collection, summaries, views, tests, baselines, metric, output, _FILES
+        title, collection, summaries, views, tests, over_seeds, baselines, metric, output, _FILES
     )
     write_atomically(output / "report.html", page(findings).encode())
     for warning in collection.warnings[:_MOST_WARNED]:
@@ -143,6 +164,9 @@ def write_report(
     if (more := len(collection.warnings) - _MOST_WARNED) > 0:
         print_warning(f"{more} more in the report")
     _print_summary(summaries, output)
+    options = paper or PaperOptions()
+    for file in write_paper(output, collection, over_seeds, baselines, options, metric):
+        print(f"  {file}")
 
 
 def _baselines(
@@ -175,13 +199,17 @@ def _print_summary(summaries: Sequence[Summary], output: Path) -> None:
     width = max(len(_name(summary)) for summary in summaries)
     metric = summaries[0].metric
     title = "accuracy in %, mean ± seeds" if metric.is_share else f"{metric.name}, mean ± seeds"
-    print(f"\n{title:<{width}}   before         after  worst tenth")
+    of_clients = not all(math.isnan(s.acc_before) and math.isnan(s.acc_after) for s in summaries)
+    header = "before         after  worst tenth" if of_clients else "global model"
+    print(f"\n{title:<{width}}   {header}")
     for summary in summaries:
         cells = [
             _format(summary.acc_before, summary.acc_before_std_seeds, metric),
             _format(summary.acc_after, summary.acc_after_std_seeds, metric),
             _format(summary.acc_after_worst_decile, math.nan, metric),
         ]
+        if not of_clients:
+            cells = [_format(summary.global_acc, math.nan, metric)]
         print(f"{_name(summary):<{width}}  {'  '.join(cells)}".rstrip())
     print(f"\nreport: {output / 'report.html'}")
 

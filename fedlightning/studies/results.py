@@ -87,8 +87,9 @@ class Collection:
 def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
     """Read all runs in and below some folders.
 
-    Runs that are unfinished or unreadable are left out and named. A run outside a study is named
-    by its algorithm, and by the settings that differ from other runs of it.
+    Runs that are unfinished or unreadable are left out and named, and so are the folders of
+    ``personalize``, which are not runs beside the one whose model they personalize. A run outside a
+    study is named by its algorithm, and by the settings that differ from other runs of it.
 
     Args:
         folders: The folders to search.
@@ -103,6 +104,8 @@ def collect(folders: Sequence[Path], order: Sequence[str] = ()) -> Collection:
     for folder, run, problem in read_runs(find_run_folders(folders)):
         if run is None:
             warnings.append(f"left out, cannot be read: {folder}: {problem}")
+        elif run.of_personalize:
+            warnings.append(f"left out, of personalize, without a round of its own: {folder}")
         elif run.unfinished:
             warnings.append(f"left out, not finished: {folder}: {run.unfinished}")
         else:

@@ -31,7 +31,9 @@ from fedlightning.storage.run_layout import (
 from fedlightning.studies.run_state import RunState, read_state
 from fedlightning.studies.study import load_yaml
 
-__all__ = ["Numbers", "Run", "final_metrics", "find_run_folders", "read_run"]
+__all__ = [
+    "Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_table", "read_tables",
+]  # fmt: skip
 
 Numbers = npt.NDArray[np.float64]
 
@@ -94,6 +96,11 @@ class Run:
     def clients(self) -> Sequence[ClientRecord]:
         """The clients that may train, before and after personalization."""
         return self.views.get("", ())
+
+    @property
+    def of_personalize(self) -> bool:
+        """Whether it trained no round, but personalized another run's model."""
+        return _of_personalize(self.metrics)
 
     @property
     def condition(self) -> str:
@@ -164,9 +171,10 @@ def read_run(folder: Path) -> Run:
         (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
         None,
     )
-    rounds, metrics = _read_table(folder / METRICS)
+    rounds, metrics = read_table(folder / METRICS)
     settings = settings_in(config)
-    unfinished = _why_unfinished(config, settings, rounds, state)
+    done = _of_personalize(metrics)
+    unfinished = "" if done else _why_unfinished(config, settings, rounds, state)
     seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
     views = _read_views(folder, metrics)
     return Run(
@@ -186,6 +194,29 @@ def read_run(folder: Path) -> Run:
         wall_seconds=state.seconds if state else math.nan,
         unfinished=unfinished,
         main_metric=_main_metric(settings, views, metrics),
+    )
+
+
+def read_tables(folder: Path) -> Run:
+    """Read the tables of a run folder that has no config; settings and seed are unknown.
+
+    Raises:
+        FedLightningError: A table cannot be read; the message names it.
+        OSError: There is no table of metrics.
+    """
+    rounds, metrics = read_table(folder / METRICS)
+    seconds, cohorts = _read_rounds(folder / ROUNDS, rounds)
+    views = _read_views(folder, metrics)
+    return Run(
+        folder=folder,
+        algorithm="",
+        seed=0,
+        views=views,
+        metrics=metrics,
+        rounds=rounds,
+        seconds=seconds,
+        cohorts=cohorts,
+        main_metric=_main_metric({}, views, metrics),
     )
 
 
@@ -211,7 +242,7 @@ def _main_metric(
     return MainMetric.chosen(of_global, None, mode)
 
 
-def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
+def read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
     """Return the rounds, and each column; a torn last line is left out."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.reader(file))
@@ -226,7 +257,7 @@ def _read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
 def _read_rounds(path: Path, rounds: Numbers) -> tuple[Numbers, dict[int, int]]:
     if not path.is_file():
         return np.full(len(rounds), math.nan), {}
-    numbers, columns = _read_table(path)
+    numbers, columns = read_table(path)
     at = {int(number): index for index, number in enumerate(numbers)}
     seconds = columns.get("seconds", np.full(len(numbers), math.nan))
     sums = columns.get("cohort_crc32", np.empty(0))
@@ -261,6 +292,11 @@ def _why_unfinished(
     if isinstance(wanted, int) and 0 < done < wanted and not cut:
         return f"{done} of {wanted} rounds"
     return "" if done else "no round"
+
+
+def _of_personalize(metrics: Mapping[str, Numbers]) -> bool:
+    """Whether all metrics are of personalization; those of rounds have at least their bytes."""
+    return bool(metrics) and all(without_view(name).startswith(PERSONAL) for name in metrics)
 
 
 def _partition_digest(path: Path) -> str:
@@ -300,11 +336,8 @@ def read_runs(folders: Sequence[Path]) -> Iterator[tuple[Path, Run | None, str]]
             yield folder, None, str(error)
 
 
-_SHOWN = ("global/acc", "personalized/acc")
-
-
 def final_metrics(folder: Path) -> list[tuple[str, float]]:
-    """Return the last accuracies in a run's ``metrics.csv``, as far as it has any.
+    """Return the last values of a run's main metric on test data, as far as it has any.
 
     Args:
         folder: The folder that holds ``lightning_logs``.
@@ -312,11 +345,9 @@ def final_metrics(folder: Path) -> list[tuple[str, float]]:
     tables = sorted(folder.glob(f"*/*/{METRICS}"))
     if not tables:
         return []
-    last: dict[str, float] = {}
     try:
-        with tables[-1].open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                last |= {name: float(row[name]) for name in _SHOWN if row.get(name)}
-    except (OSError, ValueError):
+        run = read_run(tables[-1].parent)
+    except (FedLightningError, OSError):
         return []
-    return [(name, last[name]) for name in _SHOWN if name in last]
+    names = sorted(filter(is_test_metric, run.main_metric.columns(run.metrics)))
+    return [(name, value) for name in names if not math.isnan(value := run.last(name))]

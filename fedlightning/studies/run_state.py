@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import shutil
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from fedlightning._version import __version__
+from fedlightning.core.versions import package_versions
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
 from fedlightning.storage.run_layout import (
@@ -25,7 +24,7 @@ from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
-__all__ = ["LOG", "RECORD", "RunState", "archive", "begin", "read_state", "rounds_done"]
+__all__ = ["LOG", "RECORD", "RunState", "State", "archive", "begin", "read_state", "rounds_done"]
 
 RECORD = "study_run.json"
 LOG = "log.txt"
@@ -119,7 +118,10 @@ def begin(run: PlannedRun, state: RunState) -> tuple[RunState, list[str]]:
         exit_code=None,
         error="",
         attempts=state.attempts + 1,
-        versions=_versions(),
+        versions={
+            **package_versions(),
+            "machine": f"{platform.system()} {platform.machine()}",
+        },
     )
     begun.write(run.folder)
     words = ["fit", "--config", str(run.folder / CONFIG)]
@@ -161,13 +163,3 @@ def archive(run: PlannedRun, output: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         run.folder.rename(target)
     return target
-
-
-def _versions() -> dict[str, str]:
-    found = {"fedlightning": __version__, "python": platform.python_version()}
-    for package in ("torch", "pytorch-lightning", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**found, "machine": f"{platform.system()} {platform.machine()}"}

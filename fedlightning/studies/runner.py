@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from fedlightning.storage.files import os_errors_as_failures
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.progress import Progress
 from fedlightning.studies.run_reader import final_metrics
-from fedlightning.studies.run_state import LOG, RunState, begin, state_of
+from fedlightning.studies.run_state import LOG, RunState, State, begin, state_of
 
-__all__ = ["RunOutcomes", "run_all"]
+__all__ = ["RunOutcomes", "Supervisor", "run_all"]
 
 _POLL = 0.2
 _GRACE = 120.0
@@ -53,6 +53,28 @@ class RunOutcomes:
         )
 
 
+class Supervisor:
+    """Watches runs while they are active; this one does nothing."""
+
+    def reason_to_stop(self, run: PlannedRun) -> str:
+        """Return why an active run is stopped now, in words; empty if it goes on."""
+        return ""
+
+    def ended(self, run: PlannedRun, error: str, stopped: str, interrupted: bool) -> str:
+        """Take note of how a run has ended.
+
+        Args:
+            run: The run.
+            error: Its error, empty without one.
+            stopped: Why it was stopped, empty if it was not.
+            interrupted: Whether a signal ended the whole command before it was done.
+
+        Returns:
+            What is printed about it; by default what a study prints.
+        """
+        return ""
+
+
 @dataclass
 class _Child:
     run: PlannedRun
@@ -61,14 +83,16 @@ class _Child:
     log_from: int
     read_to: int
     started: float
+    stopped: str = ""
 
 
 def run_all(
-    runs: Sequence[PlannedRun],
+    runs: Iterable[PlannedRun],
     workers: int,
     progress: Progress,
     lock: int | None = None,
     options: Sequence[str] = (),
+    supervisor: Supervisor | None = None,
 ) -> RunOutcomes:
     """Execute runs, at most ``workers`` at a time; a failed run does not stop the others.
 
@@ -76,36 +100,44 @@ def run_all(
     checkpoint to resume from. A second signal kills them.
 
     Args:
-        runs: The runs, in order.
+        runs: The runs, in order; the next one is taken when it can start.
         workers: Number of processes at the same time.
         progress: Console output.
         lock: A file descriptor that the processes inherit.
         options: Options appended to each command line.
+        supervisor: May stop runs before they are done.
     """
-    waiting, active = list(runs), list[_Child]()
+    supervisor = supervisor or Supervisor()
+    waiting, active, more = iter(runs), list[_Child](), True
     failed: list[tuple[PlannedRun, str]] = []
     with _signals() as received:
         signals_sent, deadline = 0, 0.0
-        while waiting or active:
+        while more or active:
             if received and signals_sent < min(len(received), 2):
                 signals_sent = min(len(received), 2)
-                waiting.clear()
+                more = False
                 deadline = time.monotonic() + _GRACE
                 if signals_sent == 1 and active:
                     progress.say("stopping after the current clients ... (again: at once)")
                 _tell(active, signal.SIGTERM if signals_sent == 1 else signal.SIGKILL)
             elif signals_sent and time.monotonic() > deadline:
                 _tell(active, signal.SIGKILL)
-            while waiting and len(active) < workers:
-                run = waiting.pop(0)
+            while more and len(active) < workers:
+                run = next(waiting, None)
+                if run is None:
+                    more = False
+                    break
                 active.append(_start(run, lock, options))
                 progress.started(run)
             for child in [child for child in active if child.process.poll() is not None]:
                 active.remove(child)
-                if error := _end(child, progress, signals_sent > 0):
+                if error := _end(child, progress, signals_sent > 0, supervisor):
                     failed.append((child.run, error))
             for child in active:
                 _forward(child, progress)
+                if not (child.stopped or signals_sent):
+                    child.stopped = supervisor.reason_to_stop(child.run)
+                    _tell([child] if child.stopped else [], signal.SIGTERM)
             progress.draw([child.run for child in active])
             if active:
                 _wait(active)
@@ -139,23 +171,26 @@ def _environment(own: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **kept}
 
 
-def _end(child: _Child, progress: Progress, interrupted: bool) -> str:
+def _end(child: _Child, progress: Progress, interrupted: bool, supervisor: Supervisor) -> str:
     """Record how a run has ended; return its error, or an empty string."""
     _forward(child, progress)
     code, seconds = child.process.returncode, time.monotonic() - child.started
     code = code if code >= 0 else 128 - code
+    was_stopped = code in (130, 143, 137) and (interrupted or bool(child.stopped))
+    error = ""
+    state: State
     if code == 0:
-        child.state.ended(0, "done", seconds, "").write(child.run.folder)
         shown = ", ".join(f"{key} {value:.3f}" for key, value in final_metrics(child.run.folder))
-        progress.ended(child.run, f"done in {duration(seconds)}; {shown}".rstrip("; "), True)
-        return ""
-    if interrupted and code in (130, 143, 137):
-        child.state.ended(code, "interrupted", seconds, "").write(child.run.folder)
-        progress.ended(child.run, "interrupted", False)
-        return ""
-    error = _error(child) or f"exit code {code}; see {child.run.folder / LOG}"
-    child.state.ended(code, "failed", seconds, error).write(child.run.folder)
-    progress.ended(child.run, f"FAILED after {duration(seconds)}: {error}", False)
+        state, text = "done", f"done in {duration(seconds)}; {shown}".rstrip("; ")
+    elif was_stopped:
+        state, text = "interrupted", child.stopped or "interrupted"
+    else:
+        error = _error(child) or f"exit code {code}; see {child.run.folder / LOG}"
+        state, text = "failed", f"FAILED after {duration(seconds)}: {error}"
+    child.state.ended(code, state, seconds, error).write(child.run.folder)
+    unfinished = was_stopped and not child.stopped
+    text = supervisor.ended(child.run, error, child.stopped, unfinished) or text
+    progress.ended(child.run, text, code == 0 or bool(was_stopped and child.stopped))
     return error
 
 

@@ -14,7 +14,7 @@ from fedlightning.core.validation import check_integer, is_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.storage.files import os_errors_as_failures
 
-__all__ = ["Study", "load_yaml", "read_study"]
+__all__ = ["Study", "load_yaml", "read_study", "study_of"]
 
 _MOST_SEED = 2**32 - 1
 
@@ -48,6 +48,7 @@ class Study:
 
 _KEYS = {
     "title", "output", "base", "settings", "seeds", "variants", "grid", "workers", "baseline",
+    "tune",
 }  # fmt: skip
 
 
@@ -88,21 +89,35 @@ def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
         >>> study.seeds, study.variants["FedAvg"], study.output.as_posix()
         ((0, 1), {'federation.algorithm': 'FedAvg'}, 'studies/two')
     """
-    given = {**load_yaml(path), **(changes or {})}
+    return study_of({**load_yaml(path), **(changes or {})}, path.stem, path.parent, f"{path}: ")
+
+
+def study_of(given: Mapping[str, Any], name: str, folder: Path, where: str = "") -> Study:
+    """Return the study that the keys of a study file describe.
+
+    Args:
+        given: The keys.
+        name: The study's name, unless it has a title.
+        folder: Where its base lies, if that is a file.
+        where: What messages begin with.
+
+    Raises:
+        ConfigError: A key is refused.
+    """
     for key in given:
         if key not in _KEYS:
-            text = f"{path}: a study has no key {key!r}.{did_you_mean(str(key), _KEYS)}"
+            text = f"{where}a study has no key {key!r}.{did_you_mean(str(key), _KEYS)}"
             if key in ("model", "data", "trainer", "federation"):
                 text += " Settings of all runs belong under settings, or under base."
             raise ConfigError(f"{text} Its keys: {', '.join(sorted(_KEYS))}.")
     for key in ("base", "variants"):
         if given.get(key) in (None, "", [], {}):
-            raise ConfigError(f"{path}: a study needs {key}.")
+            raise ConfigError(f"{where}a study needs {key}.")
     common = _settings(given.get("settings") or {}, "settings")
     return Study(
-        name=str(given.get("title") or path.stem),
-        output=_output(given.get("output"), path),
-        base=_base(given["base"], common, path.parent),
+        name=str(given.get("title") or name),
+        output=_output(given.get("output"), name),
+        base=_base(given["base"], common, folder),
         variants=_variants(given["variants"]),
         seeds=_seeds(given.get("seeds", 1)),
         grid=_grid(given.get("grid") or {}),
@@ -111,9 +126,9 @@ def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
     )
 
 
-def _output(given: Any, path: Path) -> Path:
+def _output(given: Any, name: str) -> Path:
     if given is None:
-        return Path("studies", path.stem)
+        return Path("studies", name)
     if not isinstance(given, str) or not given.strip():
         raise ConfigError(f"output must be the path of a folder, got {given!r}.")
     return Path(given).expanduser()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.run_layout import CONFIG
 from fedlightning.studies.plan import PlannedRun
@@ -17,7 +18,11 @@ from fedlightning.studies.plan import PlannedRun
 __all__ = ["check_runs", "config_text"]
 
 
-def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
+Look = Callable[[str, Any, Any], None]
+"""Gets a run's name, its module and its data module; raises if it refuses them."""
+
+
+def check_runs(runs: Sequence[PlannedRun], strict: bool = False, look: Look | None = None) -> None:
     """Parse each config, and build model, data module and trainer from it, as ``fit`` would.
 
     One run of each variant at each point of the grid is checked, whatever its seed. Nothing is
@@ -26,6 +31,7 @@ def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
     Args:
         runs: The runs.
         strict: Whether configs may name classes of this package, torch and Lightning only.
+        look: Checks what has been built, in addition.
 
     Raises:
         FedLightningError: A run is refused; the message begins with its name.
@@ -37,7 +43,7 @@ def check_runs(runs: Sequence[PlannedRun], strict: bool = False) -> None:
             place = (run.variant, *run.point.values())
             if place not in checked:
                 checked.add(place)
-                _check(run, ", ".join(place), strict)
+                _check(run, ", ".join(place), strict, look)
     finally:  # seed_everything writes into it, and the runs would inherit its value
         os.environ.clear()
         os.environ.update(environment)
@@ -49,24 +55,27 @@ def config_text(run: PlannedRun) -> str:
     return f"# {run.name}\n{text}"
 
 
-def _check(run: PlannedRun, name: str, strict: bool) -> None:
+def _check(run: PlannedRun, name: str, strict: bool, look: Look | None) -> None:
     if (run.config.get("trainer") or {}).get("logger") is False:
         raise ConfigError(f"{name}: trainer.logger=false leaves nothing to compare.")
     if run.config.get("ckpt_path"):
         raise ConfigError(
             f"{name}: ckpt_path: a study trains its runs from the start; leave it out."
         )
+    refuse_missing(run.config, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         path.write_text(config_text(run), encoding="utf-8")
         try:
-            _parse(path, strict)
+            module, data = _parse(path, strict)
         except FedLightningError as error:
             text = str(error).replace(f"{path}:", "").replace(str(path), "config").strip()
             raise type(error)(f"{name}: {text}") from error
+    if look is not None:
+        look(name, module, data)
 
 
-def _parse(path: Path, strict: bool) -> None:
+def _parse(path: Path, strict: bool) -> tuple[Any, Any]:
     from fedlightning.cli.federated_cli import FederatedCLI
     from fedlightning.cli.parser import prepare_parsing
 
@@ -75,4 +84,5 @@ def _parse(path: Path, strict: bool) -> None:
             """Run nothing: building the objects has checked them."""
 
     prepare_parsing(strict=strict)
-    Parsing(args=["fit", "--config", str(path)])
+    built = Parsing(args=["fit", "--config", str(path)])
+    return built.model, built.datamodule

@@ -7,7 +7,7 @@ import torch
 
 from fedlightning.__main__ import main
 from fedlightning.algorithms import FedPN
-from fedlightning.cli.export import algorithm_from_run, module_from_run
+from fedlightning.cli.rebuilding import algorithm_from_run, module_from_run
 from fedlightning.datamodules import Classes, FewClassDigits
 from fedlightning.personalization.models import client_predictor
 

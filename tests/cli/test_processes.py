@@ -25,7 +25,7 @@ def test_without_arguments_it_says_what_it_expects():
     assert (
         ended.stderr.splitlines()[-1]
         == "error: expected one of fit, validate, test, personalize, predict, export, check, "
-        "compare, deploy, influence, report"
+        "compare, deploy, influence, report, tune, watch"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -75,10 +77,10 @@ def poisson(q: float, rounds: int, population: int, seed: int = 0) -> list[tuple
     return [sampler.cohort(Key(seed, "cohort", round=r), population, 0) for r in range(rounds)]
 
 
-def test_inclusion_is_bernoulli_for_each_client_and_round():
+def check_bernoulli(draw=poisson) -> None:
     q, rounds, population = 0.15, 20_000, 8
-    counts, pairs = Counter(), Counter()
-    for cohort in poisson(q, rounds, population):
+    counts, pairs, cohorts = Counter(), Counter(), draw(q, rounds, population)
+    for cohort in cohorts:
         assert len(set(cohort)) == len(cohort)
         counts.update(cohort)
         pairs.update(combinations(sorted(cohort), 2))
@@ -88,9 +90,35 @@ def test_inclusion_is_bernoulli_for_each_client_and_round():
         assert stats.chi2.sf(chi, len(found)) > 1e-3
     assert len(counts) == population
     assert len(pairs) == population * (population - 1) // 2
-    sizes = Counter(len(cohort) for cohort in poisson(q, rounds, population))
+    sizes = Counter(len(cohort) for cohort in cohorts)
     wanted = [rounds * stats.binom.pmf(k, population, q) for k in range(4)]
     assert [sizes[k] for k in range(4)] == pytest.approx(wanted, rel=0.05)
+    both = sum(0 in one and 0 in next_ for one, next_ in pairwise(cohorts))
+    assert abs(both - rounds * q * q) < 5 * math.sqrt(rounds) * q  # rounds are independent, too
+
+
+def test_inclusion_is_bernoulli_for_each_client_and_round():
+    check_bernoulli()
+
+
+def of_one_size(q, rounds, population):
+    size = round(q * population)
+    return [tuple(sorted(c)) for c in np.random.default_rng(0).permuted(
+        np.tile(np.arange(population), (rounds, 1)), axis=1)[:, :size].tolist()]  # fmt: skip
+
+
+def of_too_many(q, rounds, population):
+    return poisson(1.1 * q, rounds, population)
+
+
+def drawn_once_for_two_rounds(q, rounds, population):
+    return [cohort for cohort in poisson(q, rounds // 2, population) for _ in range(2)]
+
+
+@pytest.mark.parametrize("mutant", [of_one_size, of_too_many, drawn_once_for_two_rounds])
+def test_mutants_that_draw_otherwise_are_found_out(mutant):
+    with pytest.raises(AssertionError):
+        check_bernoulli(mutant)
 
 
 def test_a_poisson_cohort_of_a_million_clients_costs_what_the_cohort_does():

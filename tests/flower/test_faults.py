@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedlightning.errors import (
     FederationError,
 )
 from fedlightning.flower.wire import Rules, decode_order, encode_answer
+from fedlightning.storage.client_files import read_state
 from tests import toys
 from tests.flower.loopback import Killed, LoopbackGrid, Run
 
@@ -78,6 +80,27 @@ def test_an_update_that_was_made_and_lost_is_made_again(make, at):
     with pytest.warns(UserWarning, match="its node is lost"):
         deployed = run.deploy(grid)
     assert deployed == run.simulate()
+
+
+def test_private_steps_of_an_update_that_is_made_again_count_twice(make, capsys):
+    """Under secure noise that is another release, whatever state it starts from."""
+    pytest.importorskip("opacus", reason="needs the extra opacus")
+    private = "{class_path: PrivateSGD, init_args: {noise_multiplier: 1.0, secure: true}}"
+    text = CONFIG.replace("SCAFFOLD, {class_path: FedAdam, init_args: {lr: 0.03}}", private)
+    run = make(text, "--federation.cohort_size=1.0")
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages = {4}
+    with pytest.warns(UserWarning, match="its node is lost"):
+        run.deploy(grid)
+    updates = []
+    for client, store in run.stores.items():
+        files = (store.folder / "kept").glob("*.safetensors")
+        examples, steps = max(read_state(file, client)["example_dp"].tolist() for file in files)
+        updates.append(steps / math.ceil(examples / 40))
+    assert sorted(updates) == [3, 3, 3, 4]  # three rounds, and one of them again
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "each client's account at delta = 1e-05 is kept at its node" in printed
+    assert "epsilon <=" not in printed
 
 
 def test_a_node_that_comes_back_under_another_number_goes_on(make):

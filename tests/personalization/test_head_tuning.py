@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from fedlightning import Algorithm, FedBABU, PersonalizationCallback
 from fedlightning.datamodules import ClientDatasets, FashionMNIST
+from fedlightning.engine.per_example import doubt
 from fedlightning.errors import ConfigError
 from fedlightning.models import Conv4, ResNet18, TorchvisionClassifier
 from fedlightning.personalization.head_only import finetuning
-from fedlightning.personalization.head_only.eligibility import _of_data, doubt
+from fedlightning.personalization.head_only.eligibility import _of_data
 from fedlightning.personalization.head_only.features import pooling_without_indices
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings, tune_linear_head
 from tests.toys import CLASSES, FEATURES, Net, data, examples, fit, net, same, state

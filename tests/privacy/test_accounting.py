@@ -25,11 +25,22 @@ FIXED = Cohorts("fixed", 50, 1000)
 
 @pytest.mark.parametrize(("z", "q", "rounds"), [(1.0, 0.05, 200), (2.0, 0.2, 10), (4.0, 0.1, 1000)])
 def test_poisson_is_dp_accounting_called_directly(z, q, rounds):
+    check_direct(z, q, rounds)
+
+
+@pytest.mark.parametrize("counted", [Release(2.0, 200), Release(1.0, 199), Release(1.0, 0)])
+def test_mutants_that_count_less_are_found_out(counted):
+    """Sensitivity taken for half of what it is; a release that is left out; all of them."""
+    with pytest.raises(AssertionError):
+        check_direct(1.0, 0.05, 200, counted)
+
+
+def check_direct(z: float, q: float, rounds: int, counted: Release | None = None) -> None:
     from dp_accounting import pld
 
     accountant = pld.PLDAccountant()
     accountant.compose(dp.PoissonSampledDpEvent(q, dp.GaussianDpEvent(z)), rounds)
-    ours = epsilon_of([Release(z, rounds)], poisson(q), DELTA)
+    ours = epsilon_of([counted or Release(z, rounds)], poisson(q), DELTA)
     assert ours == pytest.approx(accountant.get_epsilon(DELTA), abs=1e-9)
 
 

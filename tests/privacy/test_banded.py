@@ -91,7 +91,42 @@ def test_the_model_carries_less_noise_than_with_independent_noise():
     assert measured == pytest.approx(errors[2], rel=0.05)
 
 
-def test_epsilon_counts_turns_and_not_rounds():
+@pytest.mark.parametrize(
+    ("rounds", "bands", "optimum"),
+    [(12, 3, 3.34400), (12, 5, 2.84174), (64, 4, 10.31809), (64, 8, 6.86711), (64, 16, 5.25610)],
+)
+def test_the_error_is_within_a_tenth_of_the_optimum_that_pfl_finds(rounds, bands, optimum):
+    """The optimum is tr(A'A X^-1) / rounds of X that pfl 0.6.0's FTRLMatrixFactorizer returns.
+
+    Its mask has the same number of bands at min_separation = bands + 1. (Its mechanism takes the
+    lower Cholesky factor of X = C'C for C, which gives CC' = X; columns of that C are longer than
+    1, so the mechanism itself is no reference.)
+    """
+    sums = np.tril(np.ones((rounds, rounds)))
+    error = np.linalg.norm(sums @ np.linalg.inv(strategy(bands, rounds))) ** 2 / rounds
+    assert optimum < error < 1.1 * optimum
+
+
+def test_correlated_noise_is_that_of_pfls_forward_substitution():
+    """pfl 0.6.0's ForwardSubstitution with the same C, bandwidth 3, fed with 1, 2, ... 6."""
+    noise, before, found = BandedNoise(3), {}, []
+    for fresh in range(1, 7):
+        made = noise.next("w", torch.tensor([float(fresh)], dtype=torch.float64), before)
+        before = noise.remembered({"w": made}, before)
+        found.append(float(made))
+    assert found == pytest.approx(
+        [1.179248, 1.768871, 2.211089, 2.948119, 3.593020, 4.173431], abs=1e-6
+    )
+
+
+def test_epsilon_counts_turns_as_pfl_does():
+    """pfl 0.6.0's PLDPrivacyAccountant, 4 compositions, noise 2, q = 0.1, delta = 1e-5."""
+    pytest.importorskip("dp_accounting")
+    apart = Cohorts("poisson", 10, 100, q=0.1, separation=5)
+    assert epsilon_of([Release(2.0, 20)], apart, 1e-5) == pytest.approx(0.56324977, abs=1e-6)
+
+
+def test_epsilon_counts_turns_and_and_not_rounds():
     pytest.importorskip("dp_accounting")
     for q in (1.0, 0.3):
         apart = Cohorts("poisson", 10, 100, q=q, separation=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from fedlightning import (  # noqa: E402
 )
 from fedlightning.core.seeding import Key  # noqa: E402
 from fedlightning.errors import ConfigError, EnvironmentFailure  # noqa: E402
-from fedlightning.privacy import ExampleDP, KeyedNoise  # noqa: E402
+from fedlightning.privacy import ExampleDP, KeyedNoise, SystemNoise  # noqa: E402
 from fedlightning.privacy.example_level import example_gradients, privatize  # noqa: E402
 from tests.engine.test_resume import Stop, StopAt  # noqa: E402
 from tests.toys import data, examples, loop_of, net, same, state, trainer  # noqa: E402
@@ -182,15 +183,28 @@ def test_each_client_keeps_its_own_account(capsys, tmp_path):
 
 
 def test_it_resumes_to_the_same_bits_and_workers_agree(tmp_path):
+    whole = check_resume(tmp_path)
+    _, second = fitted(FedBABU() + PrivateSGD(1.0, batch_size=2), rounds=3, devices=2)
+    assert same(state(whole), state(second))
+
+
+def check_resume(tmp_path) -> nn.Module:
     algorithm = FedBABU() + PrivateSGD(1.0, batch_size=2)
     _, whole = fitted(algorithm, rounds=3)
-    _, second = fitted(algorithm, rounds=3, devices=2)
-    assert same(state(whole), state(second))
     crash = StopAt("on_aggregate_end", 2)
     with pytest.raises(Stop):
         fitted(algorithm, rounds=3, folder=tmp_path, callbacks=[crash])
     _, resumed = fitted(algorithm, rounds=3, folder=tmp_path, ckpt="last")
     assert same(state(whole), state(resumed))
+    return whole
+
+
+def test_a_mutant_whose_noise_follows_from_nothing_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        ExampleDP, "_sources", lambda *_: (np.random.default_rng(), SystemNoise(os.urandom(32)))
+    )
+    with pytest.raises(AssertionError):
+        check_resume(tmp_path)
 
 
 def test_it_goes_with_client_level_privacy_and_a_proximal_term():

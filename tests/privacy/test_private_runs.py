@@ -203,6 +203,19 @@ def test_epsilon_is_logged_each_round_written_and_printed(tmp_path, capsys):
     assert re.search(r"not covered: metrics,\s+losses", printed)
 
 
+def test_under_fast_dev_run_cohorts_are_cut_and_nothing_is_promised(capsys, caplog):
+    federation = {"sampler": PoissonSampler(1.0), "privacy": ClientDP(noise_multiplier=1.0)}
+    built = trainer(FedBABU(), 1, None, None, federation, fast_dev_run=2)
+    with caplog.at_level("INFO", "pytorch_lightning"):
+        built.fit(net(), datamodule=data(SIZES))
+    assert len(built.federated_loop.jobs) == 2  # of six
+    assert "privacy/epsilon" not in built.callback_metrics
+    said = [record.message for record in caplog.records if "privacy" in record.message]
+    assert said == ["privacy: nothing is promised under fast_dev_run, which cuts cohorts"]
+    assert built.federated_loop.private.summary({}) == tuple(said)
+    assert "epsilon" not in capsys.readouterr().out
+
+
 def test_a_run_killed_twenty_times_is_the_uninterrupted_one(tmp_path):
     """At changing places of a round; noise, model and ledger are those of one run."""
     rounds, clip = 6, {"max_norm": AdaptiveClipping(initial=0.3, bit_noise=1.0)}

@@ -44,7 +44,7 @@ def test_the_names_of_a_run_folder_are_those_that_other_programs_rely_on():
         influence influence.csv influence.png leave_one_out.csv leave_one_out.png
         finetuning.csv finetuning.png partition.json
         partition.csv partition.png predictions.csv checkpoints last.ckpt previous.ckpt
-        model.safetensors privacy.json
+        model.safetensors privacy.json private_steps.csv continued.json ended.json
         personal personalized index.json .personalized.new .personalized.old
     """
     assert set(expected.split()) == NAMES

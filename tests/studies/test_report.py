@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_from_outside_and_is_well_formed(study, capsys):
     assert "link" not in page.tags
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert page.tags.count("svg") == 2 * 5 + 1, "five figures a condition, one of the partition"
+    assert page.tags.count("svg") == 2 * 6 + 2, "six a condition, one of all, one of the partition"
     assert "FedProx &lt;&amp;&gt;" in text
     assert "FedProx <&>" not in text
     assert text.index('id="c0">cohort_size=5') < text.index('id="c1">cohort_size=10')
@@ -144,10 +144,26 @@ def test_what_is_left_out_is_named(make_run, tmp_path, capsys):
     assert "1 of 2 rounds" in text
 
 
-def test_runs_without_clients_are_reported_by_their_global_model(make_run, tmp_path):
+def test_personalizing_a_run_again_makes_no_rival_of_it(make_run, tmp_path, capsys):
+    again = "round,initial/acc,held_out/personalized/acc\n0,0.5,0.9\n"
+    make_run("FedPer", in_study=False)
+    make_run("python", algorithm="FedPer", in_study=False, settings={"max_epochs": 1},
+             after=(0.9,), metrics=again)  # fmt: skip
+    make_run("command", algorithm="FedPer", in_study=False, after=(0.9,), metrics=again)
+    assert main(["report", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert error.count("left out, of personalize") == 2
+    assert "not finished" not in error
+    (row,) = rows(tmp_path / "summary.csv")
+    assert (row["variant"], row["seeds"], row["acc_after"]) == ("FedPer", "1", "0.625")
+
+
+def test_runs_without_clients_are_reported_by_their_global_model(make_run, tmp_path, capsys):
     make_run("FedAvg", clients=False)
     make_run("FedBABU", clients=False)
     assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"global model\nFedAvg +50\.0\nFedBABU +50\.0\n", shown), shown
     assert [row["global_acc"] for row in rows(tmp_path / "summary.csv")] == ["0.5", "0.5"]
     assert rows(tmp_path / "tests.csv") == []
     assert any("no PersonalizationCallback" in text for text in collect([tmp_path]).warnings)

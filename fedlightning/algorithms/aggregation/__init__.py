@@ -1,11 +1,14 @@
 """Merging what clients send: the mean, and rules that a few hostile clients cannot bend."""
 
+from typing import TYPE_CHECKING
+
 from fedlightning.algorithms.aggregation.base import Accumulator, Aggregator
 from fedlightning.algorithms.aggregation.coordinatewise import CoordinateMedian, TrimmedMean
 from fedlightning.algorithms.aggregation.krum import Krum, MultiKrum
 from fedlightning.algorithms.aggregation.mean import Mean, WeightedMean
 from fedlightning.algorithms.aggregation.norm_clipping import NormClipping
 from fedlightning.algorithms.aggregation.secure_sum import SecureSum
+from fedlightning.core.near_names import suggesting
 from fedlightning.core.state import Sums, widest_float
 
 Merge = Accumulator
@@ -26,3 +29,6 @@ __all__ = [
     "WeightedMean",
     "widest_float",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.config.strict_yaml import check_config
+from fedlightning.core.description import ONLY_IN_PYTHON
 from fedlightning.errors import ConfigError
 
 __all__ = ["Command", "read_command"]
@@ -77,6 +79,8 @@ def _checked(path: Path) -> Path:
         raise ConfigError(
             f"{path} is a study of several runs: python -m fedlightning compare --config {path}"
         )
+    if any(sign in text for sign in (ONLY_IN_PYTHON, "__main__", "<locals>")):
+        refuse_missing(yaml.safe_load(text), str(path))
     return path
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from fedlightning.cli.diagnostics.suggestions import setting_names
+from fedlightning.core.description import setting_names
 from fedlightning.core.tracebacks import causes, raised_by_user
 from fedlightning.errors import ConfigError, EnvironmentFailure, FedLightningError
 

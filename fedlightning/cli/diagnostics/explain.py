@@ -21,10 +21,10 @@ from fedlightning.cli.diagnostics.suggestions import (
     expected_classes,
     find_class,
     nearest_option,
-    setting_names,
     subclass_names,
 )
 from fedlightning.core.arguments import unknown_argument
+from fedlightning.core.description import setting_names
 from fedlightning.core.validation import USE_PYTORCH_LIGHTNING, other_lightning
 from fedlightning.errors import ConfigError, did_you_mean, nearest
 

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fedlightning.core.description import setting_names
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.errors import did_you_mean, nearest
 from fedlightning.federation.settings import Federation
 from fedlightning.models.base import FederatedModule
 
-__all__ = ["expected_classes", "find_class", "nearest_option", "setting_names", "subclass_names"]
+__all__ = ["expected_classes", "find_class", "nearest_option", "subclass_names"]
 
 _CLASSES: dict[str, type] = {
     "model": pl.LightningModule,
@@ -39,21 +39,6 @@ def find_class(path: str) -> type | None:
     except Exception:
         return None
     return found if isinstance(found, type) else None
-
-
-def setting_names(owner: type) -> list[str]:
-    """Return the names of a class's settings, including those of its base classes.
-
-    Example:
-        >>> from fedlightning.datamodules import Digits
-        >>> {"test_fraction", "num_clients"} <= set(setting_names(Digits))
-        True
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    try:
-        return list(parser.add_class_arguments(owner, fail_untyped=False, as_group=False))
-    except Exception:
-        return []
 
 
 def subclass_names(bases: Sequence[type]) -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import pytorch_lightning as pl
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
@@ -15,6 +18,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.module_snapshot import Changes, WholeModule
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask, ViewLoader
 from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
@@ -60,6 +64,7 @@ class ClientEvaluationLoop(_EvaluationLoop):
         self._tasks: list[ClientTask] | None = None
         self._whole: WholeModule | None = None
         self._memory: Changes | None = None
+        self._observed = True  # by callbacks, client by client
 
     def run(self) -> Any:
         """Evaluate; within ``fit``, the module is left unchanged.
@@ -67,8 +72,11 @@ class ClientEvaluationLoop(_EvaluationLoop):
         What it remembers of its validations lasts from one of them to the next, and nothing else
         sees it.
         """
+        rounds, fitting = self.trainer.fit_loop, self.trainer.state.fn is TrainerFn.FITTING
+        outside = isinstance(rounds, RoundLoop) and not fitting
         try:
-            return super().run()
+            with cast(RoundLoop, rounds).evaluating() if outside else nullcontext():
+                return super().run()
         finally:
             if self._tasks is not None:
                 self._tasks = None
@@ -127,6 +135,11 @@ class ClientEvaluationLoop(_EvaluationLoop):
             super()._on_evaluation_epoch_start(*args, **kwargs)
             return
         self._tell("epoch_start")
+        self._observed = any(
+            overrides(callback, self._hook(moment), pl.Callback)
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            for moment in ("batch_start", "batch_end")
+        )
         self._attempt(lambda: self._evaluator.start(self._tasks or []))
 
     def _hook(self, moment: str) -> str:
@@ -151,23 +164,24 @@ class ClientEvaluationLoop(_EvaluationLoop):
         if not isinstance(batch, ClientTask):
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
-        trainer = self.trainer
+        trainer, workers = self.trainer, self._workers
         self.batch_progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
-        self._results.batch_size = batch.num_examples
-        self._tell("batch_start", batch, batch_idx)
+        if self._observed:
+            trainer._logger_connector.on_batch_start(batch)
+            self._results.batch_size = batch.num_examples
+            self._tell("batch_start", batch, batch_idx)
         self.batch_progress.increment_started()
-        self._workers.check()
-        if self._workers.owns(batch_idx) and self._failure is None:
-            self._attempt(lambda: self._measure(batch))
-        scores = self._scores.get(batch, {})
+        workers.check()
+        if workers.owns(batch_idx) and self._failure is None:
+            self._attempt(partial(self._measure, batch))
         self.batch_progress.increment_processed()
-        self._tell("batch_end", scores, batch, batch_idx)
-        trainer._logger_connector.on_batch_end()
+        if self._observed:
+            self._tell("batch_end", self._scores.get(batch, {}), batch, batch_idx)
+            trainer._logger_connector.on_batch_end()
         self.batch_progress.increment_completed()
-        if not trainer.sanity_checking:
+        if not self._has_run and not trainer.sanity_checking:
             self._has_run = True
-        alone = self._workers.size == 1  # several workers agree at the round's end
+        alone = workers.size == 1  # several workers agree at the round's end
         if alone and not self.batch_progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 

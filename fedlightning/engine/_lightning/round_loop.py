@@ -11,7 +11,7 @@ import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
 
@@ -23,6 +23,7 @@ from pytorch_lightning.trainer import call
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.core.metrics import LogFlags
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine.workers.collectives import Workers
 
@@ -62,6 +63,7 @@ class RoundLoop(_FitLoop):
         self.updates = 0
         self._updates_before = 0
         self.accumulating = False
+        self._observed = True  # by callbacks, client by client
         self.on_begun: Callable[[], None] = _nothing
         self._round_metrics: dict[str, tuple[float, LogFlags]] = {}
         self._saved: dict[str, Any] | None = None
@@ -88,6 +90,10 @@ class RoundLoop(_FitLoop):
     @abstractmethod
     def run_round(self) -> Mapping[str, tuple[float, LogFlags]]:
         """Train one round, put its result into the module, and return the round's metrics."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Prepare the module for an evaluation outside of ``fit``."""
+        return nullcontext()
 
     def extra_state(self) -> dict[str, Any]:
         """Return what else a checkpoint holds: primitives and tensors."""
@@ -176,6 +182,11 @@ class RoundLoop(_FitLoop):
         with self.trainer.profiler.profile("run_training_epoch"):  # type: ignore[attr-defined]
             if self.phase is Phase.TRAINING:
                 self.epoch_loop.batch_progress.reset_on_run()
+                self._observed = any(
+                    overrides(callback, hook, pl.Callback)
+                    for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+                    for hook in ("on_train_batch_start", "on_train_batch_end")
+                )
                 self._round_metrics = dict(self.run_round())
                 # the first moment at which a checkpoint may hold the round's result
                 with _without_advice() if self.updates == 0 else nullcontext():
@@ -224,9 +235,10 @@ class RoundLoop(_FitLoop):
     def client_starts(self, task: ClientTask, position: int) -> None:
         """A client of the cohort starts: to callbacks, a train batch."""
         self.epoch_loop.batch_progress.increment_ready()
-        self.trainer._logger_connector.on_batch_start(task)
-        self.epoch_loop._results.batch_size = task.num_examples
-        call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
+        if self._observed:
+            self.trainer._logger_connector.on_batch_start(task)
+            self.epoch_loop._results.batch_size = task.num_examples
+            call._call_callback_hooks(self.trainer, "on_train_batch_start", task, position)
         self.epoch_loop.batch_progress.increment_started()
 
     def client_ends(
@@ -237,11 +249,15 @@ class RoundLoop(_FitLoop):
         progress.increment_processed()
         progress.is_last_batch = position + 1 == self.max_batches
         self._count_updates(self.updates + counts)
-        with _without(self.trainer, _AVERAGING):  # they wait for the round's result
-            call._call_callback_hooks(self.trainer, "on_train_batch_end", outputs, task, position)
-        self.trainer._logger_connector.on_batch_end()
+        if self._observed:
+            with _without(self.trainer, _AVERAGING):  # they wait for the round's result
+                call._call_callback_hooks(
+                    self.trainer, "on_train_batch_end", outputs, task, position
+                )
+            self.trainer._logger_connector.on_batch_end()
         progress.increment_completed()
-        self.trainer._logger_connector.update_train_step_metrics()
+        if self._observed:
+            self.trainer._logger_connector.update_train_step_metrics()
         if self.workers.size == 1:
             self.stop_if_told_to()
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.data import AttributeDict
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
@@ -25,6 +26,7 @@ __all__ = [
     "in_every_checkpoint",
     "install_loops",
     "loading_weights",
+    "logging_facts",
     "needs_no_step",
     "personalization_loop",
     "requeued_checkpoint",
@@ -152,6 +154,43 @@ def loading_weights(
         load(partial(stock, checkpoint, strict=strict), checkpoint)
 
     strategy.load_model_state_dict = load_model_state_dict  # type: ignore[method-assign]
+
+
+def logging_facts(trainer: pl.Trainer, facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Have every logger get facts together with the hyperparameters, in Lightning's one call.
+
+    A second call would not do: TensorBoard shows what the first one says. The facts stand beside
+    the data module's hyperparameters while Lightning logs, and are gone when it has.
+
+    Args:
+        trainer: The trainer.
+        facts: Returns them by name; called once the data is set up.
+    """
+    strategy, connector = trainer.strategy, trainer._checkpoint_connector
+    setup, restore = strategy.setup, connector.restore_training_state
+    before: list[tuple[Any, bool, Any]] = []
+
+    def put_back() -> None:
+        for data, logs, hyperparameters in before:
+            data._log_hyperparams, data._hparams_initial = logs, hyperparameters
+        before.clear()
+
+    def set_up(*args: Any, **kwargs: Any) -> None:
+        setup(*args, **kwargs)
+        put_back()
+        data: Any = getattr(trainer, "datamodule", None)
+        if trainer.loggers and data is not None and (named := facts()):
+            own = data.hparams_initial
+            before.append((data, data._log_hyperparams, own))
+            shown = dict(own) if data._log_hyperparams else {}
+            data._log_hyperparams, data._hparams_initial = True, AttributeDict({**shown, **named})
+
+    def restore_state() -> None:
+        put_back()
+        restore()
+
+    strategy.setup = set_up  # type: ignore[method-assign]
+    connector.restore_training_state = restore_state  # type: ignore[method-assign]
 
 
 def _noted(

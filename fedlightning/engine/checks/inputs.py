@@ -9,9 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from fedlightning.core.arguments import unknown_argument
+from fedlightning.core.overrides import overrides
 from fedlightning.core.validation import check_instance, other_lightning
 from fedlightning.datamodules import FederatedDataModule
-from fedlightning.engine.steps import overrides
 from fedlightning.errors import ConfigError
 from fedlightning.storage.checkpoint_reader import check_local
 

@@ -14,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fedlightning.core.module_snapshot import WholeModule
+from fedlightning.core.overrides import overrides
 from fedlightning.core.tracebacks import place_of
 from fedlightning.datamodules import FederatedDataModule, Split
 from fedlightning.datamodules.pooled import PooledData
 from fedlightning.engine.checks.trial_step import lone_text
 from fedlightning.engine.evaluation import ClientEvaluator
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
-from fedlightning.engine.steps import overrides
 from fedlightning.errors import ConfigError, DataError, FederationError, FedLightningError
 from fedlightning.models.base import FederatedModule
 

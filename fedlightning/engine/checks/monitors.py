@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Collection, Iterator
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.core.metrics import (
     PERSONAL,
+    canonical_name,
     is_test_metric,
     on_validation_data,
     without_view,
@@ -20,6 +22,8 @@ from fedlightning.engine.evaluation import federated_data
 from fedlightning.errors import ConfigError
 
 __all__ = ["check_monitors", "say_whose_model", "warn_of_test_metrics"]
+
+_OF_SPREAD = re.compile("_(weighted|undefined|std|min|p10|p90|worst_decile|jain|nearest_mean)$")
 
 _log = logging.getLogger(f"pytorch_lightning.{__name__}")  # is shown where Lightning's own is
 
@@ -36,7 +40,8 @@ def warn_of_test_metrics(trainer: pl.Trainer) -> None:
         if is_test_metric(metric):
             personal = without_view(metric).startswith(PERSONAL)
             better = "personalized/val_" if personal else "val/"
-            better += "loss" if "loss" in metric else "acc"
+            short = canonical_name(without_view(metric).removeprefix("personalized/"))
+            better += _OF_SPREAD.sub("", short.removeprefix("initial/"))
             rank_zero_warn(
                 f"{name} looks at {metric!r}: that selects by test data, so results on them are "
                 f"too good. Hold validation data out (data.val_fraction) and take {better!r}."

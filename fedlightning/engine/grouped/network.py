@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedlightning.core.overrides import overrides
 from fedlightning.core.state import State, copy_into
-from fedlightning.engine.steps import overrides
 from fedlightning.models.base import FederatedModule
 
 __all__ = ["Layers", "layers_of", "mean_losses", "stack_states", "stacked_forward", "unsupported"]

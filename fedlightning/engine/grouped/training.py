@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fedlightning.algorithms.context import ClientContext
 from fedlightning.core.batches import Batch, Split
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.datamodules.base import FederatedDataModule
@@ -29,7 +30,7 @@ from fedlightning.engine.grouped.network import (
 from fedlightning.engine.grouped.optimizer import StackedParameters, unsupported_optimizer
 from fedlightning.engine.local_log import LocalLog
 from fedlightning.engine.local_training import LOCAL_HOOKS, batch_limit
-from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
+from fedlightning.engine.steps import needs_lightning_step, transfers_batches
 from fedlightning.errors import ConfigError, WorkerLost
 from fedlightning.federation.client_update import LocalResult
 from fedlightning.federation.jobs import Job

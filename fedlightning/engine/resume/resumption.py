@@ -13,9 +13,9 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.parameter import is_lazy
 
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
-from fedlightning.engine.steps import overrides
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable

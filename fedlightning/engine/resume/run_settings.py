@@ -41,6 +41,7 @@ _COVERED = {"seed", "num_clients", "num_classes", "partition", "val_fraction", "
 _MAX_LENGTH = 400
 _SCHEDULE_DIGEST = "federation.schedule (digest)"
 _NONE = (None, "None")
+_OF_DATA = ("partition:", "dataset", "names of clients:")
 
 
 def settings_that_matter(
@@ -86,9 +87,8 @@ def settings_that_matter(
         else f"{type(sampler).__name__}{_plain_values(vars(sampler))}",
         "federation.leave_out": sorted(federation.leave_out) or None,
         "torch threads": threads if threads is not None else torch.get_num_threads(),
-        "partition": data.partition_digest()[:16],
+        **data.digests(),
         "data.held_out_clients": data.held_out_digest(),
-        "dataset": data.dataset_fingerprint(),
         "data": type(data).__name__,
         "trainer.precision": trainer.precision,
         "trainer.accelerator": trainer.strategy.root_device.type,
@@ -139,9 +139,11 @@ def refuse_changes(saved: Mapping[str, Any], present: Settings) -> None:
         fedlightning.errors.CheckpointError: ... from the checkpoint (seed: 0 -> 5). Restore ...
     """
     if changed := _changes(saved, present):
+        of_data = any(text.startswith(_OF_DATA) for text in changed)
+        what = "data or settings differ" if of_data else "settings differ"
         raise CheckpointError(
-            f"cannot resume: settings differ from the checkpoint ({'; '.join(changed)}). Restore "
-            "them, or load only the weights with load_from_checkpoint."
+            f"cannot resume: {what} from the checkpoint ({'; '.join(changed)}). Restore them, or "
+            "load only the weights with load_from_checkpoint."
         )
 
 
@@ -172,7 +174,7 @@ def warn_of_changes(
         "head": _format_value(federation.head or getattr(module, "head_prefix", "head")),
     }
     if data is not None and holds_states(extra["personal"]):
-        present["partition"] = data.partition_digest()[:16]  # which state belongs to which client
+        present |= data.digests()  # which state belongs to which client
     if changed := _changes(saved, present):
         rank_zero_warn(
             f"{path} was trained with other settings than those used to evaluate it: "

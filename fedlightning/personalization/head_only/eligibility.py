@@ -13,33 +13,19 @@ import torch
 from pytorch_lightning.plugins.precision import Precision
 from torch import nn
 
+from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.datamodules.examples import has_classes
 from fedlightning.engine.local_training import LOCAL_HOOKS
-from fedlightning.engine.steps import needs_lightning_step, overrides, transfers_batches
+from fedlightning.engine.per_example import watched
+from fedlightning.engine.steps import needs_lightning_step, transfers_batches
 from fedlightning.models.base import FederatedModule
 from fedlightning.personalization.head_only.linear_sgd import SGDSettings
 
-__all__ = ["doubt", "obstacle"]
+__all__ = ["obstacle"]
 
 _STEPS = ("training_step", "test_step", "_evaluate_batch", "__call__")
 _MODES = ("train", "eval")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_ONE_BY_ONE: tuple[type[nn.Module], ...] = (
-    nn.Sequential, nn.Identity, nn.Linear,
-    nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    *_BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish,
-)  # fmt: skip
-_OURS = "fedlightning.models."
-_TORCHVISION = ("torchvision.models.", "torchvision.ops.")
 
 
 def obstacle(
@@ -62,23 +48,6 @@ def obstacle(
         or _of_trainer(trainer, module)
         or _of_data(data, head.out_features if _linear(head) else 0)
     )
-
-
-def doubt(module: pl.LightningModule) -> str | None:
-    """Return what in a body may look from one example at another, for all we know, or ``None``."""
-    name = type(module).__name__
-    if not overrides(module, "forward", FederatedModule):
-        scope = getattr(module, "body", None)
-    elif type(module).forward.__module__.startswith(_OURS):
-        scope = module
-    else:
-        return f"{name} has a forward of its own"
-    if not isinstance(scope, nn.Module):
-        return f"{name}.body is not a torch module"
-    for path, child in scope.named_modules():
-        if child is not module and not _one_by_one(child):
-            return f"{path or 'body'} is of a type, {type(child).__name__}, that is not known here"
-    return None
 
 
 def _of_head(trainer: pl.Trainer, module: pl.LightningModule, head: nn.Module | None) -> str | None:
@@ -109,14 +78,7 @@ def _of_module(module: pl.LightningModule) -> str | None:
     for method in (*LOCAL_HOOKS, *_MODES):
         if overrides(module, method, pl.LightningModule):
             return f"{name} has a method {method} of its own"
-    if "forward" in vars(module) or module._compiled_call_impl is not None:
-        return f"{name}.forward has been replaced"
-    for path, child in module.named_modules():
-        if any(getattr(child, hooks) for hooks in _HOOKS):
-            return f"{path or name} has hooks that want to see it run"
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.running_mean is None:
-            return f"{path} has no running statistics, so features depend on the batch"
-    return None
+    return watched(module)
 
 
 def _of_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
@@ -148,17 +110,6 @@ def _of_data(data: FederatedDataModule, num_classes: int) -> str | None:
 
 def _linear(head: nn.Module | None) -> TypeGuard[nn.Linear]:
     return type(head) is nn.Linear and "forward" not in vars(head)
-
-
-def _one_by_one(child: nn.Module) -> bool:
-    """Whether a module, in eval mode, is known to make of each example what is in that alone."""
-    if "forward" in vars(child):
-        return False
-    if type(child) is nn.Flatten:
-        return child.start_dim >= 1
-    if type(child).__module__.startswith((_OURS, *_TORCHVISION)):
-        return bool(getattr(child, "dims", (0,))[0] == 0)  # a Permute may move the examples' axis
-    return type(child) in _ONE_BY_ONE
 
 
 def _named(instance: object) -> str:

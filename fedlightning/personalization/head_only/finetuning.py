@@ -8,10 +8,10 @@ from itertools import chain
 
 from torch import Tensor, nn
 
+from fedlightning.core.overrides import overrides
 from fedlightning.core.seeding import Key, forked_generators
 from fedlightning.datamodules import ClientTask, Split
 from fedlightning.engine.loop import FederatedLoop
-from fedlightning.engine.steps import overrides
 from fedlightning.models.base import FederatedModule
 from fedlightning.personalization.head_only.features import (
     FeatureBatch,

@@ -1,5 +1,8 @@
 """A client's full model, or the global one, outside of a federation."""
 
+from typing import TYPE_CHECKING
+
+from fedlightning.core.near_names import suggesting
 from fedlightning.personalization.models.export import (
     client_model,
     client_network,
@@ -21,3 +24,6 @@ __all__ = [
     "export_model",
     "format_of",
 ]
+
+if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name
+    __getattr__ = suggesting(__name__, __all__)

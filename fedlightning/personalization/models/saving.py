@@ -69,9 +69,8 @@ def open_personal_files(
                 "some of them, saves them."
             )
             return None
-    writer = PersonalWriter(
-        Path(folder), _about(loop, Path(folder), clients, part, rounds), loop.workers
-    )
+    about = _about(loop, Path(folder), clients, part, rounds)
+    writer = PersonalWriter(Path(folder), about, loop.workers, loop.data.client_names)
     writer.open()
     return writer
 
@@ -91,7 +90,7 @@ def write_one(
     """
     with loop.showing_global():
         about = _about(loop, folder, [client], part, rounds)
-    writer = PersonalWriter(folder, about)
+    writer = PersonalWriter(folder, about, names=loop.data.client_names)
     writer.open()
     with discarded_on_failure(writer):
         writer.keep(client, state)
@@ -136,10 +135,7 @@ def load_kept(loop: FederatedLoop, saved: Mapping[str, Any]) -> None:
     if personal is None:
         return
     if holds_states(personal):
-        present = {
-            "partition": loop.data.partition_digest()[:16],
-            "dataset": loop.data.dataset_fingerprint(),
-        }
+        present = loop.data.digests()
         if any(settings.get(name, value) != value for name, value in present.items()):
             rank_zero_warn(
                 "the data differs from the checkpoint's run: its client states are ignored and all "

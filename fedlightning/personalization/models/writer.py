@@ -13,8 +13,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,6 +101,7 @@ class PersonalWriter:
         about: What the files have in common.
         workers: The processes that share the work; all of them call :meth:`open` and
             :meth:`publish`.
+        names: The clients' names, for the index; None where they have none.
 
     Example:
         >>> run = getfixture("tmp_path")
@@ -110,8 +113,15 @@ class PersonalWriter:
         ['client_00007.safetensors', 'index.json']
     """
 
-    def __init__(self, run: Path, about: About, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        about: About,
+        workers: Workers | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._run = run
+        self._names = names
         self._about = about
         self._workers = workers if workers is not None else Workers()
         self._digests: dict[int, str] = {}
@@ -185,12 +195,14 @@ class PersonalWriter:
             shutil.rmtree(self._run / NEW_PERSONAL_MODELS, ignore_errors=True)
 
     def _publish(self, digests: dict[int, str]) -> None:
-        index = {
+        index: dict[str, Any] = {
             "format": FORMAT,
             "fedlightning": __version__,
             **asdict(self._about),
             "clients": {str(client): digests[client] for client in sorted(digests)},
         }
+        if self._names is not None:
+            index["names"] = {str(client): self._names[client] for client in sorted(digests)}
         new, own = self._run / NEW_PERSONAL_MODELS, self._run / PERSONAL_MODELS
         old = self._run / OLD_PERSONAL_MODELS
         write_atomically(new / PERSONAL_INDEX, (json.dumps(index, indent=1) + "\n").encode())

@@ -71,7 +71,7 @@ def curves_figure(
     others = {name: values for name, values in series.items() if name not in apart}
     panels = [panel for panel in (own, accuracies, others) if panel] or [{}]
     colors = {name: CYCLE[index % len(CYCLE)] for index, name in enumerate(series)}
-    scales: list[tuple[str, Sequence[float]]] = [("round", rounds)]
+    scales: list[tuple[str, Sequence[float]]] = [("rounds done", [index + 1 for index in rounds])]
     if clock is not None:
         scales.append(("simulated seconds", clock))
     with style():

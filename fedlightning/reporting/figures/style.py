@@ -53,6 +53,7 @@ _SETTINGS: dict[str, Any] = {
     "ytick.major.size": 0.0,
     "legend.frameon": False,
     "legend.fontsize": 9.0,
+    "text.parse_math": False,  # a client's name may have dollars in it
 }
 
 

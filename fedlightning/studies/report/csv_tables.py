@@ -15,9 +15,10 @@ from fedlightning.reporting.client_records import columns_of
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.results import Collection
+from fedlightning.studies.seed_tests import SeedTest
 from fedlightning.studies.statistics import Summary
 
-__all__ = ["write_clients", "write_curves", "write_summary", "write_tests"]
+__all__ = ["write_clients", "write_curves", "write_seed_tests", "write_summary", "write_tests"]
 
 
 def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> None:
@@ -37,6 +38,11 @@ def write_summary(path: Path, summaries: Mapping[str, Sequence[Summary]]) -> Non
 def write_tests(path: Path, tests: Sequence[PairedTest]) -> None:
     """Write one row per comparison."""
     _write(path, [field.name for field in fields(PairedTest)], map(astuple, tests))
+
+
+def write_seed_tests(path: Path, tests: Sequence[SeedTest]) -> None:
+    """Write one row per comparison over seeds."""
+    _write(path, [field.name for field in fields(SeedTest)], map(astuple, tests))
 
 
 def write_clients(path: Path, collection: Collection) -> None:

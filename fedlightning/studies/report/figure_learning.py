@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["learning_figure"]
 
 _MOST_BANDS = 8
+_DWARFS = 30.0
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _SECONDS = ((7200.0, 3600.0, "hours"), (300.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
 
@@ -62,6 +63,8 @@ def learning_figure(
                     _draw(ax, group, metric, x_axis, looks[group.variant], bands, scale)
                 ax.grid(linewidth=0.6)
                 ax.margins(x=0.01)
+                if column == 0 and _dwarfed(ax):
+                    ax.set_yscale("log")
                 if column == 0:
                     ax.set_ylabel(labels[metric])
                 if row == len(metrics) - 1:
@@ -71,6 +74,15 @@ def learning_figure(
             handles, names, loc="outside upper left", ncols=min(len(names), 2 * len(axes))
         )
     return figure
+
+
+def _dwarfed(ax: Axes) -> bool:
+    """Whether one curve is so high that the others would lie on the axis."""
+    drawn = [ys for line in ax.lines if (ys := np.asarray(line.get_ydata(), float)).size]
+    if not drawn:
+        return False
+    tops, lowest = [float(ys.max()) for ys in drawn], min(float(ys.min()) for ys in drawn)
+    return lowest > 0 and max(tops) > _DWARFS * float(np.median(tops))
 
 
 def _labels(groups: Sequence[Group], main: MainMetric, view: str) -> dict[str, str]:
@@ -86,7 +98,7 @@ def _labels(groups: Sequence[Group], main: MainMetric, view: str) -> dict[str, s
 
 def _x_axes(groups: Sequence[Group]) -> list[tuple[str, float, str]]:
     runs = [run for group in groups for run in group.runs.values()]
-    axes = [("round", 1.0, "rounds")]
+    axes = [("rounds done", 1.0, "rounds")]
     most = max((_largest(_xs(run, "bytes")) for run in runs), default=0.0)
     if most > 0:
         size, unit = next((size, unit) for size, unit in _BYTES if most >= size or size == 1)
@@ -148,7 +160,9 @@ def _draw(
     xs = np.array([each[:, 0].mean() for each in points])
     ys = np.array([each[:, 1].mean() for each in points])
     colour, dashes = look
-    ax.plot(xs, ys, color=colour, linestyle=dashes, linewidth=1.6, label=group.variant)
+    mark = "o" if len(xs) == 1 else ""  # a line of one point would not be seen
+    ax.plot(xs, ys, color=colour, linestyle=dashes, linewidth=1.6, marker=mark, markersize=4,
+            label=group.variant)  # fmt: skip
     if full > 1 and bands:
         spread = np.array([each[:, 1].std(ddof=1) for each in points])
         ax.fill_between(xs, ys - spread, ys + spread, color=colour, alpha=0.15, linewidth=0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Look", "styles_for", "svg"]
 
 _PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)))
 
 Look = tuple[str, object]
 """A colour and a line style."""
@@ -25,13 +25,16 @@ Look = tuple[str, object]
 def styles_for(variants: Sequence[str]) -> dict[str, Look]:
     """Return the colour and line style of each variant.
 
+    Neighbours differ in both, so that of two curves that coincide the later one, drawn in dashes,
+    lets the earlier one through.
+
     Example:
         >>> styles_for(["FedAvg", "FedBABU"])["FedAvg"]
         ('#0072b2', '-')
     """
     colours = [colour for colour in CYCLE if colour not in (INK, GREY)]
     return {
-        name: (colours[at % len(colours)], _DASHES[at // len(colours) % len(_DASHES)])
+        name: (colours[at % len(colours)], _DASHES[(at + at // len(colours)) % len(_DASHES)])
         for at, name in enumerate(variants)
     }
 

@@ -38,6 +38,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .6rem 0; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid var(--grid); }
 h3 { font-size: 1.05rem; margin: 1.4rem 0 .4rem; }
+h4 { font-size: .95rem; margin: 1.2rem 0 .3rem; }
 p { margin: .5rem 0; max-width: 52rem; }
 p.note, figcaption { color: var(--muted); font-size: .9rem; }
 nav a { margin-right: 1rem; }
@@ -47,12 +48,13 @@ a { color: var(--accent); }
 table { border-collapse: collapse; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
-td.wide { white-space: normal; min-width: 12rem; text-align: left; overflow-wrap: anywhere; }
+td.wide { white-space: normal; min-width: 9rem; text-align: left; overflow-wrap: anywhere; }
 th { background: var(--card); color: var(--muted); font-weight: 600; }
 thead th { vertical-align: bottom; }
 tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--grid); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--card); color: var(--ink); }
+  background: var(--card); color: var(--ink); white-space: normal; max-width: 15rem;
+  min-width: 6rem; overflow-wrap: anywhere; }
 td.best { font-weight: 700; }
 .spread { color: var(--muted); font-weight: 400; font-size: .85em; }
 figure { margin: .8rem 0; overflow-x: auto; }

@@ -18,6 +18,7 @@ from fedlightning.reporting.figures.save import partition_figure
 from fedlightning.reporting.figures.style import counted
 from fedlightning.storage.run_layout import PARTITION_TABLE, client_names_in
 from fedlightning.studies.paired_tests import PairedTest
+from fedlightning.studies.rankings import Ranking, rank_conditions, rank_seeds
 from fedlightning.studies.report.figure_accuracies import (
     distributions_figure,
     fairness_figure,
@@ -26,17 +27,21 @@ from fedlightning.studies.report.figure_accuracies import (
 from fedlightning.studies.report.figure_learning import learning_figure
 from fedlightning.studies.report.figure_svg import Look, styles_for, svg
 from fedlightning.studies.report.html import collapsible, document, paragraph, section
+from fedlightning.studies.report.paper_figures import PAGE, rank_diagram
 from fedlightning.studies.report.privacy import is_private, privacy_parts
 from fedlightning.studies.report.tables import (
+    clients_tests_table,
     conditions_table,
+    costs_table,
     runs_table,
+    seed_tests_table,
     settings_tables,
     summary_table,
-    tests_table,
     versions_table,
 )
 from fedlightning.studies.results import Collection, Group
 from fedlightning.studies.run_reader import Run
+from fedlightning.studies.seed_tests import SeedTest, WithinSeeds, within_seeds
 from fedlightning.studies.statistics import Summary
 
 __all__ = ["ReportData", "page"]
@@ -53,14 +58,25 @@ _TABLE_NOTE = (
     "undefined is left out of every number over clients. Bytes are those of all clients of a round "
     "together. Bold: the best of a column."
 )
-_TEST_NOTE = (
-    "Wilcoxon's signed-rank test, two-sided, on {what} {metric} personalization. A pair is the "
-    "same client, with the same data and seed, under both variants. Zero differences are ranked "
-    "and counted for neither side (Pratt). p is corrected by Holm's method over the tests of each "
-    "table, at the level 0.05. The test assumes independent pairs. Clients of one seed share a "
-    "model, and clients of different seeds may share examples, so the pairs are only partly "
-    "independent and p is too small: read it together with the number of seeds in which a variant "
-    "is better."
+_SEED_NOTE = (
+    "A pair is a seed, with the same partition, under both variants; its value is the mean {what} "
+    "over clients {when} personalization. The interval is Student's t over seeds, d the mean over "
+    "the standard deviation of the differences, delta Cliff's over seeds; both are positive in "
+    "favour of the variant. p is of the paired t test, two-sided, corrected by Holm's method over "
+    "the tests of each table. It takes the differences for normal: few seeds cannot tell."
+)
+_CLIENTS_NOTE = (
+    "Clients of one seed share a model, so a test over them says how sure a difference is within "
+    "that seed's runs, not that it would come again. A pair is the same client, with the same data "
+    "and seed, under both variants. The last column counts the seeds in which Wilcoxon's "
+    "signed-rank test over the clients of that seed alone, two-sided, with Pratt's treatment of "
+    "zeros, has p below 0.05. tests.csv has the same test over the clients of all seeds together, "
+    "whose p is too small for that reason."
+)
+_RANK_NOTE = (
+    "Mean ranks over {blocks}, the best on the left. Bars join variants that Nemenyi's test cannot "
+    "tell apart at the level 0.05: their mean ranks are closer than the critical difference CD. "
+    "Friedman's test of any difference: p {p}."
 )
 
 
@@ -73,7 +89,8 @@ class ReportData:
         collection: The runs.
         summaries: One for each group.
         views: The same for the other evaluation views, by name.
-        tests: All comparisons.
+        tests: All comparisons over clients.
+        seed_tests: All comparisons over seeds.
         baselines: The baseline of each condition.
         metric: What was tested.
         folder: The folder of the page.
@@ -85,6 +102,7 @@ class ReportData:
     summaries: Sequence[Summary]
     views: Mapping[str, Sequence[Summary]]
     tests: Sequence[PairedTest]
+    seed_tests: Sequence[SeedTest]
     baselines: dict[str, str]
     metric: str
     folder: Path
@@ -105,6 +123,8 @@ def page(findings: ReportData) -> str:
             "seeds ± standard deviation over seeds."
         )
         parts = [conditions_table(findings.summaries), paragraph(note, note=True)]
+        if (ranking := rank_conditions(collection, findings.metric)) is not None:
+            parts.append(_ranks(ranking))
         body.append(section("Overview", "overview", parts))
     for at, condition in enumerate(collection.conditions):
         parts = list(_condition(findings, condition, looks))
@@ -155,7 +175,7 @@ def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> 
     mine = [summary for summary in findings.summaries if summary.condition == condition]
     metric = findings.collection.main_metric
     about = _TABLE_NOTE.format(What=_capital(metric), what=metric.title)
-    results = [summary_table(mine), paragraph(about, note=True)]
+    results = [summary_table(mine), costs_table(mine), paragraph(about, note=True)]
     yield section("Results", f"results-{condition}", results, level=3)
     if any(run.clients for group in groups for run in group.runs.values()):
         yield _figure(svg(distributions_figure(groups, looks), f"{metric.title} per client"))
@@ -164,7 +184,11 @@ def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> 
             svg(fairness_figure(groups, looks), f"mean {metric.title} and the worst tenth")
         )
     if (drawn := learning_figure(groups, looks)) is not None:
-        caption = "Mean over seeds; shaded: one standard deviation, for up to eight variants."
+        caption = (
+            "Mean over seeds; shaded: one standard deviation, for up to eight variants. Rounds are "
+            "counted when they are done: the first is 1, which is round 0 of the CSV files. Where "
+            "curves coincide, dashes let the one below through; a single point is a dot."
+        )
         curves = [_figure(svg(drawn, "learning curves"), caption)]
         yield section("Learning curves", f"curves-{condition}", curves, level=3)
     yield section("Differences", f"tests-{condition}", _tests(findings, condition), level=3)
@@ -175,22 +199,50 @@ def _condition(findings: ReportData, condition: str, looks: dict[str, Look]) -> 
 
 
 def _tests(findings: ReportData, condition: str) -> Iterator[str]:
-    mine = [test for test in findings.tests if test.condition == condition]
+    metric = findings.collection.main_metric
+    baseline = findings.baselines[condition]
+    mine = [test for test in findings.seed_tests if test.condition == condition]
     against = [test for test in mine if test.family == "baseline"]
     pairs = [test for test in mine if test.family == "all pairs"]
     if not against:
         yield paragraph("There is one variant only: nothing to compare it with.")
         return
-    metric = findings.collection.main_metric
     unit = "points of accuracy" if metric.is_share else metric.title
-    yield paragraph(f"Every variant against {findings.baselines[condition]}, in {unit} "
-                    f"over {against[0].pairs} pairs.")  # fmt: skip
-    yield tests_table(against, name_both=False, metric=metric)
+    most = counted(max(test.seeds for test in against), "seed")
+    yield paragraph(f"Every variant against {baseline}, in {unit} over {most}.")
+    yield seed_tests_table(against, name_both=False, metric=metric)
     if len(pairs) > 1:
-        every = tests_table(pairs, name_both=True, metric=metric)
-        yield collapsible(f"all {len(pairs)} pairs", every)
-    word = "after" if findings.metric == "acc_after" else "before"
-    yield paragraph(_TEST_NOTE.format(metric=word, what=metric.title), note=True)
+        every = seed_tests_table(pairs, name_both=True, metric=metric)
+        yield collapsible(f"all {len(pairs)} pairs, over seeds", every)
+    when = "after" if findings.metric == "acc_after" else "before"
+    yield paragraph(_SEED_NOTE.format(when=when, what=metric.title), note=True)
+    groups = findings.collection.of(condition)
+    if (ranking := rank_seeds(groups, findings.metric)) is not None:
+        yield _ranks(ranking)
+    yield from _client_tests(findings, condition, groups)
+
+
+def _client_tests(findings: ReportData, condition: str, groups: Sequence[Group]) -> Iterator[str]:
+    metric, of = findings.collection.main_metric, {group.variant: group for group in groups}
+    tests: dict[str, list[tuple[PairedTest, WithinSeeds]]] = {}
+    for test in findings.tests:
+        if test.condition == condition:
+            within = within_seeds(of[test.variant], of[test.other], findings.metric)
+            tests.setdefault(test.family, []).append((test, within))
+    if against := tests.get("baseline"):
+        yield "<h4>Clients within seeds</h4>"
+        yield clients_tests_table(against, name_both=False, metric=metric)
+        if len(pairs := tests.get("all pairs", [])) > 1:
+            every = clients_tests_table(pairs, name_both=True, metric=metric)
+            yield collapsible(f"all {len(pairs)} pairs, over clients", every)
+        yield paragraph(_CLIENTS_NOTE, note=True)
+
+
+def _ranks(ranking: Ranking) -> str:
+    p = "below 0.0001" if ranking.p_value < 1e-4 else f"= {ranking.p_value:.4f}"
+    blocks = f"{ranking.blocks} {ranking.unit}"
+    drawing = svg(rank_diagram(ranking, PAGE), "critical-difference diagram")
+    return _figure(drawing, _RANK_NOTE.format(blocks=blocks, p=p))
 
 
 def _view(

@@ -9,22 +9,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fedlightning.core.main_metric import MainMetric
+from fedlightning.reporting.figures.style import counted
 from fedlightning.studies.paired_tests import PairedTest
 from fedlightning.studies.report.html import DASH, MINUS, number, shown, table
 from fedlightning.studies.results import Collection, differing_settings
 from fedlightning.studies.run_reader import Run
+from fedlightning.studies.seed_tests import SeedTest, WithinSeeds
 from fedlightning.studies.statistics import Summary
 
 __all__ = [
+    "clients_tests_table",
     "conditions_table",
+    "costs_table",
     "runs_table",
+    "seed_tests_table",
     "settings_tables",
     "summary_table",
-    "tests_table",
     "versions_table",
 ]
 
-_LEVEL = 0.05
+_MOST_COLUMNS = 7  # of texts of any length: more are cut off on a usual screen
 
 
 def _measures(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
@@ -41,13 +45,15 @@ def _measures(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
         "Jain\nindex": lambda s: (
             DASH if math.isnan(s.acc_after_jain) else f"{s.acc_after_jain:.3f}"
         ),
-        "gain over\nLocalOnly": lambda s: show(s.gain_over_local, signed=True),
-        "gain over\nFedAvg + tuning": lambda s: show(s.gain_over_fedavg_ft, signed=True),
     }
 
 
-def _jain(value: float) -> str:
-    return DASH if math.isnan(value) else f"{value:.3f}"
+def _gains(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
+    show = partial(shown, metric=metric)
+    return {
+        "gain over\nLocalOnly": lambda s: show(s.gain_over_local, signed=True),
+        "gain over\nFedAvg + tuning": lambda s: show(s.gain_over_fedavg_ft, signed=True),
+    }
 
 
 def _global(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
@@ -78,15 +84,27 @@ def summary_table(summaries: Sequence[Summary], main: bool = True) -> str:
 
     Args:
         summaries: The variants.
-        main: Whether of the main view. Others have no costs, and no accuracy of the global model
-            beside one before personalization.
+        main: Whether of the main view. Others have their gains here, and no accuracy of the global
+            model beside one before personalization.
     """
     metric = summaries[0].metric if summaries else MainMetric()
     columns = _measures(metric)
-    if main:
-        columns |= {**_global(metric), **_COSTS}
-    elif all(math.isnan(summary.acc_before) for summary in summaries):
+    if main or all(math.isnan(summary.acc_before) for summary in summaries):
         columns |= _global(metric)
+    return _table(summaries, columns if main else {**columns, **_gains(metric)}, metric)
+
+
+def costs_table(summaries: Sequence[Summary]) -> str:
+    """Return what variants gain over others, and what they cost; empty columns are left out."""
+    metric = summaries[0].metric if summaries else MainMetric()
+    return _table(summaries, {**_gains(metric), **_COSTS}, metric)
+
+
+def _table(
+    summaries: Sequence[Summary],
+    columns: dict[str, Callable[[Summary], str]],
+    metric: MainMetric,
+) -> str:
     filled = {
         name: cell for name, cell in columns.items() if any(cell(s) != DASH for s in summaries)
     }
@@ -105,9 +123,19 @@ def summary_table(summaries: Sequence[Summary], main: bool = True) -> str:
 
 
 def conditions_table(summaries: Sequence[Summary]) -> str:
-    """Return variants by conditions: the main metric after personalization, else the global's."""
-    metric = summaries[0].metric if summaries else MainMetric()
+    """Return variants by conditions: the main metric after personalization, else the global's.
+
+    Many conditions make several tables, one below the other.
+    """
     conditions = list(dict.fromkeys(s.condition for s in summaries))
+    parts = range(0, len(conditions), _MOST_COLUMNS)
+    return "\n".join(
+        _conditions(summaries, conditions[first : first + _MOST_COLUMNS]) for first in parts
+    )
+
+
+def _conditions(summaries: Sequence[Summary], conditions: Sequence[str]) -> str:
+    metric = summaries[0].metric
     variants = list(dict.fromkeys(s.variant for s in summaries))
     of = {(s.variant, s.condition): s for s in summaries}
     rows, best = [], []
@@ -125,11 +153,12 @@ def conditions_table(summaries: Sequence[Summary]) -> str:
             if len(known) > 1 and results.get((variant, condition)) == metric.best(known):
                 best.append((row, column))
         rows.append(cells)
-    return table(["variant", *conditions], rows, best)
+    header = [condition.replace(", ", ",\n") for condition in conditions]
+    return table(["variant", *header], rows, best)
 
 
-def tests_table(tests: Sequence[PairedTest], name_both: bool, metric: MainMetric) -> str:
-    """Return one row per comparison.
+def seed_tests_table(tests: Sequence[SeedTest], name_both: bool, metric: MainMetric) -> str:
+    """Return one row per comparison over seeds.
 
     Args:
         tests: The comparisons of one family.
@@ -137,25 +166,59 @@ def tests_table(tests: Sequence[PairedTest], name_both: bool, metric: MainMetric
         metric: What was compared.
     """
     header = ["variant", *(["against"] if name_both else [])]
-    header += ["mean\ndifference", "median", "clients better /\nsame / worse", "seeds\nbetter"]
-    header += [f"effect\n({MINUS}1 to 1)", "p", "p, Holm", "finding"]
+    header += ["mean\ndifference", "95 % interval", "better /\nsame / worse"]
+    header += ["Cohen's\nd", "Cliff's\ndelta", "p", "p, Holm", "finding"]
     rows = []
     for test in tests:
-        names = [html.escape(test.variant)] + [html.escape(test.other)] * name_both
+        low, high = (shown(end, signed=True, metric=metric) for end in (test.low, test.high))
         rows.append(
             [
-                *names,
+                *([html.escape(test.variant)] + [html.escape(test.other)] * name_both),
+                shown(test.mean_difference, signed=True, metric=metric),
+                DASH if math.isnan(test.low) else f"{low} to {high}",
+                f"{test.better} / {test.ties} / {test.worse}",
+                *map(_signed, (test.cohens_d, test.cliffs_delta)),
+                *map(_p, (test.p_value, test.p_holm)),
+                html.escape(test.finding),
+            ]
+        )
+    return table(header, rows, wide=[*[1] * name_both, len(header) - 1])
+
+
+def clients_tests_table(
+    tests: Sequence[tuple[PairedTest, WithinSeeds]], name_both: bool, metric: MainMetric
+) -> str:
+    """Return one row per comparison over the clients of each seed.
+
+    Args:
+        tests: The comparisons of one family: of all clients, and seed by seed.
+        name_both: Whether to name the other variant, too.
+        metric: What was compared.
+    """
+    header = ["variant", *(["against"] if name_both else [])]
+    header += ["mean\ndifference", "median", "clients better /\nsame / worse"]
+    header += [f"effect\n({MINUS}1 to 1)", "mean over clients", "clients differ within a seed"]
+    rows = []
+    for test, within in tests:
+        rows.append(
+            [
+                *([html.escape(test.variant)] + [html.escape(test.other)] * name_both),
                 shown(test.mean_difference, signed=True, metric=metric),
                 shown(test.median_difference, signed=True, metric=metric),
                 f"{test.better} / {test.ties} / {test.worse}",
-                f"{test.seeds_better} of {test.seeds}",
-                DASH if math.isnan(test.rank_biserial) else _signed(test.rank_biserial),
-                _p(test.p_value),
-                _p(test.p_holm),
-                html.escape(_finding(test)),
+                _signed(test.rank_biserial),
+                f"better in {test.seeds_better} of {counted(test.seeds, 'seed')}",
+                html.escape(_within(test, within)),
             ]
         )
-    return table(header, rows, wide=[len(header) - 1])
+    return table(header, rows, wide=[*[1] * name_both, len(header) - 2, len(header) - 1])
+
+
+def _within(test: PairedTest, within: WithinSeeds) -> str:
+    if not within.tested:
+        return test.note or "too few clients in a seed"
+    seeds = counted(within.tested, "seed")
+    return f"better in {within.better}, worse in {within.worse} of {seeds}"
 
 
 def settings_tables(collection: Collection) -> tuple[str, str]:
@@ -172,6 +235,10 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
         names = filter(None, [group.variant, group.condition])
         rows.append([html.escape(", ".join(names)), *cells])
     keys = [key.replace(".", ".\n", 1) for key in differing]
+    narrow = len(keys) <= _MOST_COLUMNS
+    if not narrow:
+        rows = [[name, "<br>".join(_named(differing, cells))] for name, *cells in rows]
+        keys = ["settings"]
     settings = runs[0].settings
     common = [
         [f"<code>{html.escape(key)}</code>", html.escape(_format_setting(value))]
@@ -179,7 +246,9 @@ def settings_tables(collection: Collection) -> tuple[str, str]:
         if key not in differing and value is not None
     ]
     return (
-        table(["variant", *keys], rows) if differing else "<p>Only the seed.</p>",
+        table(["variant", *keys], rows, wide=() if narrow else [1])
+        if differing
+        else "<p>Only the seed.</p>",
         table(["setting", "value"], common, wide=[1]),
     )
 
@@ -229,14 +298,13 @@ def _result(summary: Summary) -> float:
     return summary.global_acc if math.isnan(summary.acc_after) else summary.acc_after
 
 
-def _finding(test: PairedTest) -> str:
-    if math.isnan(test.p_holm):
-        return test.note
-    if test.p_holm < _LEVEL:
-        finding = "better" if test.rank_biserial > 0 else "worse"
-    else:
-        finding = "no difference found"
-    return f"{finding}; {test.note}" if test.note else finding
+def _named(keys: Sequence[str], cells: Sequence[str]) -> list[str]:
+    """Return the settings that a variant has, one a line."""
+    return [
+        f"<code>{html.escape(key)}</code>: {cell}"
+        for key, cell in zip(keys, cells, strict=True)
+        if cell != DASH
+    ]
 
 
 def _p(value: float) -> str:
@@ -246,7 +314,7 @@ def _p(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", MINUS)
+    return DASH if math.isnan(value) else f"{value:+.2f}".replace("-", MINUS)
 
 
 def _format_setting(value: object) -> str:

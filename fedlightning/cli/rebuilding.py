@@ -1,0 +1,185 @@
+"""Objects of a finished run, built from what its ``config.yaml`` says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlightning.cli.config.only_in_python import refuse_missing
+from fedlightning.errors import ConfigError, EnvironmentFailure
+from fedlightning.storage.run_layout import CONFIG
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from fedlightning.algorithms import Algorithm
+    from fedlightning.callbacks.personalization import PersonalizationCallback
+    from fedlightning.datamodules import FederatedDataModule
+    from fedlightning.federation.settings import Federation
+
+__all__ = [
+    "algorithm_from_run",
+    "data_from_run",
+    "federation_from_run",
+    "module_from_run",
+    "personalization_from_run",
+]
+
+
+def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.LightningModule:
+    """Build the module that a run's ``config.yaml`` names; ignore its other entries.
+
+    This runs the code of the named class.
+
+    Args:
+        run: The run's folder.
+        strict: Whether the config may name classes of this package, torch and Lightning only, for
+            the rest of this process.
+
+    Returns:
+        The module, as its constructor initialises it.
+
+    Raises:
+        ConfigError: The config is missing, or its module cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    import pytorch_lightning as pl
+
+    import fedlightning.models  # noqa: F401  # imported classes can be named without their module
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    model = _entries(run, strict).get("model")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise ConfigError(
+            f"{Path(run) / CONFIG}: model names no class_path, so the class is known to the "
+            "program that trained it only; in Python, pass the module: client_model(run, client, "
+            "module)."
+        )
+    refuse_missing(model, str(Path(run) / CONFIG), "model")
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+    built: pl.LightningModule = _instantiated(parser, "model", model)
+    return built
+
+
+def algorithm_from_run(run: str | os.PathLike[str], strict: bool = False) -> Algorithm:
+    """Build the algorithm that a run's ``config.yaml`` names; see :func:`module_from_run`.
+
+    Raises:
+        ConfigError: The config is missing, or its algorithm cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    import fedlightning.algorithms
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    federation = _entries(run, strict).get("federation")
+    algorithm = federation.get("algorithm") if isinstance(federation, dict) else None
+    if algorithm is None:
+        return fedlightning.algorithms.FedAvg()
+    refuse_missing(algorithm, str(Path(run) / CONFIG), "federation.algorithm")
+    parser = FederatedArgumentParser()
+    parser.add_subclass_arguments(fedlightning.algorithms.Algorithm, "algorithm")
+    built: Algorithm = _instantiated(parser, "algorithm", algorithm)
+    return built
+
+
+def federation_from_run(run: str | os.PathLike[str], strict: bool = False) -> Federation:
+    """Build the federation that a run's ``config.yaml`` names; see :func:`module_from_run`.
+
+    Raises:
+        ConfigError: The config is missing, or its federation cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    import fedlightning.algorithms.aggregation  # noqa: F401  # see module_from_run
+    from fedlightning.cli.parser import FederatedArgumentParser
+    from fedlightning.federation.settings import Federation
+
+    entry = _entries(run, strict).get("federation") or {}
+    refuse_missing(entry, str(Path(run) / CONFIG), "federation")
+    parser = FederatedArgumentParser()
+    parser.add_class_arguments(Federation, "federation")
+    parser.set_defaults({"federation.algorithm": {"class_path": "fedlightning.FedBABU"}})
+    built: Federation = _instantiated(parser, "federation", entry)
+    return built
+
+
+def data_from_run(run: str | os.PathLike[str], strict: bool = False) -> FederatedDataModule:
+    """Build the data module that a run's ``config.yaml`` names; see :func:`module_from_run`.
+
+    Raises:
+        ConfigError: The config is missing, or its data module cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    from fedlightning.cli.parser import FederatedArgumentParser
+    from fedlightning.datamodules import FederatedDataModule
+
+    entry = _entries(run, strict).get("data")
+    if not isinstance(entry, dict) or "class_path" not in entry:
+        raise ConfigError(
+            f"{Path(run) / CONFIG}: data names no class_path, so the class is known to the "
+            "program that trained the run only; in Python, pass data=... to Run(folder)."
+        )
+    refuse_missing(entry, str(Path(run) / CONFIG), "data")
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
+    built: FederatedDataModule = _instantiated(parser, "data", entry)
+    return built
+
+
+def personalization_from_run(
+    run: str | os.PathLike[str], strict: bool = False
+) -> PersonalizationCallback:
+    """Build the run's PersonalizationCallback, with its defaults where it had none.
+
+    Raises:
+        ConfigError: The config is missing, or its callback cannot be built.
+        EnvironmentFailure: The config cannot be read.
+    """
+    from fedlightning.callbacks.personalization import PersonalizationCallback
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    trainer = _entries(run, strict).get("trainer") or {}
+    several = trainer.get("callbacks") or []
+    for entry in several if isinstance(several, list) else [several]:
+        path = entry.get("class_path", "") if isinstance(entry, dict) else str(entry)
+        if path.rpartition(".")[2] == PersonalizationCallback.__name__:
+            parser = FederatedArgumentParser()
+            parser.add_subclass_arguments(PersonalizationCallback, "callback")
+            built: PersonalizationCallback = _instantiated(parser, "callback", entry)
+            return built
+    return PersonalizationCallback()
+
+
+def _entries(run: str | os.PathLike[str], strict: bool) -> dict[str, Any]:
+    """Return what a run's ``config.yaml`` says."""
+    import yaml
+
+    from fedlightning.cli.config.strict_yaml import check_config
+    from fedlightning.cli.parser import prepare_parsing
+
+    path = Path(run) / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: not found, so the model is unknown; in Python, pass it: "
+            "client_model(run, client, module)."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (at byte {error.start}).") from error
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot read {path}: {error.strerror or error}") from error
+    check_config(text, str(path))
+    prepare_parsing(strict)
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def _instantiated(parser: Any, name: str, value: Any) -> Any:
+    from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
+
+    config = parser.parse_object({name: value})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    with name_failing_setting(config, {}):
+        return instantiate(config)[name]

@@ -1,0 +1,1 @@
+"""``watch``: a live page of runs under way, from their folders alone."""

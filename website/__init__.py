@@ -1,0 +1,1 @@
+"""What `make docs` makes of the docs: pages of algorithms and of the API, notebooks, links."""
