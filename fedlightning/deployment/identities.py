@@ -107,13 +107,10 @@ def _raw(public: Any) -> bytes:
 
 def _signer(key: Any) -> Any:
     ec = _cryptography("hazmat.primitives.asymmetric.ec")
+    ed25519 = _cryptography("hazmat.primitives.asymmetric.ed25519")
     if isinstance(key, (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey)):
         return _Signer(key, ec.ECDSA(_cryptography("hazmat.primitives.hashes").SHA384()))
-    if (
-        type(key).__module__.endswith("ed25519")
-        or hasattr(key, "public_bytes_raw")
-        or (hasattr(key, "private_bytes_raw"))
-    ):
+    if isinstance(key, (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)):
         return key
     raise ConfigError(f"keys must be ECDSA or Ed25519, got {type(key).__name__}.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ WHO, TRAIN, PERSONALIZE, PHASE = "query.who", "train", "evaluate.personalize", "
 _UNAVAILABLE = {3, 4, 5}
 """Flower's codes for a message, its reply or a node that is gone."""
 _RAISED = 2
+_OWN = re.compile(r"<class 'fedlightning\.errors\.\w+'>:<['\"](.*)['\"]>")
+"""How Flower reports an error of ours."""
 _PATIENCE = 0.5
 
 
@@ -187,4 +190,6 @@ def _in_words(error: Any) -> str:
     """Return the last line of an error that Flower reports."""
     lines = [line.strip() for line in str(error.reason or "").splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason given"
+    if (own := _OWN.fullmatch(text)) is not None:
+        text = own[1]
     return text if error.code == _RAISED else f"{text.rstrip('.')}, code {error.code}"

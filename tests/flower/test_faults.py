@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs the extra flower")
 
+from flwr.app import Error, Message
+
 from fedlightning.cli.terminal import quiet
 from fedlightning.errors import (
     CheckpointError,
@@ -235,6 +237,24 @@ def test_examples_of_another_form_at_a_node_are_refused_before_the_first_round(m
     with pytest.raises(DataError, match=r"client 2: \(float32 4, int64\), 3 classes"):
         run.deploy(grid)
     assert {m.metadata.message_type for m in grid.messages} == {"query.who"}
+
+
+def test_a_node_that_cannot_say_who_it_is_says_why(make):
+    run = make()
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    told = "<class 'fedlightning.errors.DataError'>:<'no such file: it's gone'>"
+
+    def deliver(messages):
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"{message.metadata.dst_node_id}"
+            error = Error(2, f"Traceback\n{told}")
+            grid._replies[message.metadata.message_id] = Message(error, reply_to=message)
+        return [message.metadata.message_id for message in messages]
+
+    grid.push_messages = deliver
+    with pytest.raises(FederationError, match=r"^node 10\d: no such file: it's gone$"):
+        run.deploy(grid)
 
 
 def test_too_few_nodes_are_counted(make):

@@ -15,7 +15,7 @@ pytest.importorskip("flwr", reason="needs the extra flower")
 from fedlightning.flower.local_run import environment
 
 pytestmark = pytest.mark.slow
-OPTIONS = ["--data.partition.per_client=5", "--federation.cohort_size=3", "--trainer.max_epochs=2"]
+OPTIONS = ["--data.partition.per_client=10", "--federation.cohort_size=3", "--trainer.max_epochs=2"]
 
 
 @pytest.fixture

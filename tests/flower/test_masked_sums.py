@@ -151,6 +151,17 @@ def test_with_too_few_left_nothing_can_be_read(make):
     assert REVEAL not in [name for name, _ in grid.phases]
 
 
+def test_a_frozen_parameter_that_clients_change_is_summed_from_then_on(make):
+    model = "model: {class_path: tests.flower.parts.MovesFrozen, init_args: {lr: 0.1}}"
+    lines = [model if line.startswith("model:") else line for line in CONFIG.splitlines()]
+    run = make(text="\n".join(lines).replace("[FedPer, SCAFFOLD", "[SCAFFOLD"))
+    grid = NamedGrid(run.nodes())
+    assert run.deploy(grid) == run.simulate()
+    of_one = [name for name, client in grid.phases if client == 2]
+    assert of_one.count(MASK) == 3  # the first round was begun anew
+    assert of_one.count(REVEAL) == 2  # and nothing of its first try was read
+
+
 def test_a_server_that_is_killed_goes_on_from_its_last_round(make):
     run = make()
     nodes = run.nodes()
@@ -238,6 +249,8 @@ def test_an_old_session_is_not_begun_again(after_a_round):
     node.carry_out(Order(2, 1, {}, phase=Phase(KEYS, "another")))
     answer = node.carry_out(old)
     assert "used before" in answer.error[1]
+    answer = node.carry_out(Order(2, 1, {}, phase=Phase(KEYS, f"{old.phase.session}\n")))
+    assert "is not the name of a session" in answer.error[1]
     answer = node.carry_out(orders[REVEAL])
     assert "knows nothing of this round's keys" in answer.error[1]
 

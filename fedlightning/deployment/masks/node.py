@@ -141,7 +141,7 @@ class NodeMasks:
                     "nothing of this round's keys: another round has begun, or it was cleared."
                 )
             if memory.get("session") != name:
-                self._begin(name)
+                self._refuse_old(name)
                 member = None
             session = _Session(self._member(name, member), memory.get("update"), memory.get("sums"))
             yield session
@@ -152,23 +152,32 @@ class NodeMasks:
                 "sums": session.sums,
             }
             write_atomically(path, json.dumps(after).encode())
+            self._note_begun(name)
 
-    def _begin(self, name: str) -> None:
-        """Note a new session.
+    def _begun(self) -> set[str]:
+        path = self._folder / _BEGUN
+        return set(path.read_text().splitlines()) if path.exists() else set()
+
+    def _refuse_old(self, name: str) -> None:
+        """Refuse to begin an old session: others' keys that came out then could be played back.
 
         Raises:
-            FederationError: It is an old one: keys of others that were taken apart then could be
-                played back.
+            FederationError: It is one.
         """
-        path = self._folder / _BEGUN
-        line = f"{name}\n".encode()
-        if path.exists() and line in path.read_bytes().splitlines(keepends=True):
+        if name.splitlines() != [name]:  # it is a line of the list
+            raise FederationError(f"secure aggregation: {name!r} is not the name of a session.")
+        if name in self._begun():
             raise FederationError(
                 "secure aggregation: the server begins a round's masks under a name that it has "
                 "used before; nothing has been sent."
             )
-        with os_errors_as_failures("write", path), path.open("ab") as file:
-            file.write(line)
+
+    def _note_begun(self, name: str) -> None:
+        if name in self._begun():
+            return
+        path = self._folder / _BEGUN
+        with os_errors_as_failures("write", path), path.open("a") as file:
+            file.write(f"{name}\n")
             file.flush()
             os.fsync(file.fileno())
 
