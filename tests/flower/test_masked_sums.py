@@ -98,6 +98,13 @@ def test_an_update_on_the_wire_is_noise_and_nothing_of_the_model_is_beside_it(ma
         for message, reply in zip(grid.messages[::2], grid.messages[1::2], strict=True)
         if message.metadata.message_type == "train"
     ]
+    shares = [
+        share
+        for message, reply in zip(grid.messages[8::2], grid.messages[9::2], strict=True)
+        if phase_of(message) == SHARES
+        for share in decode_answer(reply.content, RULES).reply.values()
+    ]
+    assert [len(share) for share in shares] == [160] * (2 * 4 * 3)  # rounds, clients, others
     updates = [answer.trained.update for answer in replies if answer.trained is not None]
     assert len(updates) == 8
     for update in updates:

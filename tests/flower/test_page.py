@@ -51,23 +51,31 @@ def run(script: str, folder: Path, variables: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_a_stranger_gets_from_the_page_to_a_run_over_tls(tmp_path):
+MASKED = "--federation.aggregator=SecureSum --federation.algorithm=FedBABU"
+
+
+@pytest.mark.parametrize("options", ["", MASKED], ids=["plain", "masked"])
+def test_a_stranger_gets_from_the_page_to_a_run_over_tls(tmp_path, options):
     text = PAGE.read_text()
     variables = environment(tmp_path / "unused")
     module, config = blocks(text, "python")[0], blocks(text, "yaml")[0]
     (tmp_path / "hospitals.py").write_text(module)
     (tmp_path / "hospitals.yaml").write_text(config)
+    if options:  # the try-outs are run once
+        text = re.sub(r"^python -m fedlightning deploy .*--local.*$", "", text, flags=re.MULTILINE)
+        text = text.replace("--output app", f"--output app {options}")
     out = run(entered(text, 0), tmp_path, variables)
-    assert "all rounds done" in out  # of the try-out
+    assert out.count("all rounds done") == (0 if options else 2)
     page = (tmp_path / "app" / "NODES.md").read_text()
+    assert ("peers=" in page) == bool(options)
     try:
         out = run(entered(page, free_port()), tmp_path, variables)
     finally:
         for home in (tmp_path / "unused", tmp_path / "flwr"):
             kill_all_of(home)
-    assert "all rounds done" in out
+    assert "all rounds done" in out, out
     words = [sys.executable, "-m", "fedlightning", "fit", "--config", "hospitals.yaml"]
-    words += ["--trainer.default_root_dir=simulated"]
+    words += [*options.split(), "--trainer.default_root_dir=simulated"]
     subprocess.run(words, cwd=tmp_path, env=variables, check=True)
     for name in ("metrics.csv", "clients.csv"):
         deployed, simulated = (
