@@ -131,7 +131,9 @@ class JointEvaluation:
     def _ahead(self, task: ClientTask) -> Iterator[ClientTask]:
         """Return a client, and the next ones."""
         place = self._places.get(task)
-        return iter([task] if place is None else self._tasks[place:])
+        if place is None:
+            return iter([task])
+        return map(self._tasks.__getitem__, range(place, len(self._tasks)))
 
     def _measure(self, tasks: Iterator[ClientTask]) -> dict[ClientTask, dict[str, float]]:
         """Return the scores of the first clients, until enough examples have been through."""
