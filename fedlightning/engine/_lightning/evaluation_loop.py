@@ -9,7 +9,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol, cast
 
-import pytorch_lightning as pl
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.trainer import call
 from pytorch_lightning.trainer.states import TrainerFn
@@ -18,9 +17,8 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from fedlightning.core.metrics import LogFlags
 from fedlightning.core.module_snapshot import Changes, WholeModule
-from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask, ViewLoader
-from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as
+from fedlightning.engine._lightning.round_loop import Phase, RoundLoop, _log_as, any_callback_has
 from fedlightning.engine.resident import LIGHTNING_ATTRIBUTES
 from fedlightning.engine.workers.collectives import Workers
 
@@ -135,11 +133,8 @@ class ClientEvaluationLoop(_EvaluationLoop):
             super()._on_evaluation_epoch_start(*args, **kwargs)
             return
         self._tell("epoch_start")
-        self._observed = any(
-            overrides(callback, self._hook(moment), pl.Callback)
-            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-            for moment in ("batch_start", "batch_end")
-        )
+        hooks = self._hook("batch_start"), self._hook("batch_end")
+        self._observed = any_callback_has(self.trainer, hooks)
         self._attempt(lambda: self._evaluator.start(self._tasks or []))
 
     def _hook(self, moment: str) -> str:

@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
 from typing import Any
@@ -27,7 +27,7 @@ from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine.workers.collectives import Workers
 
-__all__ = ["Phase", "RoundLoop"]
+__all__ = ["Phase", "RoundLoop", "any_callback_has"]
 
 
 # Callbacks that take a model into an average after each step; Lightning has them since 2.6.
@@ -182,11 +182,8 @@ class RoundLoop(_FitLoop):
         with self.trainer.profiler.profile("run_training_epoch"):  # type: ignore[attr-defined]
             if self.phase is Phase.TRAINING:
                 self.epoch_loop.batch_progress.reset_on_run()
-                self._observed = any(
-                    overrides(callback, hook, pl.Callback)
-                    for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-                    for hook in ("on_train_batch_start", "on_train_batch_end")
-                )
+                hooks = "on_train_batch_start", "on_train_batch_end"
+                self._observed = any_callback_has(self.trainer, hooks)
                 self._round_metrics = dict(self.run_round())
                 # the first moment at which a checkpoint may hold the round's result
                 with _without_advice() if self.updates == 0 else nullcontext():
@@ -367,6 +364,12 @@ def _without_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         yield
+
+
+def any_callback_has(trainer: pl.Trainer, hooks: Iterable[str]) -> bool:
+    """Whether any of a trainer's callbacks has one of these hooks of its own."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(overrides(callback, hook, pl.Callback) for hook in hooks for callback in callbacks)
 
 
 def _nothing() -> None:
