@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlightning.errors import ConfigError, EnvironmentFailure
+from fedlightning.errors import ConfigError
+from fedlightning.privacy.cryptography_package import cryptography_module
 
 __all__ = ["Identity", "read_identity", "write_keys"]
 
@@ -78,7 +79,7 @@ def write_keys(folder: Path, names: Sequence[str]) -> None:
         folder: Where they go.
         names: The clients as their files are named.
     """
-    load, ed25519 = _serialization(), _cryptography("hazmat.primitives.asymmetric.ed25519")
+    load, ed25519 = _serialization(), cryptography_module("hazmat.primitives.asymmetric.ed25519")
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         key = ed25519.Ed25519PrivateKey.generate()
@@ -106,25 +107,14 @@ def _raw(public: Any) -> bytes:
 
 
 def _signer(key: Any) -> Any:
-    ec = _cryptography("hazmat.primitives.asymmetric.ec")
-    ed25519 = _cryptography("hazmat.primitives.asymmetric.ed25519")
+    ec = cryptography_module("hazmat.primitives.asymmetric.ec")
+    ed25519 = cryptography_module("hazmat.primitives.asymmetric.ed25519")
     if isinstance(key, (ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey)):
-        return _Signer(key, ec.ECDSA(_cryptography("hazmat.primitives.hashes").SHA384()))
+        return _Signer(key, ec.ECDSA(cryptography_module("hazmat.primitives.hashes").SHA384()))
     if isinstance(key, (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)):
         return key
     raise ConfigError(f"keys must be ECDSA or Ed25519, got {type(key).__name__}.")
 
 
 def _serialization() -> Any:
-    return _cryptography("hazmat.primitives.serialization")
-
-
-def _cryptography(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"cryptography.{module}")
-    except ImportError as error:
-        raise EnvironmentFailure(
-            f"masks need the package cryptography ({error}): pip install 'fedlightning[masks]'."
-        ) from error
+    return cryptography_module("hazmat.primitives.serialization")

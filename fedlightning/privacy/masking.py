@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedlightning.core.validation import check_integer
-from fedlightning.errors import EnvironmentFailure, FederationError
+from fedlightning.errors import FederationError
+from fedlightning.privacy.cryptography_package import cryptography_module
 from fedlightning.privacy.secret_shares import SHARE_BYTES, reconstructed, shares_of
 
 __all__ = ["Advert", "MaskingClient", "MaskingServer", "Unmasking", "reconstructed", "shares_of"]
@@ -95,7 +96,7 @@ class MaskingClient:
         threshold: int | Callable[[int], int],
         bits: int = 32,
     ) -> None:
-        keys = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
+        keys = cryptography_module("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
         self.client = client
         self._round, self._identity, self._known = round_id, identity, dict(known)
         fixed = None if callable(threshold) else check_integer("threshold", threshold, at_least=2)
@@ -181,7 +182,7 @@ class MaskingClient:
             FederationError: If too few clients have, what one has sealed was changed, or other
                 numbers have been masked in this round, whose difference would show.
         """
-        exceptions = _cryptography("exceptions")
+        exceptions = cryptography_module("exceptions")
         content = hashlib.sha256(numbers.astype("<u8").tobytes() + context)
         content.update(json.dumps(sorted((peer, t.hex()) for peer, t in sealed.items())).encode())
         if self._masked not in ("", content.hexdigest()):
@@ -284,7 +285,7 @@ class MaskingClient:
             known: Likewise.
             threshold: Likewise.
         """
-        keys = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
+        keys = cryptography_module("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
         round_id = bytes.fromhex(memory["round"])
         self = cls(memory["client"], round_id, identity, known, threshold, memory["bits"])
         self._threshold = memory["threshold"]
@@ -309,7 +310,7 @@ class MaskingClient:
         return masking, sealing
 
     def _verify(self, advert: Advert) -> None:
-        exceptions = _cryptography("exceptions")
+        exceptions = cryptography_module("exceptions")
         signed = _signed(self._round, advert.client, advert.masking, advert.sealing)
         identity = self._known.get(advert.client)
         try:
@@ -324,7 +325,7 @@ class MaskingClient:
 
     def _box(self, peer: int) -> Any:
         """Return what seals and opens what this client and another one send each other."""
-        aead = _cryptography("hazmat.primitives.ciphers.aead")
+        aead = cryptography_module("hazmat.primitives.ciphers.aead")
         shared = self._sealing.exchange(_public(self._peers[peer].sealing))
         return aead.AESGCM(hashlib.sha256(b"seal" + self._round + shared).digest())
 
@@ -380,7 +381,7 @@ class MaskingServer:
             own = self._secret(client, shares)
             total = total + numbers - _stream(own, shape)
         keys = {advert.client: advert.masking for advert in adverts}
-        private = _cryptography("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
+        private = cryptography_module("hazmat.primitives.asymmetric.x25519").X25519PrivateKey
         for lost in gone:
             shares = {each.client: each.keys[lost] for each in revealed}
             secret = self._secret(lost, shares)
@@ -426,22 +427,5 @@ def _signed(round_id: bytes, client: int, masking: bytes, sealing: bytes) -> byt
 
 
 def _public(raw: bytes) -> Any:
-    return _cryptography("hazmat.primitives.asymmetric.x25519").X25519PublicKey.from_public_bytes(
-        raw
-    )
-
-
-def _cryptography(module: str) -> Any:
-    """Return a module of the package cryptography.
-
-    Raises:
-        EnvironmentFailure: If it is not installed.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(f"cryptography.{module}")
-    except ImportError as error:
-        raise EnvironmentFailure(
-            f"masks need the package cryptography ({error}): pip install 'fedlightning[masks]'."
-        ) from error
+    x25519 = cryptography_module("hazmat.primitives.asymmetric.x25519")
+    return x25519.X25519PublicKey.from_public_bytes(raw)
