@@ -24,7 +24,17 @@ from fedlightning.studies.plan import PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
-__all__ = ["LOG", "RECORD", "RunState", "State", "archive", "begin", "read_state", "rounds_done"]
+__all__ = [
+    "LOG",
+    "RECORD",
+    "RunState",
+    "State",
+    "archive",
+    "begin",
+    "read_state",
+    "rounds_done",
+    "state_above",
+]
 
 RECORD = "study_run.json"
 LOG = "log.txt"
@@ -79,6 +89,16 @@ def read_state(folder: Path) -> RunState | None:
         return RunState(**{name: value for name, value in content.items() if name in names})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
+
+
+def state_above(folder: Path) -> RunState | None:
+    """Return the state of the study's run whose files are in a folder, ``None`` if there is none.
+
+    Args:
+        folder: The run folder itself, which lies up to two folders below that of the study's run.
+    """
+    places = (folder, *list(folder.parents)[:2])
+    return next((known for above in places if (known := read_state(above))), None)
 
 
 def state_of(run: PlannedRun) -> RunState:

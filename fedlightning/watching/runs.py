@@ -32,7 +32,7 @@ from fedlightning.storage.run_layout import (
     WITHOUT,
 )
 from fedlightning.studies.run_reader import Run, read_run, read_tables
-from fedlightning.studies.run_state import RECORD, RunState, read_state
+from fedlightning.studies.run_state import RECORD, RunState, state_above
 from fedlightning.studies.study import load_yaml
 
 __all__ = ["RunFolders", "State", "WatchedRun", "find_runs"]
@@ -136,6 +136,31 @@ def find_runs(folders: Sequence[Path]) -> Iterator[Path]:
                 yield path
 
 
+@dataclass(frozen=True)
+class _Signs:
+    """What shows without reading its tables whether a run has changed.
+
+    Args:
+        files: When the files that tell of it were written, and how large they are.
+        record: The record of the study that it belongs to.
+        lock: Whether a process is at work in its folder.
+        study_lives: Whether the process of that study is there.
+    """
+
+    files: tuple[tuple[int, int], ...]
+    record: RunState | None
+    lock: str
+    study_lives: bool
+
+    @classmethod
+    def of(cls, path: Path) -> _Signs:
+        record, last = state_above(path), path / CHECKPOINTS
+        files = [path / name for name in (*_READ, ENDED)]
+        files += [last / WEIGHTS, last / LAST_CHECKPOINT]
+        lives = record is not None and process_exists(_study_of(path))
+        return cls(tuple(map(_stamp, files)), record, lock_state(path), lives)
+
+
 class RunFolders:
     """The runs in and below some folders, read again where their files have changed.
 
@@ -149,42 +174,39 @@ class RunFolders:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = tuple(folders)
-        self._known: dict[Path, tuple[object, WatchedRun]] = {}
+        self._known: dict[Path, tuple[_Signs, WatchedRun]] = {}
 
     def read(self) -> list[WatchedRun]:
         """Return the runs, in the order of their folders."""
         found = {}
         for path in sorted(find_runs(self.folders), key=_numbers_apart):
-            signature = (*(_stamp(path / name) for name in _READ), _stamp(path / ENDED))
-            record = _record_above(path)
-            state = _state(path, record)
-            key = (signature, record, state)
+            signs = _Signs.of(path)
             before = self._known.get(path)
-            if before is not None and before[0] == key:
+            if before is not None and before[0] == signs:
                 found[path] = before
             else:
-                found[path] = (key, self._read_one(path, record, state))
+                found[path] = (signs, self._read_one(path, signs))
         self._known = found
         return [run for _, run in found.values()]
 
-    def _read_one(
-        self, path: Path, record: RunState | None, state: tuple[State, str]
-    ) -> WatchedRun:
-        run, note = None, state[1]
+    def _read_one(self, path: Path, signs: _Signs) -> WatchedRun:
+        run, problem = None, ""
         try:
             run = read_run(path) if (path / CONFIG).is_file() else read_tables(path)
         except FileNotFoundError:
             pass  # nothing is logged yet
         except (FedLightningError, OSError, ValueError) as error:
-            note = note or f"cannot be read: {error}"
+            problem = f"cannot be read: {error}"
+        wanted = _rounds_wanted(path)
+        state, note = _state(path, signs, run, wanted)
         times = [(path / name).stat().st_mtime for name in _READ if (path / name).is_file()]
         return WatchedRun(
-            name=self._name(path, record),
+            name=self._name(path, signs.record),
             folder=path,
-            state=state[0],
-            note=note,
+            state=state,
+            note=note or problem,
             run=run,
-            rounds_wanted=None if run is not None and run.of_personalize else _rounds_wanted(path),
+            rounds_wanted=None if run is not None and run.of_personalize else wanted,
             changed=max(times, default=math.nan),
             examples=_examples(path),
         )
@@ -200,43 +222,35 @@ class RunFolders:
         return path.name
 
 
-def _state(path: Path, record: RunState | None) -> tuple[State, str]:
+def _state(path: Path, signs: _Signs, run: Run | None, wanted: int | None) -> tuple[State, str]:
     """Return what a run is doing, or how and why it has ended."""
-    lock = lock_state(path)
-    if lock == "held":
+    record = signs.record
+    if signs.lock == "held":
         return "running", ""
     if record is not None and record.state in ("failed", "interrupted", "done"):
         ended: dict[str, State] = {"failed": "failed", "interrupted": "stopped", "done": "finished"}
         return ended[record.state], record.error
-    if _is_complete(path):
+    if _is_complete(path, run, wanted):
         return "finished", ""
-    if record is not None and process_exists(_study_of(path)):
+    if signs.study_lives:
         return "starting", ""
     note = _read_json(path / ENDED)
     if note:
         error = str(note.get("error", ""))
         return ("stopped" if note.get("interrupted") else "failed"), error
-    if lock == "left" or (record is not None and record.state == "running"):
+    if signs.lock == "left" or (record is not None and record.state == "running"):
         return "killed", "its process has ended without a word; resume it with --ckpt_path"
     return "stopped", ""
 
 
-def _is_complete(path: Path) -> bool:
+def _is_complete(path: Path, run: Run | None, wanted: int | None) -> bool:
     """Whether the final model is there, or, without checkpoints, the last round."""
     weights, last = path / CHECKPOINTS / WEIGHTS, path / CHECKPOINTS / LAST_CHECKPOINT
     if last.is_file():
         return weights.is_file() and weights.stat().st_mtime_ns >= last.stat().st_mtime_ns
-    wanted = _rounds_wanted(path)
-    try:
-        run = read_run(path)
-        return run.of_personalize or (wanted is not None and len(run.rounds) >= wanted)
-    except (FedLightningError, OSError, ValueError):
+    if run is None or not (path / CONFIG).is_file():
         return False
-
-
-def _record_above(path: Path) -> RunState | None:
-    places = (path, *list(path.parents)[:2])
-    return next((known for above in places if (known := read_state(above))), None)
+    return run.of_personalize or (wanted is not None and len(run.rounds) >= wanted)
 
 
 def _study_of(path: Path) -> str:
