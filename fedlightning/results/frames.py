@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlightning.core.client_names import NAME_COLUMN
 from fedlightning.errors import ConfigError, EnvironmentFailure, did_you_mean
+from fedlightning.storage.csv_files import read_csv
 from fedlightning.storage.files import os_errors_as_failures
 
 if TYPE_CHECKING:
@@ -65,14 +65,9 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         >>> read_columns(path)
         {'client_id': [0, 1], 'acc_after': [0.1, nan], 'client_name': ['7', 'mayo']}
     """
-    with (
-        os_errors_as_failures("read", path),
-        path.open(encoding="utf-8", newline="", errors="replace") as file,
-    ):
-        rows = list(csv.reader(file))
-    header = rows[0] if rows else []
-    whole = [row for row in rows[1:] if len(row) == len(header)]  # one may be torn
-    return {name: _values(name, [row[at] for row in whole]) for at, name in enumerate(header)}
+    with os_errors_as_failures("read", path):
+        header, rows = read_csv(path)
+    return {name: _values(name, [row[at] for row in rows]) for at, name in enumerate(header)}
 
 
 def _values(name: str, cells: Sequence[str]) -> list[Any]:

@@ -7,11 +7,12 @@ import io
 import os
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from fedlightning.storage.files import write_atomically
 
-__all__ = ["csv_text", "write_csv"]
+__all__ = ["csv_text", "read_csv", "write_csv"]
 
 
 def write_csv(
@@ -28,6 +29,26 @@ def write_csv(
         EnvironmentFailure: The file cannot be written.
     """
     write_atomically(path, csv_text(chain([header], rows)).encode())
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    r"""Return header and rows of a table, which may be one that is being written.
+
+    A row with another number of cells than the header is left out: a kill may have torn the last.
+
+    Raises:
+        OSError: The file cannot be read.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "rounds.csv"
+        >>> _ = path.write_text("round,loss\n0,0.5\n1")
+        >>> read_csv(path)
+        (['round', 'loss'], [['0', '0.5']])
+    """
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.reader(file))
+    header = rows[0] if rows else []
+    return header, [row for row in rows[1:] if len(row) == len(header)]
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:

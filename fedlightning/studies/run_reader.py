@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, main_metric_of, read_clients_csv
+from fedlightning.storage.csv_files import read_csv
 from fedlightning.storage.run_layout import (
     CLIENTS,
     CONFIG,
@@ -28,7 +28,7 @@ from fedlightning.storage.run_layout import (
     ROUNDS,
     WITHOUT,
 )
-from fedlightning.studies.run_state import RunState, read_state
+from fedlightning.studies.run_state import RunState, state_above
 from fedlightning.studies.study import load_yaml
 
 __all__ = [
@@ -167,10 +167,7 @@ def read_run(folder: Path) -> Run:
         FedLightningError: A file in it cannot be read; the message names it.
     """
     config = load_yaml(folder / CONFIG)
-    state = next(
-        (known for above in (folder, *list(folder.parents)[:2]) if (known := read_state(above))),
-        None,
-    )
+    state = state_above(folder)
     rounds, metrics = read_table(folder / METRICS)
     settings = settings_in(config)
     done = _of_personalize(metrics)
@@ -244,10 +241,8 @@ def _main_metric(
 
 def read_table(path: Path) -> tuple[Numbers, dict[str, Numbers]]:
     """Return the rounds, and each column; a torn last line is left out."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.reader(file))
-    header = rows[0] if rows else ["round"]
-    whole = [row for row in rows[1:] if len(row) == len(header)]
+    header, whole = read_csv(path)
+    header = header or ["round"]
     table = np.array([[_number(cell) for cell in row] for row in whole], dtype=float)
     table = table.reshape(len(whole), len(header))
     columns = {name: table[:, at] for at, name in enumerate(header)}
