@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +15,7 @@ from fedlightning.core.state import copy_into, live_state
 from fedlightning.core.validation import check_integer
 from fedlightning.datamodules import ClientTask
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.written_folder import folder_on_rank_0
 from fedlightning.errors import ConfigError
 from fedlightning.federation.failures import ClientFailure
 from fedlightning.reporting.figures.forgetting import forgetting_figure
@@ -142,10 +142,8 @@ class ForgettingCallback(NamedArguments, pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the figure."""
-        if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = trainer.log_dir  # asks rank 0
-        if folder is None or not trainer.is_global_zero or not self._curve:
+        folder = folder_on_rank_0(trainer)
+        if folder is None or not self._curve:
             return
         rounds, mean, largest = zip(*self._curve, strict=True)
         figure = forgetting_figure(
@@ -157,7 +155,7 @@ class ForgettingCallback(NamedArguments, pl.Callback):
             _loop_of(trainer).data.client_names,
             self.metric,
         )
-        save_figure(figure, Path(folder) / FORGETTING_FIGURE)
+        save_figure(figure, folder / FORGETTING_FIGURE)
 
     # -- the metric ------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from fedlightning.core.arguments import NamedArguments
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.resume.resumption import Resumption
 from fedlightning.engine.run_config import config_text, run_config
+from fedlightning.engine.written_folder import folder_on_rank_0
 from fedlightning.storage.files import write_atomically
 from fedlightning.storage.run_layout import CONFIG
 
@@ -53,15 +54,12 @@ def _write(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> Non
 
 def _folder(trainer: pl.Trainer) -> Path | None:
     """Return the run folder to write to on rank 0, ``None`` elsewhere; call it on every rank."""
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, SaveConfigCallback) for callback in callbacks):
         return None
     if not isinstance(trainer.fit_loop, FederatedLoop):
         return None
-    folder = trainer.log_dir
-    return Path(folder) if folder is not None and trainer.is_global_zero else None
+    return folder_on_rank_0(trainer)
 
 
 def _resumes_in_place(trainer: pl.Trainer) -> bool:

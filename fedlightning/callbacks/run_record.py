@@ -19,6 +19,7 @@ from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.written_folder import folder_on_rank_0
 from fedlightning.privacy.example_level import ExampleDP
 from fedlightning.reporting import (
     RunSummary,
@@ -107,7 +108,7 @@ class RunRecord(NamedArguments, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the table of rounds, already cut back to the checkpoint of a resumed run."""
-        folder = _folder(trainer)
+        folder = folder_on_rank_0(trainer)
         if folder is not None and isinstance(trainer.fit_loop, FederatedLoop):
             self._rounds = RoundTable(folder / ROUNDS)
 
@@ -133,7 +134,7 @@ class RunRecord(NamedArguments, pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the partition."""
         self._started, self._first_round, self._rounds = time.monotonic(), None, None
-        folder, loop = _folder(trainer), trainer.fit_loop
+        folder, loop = folder_on_rank_0(trainer), trainer.fit_loop
         if folder is None or not isinstance(loop, FederatedLoop):
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ class RunRecord(NamedArguments, pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the learning curves and print the closing summary."""
-        folder, loop = _folder(trainer), trainer.fit_loop
+        folder, loop = folder_on_rank_0(trainer), trainer.fit_loop
         if not isinstance(loop, FederatedLoop):
             return
         if folder is not None:
@@ -324,14 +325,6 @@ def _files(folder: Path, views: Sequence[EvaluationView]) -> Iterator[str]:
     for name in _FILES:
         of_views = [view.file(_OF_VIEWS[name]) for view in views if name in _OF_VIEWS]
         yield from (file for file in (name, *of_views) if (folder / file).exists())
-
-
-def _folder(trainer: pl.Trainer) -> Path | None:
-    """Return the run folder on rank 0, ``None`` elsewhere; call it on every rank."""
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    folder = trainer.log_dir
-    return Path(folder) if folder is not None and trainer.is_global_zero else None
 
 
 def _why_stopped(trainer: pl.Trainer) -> str:

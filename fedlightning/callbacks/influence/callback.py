@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
@@ -30,6 +29,7 @@ from fedlightning.core.messages import ClientUpdate
 from fedlightning.core.state import State
 from fedlightning.core.validation import check_integer
 from fedlightning.engine.loop import FederatedLoop
+from fedlightning.engine.written_folder import folder_on_rank_0
 from fedlightning.errors import CheckpointError, ConfigError, did_you_mean
 from fedlightning.reporting.influence_table import InfluenceRecord
 
@@ -337,11 +337,8 @@ class ClientInfluence(NamedArguments, pl.Callback):
             return
         parameters = self._parameters(pl_module)
         self.results = influence_records(self._the_loop, self.estimates, parameters, self.metric)
-        if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        folder = trainer.log_dir  # asks rank 0
-        if folder is not None and trainer.is_global_zero:
-            write_influence(Path(folder), self.results, self.metric)
+        if (folder := folder_on_rank_0(trainer)) is not None:
+            write_influence(folder, self.results, self.metric)
 
     def parameters(self, client: int) -> State:
         """Return a client's estimate: (parameters without it) - parameters, by key.

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from fedlightning.core.overrides import overrides
 from fedlightning.datamodules import FederatedDataModule
 from fedlightning.engine._lightning.trainer_hooks import continue_logger
+from fedlightning.engine.written_folder import folder_on_rank_0
 from fedlightning.errors import CheckpointError
 from fedlightning.reporting.csv_logger import RoundCSVLogger
 from fedlightning.reporting.round_table import RoundTable
@@ -97,11 +98,8 @@ def cut_back(trainer: pl.Trainer, resumption: Resumption | None, rounds: int) ->
         for logger in trainer.loggers:
             if isinstance(logger, RoundCSVLogger):
                 logger.truncate(resumption.round)
-    folder = trainer.log_dir if trainer.loggers and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
-    if folder is None or not trainer.is_global_zero:
-        return
-    path = Path(folder) / ROUNDS
-    if path.exists():
+    folder = folder_on_rank_0(trainer)
+    if folder is not None and (path := folder / ROUNDS).exists():
         RoundTable(path).truncate(rounds)
 
 
