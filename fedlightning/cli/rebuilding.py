@@ -47,19 +47,11 @@ def module_from_run(run: str | os.PathLike[str], strict: bool = False) -> pl.Lig
     import pytorch_lightning as pl
 
     import fedlightning.models  # noqa: F401  # imported classes can be named without their module
-    from fedlightning.cli.parser import FederatedArgumentParser
 
-    model = _entries(run, strict).get("model")
-    if not isinstance(model, dict) or "class_path" not in model:
-        raise ConfigError(
-            f"{Path(run) / CONFIG}: model names no class_path, so the class is known to the "
-            "program that trained it only; in Python, pass the module: client_model(run, client, "
-            "module)."
-        )
-    refuse_missing(model, str(Path(run) / CONFIG), "model")
-    parser = FederatedArgumentParser()
-    parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-    built: pl.LightningModule = _instantiated(parser, "model", model)
+    built: pl.LightningModule = _subclass_from_run(
+        run, strict, "model", pl.LightningModule,
+        "trained it only; in Python, pass the module: client_model(run, client, module).",
+    )  # fmt: skip
     return built
 
 
@@ -111,19 +103,12 @@ def data_from_run(run: str | os.PathLike[str], strict: bool = False) -> Federate
         ConfigError: The config is missing, or its data module cannot be built.
         EnvironmentFailure: The config cannot be read.
     """
-    from fedlightning.cli.parser import FederatedArgumentParser
     from fedlightning.datamodules import FederatedDataModule
 
-    entry = _entries(run, strict).get("data")
-    if not isinstance(entry, dict) or "class_path" not in entry:
-        raise ConfigError(
-            f"{Path(run) / CONFIG}: data names no class_path, so the class is known to the "
-            "program that trained the run only; in Python, pass data=... to Run(folder)."
-        )
-    refuse_missing(entry, str(Path(run) / CONFIG), "data")
-    parser = FederatedArgumentParser()
-    parser.add_lightning_class_args(FederatedDataModule, "data", subclass_mode=True)
-    built: FederatedDataModule = _instantiated(parser, "data", entry)
+    built: FederatedDataModule = _subclass_from_run(
+        run, strict, "data", FederatedDataModule,
+        "trained the run only; in Python, pass data=... to Run(folder).",
+    )  # fmt: skip
     return built
 
 
@@ -174,6 +159,32 @@ def _entries(run: str | os.PathLike[str], strict: bool) -> dict[str, Any]:
     prepare_parsing(strict)
     found: dict[str, Any] = yaml.safe_load(text)
     return found
+
+
+def _subclass_from_run(
+    run: str | os.PathLike[str], strict: bool, key: str, base: type, elsewhere: str
+) -> Any:
+    """Build the object whose class a run's config names under a key.
+
+    Args:
+        run: The run's folder.
+        strict: Whether other packages' classes are refused.
+        key: ``model`` or ``data``.
+        base: What it must be.
+        elsewhere: How a message ends that says which program alone knows the class.
+    """
+    from fedlightning.cli.parser import FederatedArgumentParser
+
+    entry, where = _entries(run, strict).get(key), str(Path(run) / CONFIG)
+    if not isinstance(entry, dict) or "class_path" not in entry:
+        raise ConfigError(
+            f"{where}: {key} names no class_path, so the class is known to the program that "
+            f"{elsewhere}"
+        )
+    refuse_missing(entry, where, key)
+    parser = FederatedArgumentParser()
+    parser.add_lightning_class_args(base, key, subclass_mode=True)
+    return _instantiated(parser, key, entry)
 
 
 def _instantiated(parser: Any, name: str, value: Any) -> Any:
