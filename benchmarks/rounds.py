@@ -48,6 +48,7 @@ ENGINE: Variants = {
     "fedlightning, bf16-mixed": ("ours", None, ['precision="bf16-mixed"']),
     "fedlightning, no switch, 2 workers": ("ours", None, [*PLAIN, "devices=2"]),
     "fedlightning, 2 workers": ("ours", None, ["devices=2"]),
+    "fedlightning, bf16-mixed, 2 workers": ("ours", None, ['precision="bf16-mixed"', "devices=2"]),
     "fedlightning, 5 a kernel, 2 workers": ("ours", None, ["clients_per_kernel=5", "devices=2"]),
     "Trainer per client": ("trainer_per_client", None, []),
 }

@@ -14,11 +14,13 @@ from functools import cache
 
 __all__ = ["FreedMemory"]
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of <malloc.h>
-_TRAINING = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 64 << 20}
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+# With less than this, large activations and large gradients are still mapped anew in every step;
+# a larger top pad saves nothing (``benchmarks/freed_memory.py``).
+_TRAINING = {_TRIM_THRESHOLD: (1 << 31) - 1, _MMAP_THRESHOLD: 1 << 30}
 # What glibc's own rule arrives at in a process that has freed large blocks: once one of these is
-# set, it does not adapt them any more.
-_AFTERWARDS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20, _TOP_PAD: 128 << 10}
+# set, it does not adapt them any more. Before 2.35, glibc refuses a larger mmap threshold.
+_AFTERWARDS = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}
 _OF_THE_USER = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
@@ -46,7 +48,9 @@ class FreedMemory:
         """Keep freed memory from now on; return whether that is so."""
         glibc = _glibc() if self._wanted and not _set_by_user() else None
         if glibc is not None and not self._kept:
-            self._kept = _set(glibc, _TRAINING)
+            self._kept = True
+            _set(glibc, _AFTERWARDS)  # what an older glibc takes
+            _set(glibc, _TRAINING)
         return self._kept
 
     def give_back(self) -> None:
@@ -58,10 +62,10 @@ class FreedMemory:
         self._kept = False
 
 
-def _set(glibc: ctypes.CDLL, values: dict[int, int]) -> bool:
-    """Set parameters of the allocator; return whether it has taken all of them."""
-    taken = [glibc.mallopt(name, value) == 1 for name, value in values.items()]
-    return all(taken)
+def _set(glibc: ctypes.CDLL, values: dict[int, int]) -> None:
+    """Set parameters of the allocator; what it refuses stays as it is."""
+    for name, value in values.items():
+        glibc.mallopt(name, value)
 
 
 def _set_by_user() -> bool:
