@@ -213,9 +213,13 @@ class Algorithm(NamedArguments):
     @property
     def personal(self) -> bool:
         """Whether clients that trained have models of their own, beside the global one."""
+        return self.keeps_parts or any(method.personal_model for method in self.local)
+
+    @property
+    def keeps_parts(self) -> bool:
+        """Whether clients keep parts of the model, so that none of them has the global one."""
         outline = self._outline()
-        kept = set(outline.keys(self.train)).difference(outline.keys(self.share))
-        return (self.keep and bool(kept)) or any(m.personal_model for m in self.local)
+        return self.keep and not set(outline.keys(self.train)) <= set(outline.keys(self.share))
 
     @property
     def shares_all(self) -> bool:

@@ -141,7 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--run", metavar="DIR", help="a run's folder, with personalized/ in it")
-    parser.add_argument("--client", metavar="ID", help="the client, by id or name, or global")
+    parser.add_argument(
+        "--client",
+        metavar="ID",
+        help="the client, by id or name, or global for the "
+        "global model (a client of that name goes by its id)",
+    )
     parser.add_argument("--output", metavar="FILE", help="the file to write")
     parser.add_argument(
         "--format",
@@ -174,9 +179,10 @@ def _client(text: str, run: Path) -> int | Literal["global"]:
         return named
     zeros = names and text.startswith("0") and text != "0"  # such as 007, which is meant as a name
     if zeros or not text.isascii() or not text.isdigit():
+        near = did_you_mean(text, names.values())
         raise ConfigError(
             f"client must be a client id or global, or a client's name, got {text!r}."
-            f"{did_you_mean(text, names.values())}"
+            f"{near or _some(list(names.values()))}"
         )
     return int(text)
 
@@ -184,6 +190,12 @@ def _client(text: str, run: Path) -> int | Literal["global"]:
 def _names(run: Path) -> dict[int, str]:
     """Return the clients' names, as far as the run folder has them."""
     return {**dict(enumerate(client_names_in(run) or ())), **personal_names_in(run)}
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """Return a sentence with the first names, or nothing without names."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f" The run's clients are {', '.join(names[:most])}{more}." if names else ""
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -139,7 +139,7 @@ def _states(backend: Any) -> tuple[Any, ...]:
     return (
         random.getstate(),
         _numpy.get_bit_generator(),
-        torch.get_rng_state(),
+        torch.default_generator.get_state(),
         backend.get_rng_state() if backend is not None else None,
     )
 
@@ -147,6 +147,6 @@ def _states(backend: Any) -> tuple[Any, ...]:
 def _restore(states: tuple[Any, ...], backend: Any) -> None:
     random.setstate(states[0])
     _numpy.set_bit_generator(states[1])
-    torch.set_rng_state(states[2])
+    torch.default_generator.set_state(states[2])
     if backend is not None:
         backend.set_rng_state(states[3])

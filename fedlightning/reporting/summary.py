@@ -368,7 +368,8 @@ def _gain(gain: float, label: int, painter: Painter, metric: MainMetric) -> str:
     """Return the line about what personalization changes."""
     color = "green" if metric.sign * gain > 0 else "yellow"
     if not metric.is_share:
-        return f"{INDENT}{'gain'.ljust(label)}  {painter.paint(color, f'{gain:+.4g}')}"
+        word = "gain" if metric.sign > 0 else "change"
+        return f"{INDENT}{word.ljust(label)}  {painter.paint(color, f'{gain:+.4g}')}"
     points = round(100 * gain, 1) + 0.0
     color = "green" if points > 0 else "yellow"
     space = " " if abs(points) < 10 else ""

@@ -5,21 +5,38 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.run_layout import CONFIG
 from fedlightning.studies.plan import PlannedRun
 
-__all__ = ["check_runs", "config_text"]
+__all__ = ["Built", "check_runs", "config_text"]
 
 
-Look = Callable[[str, Any, Any], None]
-"""Gets a run's name, its module and its data module; raises if it refuses them."""
+@dataclass(frozen=True)
+class Built:
+    """What a run's config says, as objects.
+
+    Args:
+        module: The module.
+        data: The data module.
+        algorithm: The federation's algorithm.
+    """
+
+    module: Any
+    data: Any
+    algorithm: Algorithm
+
+
+Look = Callable[[str, Built], None]
+"""Gets a run's name and what has been built; raises if it refuses that."""
 
 
 def check_runs(runs: Sequence[PlannedRun], strict: bool = False, look: Look | None = None) -> None:
@@ -67,15 +84,15 @@ def _check(run: PlannedRun, name: str, strict: bool, look: Look | None) -> None:
         path = Path(folder) / CONFIG
         path.write_text(config_text(run), encoding="utf-8")
         try:
-            module, data = _parse(path, strict)
+            built = _parse(path, strict)
         except FedLightningError as error:
             text = str(error).replace(f"{path}:", "").replace(str(path), "config").strip()
             raise type(error)(f"{name}: {text}") from error
     if look is not None:
-        look(name, module, data)
+        look(name, built)
 
 
-def _parse(path: Path, strict: bool) -> tuple[Any, Any]:
+def _parse(path: Path, strict: bool) -> Built:
     from fedlightning.cli.federated_cli import FederatedCLI
     from fedlightning.cli.parser import prepare_parsing
 
@@ -85,4 +102,5 @@ def _parse(path: Path, strict: bool) -> tuple[Any, Any]:
 
     prepare_parsing(strict=strict)
     built = Parsing(args=["fit", "--config", str(path)])
-    return built.model, built.datamodule
+    trainer: Any = built.trainer
+    return Built(built.model, built.datamodule, trainer.federation.algorithm)

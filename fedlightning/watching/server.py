@@ -75,6 +75,7 @@ def application(page: LivePage, host: str) -> Starlette:
         host: The host that the server was told to listen on.
     """
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.responses import HTMLResponse, PlainTextResponse
     from starlette.responses import Response as PlainResponse
     from starlette.routing import Route
@@ -97,11 +98,19 @@ def application(page: LivePage, host: str) -> Starlette:
             return PlainResponse(status_code=304, headers=headers)
         return HTMLResponse(text, headers=headers)
 
+    def nothing_here(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        headers = {**_HEADERS, **(error.headers or {})}
+        return guarded(request) or PlainTextResponse(
+            f"{error.detail}\n", status_code=error.status_code, headers=headers
+        )
+
     return Starlette(
         routes=[
             Route("/", document, methods=["GET"]),
             Route("/live", live, methods=["GET"]),
-        ]
+        ],
+        exception_handlers={HTTPException: nothing_here},
     )
 
 

@@ -66,28 +66,30 @@ def fresh(folder: Path, secure: bool) -> Path:
     return folder
 
 
-def run(folder: Path, kill_after: float | None = None) -> int:
-    """Run, or go on, in a folder; kill it after some seconds if it still lasts."""
+def run(folder: Path, kill_after: float | None = None) -> tuple[int, float]:
+    """Run, or go on, in a folder; return the exit code and the seconds after its imports.
+
+    Args:
+        folder: The run's folder.
+        kill_after: Seconds after its imports at which it is killed, if it still lasts.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with (folder / "out.txt").open("a") as out:
+    said = folder / "out.txt"
+    with said.open("a") as out:
+        before = said.stat().st_size
         process = subprocess.Popen(
             [sys.executable, "-m", "fedlightning", *words(folder)], cwd=folder, env=environment,
             stdout=out, stderr=out,
         )  # fmt: skip
+        while b"GPU available" not in said.read_bytes()[before:] and process.poll() is None:
+            time.sleep(0.01)
+        began = time.monotonic()
         try:
-            return process.wait(kill_after)
+            process.wait(kill_after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            return process.wait()
-
-
-def timed(folder: Path) -> tuple[float, float]:
-    """Make an uninterrupted run; return when its first round came, and its last checkpoint."""
-    began = time.time()
-    assert run(folder) == 0, (folder / "out.txt").read_text()
-    (config,) = folder.rglob("config.yaml")
-    (last,) = folder.rglob("last.ckpt")
-    return config.stat().st_mtime - began, last.stat().st_mtime - began
+            process.wait()
+        return process.returncode, time.monotonic() - began
 
 
 def released(folder: Path) -> int:
@@ -99,16 +101,19 @@ def released(folder: Path) -> int:
 @pytest.mark.parametrize("secure", [False, True])
 def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
     whole, draw, killed, again = fresh(tmp_path / "whole", secure), random.Random(SEED), 0, 0
-    begin, end = timed(whole)
+    code, seconds = run(whole)
+    assert code == 0, (whole / "out.txt").read_text()
     (expected,) = whole.rglob("privacy.json")
     assert Ledger.read(expected).rounds == released(whole) == ROUNDS
-    runs = 0
+    runs = amid = 0
     while killed < KILLS:
         folder, code = fresh(tmp_path / str(runs), secure), -signal.SIGKILL
         while code != 0:
-            code = run(folder, draw.uniform(begin, end) if killed < KILLS else None)
+            before = released(folder)
+            code, _ = run(folder, draw.uniform(0, seconds) if killed < KILLS else None)
             assert code in (0, -signal.SIGKILL), (folder / "out.txt").read_text()
             killed += code != 0
+            amid += code != 0 and before < released(folder)
             if secure:
                 counted = sum(Ledger.read(path).rounds for path in folder.rglob("privacy.json"))
                 assert counted >= released(folder), f"kill {killed} of seed {SEED}"
@@ -120,4 +125,5 @@ def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
             assert outcome(folder) == outcome(whole), f"kill {killed} of seed {SEED}"
             assert ledger.read_bytes() == expected.read_bytes()
         runs += 1
-    print(f"{killed} kills, {runs} runs, {again} rounds counted twice")
+    print(f"{killed} kills, {amid} after new rounds, {runs} runs, {again} rounds counted twice")
+    assert amid >= KILLS / 4

@@ -219,10 +219,14 @@ def test_an_unchanged_page_is_not_sent_again(server):
 
 def test_nothing_from_elsewhere_is_allowed(server):
     answer, text = ask(server[1])
-    assert answer.getheader("Content-Security-Policy") == POLICY
-    assert "default-src 'none'" in POLICY
-    assert answer.getheader("X-Content-Type-Options") == "nosniff"
     assert re.findall("<script", text) == ["<script"]
+    assert "default-src 'none'" in POLICY
+    for each in (answer, ask(server[1], "/none")[0], ask(server[1], method="POST")[0]):
+        assert each.getheader("Content-Security-Policy") == POLICY
+        assert each.getheader("X-Content-Type-Options") == "nosniff"
+    allowed = ask(server[1], method="POST")[0].getheader("Allow")
+    assert set(allowed.split(", ")) == {"GET", "HEAD"}
+    assert ask(server[1], "/none", Host="evil.example")[0].status == 400
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])

@@ -116,6 +116,8 @@ def curves_paper_figure(
         The figure, ``None`` without a curve.
     """
     metric = _metric(groups)
+    from matplotlib.ticker import MaxNLocator
+
     names = {run.main_metric.column(run.metrics) for g in groups for run in g.runs.values()}
     titles = {f"personalized/{metric.name}": "personal"}
     titles |= dict.fromkeys(sorted(filter(None, names)), "global")
@@ -137,6 +139,7 @@ def curves_paper_figure(
                 ax.fill_between(curve.rounds, means - spreads, means + spreads, color=colour,
                                 alpha=0.15, linewidth=0)  # fmt: skip
         ax.set_xlabel("rounds done")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_ylabel(f"{of} {metric.title}{_unit(metric)}")
         ax.margins(x=0.01)
         ax.grid(linewidth=0.4, color=GRID)
@@ -147,7 +150,7 @@ def curves_paper_figure(
 def seeds_paper_figure(
     groups: Sequence[Group], looks: dict[str, Look], width: float = COLUMN
 ) -> Figure:
-    """Draw each variant's result: a dot for each seed, the mean, and its 95 % interval.
+    """Draw each variant's result: the mean with its 95 % interval, below it a dot per seed.
 
     Args:
         groups: The groups of one condition.
@@ -165,10 +168,11 @@ def seeds_paper_figure(
                 continue
             colour = looks[group.variant][0]
             low, high = interval(known)
+            above, below = 0.1 - at, -0.17 - at
             if not math.isnan(low):
-                ax.plot([low, high], [-at, -at], color=colour, linewidth=1.4)
-            ax.scatter(known, np.full(known.size, -at), s=7, color=colour, alpha=0.5, linewidth=0)
-            ax.plot([known.mean()], [-at], marker="|", markersize=9, color=INK)
+                ax.plot([low, high], [above, above], color=colour, linewidth=1.4)
+            ax.scatter(known, np.full(known.size, below), s=7, color=colour, alpha=0.7, linewidth=0)
+            ax.plot([known.mean()], [above], marker="|", markersize=7, color=INK)
         ax.set_yticks([-at for at in range(len(groups))], [group.variant for group in groups])
         ax.set_ylim(-len(groups) + 0.5, 0.5)
         ax.set_xlabel(f"{metric.title}{_unit(metric)}")

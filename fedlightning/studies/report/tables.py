@@ -50,9 +50,10 @@ def _measures(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
 
 def _gains(metric: MainMetric) -> dict[str, Callable[[Summary], str]]:
     show = partial(shown, metric=metric)
+    more = "gain over" if metric.sign > 0 else "change from"  # less of an error is no negative gain
     return {
-        "gain over\nLocalOnly": lambda s: show(s.gain_over_local, signed=True),
-        "gain over\nFedAvg + tuning": lambda s: show(s.gain_over_fedavg_ft, signed=True),
+        f"{more}\nLocalOnly": lambda s: show(s.gain_over_local, signed=True),
+        f"{more}\nFedAvg + tuning": lambda s: show(s.gain_over_fedavg_ft, signed=True),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fedlightning.cli.config.overrides import apply_overrides, settings_in
@@ -12,7 +13,7 @@ from fedlightning.errors import ConfigError
 from fedlightning.studies.plan import PlannedRun, settings_digest, slug
 from fedlightning.studies.study import Study
 from fedlightning.studies.tuning.settings import Tuning
-from fedlightning.studies.validation import check_runs
+from fedlightning.studies.validation import Built, check_runs
 
 __all__ = ["check_trials", "definition_digest", "is_personal", "trial_run"]
 
@@ -91,13 +92,21 @@ def check_trials(
         for at in range(max(map(len, examples.values()))):
             values = {key: ends[min(at, len(ends) - 1)] for key, ends in examples.items()}
             run = trial_run(study, tuning, variant, at, values, overrides)
-            check_runs([replace(run, point={})], strict, _need_validation_data)
+            look = partial(_need_values_to_choose_by, is_personal(run.config))
+            check_runs([replace(run, point={})], strict, look)
 
 
-def _need_validation_data(name: str, module: Any, data: Any) -> None:
-    if not getattr(data, "val_fraction", 0):
+def _need_values_to_choose_by(personal: bool, name: str, built: Built) -> None:
+    if not getattr(built.data, "val_fraction", 0):
         raise ConfigError(
             f"{name}: tune chooses by validation data, never by test data, and "
-            f"{type(data).__name__} holds none out; set data.val_fraction, for instance to 0.2, "
-            "under settings."
+            f"{type(built.data).__name__} holds none out; set data.val_fraction, for instance to "
+            "0.2, under settings."
+        )
+    if built.algorithm.keeps_parts and not personal:
+        raise ConfigError(
+            f"{name}: clients of {built.algorithm.name} keep parts of the model, so 'val/...' is "
+            "of a model that no client has, and nothing to choose by; add PersonalizationCallback "
+            "to trainer.callbacks (with epochs: 0 the clients' own models are measured as they "
+            "are)."
         )

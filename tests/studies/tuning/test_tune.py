@@ -198,6 +198,8 @@ def test_less_is_better_where_the_main_metric_says_so(study, tmp_path):
         ("federation.algorithm.mu", "federation.algorithm.my", "FedProx: .*Did you mean 'mu|mu"),
         ("[0.001, 0.01, 0.1]", "[0.001, -1.0]", "FedProx: .*mu"),
         ("seeds: 2", "seeds: 2\ngrid: {federation.cohort_size: [1, 2]}", "one condition is tuned"),
+        ("[FedAvg, FedProx]", "[FedAvg, FedProx, FedPer]", "FedPer: clients of FedPer keep parts "
+         ".*no client has.*add PersonalizationCallback"),
         ("trials: 3", "trails: 3", "Did you mean 'trials'"),
     ],
 )  # fmt: skip
