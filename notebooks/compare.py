@@ -38,7 +38,8 @@ for algorithm in (FedAvg(), FedBABU(), FedPer()):
     results[algorithm.name] = Path(trainer.log_dir)
 
 # %% [markdown]
-# Before and after personalization, client by client: the unit of a comparison is the client.
+# Before and after personalization, client by client. One seed shows how the clients differ; which
+# algorithm is better takes several seeds.
 
 # %%
 for name, folder in results.items():
