@@ -22,7 +22,7 @@ from fedlightning.studies.run_state import (
     rounds_done,
     state_of,
 )
-from fedlightning.studies.study import Study, load_yaml, read_study
+from fedlightning.studies.study import Study, load_yaml, read_study, study_source
 from fedlightning.studies.validation import check_runs
 
 __all__ = ["compare"]
@@ -69,7 +69,8 @@ def compare(words: Sequence[str]) -> int:
         return 0
     given = read_words(words, "compare", _FLAGS, _VALUES)
     path = _study_file(given)
-    study = read_study(path, {key: given.values[key] for key in _OF_STUDY if key in given.values})
+    changes = {key: given.values[key] for key in _OF_STUDY if key in given.values}
+    study = read_study(path, changes)
     study = replace(study, output=Path(os.path.normpath(study.output)))
     if "seed_everything" in given.settings:
         raise ConfigError("--seed_everything: pass --seeds=[...]; each run uses one of them.")
@@ -89,7 +90,7 @@ def compare(words: Sequence[str]) -> int:
     ended = carry_out(
         study,
         everything,
-        path.read_bytes(),
+        study_source(path, study, changes, given.settings),
         chosen=runs,
         rerun="rerun" in given.flags,
         report="no-report" not in given.flags,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from fedlightning.cli.config.recipes import find_config
 from fedlightning.cli.config.strict_yaml import check_config
@@ -14,7 +17,7 @@ from fedlightning.core.validation import check_integer, is_integer
 from fedlightning.errors import ConfigError, did_you_mean
 from fedlightning.storage.files import os_errors_as_failures
 
-__all__ = ["Study", "load_yaml", "read_study", "study_of"]
+__all__ = ["Study", "load_yaml", "read_study", "study_of", "study_source", "with_overrides"]
 
 _MOST_SEED = 2**32 - 1
 
@@ -90,6 +93,52 @@ def read_study(path: Path, changes: Mapping[str, Any] | None = None) -> Study:
         ((0, 1), {'federation.algorithm': 'FedAvg'}, 'studies/two')
     """
     return study_of({**load_yaml(path), **(changes or {})}, path.stem, path.parent, f"{path}: ")
+
+
+def study_source(
+    path: Path, study: Study, changes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> bytes:
+    """Return the study file to leave in a study's folder: from there it plans the same runs.
+
+    That is the file itself, unless its base lies beside it or the command line says more.
+
+    Args:
+        path: The file.
+        study: What was read from it.
+        changes: Its keys that the command line replaces.
+        overrides: Settings of all runs on the command line.
+    """
+    given = load_yaml(path)
+    base = given["base"]
+    beside = isinstance(base, str) and (path.parent / base).is_file()
+    if not (beside or changes or overrides):
+        return path.read_bytes()
+    given["title"] = study.name
+    if beside:
+        given["base"] = os.path.relpath(path.parent / base, study.output)
+    for key in changes:
+        value = getattr(study, key)
+        given[key] = list(value) if isinstance(value, tuple) else value
+    given["output"] = str(study.output)
+    if overrides:
+        given["variants"] = with_overrides(study.variants, overrides)
+    text: str = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    return text.encode()
+
+
+def with_overrides(
+    variants: Mapping[str, Settings], overrides: Mapping[str, Any]
+) -> dict[str, Settings]:
+    """Return variants whose settings end with some that hold for all, which so win.
+
+    Example:
+        >>> with_overrides({"A": {"model.lr": 1, "model.width": 8}}, {"model.lr": 2})
+        {'A': {'model.width': 8, 'model.lr': 2}}
+    """
+    return {
+        name: {key: v for key, v in settings.items() if key not in overrides} | dict(overrides)
+        for name, settings in variants.items()
+    }
 
 
 def study_of(given: Mapping[str, Any], name: str, folder: Path, where: str = "") -> Study:

@@ -2,7 +2,7 @@ import pytest
 
 from fedlightning.errors import ConfigError
 from fedlightning.studies.plan import changed_settings, plan, settings_digest
-from fedlightning.studies.study import read_study
+from fedlightning.studies.study import read_study, study_source
 
 GOOD = "base: {model: MLP, federation: {algorithm: FedBABU}}\nvariants: [FedAvg, FedBABU]\n"
 
@@ -114,3 +114,37 @@ def test_the_digest_is_of_what_results_depend_on():
     other = {**two, "model": {"class_path": "MLP", "init_args": {"lr": 1}}}
     assert settings_digest(other) != settings_digest(two)
     assert changed_settings(two, other) == ["model.lr: not set -> 1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides"),
+    [
+        ({}, {}),
+        ({"seeds": [4, 7]}, {}),
+        ({"baseline": "B", "workers": 2}, {"model.lr": 0.5, "federation.cohort_size": 3}),
+    ],
+    ids=["base", "seeds", "settings"],
+)
+def test_the_file_in_the_folder_plans_the_same_runs(tmp_path, changes, overrides):
+    (tmp_path / "mine.yaml").write_text("model: {class_path: MLP, init_args: {lr: 0.1}}\n")
+    path, output = tmp_path / "two.yaml", tmp_path / "deep" / "out"
+    path.write_text(
+        f"base: mine.yaml\noutput: {output}\ngrid: {{data.seed: [1, 2]}}\n"
+        "variants: {A: FedAvg, B: {model.lr: 0.3, federation.algorithm: FedProx}}\n"
+    )
+    study = read_study(path, changes)
+    output.mkdir(parents=True)
+    (output / "study.yaml").write_bytes(study_source(path, study, changes, overrides))
+    again = read_study(output / "study.yaml")
+    planned = plan(study, overrides)
+    assert [run.config["model"]["init_args"]["lr"] for run in planned if run.variant == "B"][
+        0
+    ] == overrides.get("model.lr", 0.3)
+    assert plan(again) == planned
+    assert (again.name, again.workers, again.baseline) == ("two", study.workers, study.baseline)
+
+
+def test_a_file_that_says_it_all_is_left_as_it_is(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("# why\nbase: quickstart.yaml\nvariants: [FedAvg, FedBABU]\n")
+    assert study_source(path, read_study(path), {}, {}) == path.read_bytes()

@@ -14,6 +14,7 @@ from fedlightning.core.main_metric import MainMetric
 from fedlightning.errors import FederationError
 from fedlightning.storage.csv_files import write_csv
 from fedlightning.storage.files import write_atomically
+from fedlightning.studies.study import with_overrides
 from fedlightning.studies.tuning.search import Search
 
 __all__ = ["TRIALS", "TUNED", "Trial", "Tuned", "budget_lines", "results_of", "write_results"]
@@ -163,12 +164,10 @@ def _study_text(search: Search, overrides: Mapping[str, Any], found: Tuned) -> s
         "title": study.name,
         "output": str(study.output),
         "base": study.base,
-        **({"settings": dict(overrides)} if overrides else {}),
         "seeds": list(study.seeds),
         "variants": {
-            name: {**{k: v for k, v in settings.items() if k not in found.chosen[name]},
-                   **found.chosen[name]}
-            for name, settings in study.variants.items()
+            name: with_overrides({name: settings}, found.chosen[name])[name]
+            for name, settings in with_overrides(study.variants, overrides).items()
         },
         "workers": study.workers,
         **({"baseline": study.baseline} if study.baseline else {}),
