@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ _DIGITS = 4
 _MOST = 1 << 20  # terms that fit before a float64 integer may lose a bit
 _BASE = 2.0**_DIGIT
 _LOWEST = -30  # further down, powers of the base leave float64's range
+_BLOCK = 1 << 14  # numbers whose digits fit a core's cache
 
 
 class ExactSums:
@@ -59,13 +60,15 @@ class ExactSums:
         """
         self._count(1)
         for key, value in values.items():
-            rest = value.to(torch.float64) * weight
-            self._let_first_be(key, _first_of(rest), rest.shape, rest.device)
-            rest.mul_(_BASE ** -self._first[key])
-            for digits in self._digits[key]:
-                digit = torch.round(rest)
-                digits.add_(digit)
-                rest.sub_(digit).mul_(_BASE)
+            self._let_first_be(key, _first_of(value, weight), value.shape, value.device)
+            scale, flat = _BASE ** -self._first[key], value.reshape(-1)
+            for block, sums in _blocks(self._digits[key]):
+                rest = flat[block].to(torch.float64) * weight
+                rest.mul_(scale)
+                for digits in sums:
+                    digit = torch.round(rest)
+                    digits.add_(digit)
+                    rest.sub_(digit).mul_(_BASE)
 
     def result(self) -> State:
         """Return the sums in float64."""
@@ -128,30 +131,55 @@ class ExactSums:
 
     @torch.no_grad()
     def _sum(self, key: str) -> Tensor:
-        digits = list(self._digits[key].clone())
-        # floor makes the digits unique, whatever was carried before; then they are balanced, since
-        # a first digit of -1 before others near the base would cancel
-        for carried in (torch.floor, torch.round):
-            for place in range(_DIGITS - 1, 0, -1):
-                carry = carried(digits[place] / _BASE)
-                digits[place] -= carry * _BASE
-                digits[place - 1] += carry
-        total: Tensor = digits[-1]
-        for digit in reversed(digits[:-1]):
-            total = digit + total / _BASE
-        return total.mul(_BASE ** self._first[key])
+        every = self._digits[key]
+        total = torch.empty_like(every[0])
+        flat = total.view(-1)
+        for block, sums in _blocks(every):
+            flat[block] = _number(sums).mul_(_BASE ** self._first[key])
+        return total
 
 
-def _first_of(term: Tensor) -> int:
-    """Return the position of the first digit, so that the largest value has at most 31 bits there.
+def _blocks(digits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield where a part of a tensor lies in it, and the digits of that part.
+
+    What is done to a few numbers at a time, digit by digit, stays in the cache.
+    """
+    size = digits[0].numel()
+    flat = digits.view(_DIGITS, size)
+    step = _BLOCK if digits.device.type == "cpu" else max(size, 1)
+    for start in range(0, size, step):
+        block = slice(start, start + step)
+        yield block, flat[:, block]
+
+
+def _number(sums: Tensor) -> Tensor:
+    """Return the numbers that digits stand for, in units of the first one."""
+    digits = list(sums.clone())
+    # floor makes the digits unique, whatever was carried before; then they are balanced, since
+    # a first digit of -1 before others near the base would cancel
+    for carried in (torch.floor, torch.round):
+        for place in range(_DIGITS - 1, 0, -1):
+            carry = carried(digits[place] / _BASE)
+            digits[place] -= carry * _BASE
+            digits[place - 1] += carry
+    total: Tensor = digits[-1]
+    for digit in reversed(digits[:-1]):
+        total = digit + total / _BASE
+    return total
+
+
+def _first_of(value: Tensor, weight: float) -> int:
+    """Return the position of the first digit, so that the largest term has at most 31 bits there.
 
     Example:
-        >>> [_first_of(torch.tensor([value])) for value in (1.0, 2.0**31, 1e-20, 0.0)]
+        >>> [_first_of(torch.tensor([value]), 1.0) for value in (1.0, 2.0**31, 1e-20, 0.0)]
         [0, 1, -3, -30]
     """
-    largest = float(term.abs().max()) if term.numel() else 0.0
+    # rounding keeps the order, so the largest value's term is the largest
+    largest = float(value.abs().max()) * abs(weight) if value.numel() else 0.0
     if not math.isfinite(largest):
-        largest = float(term.abs().nan_to_num(0.0, 0.0, 0.0).max())
+        terms = (value.to(torch.float64) * weight).abs()
+        largest = float(terms.nan_to_num(0.0, 0.0, 0.0).max())
     if largest == 0:
         return _LOWEST
     return max(math.ceil((math.frexp(largest)[1] - (_DIGIT - 1)) / _DIGIT), _LOWEST)
