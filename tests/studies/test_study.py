@@ -137,9 +137,8 @@ def test_the_file_in_the_folder_plans_the_same_runs(tmp_path, changes, overrides
     (output / "study.yaml").write_bytes(study_source(path, study, changes, overrides))
     again = read_study(output / "study.yaml")
     planned = plan(study, overrides)
-    assert [run.config["model"]["init_args"]["lr"] for run in planned if run.variant == "B"][
-        0
-    ] == overrides.get("model.lr", 0.3)
+    rates = {run.variant: run.config["model"]["init_args"]["lr"] for run in planned}
+    assert rates["B"] == overrides.get("model.lr", 0.3)
     assert plan(again) == planned
     assert (again.name, again.workers, again.baseline) == ("two", study.workers, study.baseline)
 
