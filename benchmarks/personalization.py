@@ -58,7 +58,9 @@ def personalize(
     callback = PersonalizationCallback(
         epochs=5, lr=0.01, nearest_mean=nearest_mean, features_once=features_once
     )
-    trainer = FederatedTrainer(federation=federation(channels_last), limit_val_batches=1, **QUIET)
+    trainer = FederatedTrainer(
+        federation=federation(channels_last=channels_last), limit_val_batches=1, **QUIET
+    )
     trainer.validate(model, datamodule=clients, verbose=False)
     start = time.process_time()
     with callback.personalizer(trainer).at_work() as personalizer:

@@ -6,6 +6,7 @@ round) and one evaluation at its end. A round is timed from its start to that of
 
     python benchmarks/population.py --turns 3 --rounds 40
     python benchmarks/population.py --turns 3 --rounds 40 --keep      # clients keep their heads
+    python benchmarks/population.py --turns 3 --rounds 40 --cache 1   # examples are always made
     python benchmarks/population.py --turns 3 --data pool  # one sample a client; the pool grows
 """
 
@@ -38,7 +39,7 @@ def examples(client: int, split: str) -> tuple[Any, Any]:
     return inputs, inputs[:, :CLASSES].argmax(axis=1)
 
 
-def data(kind: str, clients: int) -> Any:
+def data(kind: str, clients: int, cache: int) -> Any:
     """Return the clients' data."""
     import numpy as np
 
@@ -46,7 +47,9 @@ def data(kind: str, clients: int) -> Any:
 
     common = {"num_clients": clients, "num_classes": CLASSES, "eval_clients": 100, "seed": 0}
     if kind == "generated":
-        return GeneratedClients(examples, num_train=SAMPLES, num_test=SAMPLES, **common)
+        return GeneratedClients(
+            examples, num_train=SAMPLES, num_test=SAMPLES, cache_size=cache, **common
+        )
     rng = np.random.default_rng(0)
     inputs = rng.random((clients, FEATURES), np.float32)
     pool = inputs, inputs[:, :CLASSES].argmax(axis=1)
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
             enable_model_summary=False, callbacks=[clock],
         )  # fmt: skip
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the closing summary
-        trainer.fit(Net(), datamodule=data(args.data, args.clients[0]))
+        trainer.fit(Net(), datamodule=data(args.data, args.clients[0], args.cache))
         sys.stdout = sys.__stdout__
         [checkpoint] = Path(folder).rglob("last.ckpt")
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
@@ -125,6 +128,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--data", choices=["generated", "pool"], default="generated")
+    parser.add_argument(
+        "--cache", type=int, default=64,
+        help="clients whose generated examples stay; of 100 clients the default is most",
+    )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="clients keep their heads")
     parser.add_argument("--folder", help="where the runs may write; they are removed")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -133,6 +140,7 @@ def main() -> None:
         run(args)
         return
     passed = ["--rounds", str(args.rounds), "--data", args.data, *["--keep"] * args.keep]
+    passed += ["--cache", str(args.cache)]
     passed += ["--folder", args.folder] if args.folder else []
     turns = [{n: measure(n, passed) for n in args.clients} for _ in range(args.turns)]
     print(f"{platform.machine()}, {os.cpu_count()} cores, {date.today()}, {' '.join(passed)}\n")
