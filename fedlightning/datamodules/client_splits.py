@@ -77,7 +77,7 @@ class ClientSplit(Setting, ABC):
 
         Args:
             values: What the rule looks at, one value per example.
-            share: The share to take.
+            share: The share to take, in (0, 1).
             rng: The only source of randomness.
         """
 
@@ -88,10 +88,10 @@ class ClientSplit(Setting, ABC):
         share: float,
         rng: np.random.Generator,
     ) -> tuple[IndexLists, IndexLists]:
-        """Return what is left of every client's indices, and what is taken."""
+        """Return what is left of every client's indices, and what is taken: nothing of no share."""
         left, taken = [], []
         for part in lists:
-            mask = self.taken(values[part], share, rng)
+            mask = self.taken(values[part], share, rng) if share else np.zeros(len(part), bool)
             if mask.all() and len(mask):
                 mask[0] = False
             left.append(part[~mask])
