@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.core.validation import Setting, check_instance, check_number
-from fedlightning.datamodules.columns import missing_rows
+from fedlightning.datamodules.columns import as_names, missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
@@ -188,7 +188,7 @@ class GroupSplit(ClientSplit):
     def values(self, pool: Examples) -> np.ndarray:
         """Return the groups."""
         groups = values_of(self.key, pool)
-        return groups.astype(str) if groups.dtype.kind == "O" else groups
+        return as_names(groups) if groups.dtype.kind == "O" else groups
 
     def taken(self, values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
         """Choose groups."""
