@@ -36,6 +36,7 @@ from fedlightning.results import html
 from fedlightning.results.frames import read_frame
 from fedlightning.results.pictures import clients_of, curves_of, partition_of
 from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.run_folders import trained
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENTS_FIGURE,
@@ -69,7 +70,8 @@ class Run(NamedArguments):
     A notebook shows algorithm, settings and results of a run with its curves and clients.
 
     Args:
-        folder: The run folder, or a folder with one run in it.
+        folder: The run folder, or a folder with one run in it; what ``personalize`` has left beside
+            it is no run.
         module: The clients' module, if the folder cannot say it; its weights do not matter.
         data: The clients' data, likewise.
         federation: The federation, likewise.
@@ -366,11 +368,11 @@ class Run(NamedArguments):
 
 
 def _run_in(folder: Path) -> Path:
-    found = find_run_folders([folder])
-    if len(found) == 1:
-        return found[0]
     if (folder / CONFIG).is_file() and (folder / METRICS).is_file():
         return folder  # with replays, or personalized again, in it
+    found = trained(find_run_folders([folder]))
+    if len(found) == 1:
+        return found[0]
     if not found:
         raise ConfigError(
             f"{folder}: no run there: a run folder has {CONFIG} and {METRICS}, such as "

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedlightning.errors import FedLightningError
 from fedlightning.storage.locks import lock_state, process_exists, study_process
+from fedlightning.storage.run_folders import numbers_apart
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENT_STATES,
@@ -179,7 +180,7 @@ class RunFolders:
     def read(self) -> list[WatchedRun]:
         """Return the runs, in the order of their folders."""
         found = {}
-        for path in sorted(find_runs(self.folders), key=_numbers_apart):
+        for path in sorted(find_runs(self.folders), key=numbers_apart):
             signs = _Signs.of(path)
             before = self._known.get(path)
             if before is not None and before[0] == signs:
@@ -291,11 +292,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _numbers_apart(path: Path) -> list[tuple[int, str]]:
-    """Return a key that sorts version_10 after version_9."""
-    return [
-        (int(piece), "") if piece.isdigit() else (-1, piece)
-        for piece in re.split(r"(\d+)", str(path))
-    ]

@@ -148,9 +148,17 @@ def test_a_folder_without_a_run_or_with_several_is_refused(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no run there"):
         Run(tmp_path / "empty")
-    Run.of(trained).personalize(clients=[0])
+    fit(net(module=Own, width=6), FedBABU(), rounds=1, folder=tmp_path, datamodule=named())
     with pytest.raises(ConfigError, match=r"2 runs are there"):
         Run(tmp_path)
+
+
+def test_what_personalize_leaves_beside_a_run_is_not_the_run(trained, tmp_path):
+    run = Run.of(trained)
+    again = run.personalize(clients=[0])
+    assert again.folder.parent == run.folder.parent
+    assert Run(tmp_path).folder == Run(run.folder).folder == run.folder
+    assert Run(again.folder).folder == again.folder
 
 
 def test_a_table_that_is_not_there_is_named(trained):

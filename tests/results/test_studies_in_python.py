@@ -138,6 +138,9 @@ def test_it_runs_resumes_and_reports_as_the_command_does(tmp_path, capsys):
     assert read.run().equals(frame)
     assert [run.algorithm for run in read.runs] == ["FedAvg", "FedBABU"]
     assert isinstance(read.runs[0], Run)
+    folders = [run.folder for run in read.runs]
+    read.runs[0].personalize(clients=[0])
+    assert [run.folder for run in read.runs] == folders
     assert set(read.frame("clients")["variant"]) == {"FedAvg", "FedBABU"}
     assert "2 of 2 runs done" in read._repr_html_()
     assert f"{frame['acc_after'][1]:.3f}" in read._repr_html_()
