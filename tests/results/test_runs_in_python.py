@@ -81,6 +81,15 @@ def test_what_is_made_of_a_run_leaves_the_program_as_it_was(trained, monkeypatch
     assert os.environ["PL_GLOBAL_SEED"] == "7"
 
 
+def test_deterministic_algorithms_are_the_runs_alone(tmp_path):
+    built = fit(net(module=Own), FedBABU(), folder=tmp_path, datamodule=named(), deterministic=True)
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    Run.of(built).personalize(clients=[0])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
 def test_a_model_is_exported_by_its_clients_name(trained, tmp_path):
     from safetensors.torch import load_file
 
