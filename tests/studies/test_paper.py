@@ -21,7 +21,7 @@ from fedlightning.studies.report.paper_figures import (
     rank_diagram,
     save_paper_figure,
 )
-from fedlightning.studies.report.paper_tables import results_paper_table
+from fedlightning.studies.report.paper_tables import Number, PaperTable, results_paper_table
 from fedlightning.studies.results import collect
 from fedlightning.studies.seed_tests import seed_tests
 
@@ -84,6 +84,15 @@ def test_a_table_in_latex_has_one_number_of_columns_and_nothing_unescaped(study)
         body = text.split("\n", 1)[1]  # the first line is a comment
         assert not re.search(r"(?<!\\)[%#]|(?<!\\)_", re.sub(r"\\label\{.*?\}", "", body))
         assert body.count("{") - body.count(r"\{") == body.count("}") - body.count(r"\}")
+
+
+def test_no_row_begins_with_what_latex_reads_as_an_option():
+    names = ["[A]", "*B", " [2pt]", "plain [x]*", "[C]"]
+    table = PaperTable("a", "c", ["[h]", "[acc]"], [[name, Number("[1, 2]")] for name in names])
+    text = table.latex()
+    assert not re.search(r"(\\\\|\\[a-z]*rule)\s*[\[*]", text)
+    rows = [cells(line)[0] for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows == ["{[}h]", "{[}A]", "{*}B", "{[}2pt]", "plain [x]*", "{[}C]"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX")
