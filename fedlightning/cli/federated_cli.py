@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -28,10 +26,10 @@ from fedlightning.cli.config.references import mark_references
 from fedlightning.cli.diagnostics.constructor_errors import name_failing_setting
 from fedlightning.cli.parser import FederatedArgumentParser, prepare_parsing
 from fedlightning.cli.run_arguments import (
-    HIDDEN_FLAGS,
+    add_trainer_arguments,
     check_logger_names,
     find_checkpoint,
-    hidden_flag,
+    naming_accelerator,
     plain_values_only,
 )
 from fedlightning.cli.run_watch import RunMonitor, SaveRunConfig
@@ -116,18 +114,7 @@ class FederatedCLI(LightningCLI):
             parser.add_lightning_class_args(kind, key, subclass_mode=any_subclass)
         parser.add_class_arguments(Federation, "federation")
         parser.set_defaults({"federation.algorithm": {"class_path": "fedlightning.FedBABU"}})
-        for name in HIDDEN_FLAGS:
-            parser.add_argument(
-                f"--trainer.{name}", type=hidden_flag(name), default=SUPPRESS, help=SUPPRESS
-            )
-        parser.add_class_arguments(
-            self.trainer_class,
-            "trainer",
-            skip=set(HIDDEN_FLAGS),
-            instantiate=False,
-            fail_untyped=False,
-            sub_configs=True,
-        )
+        add_trainer_arguments(parser, self.trainer_class)
         given = {key: value for key, value in self.trainer_defaults.items() if key != "callbacks"}
         parser.set_defaults({f"trainer.{key}": value for key, value in given.items()})
         if getattr(parser, "command", None) == "personalize":
@@ -201,16 +188,8 @@ class FederatedCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer."""
         federation = self._get(self.config_init, "federation")
-        try:
+        with naming_accelerator(self._get(self.config, "trainer")["accelerator"]):
             return super().instantiate_trainer(federation=federation, **kwargs)
-        except MisconfigurationException as error:
-            if not re.search("accelerator is not available|No supported gpu backend", str(error)):
-                raise
-            accelerator = self._get(self.config, "trainer")["accelerator"]
-            raise ConfigError(
-                f"trainer.accelerator={accelerator}: no GPU or other accelerator of that kind is "
-                "available here; set trainer.accelerator to auto or cpu."
-            ) from error
 
     # -- running -------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from fedlightning.algorithms import Algorithm
-    from fedlightning.callbacks.personalization import PersonalizationCallback
     from fedlightning.datamodules import FederatedDataModule
     from fedlightning.federation.settings import Federation
 
@@ -23,7 +22,7 @@ __all__ = [
     "data_from_run",
     "federation_from_run",
     "module_from_run",
-    "personalization_from_run",
+    "trainer_settings_from_run",
 ]
 
 
@@ -112,28 +111,33 @@ def data_from_run(run: str | os.PathLike[str], strict: bool = False) -> Federate
     return built
 
 
-def personalization_from_run(
-    run: str | os.PathLike[str], strict: bool = False
-) -> PersonalizationCallback:
-    """Build the run's PersonalizationCallback, with its defaults where it had none.
+def trainer_settings_from_run(
+    run: str | os.PathLike[str], strict: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """Build the trainer's arguments, callbacks among them, that a run's ``config.yaml`` names.
+
+    Args:
+        run: The run's folder.
+        strict: See :func:`module_from_run`.
+        **changes: Arguments instead of the run's, as a config has them.
 
     Raises:
-        ConfigError: The config is missing, or its callback cannot be built.
+        ConfigError: The config is missing, or one of its objects cannot be built.
         EnvironmentFailure: The config cannot be read.
     """
-    from fedlightning.callbacks.personalization import PersonalizationCallback
+    import fedlightning.callbacks  # noqa: F401  # see module_from_run
     from fedlightning.cli.parser import FederatedArgumentParser
+    from fedlightning.cli.run_arguments import add_trainer_arguments
+    from fedlightning.trainer import FederatedTrainer
 
-    trainer = _entries(run, strict).get("trainer") or {}
-    several = trainer.get("callbacks") or []
-    for entry in several if isinstance(several, list) else [several]:
-        path = entry.get("class_path", "") if isinstance(entry, dict) else str(entry)
-        if path.rpartition(".")[2] == PersonalizationCallback.__name__:
-            parser = FederatedArgumentParser()
-            parser.add_subclass_arguments(PersonalizationCallback, "callback")
-            built: PersonalizationCallback = _instantiated(parser, "callback", entry)
-            return built
-    return PersonalizationCallback()
+    entry = {**(_entries(run, strict).get("trainer") or {}), **changes}
+    refuse_missing(entry, str(Path(run) / CONFIG), "trainer")
+    parser = FederatedArgumentParser()
+    add_trainer_arguments(parser, FederatedTrainer)
+    settings = {**_instantiated(parser, "trainer", entry)}
+    callbacks = settings.get("callbacks") or []
+    settings["callbacks"] = callbacks if isinstance(callbacks, list) else [callbacks]
+    return settings
 
 
 def _entries(run: str | os.PathLike[str], strict: bool) -> dict[str, Any]:

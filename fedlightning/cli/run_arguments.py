@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import re
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from fedlightning.cli.diagnostics.suggestions import find_class
@@ -20,9 +26,11 @@ from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIO
 
 __all__ = [
     "HIDDEN_FLAGS",
+    "add_trainer_arguments",
     "check_logger_names",
     "find_checkpoint",
     "hidden_flag",
+    "naming_accelerator",
     "plain_values_only",
 ]
 
@@ -103,6 +111,50 @@ def hidden_flag(name: str) -> Callable[[Any], Any]:
         return parsed
 
     return check
+
+
+def add_trainer_arguments(
+    parser: LightningArgumentParser, kind: type[pl.Trainer] | Callable[..., pl.Trainer]
+) -> None:
+    """Add the trainer's arguments to a parser; flags without federated meaning are hidden.
+
+    Args:
+        parser: The parser.
+        kind: The trainer's class, or what makes one.
+    """
+    for name in HIDDEN_FLAGS:
+        parser.add_argument(
+            f"--trainer.{name}", type=hidden_flag(name), default=SUPPRESS, help=SUPPRESS
+        )
+    parser.add_class_arguments(
+        kind,
+        "trainer",
+        skip=set(HIDDEN_FLAGS),
+        instantiate=False,
+        fail_untyped=False,
+        sub_configs=True,
+    )
+
+
+@contextmanager
+def naming_accelerator(accelerator: Any) -> Iterator[None]:
+    """Say what to set where Lightning does not find the accelerator of a trainer.
+
+    Args:
+        accelerator: ``trainer.accelerator``.
+
+    Raises:
+        ConfigError: Instead of Lightning's error.
+    """
+    try:
+        yield
+    except MisconfigurationException as error:
+        if not re.search("accelerator is not available|No supported gpu backend", str(error)):
+            raise
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}: no GPU or other accelerator of that kind is "
+            "available here; set trainer.accelerator to auto or cpu."
+        ) from error
 
 
 def check_logger_names(loggers: Any) -> None:

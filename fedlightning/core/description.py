@@ -33,7 +33,13 @@ __all__ = [
 ONLY_IN_PYTHON = "<only in Python: "
 """What a text in the place of a value begins with that no config can say."""
 
-_SECRET = re.compile(r"(?i)passw|secret|credential|api_?key|access_?key|(^|_)(auth|token)$")
+_SECRET = re.compile(
+    r"(?i)passw|pass_?phrase|secret|credential|(api|access|private|signing|encryption|ssh)[_-]?key|"
+    r"(^|[_.-])(auth|pwd|token)$"
+)
+_OF_TOKENIZERS = re.compile(
+    r"(?i)(^|[_.-])(pad|mask|unk|eos|bos|cls|sep|start|end|stop|special)_token$"
+)
 _MOST_ITEMS = 1_000
 _DEEPEST = 8
 _noted: dict[int, tuple[weakref.ref[Any], dict[str, Any]]] = {}
@@ -300,9 +306,14 @@ def _with_defaults(kind: type, given: Mapping[str, Any], deep: int) -> dict[str,
 
 def _said(name: str, value: Any, deep: int, whole: bool) -> Any:
     """Return a named value as a config would say it; a password or a token is not said."""
-    if isinstance(value, str) and value and _SECRET.search(name):
+    if isinstance(value, (str, list, tuple, dict)) and value and _is_secret(name):
         return f"{ONLY_IN_PYTHON}a secret>"
     return described(value, deep + 1, whole)
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a name is that of a secret; the special tokens of a tokenizer are none."""
+    return bool(_SECRET.search(name)) and not _OF_TOKENIZERS.search(name)
 
 
 def _partial(value: functools.partial[Any], deep: int, whole: bool) -> Any:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from fedlightning.core.metrics import canonical_name, on_validation_data, without_view
 from fedlightning.core.statistics import Spread
@@ -23,6 +24,8 @@ _LESS_IS_BETTER = re.compile(
     re.IGNORECASE,
 )
 _SUFFIX = re.compile(r"(acc_class_.*|.*_(weighted|undefined|std|min|p10|p90|worst_decile|jain))$")
+
+_MOST_DECIMALS = 300  # ten to a higher power is no float
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,25 @@ class MainMetric:
     def text(self, value: float) -> str:
         """Return a value as it is shown."""
         return f"{100 * value:.1f} %" if self.is_share else f"{value:.4g}"
+
+    def decimals(self, values: Iterable[float], digits: int) -> int:
+        """Return to how many decimals values are compared: what is beyond them is rounding.
+
+        Args:
+            values: The values; an accuracy is on a scale of 1 whatever they are, another metric on
+                that of their median size.
+            digits: How many digits of the scale count.
+
+        Example:
+            >>> MainMetric().decimals([0.01], 6), MainMetric("f1").decimals([0.5, 0.75], 6)
+            (6, 6)
+            >>> MainMetric("mse").decimals([3e-8, 0.0], 6), MainMetric("mse").decimals([4e7], 6)
+            (13, -2)
+        """
+        sizes = [abs(value) for value in values if value and math.isfinite(value)]
+        if self.is_share or not sizes:
+            return digits
+        return min(digits - math.ceil(math.log10(median(sizes))), _MOST_DECIMALS)
 
     def spread(self, values: Iterable[float]) -> Spread:
         """Return the spread over clients, whose worst tenth is the one with the worst values."""

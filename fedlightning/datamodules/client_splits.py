@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedlightning.core.validation import Setting, check_instance, check_number
-from fedlightning.datamodules.columns import missing_rows
+from fedlightning.datamodules.columns import as_names, missing_rows
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.index_lists import IndexLists
 from fedlightning.datamodules.partitions.base import Assignment, Partition
@@ -77,7 +77,7 @@ class ClientSplit(Setting, ABC):
 
         Args:
             values: What the rule looks at, one value per example.
-            share: The share to take.
+            share: The share to take, in (0, 1).
             rng: The only source of randomness.
         """
 
@@ -88,10 +88,10 @@ class ClientSplit(Setting, ABC):
         share: float,
         rng: np.random.Generator,
     ) -> tuple[IndexLists, IndexLists]:
-        """Return what is left of every client's indices, and what is taken."""
+        """Return what is left of every client's indices, and what is taken: nothing of no share."""
         left, taken = [], []
         for part in lists:
-            mask = self.taken(values[part], share, rng)
+            mask = self.taken(values[part], share, rng) if share else np.zeros(len(part), bool)
             if mask.all() and len(mask):
                 mask[0] = False
             left.append(part[~mask])
@@ -188,7 +188,7 @@ class GroupSplit(ClientSplit):
     def values(self, pool: Examples) -> np.ndarray:
         """Return the groups."""
         groups = values_of(self.key, pool)
-        return groups.astype(str) if groups.dtype.kind == "O" else groups
+        return as_names(groups) if groups.dtype.kind == "O" else groups
 
     def taken(self, values: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
         """Choose groups."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-__all__ = ["as_written", "missing_rows"]
+__all__ = ["as_names", "as_written", "missing_rows"]
 
 _WHOLE = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII)
 
@@ -34,6 +36,28 @@ def as_written(texts: Sequence[str | None], numbers: bool = True) -> np.ndarray:
     return np.array([*kept, None], object)[:-1]
 
 
+def as_names(values: np.ndarray) -> np.ndarray:
+    """Return values as text: the same text for the same value, whatever type its column has.
+
+    The type depends on the rest of a column: 1 is 1.0 where a number was missing or has a fraction,
+    and an object where there is text. A text is itself: "True" is True, and "01" is not 1.
+
+    Args:
+        values: A column, in which nothing is missing.
+
+    Example:
+        >>> as_names(np.array([1, 20])).tolist(), as_names(np.array([1.0, 2.5])).tolist()
+        (['1', '20'], ['1', '2.5'])
+        >>> as_names(np.array([1.0, True, "1", "01"], object)).tolist()
+        ['1', 'True', '1', '01']
+    """
+    if values.dtype.kind == "O":
+        return np.array([_name(value) for value in values], str)
+    found, places = np.unique(values, return_inverse=True)  # few names of many rows
+    names: np.ndarray = np.array([_name(value) for value in found], str)[places.ravel()]
+    return names
+
+
 def missing_rows(values: np.ndarray) -> np.ndarray:
     """Return the places of the values that are missing: None, NaN, NaT or pandas' NA.
 
@@ -44,6 +68,13 @@ def missing_rows(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "O":
         return np.flatnonzero([_is_missing(value) for value in values.tolist()])
     return np.flatnonzero(values != values)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, np.datetime64):
+        return str(value.astype("datetime64[us]").item())  # one text, whatever its unit
+    number = isinstance(value, (float, np.floating, Decimal)) and math.isfinite(value)
+    return str(int(value) if number and value == int(value) else value)
 
 
 def _is_missing(value: Any) -> bool:

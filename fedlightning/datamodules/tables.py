@@ -19,7 +19,7 @@ from fedlightning.datamodules.client_splits import (
     split_of,
     text_columns,
 )
-from fedlightning.datamodules.columns import as_written
+from fedlightning.datamodules.columns import as_names, as_written
 from fedlightning.datamodules.examples import Examples, TensorExamples
 from fedlightning.datamodules.partitions.natural import NaturalIds
 from fedlightning.datamodules.targets import Labels, check_filled, class_names
@@ -47,7 +47,8 @@ class FederatedTable(FederatedDataModule):
         features: The columns with the inputs; None means all others that are numbers. One of text
             has to be named in ``categories``, or be left out.
         categories: Columns of text, or of numbers that are codes: each becomes one input per value
-            that occurs in any client's training rows; a row with another value has zeros.
+            that occurs in any client's training rows; a row with another value has zeros in all of
+            them. 1 and 1.0 are one value, also where one table has them as floats or as objects.
         test: Test rows likewise; None takes a share of each client's, see ``split``.
         split: How each client's rows are divided where ``test`` is None: ``RandomSplit``,
             ``TimeSplit("date")``, ``GroupSplit("patient_id")``; None means at random, a fifth to
@@ -136,7 +137,7 @@ class FederatedTable(FederatedDataModule):
         """Make inputs and labels of the rows."""
         first = self._tables[0]
         self._check_filled()
-        values = {name: np.unique(first[name].astype(str)) for name in self._categories}
+        values = {name: np.unique(as_names(first[name].to_numpy())) for name in self._categories}
         self.features = (
             *self._numbers,
             *(f"{name}={value}" for name, known in values.items() for value in known),
@@ -218,8 +219,8 @@ class FederatedTable(FederatedDataModule):
     def _inputs(self, table: pd.DataFrame, values: dict[str, np.ndarray]) -> np.ndarray:
         columns = [table[name].to_numpy(np.float64, na_value=np.nan) for name in self._numbers]
         for name, known in values.items():
-            texts = table[name].astype(str).to_numpy()
-            columns += [(texts == value).astype(np.float64) for value in known]
+            names = as_names(table[name].to_numpy())
+            columns += [(names == value).astype(np.float64) for value in known]
         return np.stack(columns, axis=1)
 
     def _labels(self) -> list[Any]:

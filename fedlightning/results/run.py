@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ProgressBar
 
 from fedlightning.callbacks.personalization import PersonalizationCallback
 from fedlightning.cli.export import write_client
@@ -19,8 +21,9 @@ from fedlightning.cli.rebuilding import (
     data_from_run,
     federation_from_run,
     module_from_run,
-    personalization_from_run,
+    trainer_settings_from_run,
 )
+from fedlightning.cli.run_arguments import naming_accelerator
 from fedlightning.core.arguments import NamedArguments
 from fedlightning.core.client_names import resolve_clients
 from fedlightning.core.main_metric import MainMetric
@@ -36,6 +39,7 @@ from fedlightning.results import html
 from fedlightning.results.frames import read_frame
 from fedlightning.results.pictures import clients_of, curves_of, partition_of
 from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.run_folders import trained
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENTS_FIGURE,
@@ -57,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 _SEED = "PL_GLOBAL_SEED"
+_SET_BY_TRAINERS = (_SEED, "CUBLAS_WORKSPACE_CONFIG")
 
 
 class Run(NamedArguments):
@@ -69,7 +74,8 @@ class Run(NamedArguments):
     A notebook shows algorithm, settings and results of a run with its curves and clients.
 
     Args:
-        folder: The run folder, or a folder with one run in it.
+        folder: The run folder, or a folder with one run in it; what ``personalize`` has left beside
+            it is no run.
         module: The clients' module, if the folder cannot say it; its weights do not matter.
         data: The clients' data, likewise.
         federation: The federation, likewise.
@@ -258,7 +264,10 @@ class Run(NamedArguments):
         personalization: PersonalizationCallback | None = None,
         verbose: bool = False,
     ) -> Run:
-        """Personalize clients from the run's last checkpoint, as the command does.
+        """Personalize clients from the run's last checkpoint, with the bits of the command.
+
+        The trainer has the run's settings (precision, clipping, limits, accelerator, callbacks),
+        but for its loggers and progress bar, and works in this process alone.
 
         Args:
             clients: Ids or names of the clients; ``None`` means all that are evaluated.
@@ -272,21 +281,36 @@ class Run(NamedArguments):
             FedLightningError: For any mistake that the user can correct.
         """
         checkpoint = good_checkpoint(self.folder / CHECKPOINTS)
-        parent = self.folder.absolute().parent
-        with self._seeded():
+        with self._at_work():
             data, federation = self._known_data(), self._known_federation()
-            trainer = FederatedTrainer(
-                federation=federation,
-                max_epochs=1,
-                callbacks=[personalization or personalization_from_run(self.folder)],
-                default_root_dir=parent.parent if parent.name == "lightning_logs" else parent,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
+            trainer = self._new_trainer(federation, personalization)
             module = self._new_module()
             trainer.personalize(module, data, checkpoint, clients, verbose)
         assert trainer.log_dir is not None
         return Run(trainer.log_dir, self._module, data, federation)
+
+    def _new_trainer(
+        self, federation: Federation, personalization: PersonalizationCallback | None
+    ) -> FederatedTrainer:
+        parent = self.folder.absolute().parent
+        root = parent.parent if parent.name == "lightning_logs" else parent
+        settings = trainer_settings_from_run(
+            self.folder,
+            default_root_dir=str(root),
+            logger=None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            devices=1,
+            num_nodes=1,
+            strategy="auto",
+        )
+        replaced: tuple[type, ...] = (ProgressBar,)
+        if personalization is not None:
+            replaced = (ProgressBar, PersonalizationCallback)
+        kept = [each for each in settings["callbacks"] if not isinstance(each, replaced)]
+        settings["callbacks"] = kept if personalization is None else [*kept, personalization]
+        with naming_accelerator(settings["accelerator"]):
+            return FederatedTrainer(federation=federation, **settings)
 
     def _client(self, given: int | str) -> int | Literal["global"]:
         if given == "global":
@@ -314,17 +338,23 @@ class Run(NamedArguments):
         return known if known is not None else federation_from_run(self.folder)
 
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Have the run's seed inside the ``with`` block, and the program's own after it."""
-        before = os.environ.get(_SEED)
+    def _at_work(self) -> Iterator[None]:
+        """Have the run's seed inside the ``with`` block, and what the program has set after it."""
+        before = {name: os.environ.get(name) for name in _SET_BY_TRAINERS}
+        exact = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        benchmark = torch.backends.cudnn.benchmark
         os.environ[_SEED] = str(self.seed)
         try:
             with forked_generators(Key(self.seed, "personalize")):
                 yield
         finally:
-            os.environ.pop(_SEED, None)
-            if before is not None:
-                os.environ[_SEED] = before
+            torch.use_deterministic_algorithms(exact, warn_only=warns)
+            torch.backends.cudnn.benchmark = benchmark
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     # -- how it is shown -------------------------------------------------------------------------
 
@@ -366,11 +396,11 @@ class Run(NamedArguments):
 
 
 def _run_in(folder: Path) -> Path:
-    found = find_run_folders([folder])
-    if len(found) == 1:
-        return found[0]
     if (folder / CONFIG).is_file() and (folder / METRICS).is_file():
         return folder  # with replays, or personalized again, in it
+    found = trained(find_run_folders([folder]))
+    if len(found) == 1:
+        return found[0]
     if not found:
         raise ConfigError(
             f"{folder}: no run there: a run folder has {CONFIG} and {METRICS}, such as "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ class Study(NamedArguments):
             ``data``, ``federation`` and ``trainer``, whose values may be objects.
         variants: What is compared: a list of algorithms, or a mapping from names to algorithms or
             to settings such as ``{"federation.local_epochs": 5}``.
-        seeds: A list, or a number n for 0..n-1.
+        seeds: Several integers, also of NumPy, or a number n for 0..n-1.
         settings: Settings of all runs over the base, by their keys.
         grid: Further axes, by settings: lists of values.
         output: The folder of the study; by default ``studies/`` and the title.
@@ -78,7 +78,7 @@ class Study(NamedArguments):
         base: str | os.PathLike[str] | Mapping[str, Any],
         variants: Sequence[Any] | Mapping[str, Any],
         *,
-        seeds: int | Sequence[int] = 1,
+        seeds: int | Iterable[int] = 1,
         settings: Mapping[str, Any] | None = None,
         grid: Mapping[str, Any] | None = None,
         output: str | os.PathLike[str] | None = None,
@@ -91,7 +91,7 @@ class Study(NamedArguments):
             "output": None if output is None else os.fspath(output),
             "base": _base(base),
             "settings": described(dict(settings), whole=False) if settings else None,
-            "seeds": seeds if isinstance(seeds, int) else list(seeds),
+            "seeds": seeds,
             "variants": _variants(variants),
             "grid": described(dict(grid), whole=False) if grid else None,
             "workers": workers,
@@ -100,6 +100,9 @@ class Study(NamedArguments):
         given = {key: value for key, value in given.items() if value is not None}
         refuse_missing({key: given[key] for key in ("base", "variants")}, "study")
         self._take(study_of(given, title, Path()))
+        given["workers"] = self._content.workers
+        if not isinstance(seeds, int):
+            given["seeds"] = list(self._content.seeds)
         base_file = given["base"]
         if isinstance(base_file, str) and Path(base_file).is_file():
             given["base"] = os.path.relpath(base_file, self.folder)

@@ -11,7 +11,8 @@ from fedlightning.cli.terminal import print_note
 from fedlightning.errors import ConfigError, FederationError, did_you_mean
 from fedlightning.reporting.influence_table import InfluenceRecord, read_influence_csv
 from fedlightning.storage.locks import study_lock
-from fedlightning.storage.run_layout import INFLUENCE, METRICS, client_names_in
+from fedlightning.storage.run_folders import newest_run
+from fedlightning.storage.run_layout import INFLUENCE, client_names_in
 from fedlightning.studies.leave_one_out import (
     WholeRun,
     final_test_metrics,
@@ -201,7 +202,8 @@ def _compare(
     records = []
     for run in done:
         client = int(run.folder.name.rpartition("_")[2])
-        folder = sorted(run.folder.glob(f"*/*/{METRICS}"))[-1].parent
+        folder = newest_run(run.folder)
+        assert folder is not None  # it is done
         _, metrics = final_test_metrics(folder)
         truth = {n: metrics[n] - value for n, value in whole.metrics.items() if n in metrics}
         without = parameters_of(folder)

@@ -14,6 +14,7 @@ from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.datamodules.client_roles import SAMPLE
 from fedlightning.engine.run_config import MADE_IN_PYTHON
 from fedlightning.errors import ConfigError, DataError
+from fedlightning.storage.run_folders import trained
 from fedlightning.storage.run_layout import CONFIG, METRICS, PARTITION_TABLE, WITHOUT
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.run_reader import find_run_folders, read_run
@@ -60,7 +61,7 @@ def find_whole_run(given: Path) -> WholeRun:
         ConfigError: There is no run, there are several, or it has no seed.
         DataError: It has not measured the model of its last round on test data.
     """
-    found = find_run_folders([given]) if given.is_dir() else []
+    found = trained(find_run_folders([given])) if given.is_dir() else []
     if not found:
         raise ConfigError(
             f"--run {given}: no run there: a run folder has {CONFIG} and {METRICS}, such as "

@@ -27,6 +27,9 @@ __all__ = [
 FEWEST_PAIRS = 6
 """With five pairs that all differ in the same direction the two-sided p is still 1/16."""
 
+_DIGITS = 6
+"""Two values of a metric are the same if they differ beyond so many digits of its scale."""
+
 Family = Literal["baseline", "all pairs"]
 
 
@@ -48,7 +51,7 @@ class PairedTest:
         better: Number of pairs in which the first is better.
         ties: Number of pairs without a difference.
         worse: Number of pairs in which the first is worse.
-        seeds_better: Number of seeds in which its mean over clients is higher.
+        seeds_better: Number of seeds in which the first is better in the mean over clients.
         rank_biserial: Effect size in -1..1: the share of the rank sum in favour minus that against.
         statistic: Wilcoxon's statistic.
         p_value: Two-sided p-value; nan for too few pairs.
@@ -110,7 +113,7 @@ def compare_groups(
         Wilcoxon. Individual comparisons by ranking methods. Biometrics Bulletin 1, 1945.
         Pratt. Remarks on zeros and ties in the Wilcoxon signed rank procedures. JASA 54, 1959.
     """
-    by_seed: list[Numbers] = []
+    pairs: list[Numbers] = []
     other_data = 0
     for seed in sorted(one.runs.keys() & two.runs.keys()):
         first, second = one.runs[seed], two.runs[seed]
@@ -126,10 +129,13 @@ def compare_groups(
             for run in (first, second)
         )
         shared = sorted(mine.keys() & its.keys())
-        # accuracies are float32 quotients: rounding makes equal ones ties
-        by_seed.append(np.round([mine[client] - its[client] for client in shared], 6))
+        pairs.append(np.array([(mine[client], its[client]) for client in shared]).reshape(-1, 2))
+    main = one.main_metric
+    # values such as accuracies are float32 quotients: rounding makes equal ones ties
+    decimals = main.decimals((value for part in pairs for value in part.flat), _DIGITS)
+    by_seed = [np.round(part[:, 0] - part[:, 1], decimals) for part in pairs]
     every = np.concatenate(by_seed) if by_seed else np.empty(0)
-    favour = one.main_metric.sign * every
+    favour = main.sign * every
     statistic, p_value = signed_rank(every)
     return PairedTest(
         condition=one.condition,
@@ -144,7 +150,8 @@ def compare_groups(
         ties=int((favour == 0).sum()),
         worse=int((favour < 0).sum()),
         seeds_better=sum(
-            bool(part.size and one.main_metric.sign * part.mean() > 0) for part in by_seed
+            bool(part.size and main.sign * np.round(part.mean(), decimals + _DIGITS) > 0)
+            for part in by_seed
         ),
         rank_biserial=_rank_biserial(favour),
         statistic=statistic,

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.studies.results import Collection, Group
 from fedlightning.studies.run_reader import Numbers
-from fedlightning.studies.seed_tests import LEVEL, result_of
+from fedlightning.studies.seed_tests import DIGITS, LEVEL, result_of
 
 __all__ = ["Ranking", "rank_conditions", "rank_seeds", "rank_table"]
 
+_ACCURACY = MainMetric()
 _FEWEST_VARIANTS = 3
 _FEWEST_BLOCKS = 2
 
@@ -57,7 +59,7 @@ class Ranking:
 def rank_table(
     values: Sequence[Sequence[float]] | Numbers,
     variants: Sequence[str],
-    sign: int = 1,
+    metric: MainMetric = _ACCURACY,
     unit: str = "seeds",
 ) -> Ranking:
     """Rank variants in each block, and test whether their mean ranks differ.
@@ -69,7 +71,7 @@ def rank_table(
     Args:
         values: A row for each block, a column for each variant.
         variants: The columns' names.
-        sign: 1 if more is better, -1 if less is.
+        metric: What the values are of, which says which are better, and which are equal.
         unit: What a block is.
 
     Source:
@@ -86,7 +88,8 @@ def rank_table(
 
     table = np.asarray(values, float)
     blocks, count = table.shape
-    ranks = rankdata(-sign * np.round(table, 9), axis=1)
+    rounded = np.array([np.round(row, metric.decimals(row, DIGITS)) for row in table])
+    ranks = rankdata(-metric.sign * rounded, axis=1)
     means = ranks.mean(axis=0)
     order = np.argsort(means, kind="stable")
     if (ranks == ranks[:, :1]).all():
@@ -149,4 +152,4 @@ def rank_conditions(collection: Collection, metric: str = "acc_after") -> Rankin
 def _ranking(rows: list[list[float]], groups: Sequence[Group], unit: str) -> Ranking | None:
     if len(rows) < _FEWEST_BLOCKS or len(groups) < _FEWEST_VARIANTS:
         return None
-    return rank_table(rows, [group.variant for group in groups], groups[0].main_metric.sign, unit)
+    return rank_table(rows, [group.variant for group in groups], groups[0].main_metric, unit)

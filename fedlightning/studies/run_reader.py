@@ -20,6 +20,7 @@ from fedlightning.core.views import file_in_view
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.reporting.client_records import ClientRecord, main_metric_of, read_clients_csv
 from fedlightning.storage.csv_files import read_csv
+from fedlightning.storage.run_folders import newest_run
 from fedlightning.storage.run_layout import (
     CLIENTS,
     CONFIG,
@@ -337,11 +338,11 @@ def final_metrics(folder: Path) -> list[tuple[str, float]]:
     Args:
         folder: The folder that holds ``lightning_logs``.
     """
-    tables = sorted(folder.glob(f"*/*/{METRICS}"))
-    if not tables:
+    found = newest_run(folder)
+    if found is None:
         return []
     try:
-        run = read_run(tables[-1].parent)
+        run = read_run(found)
     except (FedLightningError, OSError):
         return []
     names = sorted(filter(is_test_metric, run.main_metric.columns(run.metrics)))

@@ -13,6 +13,7 @@ from typing import Literal
 from fedlightning.core.versions import package_versions
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.run_folders import newest_run
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CONFIG,
@@ -160,11 +161,11 @@ def can_resume(folder: Path) -> bool:
 
 def rounds_done(folder: Path) -> int:
     """Return the number of finished rounds of a run, from the last line of its table of rounds."""
-    tables = sorted(folder.glob(f"*/*/{ROUNDS}"))
-    if not tables:
+    run = newest_run(folder)
+    if run is None:
         return 0
     try:
-        with tables[-1].open("rb") as file:
+        with (run / ROUNDS).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 400))
             lines = file.read().splitlines()

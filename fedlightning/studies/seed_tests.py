@@ -18,6 +18,7 @@ from fedlightning.studies.results import Group
 from fedlightning.studies.run_reader import Numbers, Run
 
 __all__ = [
+    "DIGITS",
     "LEVEL",
     "SeedTest",
     "WithinSeeds",
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 LEVEL = 0.05
-_SAME = 1e-9
+DIGITS = 9
+"""Two means over clients are the same if they differ beyond so many digits of their scale."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,9 @@ def _compare(one: Group, two: Group, family: Family, metric: str) -> SeedTest:
     pairs = pairs[~np.isnan(pairs).any(axis=1)]
     differences = pairs[:, 0] - pairs[:, 1]
     sign, count = one.main_metric.sign, differences.size
-    favour = np.where(np.abs(differences) < _SAME, 0.0, sign * differences)
+    decimals = one.main_metric.decimals(pairs.flat, DIGITS)
+    same_below = float(f"1e{-decimals}")
+    favour = np.where(np.abs(differences) < same_below, 0.0, sign * differences)
     notes = [f"{len(shared) - len(same)} seed(s) left out: different partitions"] * (
         len(same) < len(shared)
     )
@@ -221,10 +225,10 @@ def _compare(one: Group, two: Group, family: Family, metric: str) -> SeedTest:
     spread = float(differences.std(ddof=1)) if count > 1 else math.nan
     if count < 2:
         notes.append("one seed has no interval" if count else "no seed in common")
-    elif spread < _SAME:
+    elif spread < same_below:
         notes.append("the same difference in every seed")
     statistic = p_value = effect = math.nan
-    if count > 1 and spread >= _SAME:
+    if count > 1 and spread >= same_below:
         statistic, p_value = _paired_t(pairs)
         effect = sign * float(differences.mean()) / spread
     return SeedTest(
@@ -243,7 +247,7 @@ def _compare(one: Group, two: Group, family: Family, metric: str) -> SeedTest:
         sign * cliffs_delta(pairs[:, 0], pairs[:, 1]),
         statistic,
         p_value,
-        p_signed_rank=signed_rank(np.round(differences, 9))[1],
+        p_signed_rank=signed_rank(np.round(differences, decimals))[1],
         note="; ".join(notes),
     )
 

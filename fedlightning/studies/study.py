@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fedlightning.storage.files import os_errors_as_failures
 __all__ = ["Study", "load_yaml", "read_study", "study_of", "study_source", "with_overrides"]
 
 _MOST_SEED = 2**32 - 1
+_MOST_SEEDS = 10_000
 
 Settings = dict[str, Any]
 
@@ -246,16 +248,30 @@ def _name(given: Any) -> str:
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    """Return the seeds; a number n stands for 0..n-1."""
-    seeds: Sequence[Any] = range(given) if is_integer(given) else given
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not 0 < len(seeds) <= 10_000:
+    """Return the seeds, integers of any kind; a number n stands for 0..n-1."""
+    several: Sequence[Any] = ()
+    try:
+        several = () if isinstance(given, (str, bytes, Mapping)) else list(given)
+    except TypeError:  # a number, or nothing of use
+        if is_integer(number := _whole(given)):
+            several = range(min(number, _MOST_SEEDS + 1))
+    if not 0 < len(several) <= _MOST_SEEDS:
         raise ConfigError(f"seeds must be a list such as [0, 1, 2], or a number, got {given!r}.")
+    seeds = [_whole(seed) for seed in several]
     for seed in seeds:
         if not is_integer(seed) or not 0 <= seed <= _MOST_SEED:
             raise ConfigError(f"seeds: {seed!r} is none: they are within 0..{_MOST_SEED}.")
     if len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds: {list(seeds)} has duplicates.")
+        raise ConfigError(f"seeds: {seeds} has duplicates.")
     return tuple(seeds)
+
+
+def _whole(value: Any) -> Any:
+    """Return an integer of NumPy or torch as Python's, and all else as it is."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
 
 
 def _grid(given: Any) -> dict[str, dict[str, Settings]]:

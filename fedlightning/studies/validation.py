@@ -7,15 +7,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fedlightning.algorithms.algorithm import Algorithm
 from fedlightning.cli.config.only_in_python import refuse_missing
 from fedlightning.errors import ConfigError, FedLightningError
 from fedlightning.storage.run_layout import CONFIG
 from fedlightning.studies.plan import PlannedRun
+
+if TYPE_CHECKING:
+    from fedlightning.algorithms.algorithm import Algorithm
 
 __all__ = ["Built", "check_runs", "config_text"]
 

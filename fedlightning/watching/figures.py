@@ -30,7 +30,7 @@ _SIZE = (5.2, 3.0)
 
 def looks_of(runs: Sequence[WatchedRun]) -> dict[str, Look]:
     """Return the colour and line style of the runs that are drawn, by name."""
-    with_rounds = [run.name for run in runs if run.run is not None and len(run.run.rounds)]
+    with_rounds = [run.name for run in runs if run.rounds_done]
     return styles_for(with_rounds[-MOST_CURVES:])
 
 

@@ -6,9 +6,8 @@ import csv
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from fedlightning.errors import FedLightningError
 from fedlightning.storage.locks import lock_state, process_exists, study_process
+from fedlightning.storage.run_folders import numbers_apart
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
     CLIENT_STATES,
@@ -178,18 +178,21 @@ class RunFolders:
 
     def read(self) -> list[WatchedRun]:
         """Return the runs, in the order of their folders."""
+        paths = sorted(find_runs(self.folders), key=numbers_apart)
+        signs = {path: _Signs.of(path) for path in paths}
+        names = _told_apart({path: self._name(path, signs[path].record) for path in paths})
         found = {}
-        for path in sorted(find_runs(self.folders), key=_numbers_apart):
-            signs = _Signs.of(path)
-            before = self._known.get(path)
-            if before is not None and before[0] == signs:
-                found[path] = before
-            else:
-                found[path] = (signs, self._read_one(path, signs))
+        for path in paths:
+            before, run = self._known.get(path, (None, None))
+            if run is None or before != signs[path]:
+                run = self._read_one(path, names[path], signs[path])
+            elif run.name != names[path]:
+                run = replace(run, name=names[path])
+            found[path] = signs[path], run
         self._known = found
         return [run for _, run in found.values()]
 
-    def _read_one(self, path: Path, signs: _Signs) -> WatchedRun:
+    def _read_one(self, path: Path, name: str, signs: _Signs) -> WatchedRun:
         run, problem = None, ""
         try:
             run = read_run(path) if (path / CONFIG).is_file() else read_tables(path)
@@ -199,9 +202,9 @@ class RunFolders:
             problem = f"cannot be read: {error}"
         wanted = _rounds_wanted(path)
         state, note = _state(path, signs, run, wanted)
-        times = [(path / name).stat().st_mtime for name in _READ if (path / name).is_file()]
+        times = [(path / each).stat().st_mtime for each in _READ if (path / each).is_file()]
         return WatchedRun(
-            name=self._name(path, signs.record),
+            name=name,
             folder=path,
             state=state,
             note=note or problem,
@@ -220,6 +223,41 @@ class RunFolders:
                 several = [folder.name] if len(self.folders) > 1 else []
                 return "/".join([*several, *parts]) or path.resolve().name
         return path.name
+
+
+def _told_apart(names: Mapping[Path, str]) -> dict[Path, str]:
+    """Return names of which no two are the same: with what the folders differ in, if need be.
+
+    Example:
+        >>> list(_told_apart({Path("a/runs/0"): "FedAvg", Path("b/runs/0"): "FedAvg"}).values())
+        ['FedAvg (a)', 'FedAvg (b)']
+    """
+    alike: dict[str, list[Path]] = {}
+    for path, name in names.items():
+        alike.setdefault(name, []).append(path)
+    places = {
+        path: place
+        for paths in alike.values()
+        for path, place in zip(paths, _between(paths), strict=True)
+    }
+    return {
+        path: f"{name} ({places[path]})" if places[path] else name for path, name in names.items()
+    }
+
+
+def _between(paths: Sequence[Path]) -> list[str]:
+    """Return of each path what lies between the parts that all begin and all end with."""
+    parts = [path.absolute().parts for path in paths]
+    least = min(map(len, parts))
+    start = _in_common([each[:least] for each in parts])
+    end = _in_common([each[start:][::-1][: least - start] for each in parts])
+    return ["/".join(each[start : len(each) - end]) for each in parts]
+
+
+def _in_common(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many parts all paths begin with."""
+    same = [len(set(several)) == 1 for several in zip(*parts, strict=True)]
+    return [*same, False].index(False)
 
 
 def _state(path: Path, signs: _Signs, run: Run | None, wanted: int | None) -> tuple[State, str]:
@@ -291,11 +329,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _numbers_apart(path: Path) -> list[tuple[int, str]]:
-    """Return a key that sorts version_10 after version_9."""
-    return [
-        (int(piece), "") if piece.isdigit() else (-1, piece)
-        for piece in re.split(r"(\d+)", str(path))
-    ]

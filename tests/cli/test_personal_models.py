@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedlightning import PersonalizationCallback, Run
 from fedlightning.core.state import live_state
+from fedlightning.errors import ConfigError
 from fedlightning.models import MLP
 from fedlightning.personalization.models.reader import read_index, read_personal
 
@@ -55,6 +57,43 @@ def test_without_a_callback_it_says_that_the_defaults_count(run, done):
     ended = run("personalize", "--config=ok.yaml", f"--ckpt_path={done}")
     assert (ended.code, ended.err) == (0, "")
     assert "no PersonalizationCallback among trainer.callbacks: part=head, epochs=5" in ended.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["precision=bf16-mixed"],
+        ["precision=64-true"],
+        ["gradient_clip_val=0.01"],
+        ["gradient_clip_val=0.01", "gradient_clip_algorithm=value"],
+        ["accumulate_grad_batches=2"],
+        ["limit_train_batches=1"],
+    ],
+)
+def test_python_makes_the_models_of_the_command_with_the_runs_trainer(run, version, options):
+    assert run("B", *RULE, *(f"--trainer.{option}" for option in options)).code == 0
+    words = [f"--config={version / 'config.yaml'}", f"--ckpt_path={version}"]
+    assert run("personalize", *words).code == 0
+    by_command, by_python = version.parent / "version_1", Run(version).personalize().folder
+    assert by_python == version.parent / "version_2"
+    assert read_index(by_python).digests == read_index(by_command).digests
+    assert (by_python / "clients.csv").read_bytes() == (by_command / "clients.csv").read_bytes()
+
+
+def test_python_takes_callbacks_and_accelerator_of_the_run_too(run, version, plugin, monkeypatch):
+    monkeypatch.syspath_prepend(version.parents[1])
+    config = version / "config.yaml"
+    own = [f"--trainer.callbacks+={name}" for name in ("plugin.Hello", "TQDMProgressBar")]
+    assert run("B", *RULE, *own, "--trainer.enable_progress_bar=true").code == 0
+    again = Run(version).personalize(personalization=PersonalizationCallback(epochs=0))
+    callbacks = again.config["trainer"]["callbacks"]
+    names = [each["class_path"].rpartition(".")[2] for each in callbacks]
+    assert names == ["Hello", "PersonalizationCallback"]
+    assert callbacks[1]["init_args"]["epochs"] == 0
+    config.write_text(config.read_text().replace("accelerator: auto", "accelerator: cuda"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"trainer\.accelerator=cuda: no GPU"):
+            Run(version).personalize()
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,24 @@ def test_a_copy_is_said_as_its_attributes_tell():
     assert {key for key, _ in missing_in({"model": described(module)})} >= {"model.width"}
 
 
-@pytest.mark.parametrize("name", ["password", "api_key", "hf_token", "client_secret"])
-def test_secrets_are_not_said(name):
-    said = described({name: "hunter2", "split": "train"})
+@pytest.mark.parametrize("name", [
+    "password", "passphrase", "pwd", "db_pwd", "client_secret", "api_key", "api_keys",
+    "private_key", "token", "hf_token", "auth_token", "access_token", "api_token",
+    "backend_token", "data.token",
+])  # fmt: skip
+@pytest.mark.parametrize("value", ["hunter2", ["hunter2"], {"ann": "hunter2"}])
+def test_secrets_are_not_said(name, value):
+    said = described({name: value, "split": "train"})
     assert said == {name: "<only in Python: a secret>", "split": "train"}
+
+
+@pytest.mark.parametrize("name", [
+    "pad_token", "mask_token", "unk_token", "eos_token", "bos_token", "cls_token", "sep_token",
+    "start_token", "end_token", "stop_token", "tokenizer_pad_token", "model.pad_token",
+])  # fmt: skip
+def test_special_tokens_of_a_tokenizer_are_said(name):
+    given = {name: "[PAD]", "additional_special_tokens": ["<img>"]}
+    assert described(given) == given
 
 
 def test_a_number_called_token_is_no_secret_and_urls_lose_their_user():

@@ -130,6 +130,23 @@ def test_a_patient_is_on_one_side_of_the_split():
         assert sum(map(len, sides)) == len(set.union(*sides))
 
 
+SPLITS = [GroupSplit("patient", test=0.3), RandomSplit(0.3), TimeSplit("year", test=0.3)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_nobody_validates_on_is_trained_on(split):
+    data = table(hospitals(9).assign(hospital="mayo", patient=np.arange(9) // 3), split=split)
+    assert [data.num_examples(0, each) for each in ("train", "val", "test")] == [6, 0, 3]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("groups", "share"), [([7], 0.9), ([7, 7], 0.0), ([7, 8, 9], 0.0)])
+def test_no_share_takes_nothing_and_no_share_takes_all(split, groups, share):
+    values = np.array(groups)
+    left, taken = split.divide([np.arange(len(groups))], values, share, np.random.default_rng(0))
+    assert (left.sizes.tolist(), taken.sizes.tolist()) == ([len(groups)], [0])
+
+
 def test_a_split_follows_the_seed():
     first, same, other = (table(seed=seed).partition_digest() for seed in (0, 0, 1))
     assert first == same != other

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from fedlightning.core.client_names import resolve_clients
 from fedlightning.core.main_metric import MainMetric
@@ -52,6 +53,51 @@ def test_a_category_that_nobody_trains_on_is_no_input():
     assert data.features == ("age", "sex=f", "sex=m")
     assert data.pooled.test.inputs[9, 1:].tolist() == [0, 0]
     assert data.pooled.train.inputs.shape == (30, 3)
+
+
+DAYS = ["2025-01-01", "2025-02-01", "2025-03-01"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested"),
+    [
+        ([1, 2, 30], [1.0, 2.0, 30.0]),
+        ([1, 2, 30], pd.array([1, 2, 30], dtype="Int64")),
+        ([1, 2, 30], pd.Categorical([1.0, 2.0, 30.0])),
+        ([1, 2, 30], pd.Series([1.0, 2, "30"], dtype=object)),
+        ([1.0, 2.5, 30.0], pd.Series([1, 2.5, 30], dtype=object)),
+        (np.array([0.1, 2.0, 1e20], np.float32), [0.1, 2.0, float(np.float32(1e20))]),
+        ([True, False], ["True", "False"]),
+        ([True, False], pd.array([True, False], dtype="boolean")),
+        (["01", "1", "x"], pd.array(["01", "1", "x"], dtype="string")),
+        (np.array(DAYS, "datetime64[s]"), np.array(DAYS, "datetime64[ns]")),
+    ],
+)
+def test_a_value_is_one_category_and_one_owner_whatever_the_type_of_its_column(trained, tested):
+    def of(values):
+        column = pd.Series(values).repeat(6).reset_index(drop=True)
+        ill = np.where(column.index % 2 == 0, "no", "yes")
+        return pd.DataFrame({"hospital": column, "sex": column, "age": 1.0, "ill": ill})
+
+    data = table(of(trained), test=of(tested))
+    different = np.eye(len(trained)).repeat(6, axis=0)  # each row has the input of its own value
+    for pool in (data.pooled.train, data.pooled.test):
+        columns = pool.inputs[:, 1:].numpy().T
+        assert sorted(columns.tolist()) == sorted(different.T.tolist())
+    assert torch.equal(data.pooled.train.inputs, data.pooled.test.inputs)
+    for client in range(len(trained)):
+        rows_of = [data.indices(client, split).tolist() for split in ("train", "test")]
+        assert len(rows_of[0]) == 6
+        assert rows_of[0] == rows_of[1]
+
+
+def test_a_patient_is_one_group_whatever_the_type_of_its_number():
+    patient = pd.Series([1, 1.0, 2, 2.0, 3, 3.0] * 5, dtype=object)
+    data = table(rows(patient=patient), split=GroupSplit("patient", test=0.4))
+    for client in range(3):
+        sides = [set(patient[data.indices(client, each)]) for each in ("train", "test")]
+        assert sides[1]
+        assert not set.intersection(*sides)
 
 
 def test_a_constant_column_becomes_zeros():

@@ -81,6 +81,15 @@ def test_what_is_made_of_a_run_leaves_the_program_as_it_was(trained, monkeypatch
     assert os.environ["PL_GLOBAL_SEED"] == "7"
 
 
+def test_deterministic_algorithms_are_the_runs_alone(tmp_path):
+    built = fit(net(module=Own), FedBABU(), folder=tmp_path, datamodule=named(), deterministic=True)
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    Run.of(built).personalize(clients=[0])
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
 def test_a_model_is_exported_by_its_clients_name(trained, tmp_path):
     from safetensors.torch import load_file
 
@@ -148,9 +157,17 @@ def test_a_folder_without_a_run_or_with_several_is_refused(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no run there"):
         Run(tmp_path / "empty")
-    Run.of(trained).personalize(clients=[0])
+    fit(net(module=Own, width=6), FedBABU(), rounds=1, folder=tmp_path, datamodule=named())
     with pytest.raises(ConfigError, match=r"2 runs are there"):
         Run(tmp_path)
+
+
+def test_what_personalize_leaves_beside_a_run_is_not_the_run(trained, tmp_path):
+    run = Run.of(trained)
+    again = run.personalize(clients=[0])
+    assert again.folder.parent == run.folder.parent
+    assert Run(tmp_path).folder == Run(run.folder).folder == run.folder
+    assert Run(again.folder).folder == again.folder
 
 
 def test_a_table_that_is_not_there_is_named(trained):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,6 +85,34 @@ def test_the_study_file_that_it_writes_plans_the_same_runs(tmp_path):
     assert prox.config["federation"]["local_epochs"] == 2
 
 
+@pytest.mark.parametrize(
+    ("seeds", "same"),
+    [
+        (np.arange(3), [0, 1, 2]),
+        (np.int64(3), [0, 1, 2]),
+        (torch.tensor([4, 2]), [4, 2]),
+        (torch.tensor(2), [0, 1]),
+        ([np.uint8(7), 5], [7, 5]),
+        (range(1, 3), [1, 2]),
+        ((seed for seed in (3, 9)), [3, 9]),
+    ],
+)
+def test_seeds_and_workers_are_integers_of_any_kind(seeds, same):
+    study = two(seeds=seeds, workers=np.int64(2))
+    assert [run.seed for run in study._planned] == [seed for seed in same for _ in range(2)]
+    written = yaml.safe_load(study._source)
+    assert (written["seeds"], written["workers"]) == (same, 2)
+
+
+@pytest.mark.parametrize(
+    "seeds", ["012", {0: 1}, 2.0, np.float64(2), True, [True], [0.5], ["1"], np.ones(2), [],
+              np.zeros((2, 2), int), 10**30, -1, [1, np.int64(1)]],
+)  # fmt: skip
+def test_what_is_no_integer_is_no_seed(seeds):
+    with pytest.raises(ConfigError, match="seeds"):
+        two(seeds=seeds)
+
+
 @pytest.fixture
 def one_process(monkeypatch):
     """Make runs in this process: others would import torch first."""
@@ -138,6 +167,9 @@ def test_it_runs_resumes_and_reports_as_the_command_does(tmp_path, capsys):
     assert read.run().equals(frame)
     assert [run.algorithm for run in read.runs] == ["FedAvg", "FedBABU"]
     assert isinstance(read.runs[0], Run)
+    folders = [run.folder for run in read.runs]
+    read.runs[0].personalize(clients=[0])
+    assert [run.folder for run in read.runs] == folders
     assert set(read.frame("clients")["variant"]) == {"FedAvg", "FedBABU"}
     assert "2 of 2 runs done" in read._repr_html_()
     assert f"{frame['acc_after'][1]:.3f}" in read._repr_html_()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedlightning.__main__ import main
+from fedlightning.errors import ConfigError
 from fedlightning.studies.rankings import rank_table
 from fedlightning.studies.report.figure_svg import styles_for
 from fedlightning.studies.report.learning_points import curve_of
@@ -20,7 +21,7 @@ from fedlightning.studies.report.paper_figures import (
     rank_diagram,
     save_paper_figure,
 )
-from fedlightning.studies.report.paper_tables import results_paper_table
+from fedlightning.studies.report.paper_tables import Number, PaperTable, results_paper_table
 from fedlightning.studies.results import collect
 from fedlightning.studies.seed_tests import seed_tests
 
@@ -85,6 +86,15 @@ def test_a_table_in_latex_has_one_number_of_columns_and_nothing_unescaped(study)
         assert body.count("{") - body.count(r"\{") == body.count("}") - body.count(r"\}")
 
 
+def test_no_row_begins_with_what_latex_reads_as_an_option():
+    names = ["[A]", "*B", " [2pt]", "plain [x]*", "[C]"]
+    table = PaperTable("a", "c", ["[h]", "[acc]"], [[name, Number("[1, 2]")] for name in names])
+    text = table.latex()
+    assert not re.search(r"(\\\\|\\[a-z]*rule)\s*[\[*]", text)
+    rows = [cells(line)[0] for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows == ["{[}h]", "{[}A]", "{*}B", "{[}2pt]", "plain [x]*", "{[}C]"]
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX")
 def test_tables_compile(study):
     write(study, tables=("latex",))
@@ -145,6 +155,26 @@ def test_everything_on_a_rank_diagram_is_on_the_page(names):
         assert -1 <= box.x0 < box.x1 <= width + 1
         assert -1 <= box.y0 < box.y1 <= height + 1
     assert not any(one.overlaps(two) for at, one in enumerate(boxes) for two in boxes[:at])
+
+
+@pytest.mark.parametrize("names", [["A", "B", "C"], ["i", "l", "A very long name"], list(NAMES)])
+def test_a_rank_diagram_that_is_too_narrow_says_which_width_is_not(names):
+    ranking = rank_table([[1, 2, 3], [1, 3, 2]], names)
+    with pytest.raises(ConfigError, match=r"--width=1 is too narrow .* at least") as refused:
+        rank_diagram(ranking, 1.0)
+    least = float(re.search(r"at least ([\d.]+) inches", str(refused.value))[1])
+    with pytest.raises(ConfigError, match="too narrow"):
+        rank_diagram(ranking, least - 0.02)
+    figure = rank_diagram(ranking, least)
+    with paper_style():
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(-1 <= box.x0 < box.x1 <= figure.bbox.width + 1 for box in boxes)
+
+
+def test_a_width_that_is_too_small_for_a_study_is_refused(plain, capsys):
+    assert main(["report", str(plain), "--figures=pdf", "--width=1.2"]) == 2
+    assert re.search(r"--width=1.2 is too narrow .*at least [\d.]+ inches", capsys.readouterr().err)
 
 
 def test_rounds_of_curves_are_counted_from_one(study):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.studies.rankings import rank_conditions, rank_seeds, rank_table
 from fedlightning.studies.results import collect
 
@@ -53,7 +54,8 @@ def test_bars_are_the_largest_runs_that_cannot_be_told_apart():
 
 
 def test_less_may_be_better_and_all_may_tie():
-    assert rank_table([[1, 2, 3]] * 2, ["A", "B", "C"], sign=-1).variants == ("A", "B", "C")
+    less = rank_table([[1, 2, 3]] * 2, ["A", "B", "C"], MainMetric("loss", "min"))
+    assert less.variants == ("A", "B", "C")
     tie = rank_table([[1, 1, 1]] * 2, ["A", "B", "C"])
     assert (tie.p_value, tie.mean_ranks, tie.alike) == (1.0, (2, 2, 2), [(0, 2)])
 

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, ttest_rel, wilcoxon
 
+from fedlightning.core.main_metric import MainMetric
 from fedlightning.studies.paired_tests import (
     FEWEST_PAIRS,
     against_baseline,
@@ -11,7 +13,9 @@ from fedlightning.studies.paired_tests import (
     compare_groups,
     holm,
 )
+from fedlightning.studies.rankings import rank_seeds
 from fedlightning.studies.results import collect
+from fedlightning.studies.seed_tests import seed_tests
 from fedlightning.studies.statistics import summarise
 
 TEN = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -67,6 +71,53 @@ def test_wilcoxon_over_clients_of_all_seeds(make_run, tmp_path):
     assert test.better + test.ties + test.worse == 60
     assert test.ties == (differences == 0).sum() > 0
     assert test.mean_difference == pytest.approx(differences.mean())
+
+
+@pytest.mark.parametrize("by", [1e-7, 1.0, 1e9])
+def test_what_is_equal_does_not_depend_on_the_scale_of_the_metric(make_run, tmp_path, by):
+    steps = np.random.default_rng(0).integers(0, 6, size=(3, 10, 8))  # variants, seeds, clients
+    for name, of_seeds in zip("ABC", steps, strict=True):
+        for seed, values in enumerate(of_seeds):
+            make_run(name, seed, values / 20, algorithm="FedAvg")
+    groups = [scaled(group, by) for group in collect([tmp_path]).groups]
+
+    test = compare_groups(*groups[:2])
+    apart = (steps[0] - steps[1]).ravel()
+    counts = ((apart < 0).sum(), (apart == 0).sum(), (apart > 0).sum())  # less is better
+    assert (test.better, test.ties, test.worse) == counts
+    assert test.p_value == pytest.approx(wilcoxon(apart, zero_method="pratt").pvalue)
+    assert test.seeds_better == (steps[0].sum(axis=1) < steps[1].sum(axis=1)).sum()
+
+    sums = steps.sum(axis=2)
+    over_seeds, *_ = seed_tests(groups, "B")
+    assert (over_seeds.better, over_seeds.ties, over_seeds.worse) == (
+        (sums[0] < sums[1]).sum(), (sums[0] == sums[1]).sum(), (sums[0] > sums[1]).sum(),
+    )  # fmt: skip
+    assert over_seeds.p_value == pytest.approx(ttest_rel(sums[0], sums[1]).pvalue)
+    expected = wilcoxon(sums[0] - sums[1], zero_method="pratt").pvalue
+    assert over_seeds.p_signed_rank == pytest.approx(expected)
+
+    ranking = rank_seeds(groups)
+    means = dict(zip("ABC", rankdata(sums, axis=0).mean(axis=1), strict=True))
+    assert dict(zip(ranking.variants, ranking.mean_ranks, strict=True)) == pytest.approx(means)
+
+
+def test_a_seed_of_equal_means_is_no_better_one(make_run, tmp_path):
+    make_run("FedAvg", 0, np.array([3, 3, 3, 5, 1, 4, 4, 0]) / 20)
+    make_run("FedBABU", 0, np.array([5, 0, 3, 4, 5, 3, 2, 1]) / 20)
+    one, two = collect([tmp_path]).groups
+    assert compare_groups(one, two).seeds_better == compare_groups(two, one).seeds_better == 0
+
+
+def scaled(group, by):
+    """Return a group's runs by a metric on another scale, of which less is better."""
+    runs = {
+        seed: replace(run, main_metric=MainMetric("mse", "min"), views={"": [
+            replace(each, others={"mse_after": by * each.acc_after}) for each in run.clients
+        ]})
+        for seed, run in group.runs.items()
+    }  # fmt: skip
+    return replace(group, runs=runs)
 
 
 def test_six_pairs_of_one_direction_are_the_fewest_that_can_be_told(make_run, tmp_path):

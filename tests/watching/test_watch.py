@@ -23,6 +23,7 @@ from fedlightning.datamodules import Digits
 from fedlightning.models import MLP
 from fedlightning.reporting.client_records import ClientRecord, write_clients_csv
 from fedlightning.storage.locks import RunLock, lock_state
+from fedlightning.watching.figures import curve_drawings, looks_of
 from fedlightning.watching.page import POLICY, live_part
 from fedlightning.watching.runs import RunFolders
 from fedlightning.watching.server import LivePage, listen, serve
@@ -153,6 +154,44 @@ def test_what_personalize_has_made_is_finished_and_has_no_rounds(tmp_path):
     make_run(tmp_path / "version_1", metrics="round,initial/acc,personalized/acc\n0,0.5,0.75\n")
     run = only(tmp_path)
     assert (run.state, run.rounds_done, run.rounds_wanted) == ("finished", 0, None)
+
+
+def in_a_study(folder: Path, metrics: str = METRICS, version: int = 0) -> Path:
+    above = folder / "runs" / "FedAvg" / "seed_0"
+    made = make_run(above / "lightning_logs" / f"version_{version}", metrics=metrics)
+    record = {"variant": "FedAvg", "point": {}, "seed": 0, "digest": "d", "state": "done"}
+    (above / "study_run.json").write_text(json.dumps(record))
+    return made
+
+
+def test_runs_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
+    in_a_study(tmp_path / "one")
+    folders = RunFolders([tmp_path])
+    alone = folders.read()
+    assert [run.name for run in alone] == ["FedAvg, seed 0"]
+    in_a_study(tmp_path / "two", METRICS.replace("0.5", "0.75"))
+    assert [run.name for run in folders.read()] == ["FedAvg, seed 0 (one)", "FedAvg, seed 0 (two)"]
+    assert folders.read()[0] is folders.read()[0]
+
+    in_a_study(tmp_path / "one", "round,initial/acc,personalized/acc\n0,0.5,0.875\n", version=1)
+    runs = folders.read()
+    assert len({run.name for run in runs}) == 3
+    assert [run.name.partition("(")[2].partition("/")[0] for run in runs] == ["one", "one", "two"]
+    for name in "ab":
+        make_run(tmp_path / name / "logs" / "version_0")
+    several = RunFolders([tmp_path / name / "logs" for name in "ab"]).read()
+    assert [run.name for run in several] == ["logs/version_0 (a)", "logs/version_0 (b)"]
+
+
+@pytest.mark.pictures
+def test_each_run_has_a_curve_of_its_own(tmp_path):
+    in_a_study(tmp_path / "one")
+    in_a_study(tmp_path / "two", METRICS.replace("0.5", "0.75"))
+    in_a_study(tmp_path / "two", "round,initial/acc,personalized/acc\n0,0.5,0.875\n", version=1)
+    runs = RunFolders([tmp_path]).read()
+    drawn = curve_drawings(runs)[0]
+    assert re.findall(r"FedAvg, seed 0 \([^)]*\): (\d+)", drawn) == ["50", "75"]
+    assert list(looks_of(runs)) == [run.name for run in runs[:2]]
 
 
 def test_what_has_not_changed_is_not_read_again(tmp_path):

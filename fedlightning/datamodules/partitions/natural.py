@@ -9,7 +9,7 @@ import numpy as np
 from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.core.validation import check_integer
-from fedlightning.datamodules.columns import missing_rows
+from fedlightning.datamodules.columns import as_names, missing_rows
 from fedlightning.datamodules.examples import Examples
 from fedlightning.datamodules.partitions.base import Assignment, Partition, by_owner
 from fedlightning.errors import DataError
@@ -99,14 +99,12 @@ def _owners(ids: Any) -> tuple[list[str], np.ndarray, list[int]]:
         missing = missing_rows(owners)
         if missing.size:
             raise DataError(f"example {missing[0]} has no owner; fill it in or drop the example")
-    if owners.dtype.kind == "f" and (owners == np.rint(owners)).all():
-        owners = owners.astype(np.int64)  # a column of numbers that had missing ones
-    elif owners.dtype.kind == "O":
-        owners = owners.astype(str)
+    if owners.dtype.kind == "O":
+        owners = as_names(owners)
     if owners.dtype.kind == "U" and (blank := np.flatnonzero(np.char.strip(owners) == "")).size:
         raise DataError(f"example {blank[0]} has no owner; fill it in or drop the example")
     found, places, counts = np.unique(owners, return_inverse=True, return_counts=True)
-    return [str(name) for name in found], places.ravel(), counts.tolist()
+    return as_names(found).tolist(), places.ravel(), counts.tolist()
 
 
 def _ids(what: str, owners: Any, ids: Mapping[str, int], count: int) -> np.ndarray:

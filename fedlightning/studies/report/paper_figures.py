@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedlightning.core.main_metric import MainMetric
+from fedlightning.errors import ConfigError
 from fedlightning.reporting.figures.style import GRID, INK, new_figure, style
 from fedlightning.storage.files import write_atomically
 from fedlightning.studies.rankings import Ranking
@@ -48,6 +49,7 @@ FigureFormat = Literal["pdf", "svg", "png"]
 _POINTS = 8.0
 _AXIS = 0.8  # the least width of an axis of ranks, in inches
 _GAP = 0.14  # between it and the names
+_CUT = "…"
 _SETTINGS: Any = {
     "font.size": _POINTS,
     "axes.labelsize": _POINTS,
@@ -226,6 +228,9 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
         ranking: The mean ranks.
         width: In inches.
 
+    Raises:
+        ConfigError: The width is too small; the message says which is not.
+
     Source:
         Demšar. Statistical comparisons of classifiers over multiple data sets. JMLR 7, 2006.
     """
@@ -242,6 +247,16 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
         ax.set_ylim(-below, above)
         ax.axis("off")
         sides = ranking.variants[:left], ranking.variants[left:]
+        critical = min(ranking.critical_difference, count - 1)
+        more = "" if critical == ranking.critical_difference else " (beyond the axis)"
+        label = f"CD = {ranking.critical_difference:.2f}{more}, {ranking.blocks} {ranking.unit}"
+        widest = _inches(figure, label)
+        least = max(widest, _least(figure, sides) + _AXIS + 2 * _GAP)
+        if width < least:
+            raise ConfigError(
+                f"--width={width:g} is too narrow for the diagram of ranks: it takes at least "
+                f"{math.ceil(100 * least) / 100:g} inches."
+            )
         shown, (start, margin) = _fitted(figure, sides, width - _AXIS - 2 * _GAP)
         start, end = start + _GAP, width - margin - _GAP
 
@@ -252,13 +267,10 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
         for rank in range(1, count + 1):
             ax.plot([x(rank)] * 2, [0, 0.05], color=INK, linewidth=0.8)
             ax.text(x(rank), 0.08, str(rank), ha="center", va="bottom")
-        critical = min(ranking.critical_difference, count - 1)
-        more = "" if critical == ranking.critical_difference else " (beyond the axis)"
         ax.plot([x(1), x(1 + critical)], [0.27] * 2, color=INK, linewidth=0.8)
         for end_of in (1.0, 1 + critical):
             ax.plot([x(end_of)] * 2, [0.24, 0.30], color=INK, linewidth=0.8)
-        ax.text(x(1), 0.33, f"CD = {ranking.critical_difference:.2f}{more}, "
-                f"{ranking.blocks} {ranking.unit}", va="bottom")  # fmt: skip
+        ax.text(min(x(1), width - widest), 0.33, label, va="bottom")
         for bar, (first, last) in enumerate(ranking.alike):
             height = -0.08 - 0.07 * bar
             ends = [x(ranking.mean_ranks[first]) - 0.03, x(ranking.mean_ranks[last]) + 0.03]
@@ -277,7 +289,10 @@ def rank_diagram(ranking: Ranking, width: float = COLUMN) -> Figure:
 def _fitted(
     figure: Figure, sides: tuple[Sequence[str], Sequence[str]], room: float
 ) -> tuple[list[str], tuple[float, float]]:
-    """Return the names on both sides, cut to the room that there is, and each side's width."""
+    """Return the names on both sides, cut to the room that there is, and each side's width.
+
+    The room must be that of :func:`_least` or more: then there is a name to cut.
+    """
     shown = [list(names) for names in sides]
     while True:
         widths = [[_inches(figure, name) for name in names] for names in shown]
@@ -286,7 +301,15 @@ def _fitted(
             return [*shown[0], *shown[1]], (widest[0], widest[1])
         side = int(widest[1] > widest[0])
         at = widths[side].index(widest[side])
-        shown[side][at] = shown[side][at].removesuffix("…")[:-1] + "…"
+        shown[side][at] = shown[side][at].removesuffix(_CUT)[:-1] + _CUT
+
+
+def _least(figure: Figure, sides: tuple[Sequence[str], Sequence[str]]) -> float:
+    """Return the width of both sides when all names are cut that can be."""
+    cut = _inches(figure, _CUT)
+    return sum(
+        max((min(_inches(figure, name), cut) for name in names), default=0.0) for names in sides
+    )
 
 
 def _inches(figure: Figure, text: str) -> float:

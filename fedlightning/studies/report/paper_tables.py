@@ -85,6 +85,7 @@ class PaperTable:
         """
         columns = "".join("l" if self._is_text(at) else "r" for at in range(len(self.header)))
         grid = [list(map(_escaped, self.header)), *([*map(_latex, row)] for row in self.rows)]
+        grid = [[_protected(first), *others] for first, *others in grid]
         lines = [" & ".join(row).rstrip() + r" \\" for row in self._padded(grid)]
         return "\n".join(
             [
@@ -298,6 +299,16 @@ def _p(value: float) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in text).replace("±", r"$\pm$")
+
+
+def _protected(cell: str) -> str:
+    r"""Return the first cell of a row so that the ``\\`` or rule before it reads no option of it.
+
+    Example:
+        >>> _protected("[A]"), _protected("*A"), _protected("A [1]*")
+        ('{[}A]', '{*}A', 'A [1]*')
+    """
+    return re.sub(r"^(\s*)([\[*])", r"\1{\2}", cell)
 
 
 def _latex(cell: str | Number) -> str:

@@ -16,6 +16,7 @@ from fedlightning.core.metrics import (
     is_test_metric,
     without_view,
 )
+from fedlightning.storage.run_folders import newest_run
 from fedlightning.storage.run_layout import METRICS
 from fedlightning.studies.run_reader import read_table
 
@@ -60,8 +61,8 @@ def read_values(
         given: ``federation.main_metric``.
         mode: ``federation.main_metric_mode``.
     """
-    tables = sorted(folder.glob(f"*/*/{METRICS}"))
-    rounds, values = read_table(tables[-1]) if tables else (np.empty(0), {})
+    table = (newest_run(folder) or folder) / METRICS
+    rounds, values = read_table(table) if table.is_file() else (np.empty(0), {})
     of_test = [
         name
         for name in values
