@@ -154,6 +154,9 @@ class Search(Supervisor):
         """Tell optuna of a trial that has ended; one that a signal has ended goes on later."""
         if interrupted or self.refusal:
             return ""
+        if error and state_of(run).exit_code == EnvironmentFailure.exit_code:
+            self.refusal = error  # the trial is not told of: it goes on where there is room
+            return ""
         after = 0 if error else self._after_rounds(run)
         variant, trial = self._active[run.folder]
         states, values = self._optuna.trial.TrialState, self._values(run)
@@ -178,8 +181,6 @@ class Search(Supervisor):
             else:
                 search.tell(trial, score)
                 text = f"{values.column} {values.metric.text(values.last)}"
-        if state_of(run).exit_code == EnvironmentFailure.exit_code:
-            self.refusal = error
         del self._active[run.folder]
         for name in _DROPPED:
             for folder in run.folder.glob(f"*/*/{name}"):
