@@ -102,25 +102,32 @@ class Search(Supervisor):
         for variant in self.tuning.spaces:
             for record in [t for t in self.trials(variant) if not t.state.is_finished()]:
                 if not self.refusal:
-                    trial = self._optuna.trial.Trial(self._searches[variant], record._trial_id)
+                    search = self._seeded(variant, record.number)
+                    trial = self._optuna.trial.Trial(search, record._trial_id)
                     yield self._begin(variant, trial)
         for number in range(self.tuning.trials):
             for variant in self.tuning.spaces:
                 if len(self.trials(variant)) <= number and not self.refusal:
                     with _quiet(self._optuna):
-                        search = self._searches[variant]
-                        search.sampler = self._sampler(number)
-                        trial = search.ask()
+                        trial = self._seeded(variant, number).ask()
                     yield self._begin(variant, trial)
 
     def _begin(self, variant: str, trial: Any) -> PlannedRun:
         with _quiet(self._optuna):
-            space = self.tuning.spaces[variant]
-            values = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
-            trial.set_user_attr("settings", values)
+            values = trial.user_attrs.get("settings") or self._draw(variant, trial)
         run = trial_run(self.study, self.tuning, variant, trial.number, values, self.overrides)
         self._active[run.folder] = (variant, trial)
         return run
+
+    def _draw(self, variant: str, trial: Any) -> dict[str, Any]:
+        """Return the values that a trial takes, of which a killed search may have drawn some."""
+        _ = trial.relative_params  # those that are drawn together, before any is known
+        values = {}
+        for place, (key, dimension) in enumerate(self.tuning.spaces[variant].items(), start=1):
+            self._seeded(variant, trial.number, place)
+            values[key] = dimension.suggest(trial, key)
+        trial.set_user_attr("settings", values)
+        return values
 
     # -- while it runs -------------------------------------------------------------------------
 
@@ -226,11 +233,23 @@ class Search(Supervisor):
             )
         return search
 
-    def _sampler(self, number: int) -> Any:
-        entropy = np.random.SeedSequence([self.tuning.seed, number]).generate_state(1)
-        return self._optuna.samplers.TPESampler(
-            n_startup_trials=self.tuning.startup_trials, seed=int(entropy[0]), constant_liar=True
-        )
+    def _seeded(self, variant: str, number: int, place: int = 0) -> Any:
+        """Return a variant's search, whose next draws depend on where they are made.
+
+        Args:
+            variant: The variant.
+            number: The trial's number.
+            place: The place of a setting in the search space, from 1; 0 for what comes before.
+        """
+        entropy = np.random.SeedSequence([self.tuning.seed, number, place]).generate_state(1)
+        search = self._searches[variant]
+        with _quiet(self._optuna):
+            search.sampler = self._optuna.samplers.TPESampler(
+                n_startup_trials=self.tuning.startup_trials,
+                seed=int(entropy[0]),
+                constant_liar=True,
+            )
+        return search
 
     def _pruner(self, variant: str) -> Any:
         tuning, pruners = self.tuning, self._optuna.pruners
