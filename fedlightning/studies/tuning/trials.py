@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlightning.cli.config.overrides import apply_overrides, settings_in
 from fedlightning.errors import ConfigError
-from fedlightning.studies.plan import PlannedRun, settings_digest, slug
+from fedlightning.studies.plan import PlannedRun, check_folders, settings_digest, slug
 from fedlightning.studies.study import Study
 from fedlightning.studies.tuning.settings import Tuning
 from fedlightning.studies.validation import Built, check_runs
@@ -79,14 +79,15 @@ def check_trials(
     """Check the config of each variant at both ends of its search space, as ``fit`` would.
 
     Raises:
-        ConfigError: A setting does not exist or refuses a value, or there are no validation data;
-            the message has the variant, the key, and the way out.
+        ConfigError: A setting does not exist or refuses a value, two variants would share a folder,
+            or there are no validation data; the message has the variant, the key, and the way out.
     """
     if study.grid:
         raise ConfigError(
             f"tune: grid.{next(iter(study.grid))}: one condition is tuned at a time; leave grid "
             "out and set the condition under settings, in a file for each."
         )
+    check_folders([trial_run(study, tuning, each, 0, {}, overrides) for each in tuning.spaces])
     for variant, space in tuning.spaces.items():
         examples = {key: dimension.examples for key, dimension in space.items()}
         for at in range(max(map(len, examples.values()))):
