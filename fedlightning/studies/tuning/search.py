@@ -20,7 +20,7 @@ from fedlightning.studies.run_state import state_of
 from fedlightning.studies.runner import Supervisor
 from fedlightning.studies.study import Study
 from fedlightning.studies.tuning.settings import Tuning
-from fedlightning.studies.tuning.trials import definition_digest, is_personal, trial_run
+from fedlightning.studies.tuning.trials import Personal, definition_digest, is_personal, trial_run
 from fedlightning.studies.tuning.validation_values import ValidationValues, read_values
 
 __all__ = ["JOURNAL", "Search", "optuna_or_refuse"]
@@ -55,6 +55,7 @@ class Search(Supervisor):
         study: The study.
         tuning: How it is tuned.
         overrides: Settings of the command line.
+        personal: The classes of each variant's callbacks that personalize.
 
     Attributes:
         refusal: What makes all further trials useless, empty if nothing does.
@@ -69,8 +70,15 @@ class Search(Supervisor):
         https://arxiv.org/abs/1603.06560
     """
 
-    def __init__(self, study: Study, tuning: Tuning, overrides: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        tuning: Tuning,
+        overrides: Mapping[str, Any],
+        personal: Mapping[str, Personal],
+    ) -> None:
         self.study, self.tuning, self.overrides = study, tuning, overrides
+        self._personal = personal
         self.refusal = ""
         self._optuna = optuna_or_refuse()
         self._active: dict[Path, tuple[str, Any]] = {}
@@ -115,9 +123,15 @@ class Search(Supervisor):
     def _begin(self, variant: str, trial: Any) -> PlannedRun:
         with _quiet(self._optuna):
             values = trial.user_attrs.get("settings") or self._draw(variant, trial)
-        run = trial_run(self.study, self.tuning, variant, trial.number, values, self.overrides)
+        run = self._run(variant, trial.number, values)
         self._active[run.folder] = (variant, trial)
         return run
+
+    def _run(self, variant: str, number: int, values: Mapping[str, Any]) -> PlannedRun:
+        personal = self._personal[variant]
+        return trial_run(
+            self.study, self.tuning, variant, number, values, self.overrides, personal
+        )
 
     def _draw(self, variant: str, trial: Any) -> dict[str, Any]:
         """Return the values that a trial takes, of which a killed search may have drawn some."""
@@ -197,7 +211,8 @@ class Search(Supervisor):
     def _values(self, run: PlannedRun) -> ValidationValues:
         federation = run.config.get("federation") or {}
         metric, mode = federation.get("main_metric"), federation.get("main_metric_mode")
-        return read_values(run.folder, is_personal(run.config), metric, mode)
+        personal = is_personal(run.config, self._personal[run.variant])
+        return read_values(run.folder, personal, metric, mode)
 
     # -- optuna's objects ----------------------------------------------------------------------
 
@@ -217,7 +232,9 @@ class Search(Supervisor):
             direction="maximize",  # of a metric of which less is better, the negative
             pruner=self._pruner(variant),
         )
-        digest = definition_digest(self.study, self.tuning, variant, self.overrides)
+        digest = definition_digest(
+            self.study, self.tuning, variant, self.overrides, self._personal[variant]
+        )
         before = search.user_attrs.get("definition")
         if before is None:
             search.set_user_attr("definition", digest)
@@ -256,7 +273,7 @@ class Search(Supervisor):
         if tuning.pruner == "median":
             return pruners.MedianPruner(tuning.startup_trials, tuning.warmup_rounds + 1)
         if tuning.pruner == "hyperband":
-            rounds = trial_run(self.study, tuning, variant, 0, {}, self.overrides).rounds
+            rounds = self._run(variant, 0, {}).rounds
             least = tuning.warmup_rounds + 1
             return pruners.HyperbandPruner(least, rounds or "auto", tuning.reduction_factor)
         return pruners.NopPruner()
