@@ -188,11 +188,12 @@ class Search(Supervisor):
         trial.set_user_attr("metric", values.column)
         trial.set_user_attr("sign", values.metric.sign)
         trial.set_user_attr("rounds", after or values.rounds)
+        trial.set_user_attr("undefined", values.undefined)
         trial.set_user_attr("seconds", state_of(run).seconds)
         search = self._searches[variant]
         with _quiet(self._optuna):
-            if error or math.isnan(score):
-                problem = error or f"{values.column} is undefined"
+            if error or (math.isnan(score) and not after):
+                problem = error or f"{values.column} is undefined after round {values.rounds}"
                 trial.set_user_attr("error", problem)
                 search.tell(trial, state=states.FAIL)
                 text = f"FAILED: {problem}"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -217,6 +218,19 @@ def test_optuna_is_named_where_it_is_missing(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(EnvironmentFailure, match=r"pip install 'fedlightning\[tune\]'"):
         tune(study)
+
+
+def test_what_is_undefined_is_not_what_was_not_measured(tmp_path):
+    folder = tmp_path / "lightning_logs" / "version_0"
+    folder.mkdir(parents=True)
+    table = "round,global/mse,val/mse,val/mse_undefined\n0,1.0,0.9,\n1,1.0,0.4,2\n2,1.0,nan,4\n3,1.0,,\n"
+    (folder / "metrics.csv").write_text(table)
+    found = read_values(tmp_path, personal=False)
+    assert [number for number, _ in found.by_round] == [1, 2, 3]
+    assert (math.isnan(found.last), found.undefined, found.rounds) == (True, 4, 4)
+    (folder / "metrics.csv").write_text(table.replace("2,1.0,nan,4", "2,1.0,,"))
+    found = read_values(tmp_path, personal=False)
+    assert (found.last, found.undefined) == (0.4, 2)
 
 
 def test_values_are_of_the_main_view_and_of_whole_rows(tmp_path):
