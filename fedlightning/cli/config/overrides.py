@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["apply_overrides", "class_name", "find_setting", "settings_in"]
+__all__ = ["apply_overrides", "callbacks_in", "class_name", "find_setting", "settings_in"]
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
@@ -79,6 +79,17 @@ def class_name(item: Any) -> str | None:
     """
     path = item.get("class_path") if isinstance(item, Mapping) else item
     return _short(path) if isinstance(path, str) and _is_class(path) else None
+
+
+def callbacks_in(config: Mapping[str, Any]) -> list[Any]:
+    """Return the callbacks that a config names; a single one needs no list.
+
+    Example:
+        >>> callbacks_in({"trainer": {"callbacks": {"class_path": "Timer"}}}), callbacks_in({})
+        ([{'class_path': 'Timer'}], [])
+    """
+    given = (config.get("trainer") or {}).get("callbacks") or []
+    return list(given) if isinstance(given, list) else [given]
 
 
 def find_setting(node: Any, name: str) -> tuple[Any, Any] | None:

@@ -8,7 +8,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fedlightning.cli.config.overrides import apply_overrides, class_name, settings_in
+from fedlightning.cli.config.overrides import (
+    apply_overrides,
+    callbacks_in,
+    class_name,
+    settings_in,
+)
 from fedlightning.errors import ConfigError
 from fedlightning.studies.plan import PlannedRun, check_folders, settings_digest, slug
 from fedlightning.studies.study import Study
@@ -55,7 +60,7 @@ def trial_run(
 
 def is_personal(config: Mapping[str, Any], personal: Personal) -> bool:
     """Whether a run ends with personalized models, which are then what counts."""
-    return any(class_name(callback) in personal for callback in _callbacks(config))
+    return any(class_name(callback) in personal for callback in callbacks_in(config))
 
 
 def _personalizing_in_between(config: Mapping[str, Any], personal: Personal) -> dict[str, Any]:
@@ -65,16 +70,11 @@ def _personalizing_in_between(config: Mapping[str, Any], personal: Personal) -> 
         apply_overrides({"it": each}, {"it.every_n_rounds": rounds})["it"]
         if personal.get(class_name(each) or "") and not _says_when(each)
         else each
-        for each in _callbacks(config)
+        for each in callbacks_in(config)
     ]
-    if callbacks == _callbacks(config):
+    if callbacks == callbacks_in(config):
         return dict(config)
     return apply_overrides(config, {"trainer.callbacks": callbacks})
-
-
-def _callbacks(config: Mapping[str, Any]) -> list[Any]:
-    given = (config.get("trainer") or {}).get("callbacks") or []
-    return given if isinstance(given, list) else [given]
 
 
 def _says_when(callback: Any) -> bool:
