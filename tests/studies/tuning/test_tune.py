@@ -254,26 +254,38 @@ def test_compare_says_that_it_does_not_tune(study, capsys):
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on(study, tmp_path):
-    root = str(Path(__file__).parents[3])
+    """What it has started lives on for a while, and holds the folder until it ends."""
     words = [sys.executable, "-m", "fedlightning", "tune", str(study)]
-    environment = {**os.environ, "PYTHONPATH": root}
-    process = subprocess.Popen(words, env=environment)
-    until = time.monotonic() + 300
-    while not list((tmp_path / "out_tuning").glob("trials/FedProx/trial_001")):
+    settings = {
+        "cwd": tmp_path,
+        "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    output = tmp_path / "out_tuning"
+    process = subprocess.Popen(words, **settings)
+    until = time.monotonic() + 600
+    while not list(output.glob("trials/FedProx/trial_001/*/*/metrics.csv")):
         assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.kill()
-    process.wait()
-    while time.monotonic() < until:  # what it has left holds the folder until it ends
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    process.communicate()
+    assert not (output / "trials.csv").exists()
+    while True:
+        done = subprocess.run(words, check=False, **settings)
         if "another compare" not in done.stderr:
             break
+        assert time.monotonic() < until
         time.sleep(1)
     assert done.returncode == 0, done.stderr
-    whole = subprocess.run([*words, "--output=whole"], env=environment, check=False)
-    assert whole.returncode == 0
-    killed = without_seconds(rows(tmp_path / "out_tuning"))
-    assert killed == without_seconds(rows(tmp_path / "whole"))
+    assert "; 3 done before" in done.stdout
+    whole = subprocess.run([*words, f"--output={tmp_path / 'whole'}"], check=False, **settings)
+    assert whole.returncode == 0, whole.stderr
+    found = without_seconds(rows(output))
+    assert len(found) == 6
+    assert found == without_seconds(rows(tmp_path / "whole"))
 
 
 def test_seed_everything_belongs_into_the_file(study):
