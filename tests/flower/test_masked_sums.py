@@ -268,7 +268,7 @@ def test_an_old_session_is_not_begun_again(after_a_round):
 def test_a_session_whose_beginning_was_cut_short_is_not_begun_again(
     after_a_round, monkeypatch, repeated
 ):
-    """Killed when the session is on the disk, a node has yet to learn that it will be an old one."""
+    """The node is killed when the session is on the disk, and before it has answered."""
     node, orders = after_a_round
 
     def begin(name: str):

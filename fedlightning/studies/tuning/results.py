@@ -200,6 +200,6 @@ def budget_lines(found: Tuned) -> list[str]:
             f"{variant}: {len(mine)} trials ({count['complete']} complete, {count['stopped']} "
             f"stopped early, {count['failed']} failed), {sum(t.rounds for t in mine)} rounds; "
             f"best {metric.text(best.value)} in trial {best.number}"
-            + (f", without {best.undefined} clients where it is undefined" if best.undefined else "")
+            + (f", undefined at {best.undefined} clients" if best.undefined else "")
         )
     return lines

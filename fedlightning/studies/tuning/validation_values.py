@@ -43,7 +43,7 @@ class ValidationValues:
 
     @property
     def last(self) -> float:
-        """The value after the last round that has measured it; nan if that is undefined, or none."""
+        """The value after the last round that has measured it; nan if it is undefined, or none."""
         return self.by_round[-1][1] if self.by_round else math.nan
 
 

@@ -223,7 +223,10 @@ def test_optuna_is_named_where_it_is_missing(study, monkeypatch):
 def test_what_is_undefined_is_not_what_was_not_measured(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0"
     folder.mkdir(parents=True)
-    table = "round,global/mse,val/mse,val/mse_undefined\n0,1.0,0.9,\n1,1.0,0.4,2\n2,1.0,nan,4\n3,1.0,,\n"
+    table = (
+        "round,global/mse,val/mse,val/mse_undefined\n"
+        "0,1.0,0.9,\n1,1.0,0.4,2\n2,1.0,nan,4\n3,1.0,,\n"
+    )
     (folder / "metrics.csv").write_text(table)
     found = read_values(tmp_path, personal=False)
     assert [number for number, _ in found.by_round] == [1, 2, 3]

@@ -139,7 +139,7 @@ def test_a_trial_that_has_diverged_is_not_chosen_by_what_it_was_before(tmp_path)
     several = replace(found, trials=[replace(t, undefined=t.undefined + 1) for t in found.trials])
     assert several.best("FedAvg").number == 2
     (line,) = budget_lines(several)
-    assert line.endswith("best 0.6 in trial 2, without 1 clients where it is undefined")
+    assert line.endswith("best 0.6 in trial 2, undefined at 1 clients")
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
@@ -168,7 +168,7 @@ def drawn(tmp_path, monkeypatch, kill_after=None):
         if kill_after is not None:
             count = [0]
 
-            def killed(name, suggest, count=count):
+            def killed(suggest, count=count):
                 def counted(self, trial, key):
                     if count[0] == kill_after:
                         raise Killed
@@ -179,7 +179,7 @@ def drawn(tmp_path, monkeypatch, kill_after=None):
 
             with monkeypatch.context() as patch, pytest.raises(Killed):
                 for kind in (Range, Whole, Choice):
-                    patch.setattr(kind, "suggest", killed(kind.__name__, kind.suggest))
+                    patch.setattr(kind, "suggest", killed(kind.suggest))
                 next(search_of(tmp_path, trials=5, startup_trials=2).runs())
         search = search_of(tmp_path, trials=5, startup_trials=2)
         run = next(search.runs())
@@ -260,4 +260,5 @@ def test_a_callback_that_cannot_be_told_when_to_personalize_is_refused_for_stopp
     study = study_of(tmp_path, [f"{Fixed.__module__}.Fixed"])
     with pytest.raises(ConfigError, match=r"every_n_rounds.*of Fixed.*tune\.pruner: none"):
         check_trials(study, tuning_of(tmp_path), {})
-    assert check_trials(study, tuning_of(tmp_path, pruner="none"), {}) == {"FedAvg": {"Fixed": True}}
+    found = check_trials(study, tuning_of(tmp_path, pruner="none"), {})
+    assert found == {"FedAvg": {"Fixed": True}}
