@@ -24,7 +24,7 @@ from fedlightning.studies.tuning.validation_values import read_values
 BASE = {
     "model": {"class_path": "MLP", "init_args": {"hidden": [4]}},
     "data": {"class_path": "Digits", "init_args": {"num_clients": 4, "val_fraction": 0.3}},
-    "federation": {"cohort_size": 2, "main_metric": "mse"},
+    "federation": {"algorithm": "FedAvg", "cohort_size": 2, "main_metric": "mse"},
     "trainer": {"max_epochs": 4},
 }
 SPACE = {
