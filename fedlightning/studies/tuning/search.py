@@ -129,9 +129,7 @@ class Search(Supervisor):
 
     def _run(self, variant: str, number: int, values: Mapping[str, Any]) -> PlannedRun:
         personal = self._personal[variant]
-        return trial_run(
-            self.study, self.tuning, variant, number, values, self.overrides, personal
-        )
+        return trial_run(self.study, self.tuning, variant, number, values, self.overrides, personal)
 
     def _draw(self, variant: str, trial: Any) -> dict[str, Any]:
         """Return the values that a trial takes, of which a killed search may have drawn some."""

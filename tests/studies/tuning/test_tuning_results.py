@@ -177,10 +177,12 @@ def drawn(tmp_path, monkeypatch, kill_after=None):
 
                 return counted
 
-            with monkeypatch.context() as patch, pytest.raises(Killed):
+            with monkeypatch.context() as patch:
                 for kind in (Range, Whole, Choice):
                     patch.setattr(kind, "suggest", killed(kind.suggest))
-                next(search_of(tmp_path, trials=5, startup_trials=2).runs())
+                runs = search_of(tmp_path, trials=5, startup_trials=2).runs()
+                with pytest.raises(Killed):
+                    next(runs)
         search = search_of(tmp_path, trials=5, startup_trials=2)
         run = next(search.runs())
         found = search.trials("FedAvg")[-1].user_attrs["settings"]
