@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("optuna", reason="needs the extra tune")
 
 from fedlightning import PersonalizationCallback
+from fedlightning.cli.terminal import quiet
 from fedlightning.errors import ConfigError, EnvironmentFailure
 from fedlightning.studies.run_state import state_of
 from fedlightning.studies.study import Study
@@ -224,10 +225,17 @@ def test_variants_whose_trials_would_share_folders_are_refused(tmp_path):
 
 # -- which model counts --------------------------------------------------------------------------
 
+@pytest.fixture
+def as_on_the_command_line():
+    with quiet():
+        yield
+
+
 OF_MINE = f"{Mine.__module__}.Mine"
 STANDARD = "PersonalizationCallback"
 
 
+@pytest.mark.usefixtures("as_on_the_command_line")
 @pytest.mark.parametrize(
     ("callbacks", "every"),
     [
@@ -258,6 +266,7 @@ def test_personalized_models_count_however_the_callback_is_given(tmp_path, callb
     assert results_of(search).metric == ("personalized/val_mse" if every else "val/mse")
 
 
+@pytest.mark.usefixtures("as_on_the_command_line")
 def test_a_callback_that_cannot_be_told_when_to_personalize_is_refused_for_stopping(tmp_path):
     study = study_of(tmp_path, [f"{Fixed.__module__}.Fixed"])
     with pytest.raises(ConfigError, match=r"every_n_rounds.*of Fixed.*tune\.pruner: none"):
