@@ -225,6 +225,7 @@ def test_variants_whose_trials_would_share_folders_are_refused(tmp_path):
 
 # -- which model counts --------------------------------------------------------------------------
 
+
 @pytest.fixture
 def as_on_the_command_line():
     with quiet():
