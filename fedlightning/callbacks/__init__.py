@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedlightning.callbacks.class_accuracy import ClassAccuracy
-from fedlightning.callbacks.early_stopping import MainMetricStopping
+from fedlightning.callbacks.early_stopping import MainMetricStopping, StopAfterRounds
 from fedlightning.callbacks.forgetting import ForgettingCallback
 from fedlightning.callbacks.influence.callback import ClientInfluence
 from fedlightning.callbacks.last_checkpoint import LastCheckpoint
@@ -25,6 +25,7 @@ __all__ = [
     "RoundProgressBar",
     "RunConfig",
     "RunRecord",
+    "StopAfterRounds",
 ]
 
 if not TYPE_CHECKING:  # to type checkers a module with __getattr__ has every name

@@ -1,4 +1,4 @@
-"""`MainMetricStopping`: training ends when the metric that counts does not improve any more."""
+"""Training ends before its planned number of rounds: by the metric that counts, or by count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedlightning.core.validation import check_integer, check_number
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["MainMetricStopping"]
+__all__ = ["MainMetricStopping", "StopAfterRounds"]
 
 
 class MainMetricStopping(NamedArguments, EarlyStopping):
@@ -84,3 +84,32 @@ class MainMetricStopping(NamedArguments, EarlyStopping):
             if not torch.isfinite(self.best_score):
                 self.best_score = torch.tensor(-main.sign * torch.inf)
         self.monitor = found
+
+
+class StopAfterRounds(NamedArguments, pl.Callback):
+    """Ends training after so many rounds, within a plan of ``trainer.max_epochs`` ones.
+
+    Learning rates, noise and whatever else is planned follow from that larger number, as in a run
+    that something else has ended after these rounds.
+
+    Args:
+        rounds: Number of rounds.
+
+    Raises:
+        ConfigError: The number is below 1.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = check_integer("rounds", rounds, at_least=1)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End a run that resumes after its last round."""
+        self._stop(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the run with its last round."""
+        self._stop(trainer, trainer.current_epoch + 1)
+
+    def _stop(self, trainer: pl.Trainer, done: int) -> None:
+        if done >= self.rounds:
+            trainer.should_stop = True

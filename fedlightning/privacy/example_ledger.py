@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from fedlightning.core.state import State
 from fedlightning.errors import CheckpointError
 from fedlightning.storage.client_store import ClientStore
-from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.files import append_line, write_atomically
 
 __all__ = ["ACCOUNT", "ExampleLedger", "Steps", "correct", "with_account"]
 
@@ -59,16 +58,10 @@ class ExampleLedger:
             EnvironmentFailure: It cannot be written.
         """
         examples, steps = account.tolist()
-        with os_errors_as_failures("write", self.path):
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-            try:
-                os.write(handle, f"{client},{examples},{steps}\n".encode())
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        append_line(self.path, f"{client},{examples},{steps}")
 
     def steps(self) -> Steps:
-        """Return the largest account of each client; cut off a line that a kill has torn.
+        """Return the largest account of each client; a line that a kill has torn is left out.
 
         Such a line was not on the disk when its update would have been released.
 
@@ -79,12 +72,9 @@ class ExampleLedger:
             content = self.path.read_bytes()
             if not content.startswith(_HEADER):
                 raise ValueError("another header")
-            whole = content[: content.rindex(b"\n") + 1]
-            if whole != content:
-                os.truncate(self.path, len(whole))
             found: Steps = {}
-            for line in whole.decode().splitlines()[1:]:
-                client, examples, steps = map(int, line.split(","))
+            for line in content.split(b"\n")[1:-1]:
+                client, examples, steps = map(int, line.split(b","))
                 if client not in found or steps > found[client][1]:
                     found[client] = examples, steps
             return found

@@ -34,19 +34,21 @@ def write_csv(
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     r"""Return header and rows of a table, which may be one that is being written.
 
-    A row with another number of cells than the header is left out: a kill may have torn the last.
+    What a crash has torn is left out: a last line without its line feed, whose last number may lack
+    digits, and a row with another number of cells than the header.
 
     Raises:
         OSError: The file cannot be read.
 
     Example:
         >>> path = getfixture("tmp_path") / "rounds.csv"
-        >>> _ = path.write_text("round,loss\n0,0.5\n1")
+        >>> _ = path.write_text("round,loss\n0,0.5\n1,0.1")  # of 0.1234
         >>> read_csv(path)
         (['round', 'loss'], [['0', '0.5']])
     """
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.reader(file))
+        text = file.read()
+    rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     header = rows[0] if rows else []
     return header, [row for row in rows[1:] if len(row) == len(header)]
 

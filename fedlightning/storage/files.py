@@ -8,11 +8,13 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from fedlightning.errors import EnvironmentFailure
 
 __all__ = [
+    "append_line",
     "os_errors_as_failures",
     "reason",
     "remove_stale_files",
@@ -77,6 +79,46 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    r"""Append a line to a file, whole or not at all; it is on the disk when this returns.
+
+    What a crash has left of an earlier line is cut off first: it would become one with this line,
+    and nobody was told that it is there. No other process may be writing.
+
+    Args:
+        path: The file, which exists.
+        line: The line, without a line feed.
+
+    Raises:
+        EnvironmentFailure: It cannot be written.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "steps.csv"
+        >>> _ = path.write_text("client,steps\n3,4\n5,")
+        >>> append_line(path, "5,2")
+        >>> path.read_text()
+        'client,steps\n3,4\n5,2\n'
+    """
+    content = f"{line}\n".encode()
+    with os_errors_as_failures("write", path), Path(path).open("r+b", buffering=0) as file:
+        end = _cut_to_whole_lines(file)
+        if file.write(content) != len(content):
+            file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+
+
+def _cut_to_whole_lines(file: FileIO) -> int:
+    """Cut a torn last line off; return the position of the end, which is where the file is then."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    file.truncate(file.readall().rfind(b"\n") + 1)
+    return file.seek(0, os.SEEK_END)
 
 
 def remove_stale_files(folder: Path) -> None:

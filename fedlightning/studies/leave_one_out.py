@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlightning.cli.config.overrides import apply_overrides
+from fedlightning.cli.config.overrides import apply_overrides, callbacks_in, class_name
 from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.datamodules.client_roles import SAMPLE
 from fedlightning.engine.run_config import MADE_IN_PYTHON
@@ -17,14 +17,14 @@ from fedlightning.errors import ConfigError, DataError
 from fedlightning.storage.run_folders import trained
 from fedlightning.storage.run_layout import CONFIG, METRICS, PARTITION_TABLE, WITHOUT
 from fedlightning.studies.plan import PlannedRun
-from fedlightning.studies.run_reader import find_run_folders, read_run
+from fedlightning.studies.run_reader import CUT_SHORT, find_run_folders, read_run
 from fedlightning.studies.study import load_yaml
 
 __all__ = ["WholeRun", "final_test_metrics", "find_whole_run", "listed_clients", "plan_without"]
 
 _OBSERVES = "ClientInfluence"
-_STOPS = ("EarlyStopping", "MainMetricStopping", "Timer")
 _PERSONALIZES = "PersonalizationCallback"
+_ENDS = "fedlightning.callbacks.StopAfterRounds"
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ def listed_clients(folder: Path) -> frozenset[int]:
 def plan_without(run: WholeRun, clients: Sequence[int]) -> list[PlannedRun]:
     """Return a run for each client, that is the whole run but for leaving that client out.
 
+    A run that was ended early is replayed for as many rounds, of as many planned ones.
+
     Args:
         run: The whole run.
         clients: Ids of clients.
@@ -144,10 +146,8 @@ def _config_without(run: WholeRun, client: int) -> dict[str, Any]:
     federation, trainer = run.config.get("federation") or {}, run.config.get("trainer") or {}
     settings: dict[str, Any] = {
         "federation.leave_out": sorted({*(federation.get("leave_out") or []), client}),
-        # as many rounds as the whole run has done, whatever has ended it
-        "trainer.max_epochs": run.rounds,
         "trainer.min_epochs": run.rounds,
-        "trainer.max_steps": -1,
+        "trainer.min_steps": None,
         "trainer.max_time": None,
         "trainer.logger": None,
         "trainer.enable_checkpointing": None,
@@ -157,21 +157,20 @@ def _config_without(run: WholeRun, client: int) -> dict[str, Any]:
     }
     if str(trainer.get("strategy")).startswith("ddp"):
         settings["trainer.strategy"] = "auto"
-    if callbacks := trainer.get("callbacks"):
-        settings["trainer.callbacks"] = _callbacks(callbacks)
+    callbacks = _that_train(callbacks_in(run.config))
+    planned = trainer.get("max_epochs")
+    if planned != run.rounds:  # schedules are those of the plan, whatever has ended the run
+        callbacks.append({"class_path": _ENDS, "init_args": {"rounds": run.rounds}})
+    if planned is None and trainer.get("max_time") is not None:
+        settings["trainer.max_epochs"] = -1  # the default beside max_time
+    if callbacks or trainer.get("callbacks"):
+        settings["trainer.callbacks"] = callbacks
     return apply_overrides(run.config, settings)
 
 
-def _callbacks(given: Any) -> list[Any]:
+def _that_train(callbacks: Sequence[Any]) -> list[Any]:
     """Return the callbacks but for those that observe, or end a run early."""
-    items = given if isinstance(given, list) else [given]
-    left_out = [_OBSERVES, *_STOPS]
-    kept = [item for item in items if _name(item) not in left_out]
+    kept = [item for item in callbacks if class_name(item) not in (_OBSERVES, *CUT_SHORT)]
     if "personalized/" not in str(kept):  # nothing looks at what it measures
-        kept = [item for item in kept if _name(item) != _PERSONALIZES]
+        kept = [item for item in kept if class_name(item) != _PERSONALIZES]
     return kept
-
-
-def _name(callback: Any) -> str:
-    path = callback.get("class_path", "") if isinstance(callback, Mapping) else callback
-    return str(path).rpartition(".")[2]

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fedlightning.cli.config.overrides import apply_overrides, settings_in
 from fedlightning.errors import ConfigError
 from fedlightning.studies.study import Study
 
-__all__ = ["PlannedRun", "changed_settings", "plan", "settings_digest"]
+__all__ = ["PlannedRun", "changed_settings", "check_folders", "plan", "settings_digest"]
 
 # Places of data and results, and console output: no result depends on these.
 _FREE = (
@@ -102,7 +102,7 @@ def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Plann
         parts = [slug(variant), *([slug(",".join(names))] if names else []), f"seed_{seed}"]
         folder = study.output.joinpath("runs", *parts)
         runs.append(PlannedRun(variant, point, seed, folder, config))
-    _check_folders(runs)
+    check_folders(runs)
     return runs
 
 
@@ -158,7 +158,12 @@ def _relevant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_folders(runs: list[PlannedRun]) -> None:
+def check_folders(runs: Sequence[PlannedRun]) -> None:
+    """Refuse runs of which two would share a folder.
+
+    Raises:
+        ConfigError: Two would; the message has their names.
+    """
     seen: dict[str, PlannedRun] = {}
     for run in runs:
         other = seen.setdefault(str(run.folder).lower(), run)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedlightning.cli.config.overrides import settings_in
+from fedlightning.cli.config.overrides import callbacks_in, class_name, settings_in
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import PERSONAL, is_test_metric, without_view
 from fedlightning.core.views import file_in_view
@@ -33,7 +33,8 @@ from fedlightning.studies.run_state import RunState, state_above
 from fedlightning.studies.study import load_yaml
 
 __all__ = [
-    "Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_table", "read_tables",
+    "CUT_SHORT", "Numbers", "Run", "final_metrics", "find_run_folders", "read_run", "read_table",
+    "read_tables",
 ]  # fmt: skip
 
 Numbers = npt.NDArray[np.float64]
@@ -44,11 +45,8 @@ _NOT_COMPARED = re.compile(
 )
 _OF_A_VIEW = f"_{CLIENTS}"
 _VIEW_METRIC = re.compile(r"([^/]+)/(?:global|test)/[^/]+")
-_CUT_SHORT = (
-    "EarlyStopping",
-    "MainMetricStopping",
-    "Timer",
-)  # these may end a run before its last round
+CUT_SHORT = ("EarlyStopping", "MainMetricStopping", "StopAfterRounds", "Timer")
+"""Callbacks that may end a run before its last round."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ def _why_unfinished(
     if state is not None:
         return "" if state.state == "done" else f"{state.state} {state.error}".strip()
     wanted = (config.get("trainer") or {}).get("max_epochs")
-    cut = any(f"trainer.callbacks.{name}" in settings for name in _CUT_SHORT) or any(
+    cut = any(class_name(each) in CUT_SHORT for each in callbacks_in(config)) or any(
         settings.get(f"trainer.{key}") not in (None, -1) for key in ("max_steps", "max_time")
     )
     done = len(rounds)

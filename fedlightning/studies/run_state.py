@@ -160,7 +160,7 @@ def can_resume(folder: Path) -> bool:
 
 
 def rounds_done(folder: Path) -> int:
-    """Return the number of finished rounds of a run, from the last line of its table of rounds."""
+    """Return the number of finished rounds of a run, from the last whole line of its table."""
     run = newest_run(folder)
     if run is None:
         return 0
@@ -168,7 +168,7 @@ def rounds_done(folder: Path) -> int:
         with (run / ROUNDS).open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 400))
-            lines = file.read().splitlines()
+            lines = file.read().split(b"\n")[:-1]  # the last one may be torn
         return int(lines[-1].split(b",")[0]) + 1
     except (OSError, ValueError, IndexError):
         return 0

@@ -132,7 +132,7 @@ def _read(
     changes = {key: given[key] for key in ("trials", "output") if key in given}
     tuning = read_tuning(study, {**said, **changes} if isinstance(said, Mapping) else said)
     first = next(iter(study.variants))
-    rounds = trial_run(study, tuning, first, 0, {}, overrides).rounds
+    rounds = trial_run(study, tuning, first, 0, {}, overrides, {}).rounds
     said = {**said, **changes} if isinstance(said, Mapping) else said
     return study, read_tuning(study, said, rounds)
 
@@ -142,9 +142,9 @@ def _search(
 ) -> tuple[Tuned | None, int]:
     """Return what was found, or ``None`` and the signal that ended the search."""
     optuna_or_refuse()
-    check_trials(study, tuning, overrides, strict)
+    personal = check_trials(study, tuning, overrides, strict)
     with study_lock(tuning.output) as lock:
-        search = Search(study, tuning, overrides)
+        search = Search(study, tuning, overrides, personal)
         before = search.ended_trials()
         print(
             f"{study.name}: {tuning.trials} trials of {len(tuning.spaces)} variants in "

@@ -30,11 +30,13 @@ class Built:
         module: The module.
         data: The data module.
         algorithm: The federation's algorithm.
+        callbacks: The trainer's callbacks.
     """
 
     module: Any
     data: Any
     algorithm: Algorithm
+    callbacks: Sequence[Any]
 
 
 Look = Callable[[str, Built], None]
@@ -105,4 +107,6 @@ def _parse(path: Path, strict: bool) -> Built:
     prepare_parsing(strict=strict)
     built = Parsing(args=["fit", "--config", str(path)])
     trainer: Any = built.trainer
-    return Built(built.model, built.datamodule, trainer.federation.algorithm)
+    return Built(
+        built.model, built.datamodule, trainer.federation.algorithm, tuple(trainer.callbacks)
+    )

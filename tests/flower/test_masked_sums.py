@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -260,6 +262,34 @@ def test_an_old_session_is_not_begun_again(after_a_round):
     assert "is not the name of a session" in answer.error[1]
     answer = node.carry_out(orders[REVEAL])
     assert "knows nothing of this round's keys" in answer.error[1]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_session_whose_beginning_was_cut_short_is_not_begun_again(
+    after_a_round, monkeypatch, repeated
+):
+    """The node is killed when the session is on the disk, and before it has answered."""
+    node, orders = after_a_round
+
+    def begin(name: str):
+        return node.carry_out(Order(2, 1, {}, phase=Phase(KEYS, name)))
+
+    replace_file = os.replace
+
+    def killed(source, target):
+        replace_file(source, target)
+        if Path(target).name == "session.json":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            begin("short")
+    if repeated:  # the server has had no answer
+        assert begin("short").reply == begin("short").reply != {}
+    assert begin("another").reply
+    for name in ("short", orders[KEYS].phase.session):
+        assert "used before" in begin(name).error[1]
 
 
 def test_shares_for_other_keys_are_not_made(after_a_round):

@@ -20,6 +20,7 @@ from fedlightning.privacy.example_ledger import ExampleLedger, with_account
 from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.locks import RunLock
 from tests.engine.test_resume import Stop, StopAt
+from tests.storage.test_atomic_files import room_for
 from tests.toys import client_states, data, loop_of, net, trainer
 
 pytestmark = [
@@ -89,6 +90,18 @@ def test_a_line_that_a_kill_has_torn_is_cut_off_and_the_largest_account_counts(t
         ledger.steps()
     kept = {"example_dp": torch.tensor([50, 7])}
     assert with_account(kept, torch.tensor([50, 6])) is kept
+
+
+@pytest.mark.parametrize("torn", [1, 2, 3, 6])
+def test_an_account_that_finds_no_room_is_refused_and_harms_no_other(tmp_path, torn):
+    """Half of ``3,50,12`` would undercount, or make one line with the next client's account."""
+    ledger = ExampleLedger.create(tmp_path / "steps.csv")
+    ledger.add(3, torch.tensor([50, 2]))
+    with room_for(ledger.path, torn), pytest.raises(EnvironmentFailure, match=r"[Nn]o space left"):
+        ledger.add(3, torch.tensor([50, 12]))
+    assert ledger.steps() == {3: (50, 2)}
+    ledger.add(4, torch.tensor([60, 2]))
+    assert ledger.steps() == {3: (50, 2), 4: (60, 2)}
 
 
 def clients_run(folder, rounds, ckpt=None, callbacks=()):

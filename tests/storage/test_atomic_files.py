@@ -1,9 +1,11 @@
 import os
+import resource
+from contextlib import contextmanager
 
 import pytest
 
 from fedlightning.errors import EnvironmentFailure
-from fedlightning.storage.files import write_atomically
+from fedlightning.storage.files import append_line, write_atomically
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -37,3 +39,37 @@ def test_a_folder_that_is_a_file_is_named_in_the_error(tmp_path):
     (tmp_path / "runs").write_bytes(b"")
     with pytest.raises(EnvironmentFailure, match=r"cannot write .*runs/note\.txt"):
         write_atomically(tmp_path / "runs" / "note.txt", b"new")
+
+
+@contextmanager
+def room_for(path, more):
+    """Let no file of this process grow beyond a file's size and some bytes more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_line_for_which_there_is_no_room_is_refused_without_a_trace(tmp_path, more):
+    path = tmp_path / "names.txt"
+    path.write_text("first\n")
+    with (
+        room_for(path, more),
+        pytest.raises(EnvironmentFailure, match=r"cannot write .*names\.txt: .*[Nn]o space left"),
+    ):
+        append_line(path, "second")
+    assert path.read_text() == "first\n"
+    with room_for(path, len("second\n")):
+        append_line(path, "second")
+    assert path.read_text() == "first\nsecond\n"
+
+
+@pytest.mark.parametrize("torn", ["", "fir", "first\nsec"])
+def test_a_line_does_not_grow_out_of_a_torn_one(tmp_path, torn):
+    path = tmp_path / "names.txt"
+    path.write_text(torn)
+    append_line(path, "third")
+    assert path.read_text().split("\n") == ["first"] * ("\n" in torn) + ["third", ""]

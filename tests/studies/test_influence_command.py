@@ -225,9 +225,10 @@ def test_a_replay_keeps_what_trains_and_leaves_out_what_watches(run):
     (planned,) = plan_without(find_whole_run(run), [1])
     trainer = planned.config["trainer"]
     names = [c if isinstance(c, str) else c["class_path"] for c in trainer["callbacks"]]
-    assert names == ["slow.Slow"]
-    # as many rounds as the run has done
-    assert (trainer["max_epochs"], trainer["min_epochs"], trainer["max_steps"]) == (4, 4, -1)
+    assert names == ["slow.Slow", "fedlightning.callbacks.StopAfterRounds"]
+    # as many rounds as the run has done, of as many planned ones
+    assert trainer["callbacks"][-1]["init_args"] == {"rounds": 4}
+    assert (trainer["max_epochs"], trainer["min_epochs"], trainer["max_steps"]) == (50, 4, 12)
     assert (trainer["devices"], trainer["strategy"]) == (1, "auto")
     assert planned.config["federation"]["leave_out"] == [1, 5]
     assert planned.config["seed_everything"] == 3
@@ -237,6 +238,49 @@ def test_a_replay_keeps_what_trains_and_leaves_out_what_watches(run):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (planned,) = plan_without(find_whole_run(run), [1])
     assert "PersonalizationCallback" in str(planned.config["trainer"]["callbacks"])
+
+
+@pytest.mark.parametrize(
+    ("model", "federation"),
+    [("lr_milestones: [0.25]", ""), ("warmup_steps: 1", "optimizer_state: keep")],
+)
+def test_a_run_that_was_cut_short_is_replayed_with_its_schedules(tmp_path, model, federation):
+    """Its first rounds are those of a run by hand that nothing ends after them."""
+    Path("cut.yaml").write_text(
+        f"""
+seed_everything: 3
+model: {{class_path: MLP, init_args: {{hidden: [4], lr: 0.3, {model}}}}}
+data: {{class_path: Digits, init_args: {{num_clients: 6, batch_size: 50}}}}
+federation: {{algorithm: FedAvg, cohort_size: 3, {federation}}}
+trainer:
+  max_epochs: 8
+  max_steps: 12
+  enable_model_summary: false
+  enable_progress_bar: false
+"""
+    )
+    assert main(["fit", "--config=cut.yaml", "--trainer.default_root_dir=cut"]) == 0
+    run = Path("cut") / "lightning_logs" / "version_0"
+    assert len(table_of_rounds(run)) == 4
+    assert main(["influence", f"--run={run}", "--clients=2"]) == 0
+    words = ["fit", "--config=cut.yaml", "--federation.leave_out=[2]"]
+    assert main([*words, "--trainer.default_root_dir=hand"]) == 0
+    by_hand = table_of_rounds(Path("hand") / "lightning_logs" / "version_0")
+    assert len(by_hand) > 4, "with a client less, as many updates take more rounds"
+    assert table_of_rounds(without(run, 2)) == by_hand[:4]
+
+
+def test_a_run_that_was_to_stop_after_some_rounds_trains_no_more_when_it_is_resumed(tmp_path):
+    Path("stop.yaml").write_text(CONFIG.split("  callbacks:")[0])
+    callback = "fedlightning.callbacks.StopAfterRounds"
+    words = ["fit", "--config=stop.yaml", f"--trainer.callbacks={callback}"]
+    words += ["--trainer.callbacks.rounds=2"]
+    assert main(words) == 0
+    run = Path("lightning_logs") / "version_0"
+    before = (run / "metrics.csv").read_text()
+    assert before.count("\n") == 1 + 2
+    assert main([*words, "--ckpt_path=last"]) == 0
+    assert (run / "metrics.csv").read_text() == before
 
 
 def test_another_config_is_refused_where_replays_are(run, capsys):

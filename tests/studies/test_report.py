@@ -12,6 +12,7 @@ import pytest
 from fedlightning.__main__ import main
 from fedlightning.errors import ConfigError, DataError
 from fedlightning.studies.results import collect
+from fedlightning.studies.run_reader import read_run
 
 VOID = {"meta", "br"}
 
@@ -142,6 +143,22 @@ def test_what_is_left_out_is_named(make_run, tmp_path, capsys):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "There is one variant only" in text
     assert "1 of 2 rounds" in text
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        ["EarlyStopping"],
+        "EarlyStopping",
+        {"class_path": "pytorch_lightning.callbacks.EarlyStopping"},
+        [{"class_path": "Timer"}, {"class_path": "Timer"}],
+    ],
+)
+def test_a_run_that_a_callback_may_end_is_finished_however_it_is_given(make_run, callbacks):
+    folder = make_run("FedAvg", in_study=False, settings={"max_epochs": 9, "callbacks": callbacks})
+    assert read_run(folder).unfinished == ""
+    folder = make_run("FedBN", in_study=False, settings={"max_epochs": 9, "callbacks": "Slow"})
+    assert read_run(folder).unfinished == "2 of 9 rounds"
 
 
 def test_personalizing_a_run_again_makes_no_rival_of_it(make_run, tmp_path, capsys):

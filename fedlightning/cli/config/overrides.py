@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlightning.errors import ConfigError, did_you_mean
 
-__all__ = ["apply_overrides", "find_setting", "settings_in"]
+__all__ = ["apply_overrides", "callbacks_in", "class_name", "find_setting", "settings_in"]
 
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 
@@ -59,15 +59,37 @@ def settings_in(config: Any, prefix: str = "") -> dict[str, Any]:
                 inner = prefix if name in _OF_CLASSES else f"{prefix}.{name}".removeprefix(".")
                 found |= settings_in(value, inner)
         return found
-    names = [_class_name(item) for item in config] if isinstance(config, list) else []
+    names = [class_name(item) for item in config] if isinstance(config, list) else []
     if names and all(names) and len(set(names)) == len(names):
         found = {}
         for item in config:
-            key = f"{prefix}.{_class_name(item)}"
+            key = f"{prefix}.{class_name(item)}"
             inner_settings = settings_in(item, key) if isinstance(item, Mapping) else {}
             found |= {**inner_settings, key: True}
         return {key: found[key] for key in sorted(found)}
     return {prefix: config} if prefix else {}
+
+
+def class_name(item: Any) -> str | None:
+    """Return the name of the class that a config names, without its modules; else ``None``.
+
+    Example:
+        >>> class_name("fedlightning.MLP"), class_name({"class_path": "MLP"}), class_name("cpu")
+        ('MLP', 'MLP', None)
+    """
+    path = item.get("class_path") if isinstance(item, Mapping) else item
+    return _short(path) if isinstance(path, str) and _is_class(path) else None
+
+
+def callbacks_in(config: Mapping[str, Any]) -> list[Any]:
+    """Return the callbacks that a config names; a single one needs no list.
+
+    Example:
+        >>> callbacks_in({"trainer": {"callbacks": {"class_path": "Timer"}}}), callbacks_in({})
+        ([{'class_path': 'Timer'}], [])
+    """
+    given = (config.get("trainer") or {}).get("callbacks") or []
+    return list(given) if isinstance(given, list) else [given]
 
 
 def find_setting(node: Any, name: str) -> tuple[Any, Any] | None:
@@ -91,7 +113,7 @@ def find_setting(node: Any, name: str) -> tuple[Any, Any] | None:
         inner = node.get("init_args") if "class_path" in node else None
         return (inner, name) if isinstance(inner, Mapping) and name in inner else None
     if isinstance(node, Sequence) and not isinstance(node, str):
-        names = [_class_name(item) for item in node]
+        names = [class_name(item) for item in node]
         if name in names:
             return node, names.index(name)
         if name.isdigit() and int(name) < len(node):
@@ -122,7 +144,7 @@ def _place(node: Any, name: str, key: str) -> tuple[Any, Any]:
     if (found := find_setting(node, name)) is not None:
         return found
     if isinstance(node, list):
-        names = list(filter(None, map(_class_name, node)))
+        names = list(filter(None, map(class_name, node)))
         above = key.rpartition(f".{name}")[0]
         raise ConfigError(
             f"{key}: {above} has no {name}, only {', '.join(names)}.{did_you_mean(name, names)} "
@@ -142,11 +164,6 @@ def _inner(holder: Any, name: Any, key: str) -> Any:
     if not isinstance(found, (dict, list)):
         raise ConfigError(f"{key}: {name} is {found!r}, which has no settings.")
     return found
-
-
-def _class_name(item: Any) -> str | None:
-    path = item.get("class_path") if isinstance(item, Mapping) else item
-    return _short(path) if isinstance(path, str) and _is_class(path) else None
 
 
 def _is_class(text: str) -> bool:

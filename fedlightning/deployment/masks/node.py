@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,11 +31,16 @@ from fedlightning.deployment.messages import Order, Phase, common_digest
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.federation.server import summands_of
 from fedlightning.privacy.masking import MaskingClient
-from fedlightning.storage.files import os_errors_as_failures, write_atomically
+from fedlightning.storage.files import (
+    append_line,
+    os_errors_as_failures,
+    sync_folder,
+    write_atomically,
+)
 
 __all__ = ["NodeMasks"]
 
-_FILE, _LOCK, _BEGUN = "session.json", ".lock", "begun.txt"
+_FILE, _LOCK, _OLD = "session.json", ".lock", "begun.txt"
 
 
 class NodeMasks:
@@ -142,6 +146,7 @@ class NodeMasks:
                 )
             if memory.get("session") != name:
                 self._refuse_old(name)
+                self._note_old(memory.get("session"))  # before its secrets, the sign of it, go
                 member = None
             session = _Session(self._member(name, member), memory.get("update"), memory.get("sums"))
             yield session
@@ -152,11 +157,11 @@ class NodeMasks:
                 "sums": session.sums,
             }
             write_atomically(path, json.dumps(after).encode())
-            self._note_begun(name)
+            sync_folder(self._folder)
 
-    def _begun(self) -> set[str]:
-        path = self._folder / _BEGUN
-        return set(path.read_text().splitlines()) if path.exists() else set()
+    def _old(self) -> set[str]:
+        path = self._folder / _OLD
+        return set(path.read_text().split("\n")[:-1]) if path.exists() else set()
 
     def _refuse_old(self, name: str) -> None:
         """Refuse to begin an old session: others' keys that came out then could be played back.
@@ -166,20 +171,19 @@ class NodeMasks:
         """
         if name.splitlines() != [name]:  # it is a line of the list
             raise FederationError(f"secure aggregation: {name!r} is not the name of a session.")
-        if name in self._begun():
+        if name in self._old():
             raise FederationError(
                 "secure aggregation: the server begins a round's masks under a name that it has "
                 "used before; nothing has been sent."
             )
 
-    def _note_begun(self, name: str) -> None:
-        if name in self._begun():
+    def _note_old(self, name: str | None) -> None:
+        if name is None or name in self._old():
             return
-        path = self._folder / _BEGUN
-        with os_errors_as_failures("write", path), path.open("a") as file:
-            file.write(f"{name}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self._folder / _OLD
+        if not path.exists():
+            write_atomically(path, b"")
+        append_line(path, name)
 
     def _member(self, name: str, memory: Mapping[str, Any] | None) -> MaskingClient:
         rule, identity = self._rule, self._identity

@@ -34,9 +34,12 @@ class Trial:
         state: ``complete``, ``stopped`` early, ``failed``, or ``unfinished``.
         rounds: Rounds that count; a trial that was stopped may have run a little longer.
         seconds: Duration of its process.
-        value: The main metric on validation data after the last of these rounds.
+        value: The main metric on validation data, as measured last in these rounds: a mean over the
+            clients that have such data, without those whose value is undefined (nan). Where it is
+            undefined at all of them the trial has failed, whatever it was before.
         settings: What it took in the search space.
         error: Why it failed.
+        undefined: Number of clients that the value leaves out, because theirs is undefined.
     """
 
     variant: str
@@ -47,6 +50,7 @@ class Trial:
     value: float
     settings: Mapping[str, Any]
     error: str = ""
+    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,15 @@ class Tuned:
     chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def best(self, variant: str) -> Trial:
-        """Return a variant's best trial; of equal ones the first."""
+        """Return a variant's best trial; of equal ones the first.
+
+        Means over fewer clients come after those over more, however good: a trial gains nothing by
+        clients at which it has diverged. A value that no model can define, such as an AUC on one
+        class, is missing in all trials alike.
+        """
         sign = -1 if self.mode == "min" else 1
         complete = [t for t in self.trials if t.variant == variant and t.state == "complete"]
-        return max(complete, key=lambda trial: (sign * trial.value, -trial.number))
+        return max(complete, key=lambda t: (-t.undefined, sign * t.value, -t.number))
 
 
 def results_of(search: Search) -> Tuned:
@@ -100,6 +109,7 @@ def results_of(search: Search) -> Tuned:
                     sign * value,
                     facts.get("settings", {}),
                     facts.get("error", ""),
+                    facts.get("undefined", 0),
                 )
             )
     mode = "min" if sign < 0 else "max"
@@ -140,12 +150,13 @@ def write_results(search: Search, overrides: Mapping[str, Any], found: Tuned) ->
     rows = [
         [
             trial.variant, trial.number, trial.state, trial.rounds, trial.seconds,
-            "" if math.isnan(trial.value) else trial.value,
+            "" if math.isnan(trial.value) else trial.value, trial.undefined,
             *(trial.settings.get(key, "") for key in keys), trial.error,
         ]
         for trial in found.trials
     ]  # fmt: skip
-    header = ["variant", "trial", "state", "rounds", "seconds", found.metric, *keys, "error"]
+    header = ["variant", "trial", "state", "rounds", "seconds", found.metric, "undefined", *keys,
+              "error"]  # fmt: skip
     write_csv(search.tuning.output / TRIALS, header, rows)
     write_atomically(found.study, _study_text(search, overrides, found).encode())
 
@@ -189,5 +200,6 @@ def budget_lines(found: Tuned) -> list[str]:
             f"{variant}: {len(mine)} trials ({count['complete']} complete, {count['stopped']} "
             f"stopped early, {count['failed']} failed), {sum(t.rounds for t in mine)} rounds; "
             f"best {metric.text(best.value)} in trial {best.number}"
+            + (f", undefined at {best.undefined} clients" if best.undefined else "")
         )
     return lines

@@ -20,7 +20,7 @@ from fedlightning.studies.run_state import state_of
 from fedlightning.studies.runner import Supervisor
 from fedlightning.studies.study import Study
 from fedlightning.studies.tuning.settings import Tuning
-from fedlightning.studies.tuning.trials import definition_digest, is_personal, trial_run
+from fedlightning.studies.tuning.trials import Personal, definition_digest, is_personal, trial_run
 from fedlightning.studies.tuning.validation_values import ValidationValues, read_values
 
 __all__ = ["JOURNAL", "Search", "optuna_or_refuse"]
@@ -55,6 +55,7 @@ class Search(Supervisor):
         study: The study.
         tuning: How it is tuned.
         overrides: Settings of the command line.
+        personal: The classes of each variant's callbacks that personalize.
 
     Attributes:
         refusal: What makes all further trials useless, empty if nothing does.
@@ -69,8 +70,15 @@ class Search(Supervisor):
         https://arxiv.org/abs/1603.06560
     """
 
-    def __init__(self, study: Study, tuning: Tuning, overrides: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        tuning: Tuning,
+        overrides: Mapping[str, Any],
+        personal: Mapping[str, Personal],
+    ) -> None:
         self.study, self.tuning, self.overrides = study, tuning, overrides
+        self._personal = personal
         self.refusal = ""
         self._optuna = optuna_or_refuse()
         self._active: dict[Path, tuple[str, Any]] = {}
@@ -102,25 +110,36 @@ class Search(Supervisor):
         for variant in self.tuning.spaces:
             for record in [t for t in self.trials(variant) if not t.state.is_finished()]:
                 if not self.refusal:
-                    trial = self._optuna.trial.Trial(self._searches[variant], record._trial_id)
+                    search = self._seeded(variant, record.number)
+                    trial = self._optuna.trial.Trial(search, record._trial_id)
                     yield self._begin(variant, trial)
         for number in range(self.tuning.trials):
             for variant in self.tuning.spaces:
                 if len(self.trials(variant)) <= number and not self.refusal:
                     with _quiet(self._optuna):
-                        search = self._searches[variant]
-                        search.sampler = self._sampler(number)
-                        trial = search.ask()
+                        trial = self._seeded(variant, number).ask()
                     yield self._begin(variant, trial)
 
     def _begin(self, variant: str, trial: Any) -> PlannedRun:
         with _quiet(self._optuna):
-            space = self.tuning.spaces[variant]
-            values = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
-            trial.set_user_attr("settings", values)
-        run = trial_run(self.study, self.tuning, variant, trial.number, values, self.overrides)
+            values = trial.user_attrs.get("settings") or self._draw(variant, trial)
+        run = self._run(variant, trial.number, values)
         self._active[run.folder] = (variant, trial)
         return run
+
+    def _run(self, variant: str, number: int, values: Mapping[str, Any]) -> PlannedRun:
+        personal = self._personal[variant]
+        return trial_run(self.study, self.tuning, variant, number, values, self.overrides, personal)
+
+    def _draw(self, variant: str, trial: Any) -> dict[str, Any]:
+        """Return the values that a trial takes, of which a killed search may have drawn some."""
+        _ = trial.relative_params  # those that are drawn together, before any is known
+        values = {}
+        for place, (key, dimension) in enumerate(self.tuning.spaces[variant].items(), start=1):
+            self._seeded(variant, trial.number, place)
+            values[key] = dimension.suggest(trial, key)
+        trial.set_user_attr("settings", values)
+        return values
 
     # -- while it runs -------------------------------------------------------------------------
 
@@ -154,6 +173,9 @@ class Search(Supervisor):
         """Tell optuna of a trial that has ended; one that a signal has ended goes on later."""
         if interrupted or self.refusal:
             return ""
+        if error and state_of(run).exit_code == EnvironmentFailure.exit_code:
+            self.refusal = error  # the trial is not told of: it goes on where there is room
+            return ""
         after = 0 if error else self._after_rounds(run)
         variant, trial = self._active[run.folder]
         states, values = self._optuna.trial.TrialState, self._values(run)
@@ -164,11 +186,12 @@ class Search(Supervisor):
         trial.set_user_attr("metric", values.column)
         trial.set_user_attr("sign", values.metric.sign)
         trial.set_user_attr("rounds", after or values.rounds)
+        trial.set_user_attr("undefined", values.undefined)
         trial.set_user_attr("seconds", state_of(run).seconds)
         search = self._searches[variant]
         with _quiet(self._optuna):
-            if error or math.isnan(score):
-                problem = error or f"{values.column} is undefined"
+            if error or (math.isnan(score) and not after):
+                problem = error or f"{values.column} is undefined after round {values.rounds}"
                 trial.set_user_attr("error", problem)
                 search.tell(trial, state=states.FAIL)
                 text = f"FAILED: {problem}"
@@ -178,8 +201,6 @@ class Search(Supervisor):
             else:
                 search.tell(trial, score)
                 text = f"{values.column} {values.metric.text(values.last)}"
-        if state_of(run).exit_code == EnvironmentFailure.exit_code:
-            self.refusal = error
         del self._active[run.folder]
         for name in _DROPPED:
             for folder in run.folder.glob(f"*/*/{name}"):
@@ -189,7 +210,8 @@ class Search(Supervisor):
     def _values(self, run: PlannedRun) -> ValidationValues:
         federation = run.config.get("federation") or {}
         metric, mode = federation.get("main_metric"), federation.get("main_metric_mode")
-        return read_values(run.folder, is_personal(run.config), metric, mode)
+        personal = is_personal(run.config, self._personal[run.variant])
+        return read_values(run.folder, personal, metric, mode)
 
     # -- optuna's objects ----------------------------------------------------------------------
 
@@ -209,7 +231,9 @@ class Search(Supervisor):
             direction="maximize",  # of a metric of which less is better, the negative
             pruner=self._pruner(variant),
         )
-        digest = definition_digest(self.study, self.tuning, variant, self.overrides)
+        digest = definition_digest(
+            self.study, self.tuning, variant, self.overrides, self._personal[variant]
+        )
         before = search.user_attrs.get("definition")
         if before is None:
             search.set_user_attr("definition", digest)
@@ -225,18 +249,30 @@ class Search(Supervisor):
             )
         return search
 
-    def _sampler(self, number: int) -> Any:
-        entropy = np.random.SeedSequence([self.tuning.seed, number]).generate_state(1)
-        return self._optuna.samplers.TPESampler(
-            n_startup_trials=self.tuning.startup_trials, seed=int(entropy[0]), constant_liar=True
-        )
+    def _seeded(self, variant: str, number: int, place: int = 0) -> Any:
+        """Return a variant's search, whose next draws depend on where they are made.
+
+        Args:
+            variant: The variant.
+            number: The trial's number.
+            place: The place of a setting in the search space, from 1; 0 for what comes before.
+        """
+        entropy = np.random.SeedSequence([self.tuning.seed, number, place]).generate_state(1)
+        search = self._searches[variant]
+        with _quiet(self._optuna):
+            search.sampler = self._optuna.samplers.TPESampler(
+                n_startup_trials=self.tuning.startup_trials,
+                seed=int(entropy[0]),
+                constant_liar=True,
+            )
+        return search
 
     def _pruner(self, variant: str) -> Any:
         tuning, pruners = self.tuning, self._optuna.pruners
         if tuning.pruner == "median":
             return pruners.MedianPruner(tuning.startup_trials, tuning.warmup_rounds + 1)
         if tuning.pruner == "hyperband":
-            rounds = trial_run(self.study, tuning, variant, 0, {}, self.overrides).rounds
+            rounds = self._run(variant, 0, {}).rounds
             least = tuning.warmup_rounds + 1
             return pruners.HyperbandPruner(least, rounds or "auto", tuning.reduction_factor)
         return pruners.NopPruner()

@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fedlightning.core.main_metric import MainMetric
 from fedlightning.core.metrics import (
     PERSONAL,
@@ -16,9 +14,9 @@ from fedlightning.core.metrics import (
     is_test_metric,
     without_view,
 )
+from fedlightning.storage.csv_files import read_csv
 from fedlightning.storage.run_folders import newest_run
 from fedlightning.storage.run_layout import METRICS
-from fedlightning.studies.run_reader import read_table
 
 __all__ = ["ValidationValues", "read_values"]
 
@@ -30,9 +28,11 @@ class ValidationValues:
     Args:
         metric: The main metric.
         column: Its name in ``metrics.csv``; empty if it is not there.
-        by_round: Its value after each round that has one; the first round is 1.
+        by_round: Its value after each round that has measured it, nan where it is undefined; the
+            first round is 1.
         rounds: Number of rounds in the table.
         measured: What else is measured on validation data, by the same model.
+        undefined: Number of clients that the last value leaves out, because theirs is undefined.
     """
 
     metric: MainMetric
@@ -40,10 +40,11 @@ class ValidationValues:
     by_round: tuple[tuple[int, float], ...] = ()
     rounds: int = 0
     measured: tuple[str, ...] = ()
+    undefined: int = 0
 
     @property
     def last(self) -> float:
-        """The value after the last round that has one; nan without one."""
+        """The value after the last round that has measured it; nan if it is undefined, or none."""
         return self.by_round[-1][1] if self.by_round else math.nan
 
 
@@ -62,21 +63,22 @@ def read_values(
         mode: ``federation.main_metric_mode``.
     """
     table = (newest_run(folder) or folder) / METRICS
-    rounds, values = read_table(table) if table.is_file() else (np.empty(0), {})
+    header, rows = read_csv(table) if table.is_file() else ([], [])
     of_test = [
         name
-        for name in values
+        for name in header
         if without_view(name) == name and is_test_metric(name) and not name.startswith(PERSONAL)
     ]
     metric = MainMetric.chosen([] if given is not None else of_test, given, mode)
-    columns = {short: name for name in values if (short := _short(name, personal)) is not None}
+    columns = {short: name for name in header if (short := _short(name, personal)) is not None}
     column = columns.get(metric.name, "")
-    found = [
-        (int(number) + 1, float(value))
-        for number, value in zip(rounds, values.get(column, np.empty(0)), strict=False)
-        if not math.isnan(value)
-    ]
-    return ValidationValues(metric, column, tuple(found), len(rounds), tuple(sorted(columns)))
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    measured = [row for row in cells if row.get(column)]  # an undefined value is not empty but nan
+    found = [(int(row["round"]) + 1, float(row[column])) for row in measured]
+    missing = measured[-1].get(f"{column}_undefined") if measured else ""
+    return ValidationValues(
+        metric, column, tuple(found), len(rows), tuple(sorted(columns)), int(float(missing or 0))
+    )
 
 
 def _short(name: str, personal: bool) -> str | None:

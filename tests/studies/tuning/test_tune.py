@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -219,6 +220,22 @@ def test_optuna_is_named_where_it_is_missing(study, monkeypatch):
         tune(study)
 
 
+def test_what_is_undefined_is_not_what_was_not_measured(tmp_path):
+    folder = tmp_path / "lightning_logs" / "version_0"
+    folder.mkdir(parents=True)
+    table = (
+        "round,global/mse,val/mse,val/mse_undefined\n"
+        "0,1.0,0.9,\n1,1.0,0.4,2\n2,1.0,nan,4\n3,1.0,,\n"
+    )
+    (folder / "metrics.csv").write_text(table)
+    found = read_values(tmp_path, personal=False)
+    assert [number for number, _ in found.by_round] == [1, 2, 3]
+    assert (math.isnan(found.last), found.undefined, found.rounds) == (True, 4, 4)
+    (folder / "metrics.csv").write_text(table.replace("2,1.0,nan,4", "2,1.0,,"))
+    found = read_values(tmp_path, personal=False)
+    assert (found.last, found.undefined) == (0.4, 2)
+
+
 def test_values_are_of_the_main_view_and_of_whole_rows(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0"
     folder.mkdir(parents=True)
@@ -240,26 +257,38 @@ def test_compare_says_that_it_does_not_tune(study, capsys):
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on(study, tmp_path):
-    root = str(Path(__file__).parents[3])
+    """What it has started lives on for a while, and holds the folder until it ends."""
     words = [sys.executable, "-m", "fedlightning", "tune", str(study)]
-    environment = {**os.environ, "PYTHONPATH": root}
-    process = subprocess.Popen(words, env=environment)
-    until = time.monotonic() + 300
-    while not list((tmp_path / "out_tuning").glob("trials/FedProx/trial_001")):
+    settings = {
+        "cwd": tmp_path,
+        "env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    output = tmp_path / "out_tuning"
+    process = subprocess.Popen(words, **settings)
+    until = time.monotonic() + 600
+    while not list(output.glob("trials/FedProx/trial_001/*/*/metrics.csv")):
         assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.kill()
-    process.wait()
-    while time.monotonic() < until:  # what it has left holds the folder until it ends
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    process.communicate()
+    assert not (output / "trials.csv").exists()
+    while True:
+        done = subprocess.run(words, check=False, **settings)
         if "another compare" not in done.stderr:
             break
+        assert time.monotonic() < until
         time.sleep(1)
     assert done.returncode == 0, done.stderr
-    whole = subprocess.run([*words, "--output=whole"], env=environment, check=False)
-    assert whole.returncode == 0
-    killed = without_seconds(rows(tmp_path / "out_tuning"))
-    assert killed == without_seconds(rows(tmp_path / "whole"))
+    assert "; 3 done before" in done.stdout
+    whole = subprocess.run([*words, f"--output={tmp_path / 'whole'}"], check=False, **settings)
+    assert whole.returncode == 0, whole.stderr
+    found = without_seconds(rows(output))
+    assert len(found) == 6
+    assert found == without_seconds(rows(tmp_path / "whole"))
 
 
 def test_seed_everything_belongs_into_the_file(study):
