@@ -75,12 +75,12 @@ class AppAbout:
         return f'"{self.clients[number]}"' if self.clients else str(number)
 
 
-def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[str]) -> AppAbout:
+def write_app(folder: Path, cli: ServerCLI, stem: str, clients: Sequence[str]) -> AppAbout:
     """Write an app's folder.
 
     Args:
         folder: The folder; it is made, or must hold an earlier app or nothing.
-        words: The options of the run, ``--config FILE`` among them.
+        cli: The run, built from its config.
         stem: The config's name, from which the app's follows.
         clients: Names of the clients, by number.
 
@@ -92,7 +92,6 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
         raise ConfigError(
             f"--output {folder} holds other files; name a new folder, or that of an earlier app."
         )
-    cli = ServerCLI(args=["fit", *words])
     refuse_algorithm(cli.trainer.federation, cli.trainer)  # type: ignore[attr-defined]
     count = cli.datamodule.num_clients
     if clients and len(clients) != count:

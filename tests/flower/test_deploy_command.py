@@ -108,6 +108,11 @@ def test_the_digest_follows_config_modules_and_overrides(project):
         (["--config=my_run.yaml", "--output=."], 2, "--output . holds other files"),
         (["--config=my_run.yaml", "--output=a", "--clients=x"], 2, "--clients names 1, and data"),
         (["--config=my_run.yaml", "--local=3", "--data.num_clients=2"], 2, "the config has 2"),
+        (
+            ["--config=algorithms/perinvfl.yaml", "--local=3"],
+            2,
+            "the config has 4 clients, and each needs a node; data.num_clients=3 is refused: ",
+        ),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(project, capsys, words, code, text):
@@ -116,6 +121,58 @@ def test_mistakes_are_named_and_nothing_is_written(project, capsys, words, code,
     assert error.startswith("error: ")
     assert text in error
     assert not (project / "app").exists()
+
+
+TABLE = """\
+data:
+  class_path: FederatedTable
+  init_args: {train: table.csv, client: site, label: y}
+model: {class_path: MLP, init_args: {in_features: 1, hidden: [2], num_classes: 2}}
+"""
+WITHOUT_NUMBER = """\
+import torch
+from fedlightning.datamodules import GeneratedClients
+
+class Sites(GeneratedClients):
+    def __init__(self, num_clients: int):
+        super().__init__(lambda client, split: None, num_clients, num_classes=10)
+"""
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """Has nothing started; returns the clients of each run that would have been."""
+    runs: list[list[str]] = []
+
+    def run_here(app, clients, work, masked):
+        runs.append(list(clients))
+        return 0
+
+    monkeypatch.setattr("fedlightning.flower.deploy_command.run_here", run_here)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ("my_run.yaml", 2),  # as it is
+        ("my_run.yaml", 3),
+        ("algorithms/perinvfl.yaml", 4),  # has one share of disagreement for each
+        ("algorithms/fedres.yaml", 40),
+        ("table.yaml", 3),
+        ("without_number.yaml", 2),
+    ],
+)
+def test_a_try_out_starts_a_node_for_each_client(project, started, config, count):
+    (project / "table.yaml").write_text(TABLE)
+    (project / "table.csv").write_text("site,x,y\n" + "a,0.5,0\nb,1.5,1\nc,2.5,0\n" * 9)
+    (project / "own" / "sites.py").write_text(WITHOUT_NUMBER)
+    text = CONFIG.replace("Digits", "own.sites.Sites").replace(
+        "num_clients: 2, partition: IID", ""
+    )
+    (project / "without_number.yaml").write_text(text)
+    assert main(["deploy", f"--config={config}", f"--local={count}"]) == 0
+    assert started == [[str(client) for client in range(count)]]
 
 
 def test_without_flower_the_extra_is_named(project, capsys, monkeypatch):
