@@ -12,6 +12,7 @@ from fedlightning.errors import ConfigError, FederationError
 from fedlightning.flower.app_folder import write_app
 from fedlightning.flower.local_run import run_here
 from fedlightning.flower.settings import ServerCLI
+from fedlightning.personalization.on_demand import client_words
 
 __all__ = ["HELP", "deploy"]
 
@@ -21,7 +22,7 @@ HELP = """usage: python -m fedlightning deploy --config FILE (--output DIR | --l
                      with the commands for the server and each node
   --local N          start a server and N nodes on this machine, run, stop everything; a config with
                      another number of clients gets data.num_clients=N
-  --clients a,b,c    names of the clients, by number
+  --clients a,b,c    names of the clients, by number; one with a comma in quotes: 'a,"b, c"'
 
 The same config as for fit, and the simulation's result to the last bit. See docs/deployment.md."""
 
@@ -53,7 +54,7 @@ def deploy(words: Sequence[str]) -> int:
     stem = Path(options[options.index("--config") + 1]).stem
     if ("output" in own) == ("local" in own):
         raise ConfigError("deploy expects either --output DIR or --local N.")
-    clients = [name for name in own.get("clients", "").split(",") if name]
+    clients = [name for name in client_words(own.get("clients", "")) if name]
     if "output" in own:
         folder = Path(own["output"])
         about = write_app(folder, _built(options), stem, clients)
@@ -96,7 +97,9 @@ def _with_clients(options: Sequence[str], count: int) -> ServerCLI:
     if has is None:
         raise refusals[0]
     why = f"{wanted} is refused: {refusals[-1]}" if refusals else f"set {wanted}."
-    raise ConfigError(f"--local {count}: the config has {has} clients, and each needs a node; {why}")
+    raise ConfigError(
+        f"--local {count}: the config has {has} clients, and each needs a node; {why}"
+    )
 
 
 def _own_options(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
