@@ -186,8 +186,8 @@ class FederatedTrainer(pl.Trainer):
             val_dataloaders: Loaders to validate the global model on, instead of the clients'
                 validation data.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint to resume from; ``"last"`` is the newest run's under
-                ``default_root_dir``, ``"auto"`` the same if there is one.
+            ckpt_path: Checkpoint to resume from, or the run folder that has it; ``"last"`` is the
+                newest run's under ``default_root_dir``, ``"auto"`` the same if there is one.
             **kwargs: Further arguments of ``pytorch_lightning.Trainer.fit``.
 
         Raises:
@@ -255,8 +255,8 @@ class FederatedTrainer(pl.Trainer):
         Args:
             model: The client's module.
             datamodule: The clients' data.
-            ckpt_path: Checkpoint with the global model, ``"last"`` for the newest run's; None uses
-                the module's own weights.
+            ckpt_path: Checkpoint with the global model, or its run folder, ``"last"`` for the
+                newest run's; None uses the module's own weights.
             clients: Ids or names of the clients, a list or a string such as ``"3,7,10-19"`` or
                 ``"charite,mayo"``; None means all that are evaluated.
             verbose: Whether to print the metrics.

@@ -20,7 +20,7 @@ from fedlightning.core.views import EvaluationView
 from fedlightning.datamodules.client_roles import listed_clients
 from fedlightning.engine.loop import FederatedLoop
 from fedlightning.engine.written_folder import folder_on_rank_0
-from fedlightning.privacy.example_level import ExampleDP
+from fedlightning.privacy.example_level import ExampleDP, PrivateHead
 from fedlightning.reporting import (
     RunSummary,
     Spread,
@@ -233,7 +233,7 @@ class RunRecord(NamedArguments, pl.Callback):
             keeps_parts=bool(loop.roles.kept),
             clock=_clock(loop),
             sized=loop.federation.sized,
-            privacy=tuple(_privacy(loop)),
+            privacy=tuple(_privacy(loop, personalized=bool(results))),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,8 +272,11 @@ def _clock(loop: FederatedLoop) -> str:
     return f"{seconds} · {counted(updates, 'update')} a round ({type(loop.schedule).__name__})"
 
 
-def _privacy(loop: FederatedLoop) -> Iterator[str]:
-    """Yield what the closing summary says of privacy."""
+def _privacy(loop: FederatedLoop, personalized: bool) -> Iterator[str]:
+    """Yield what the closing summary says of privacy.
+
+    How often heads were fine-tuned is not known of a run that was resumed, nor what comes after it.
+    """
     for hook in loop.federation.algorithm.hooks:
         if isinstance(hook, ExampleDP) and not loop.keeps_for_clients:
             yield (
@@ -286,6 +289,11 @@ def _privacy(loop: FederatedLoop) -> Iterator[str]:
             yield (
                 f"privacy of examples: epsilon <= {epsilon:.4g} at delta = {hook.delta:g} for each "
                 f"of {counted(clients, 'client')} that trained (add or remove one example)"
+            )
+        elif isinstance(hook, PrivateHead) and personalized:
+            yield (
+                "privacy of fine-tuned parts: not counted; each personalization costs a client of "
+                f"n examples PrivateHead's epsilon(n, steps(n)) more, at delta = {hook.delta:g}"
             )
     if loop.private is not None:
         yield from loop.private.summary(loop.server.private_state)

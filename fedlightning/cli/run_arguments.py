@@ -20,9 +20,8 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from fedlightning.cli.diagnostics.suggestions import find_class
 from fedlightning.engine.checks.trainer_flags import UNSUPPORTED_FLAGS, check_trainer_flags
 from fedlightning.errors import CheckpointError, ConfigError
-from fedlightning.storage.checkpoint_io import good_checkpoint, has_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_io import checkpoint_at, has_checkpoint, latest_checkpoint
 from fedlightning.storage.checkpoint_reader import check_local
-from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 __all__ = [
     "HIDDEN_FLAGS",
@@ -67,14 +66,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None, command: str, root: Pa
         raise ConfigError(
             "ckpt_path='best' is known only during a run: pass the file's path, or 'last'."
         )
-    if path.is_dir():
-        for folder in (path / CHECKPOINTS, path):
-            if any((folder / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
-                return str(good_checkpoint(folder))
-        raise CheckpointError(
-            f"ckpt_path={str(path)!r} is a folder with no checkpoint in it: neither "
-            "checkpoints/last.ckpt nor last.ckpt."
-        )
+    path = checkpoint_at(path)
     if not path.is_file():
         raise CheckpointError(
             f"ckpt_path={str(path)!r}: no such file; `last` finds the newest run's."

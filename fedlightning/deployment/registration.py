@@ -1,4 +1,4 @@
-"""Whether all nodes belong to the same run: asked before the first round."""
+"""Whether all nodes belong to the same run: before the first round, and when one comes back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedlightning.deployment.messages import Passport
 from fedlightning.deployment.remote_data import RemoteData
 from fedlightning.errors import ConfigError, DataError, EnvironmentFailure
 
-__all__ = ["check_passports", "remote_data"]
+__all__ = ["check_again", "check_passports", "remote_data"]
 
 _SHOWN = 12
 
@@ -51,6 +51,38 @@ def check_passports(
         raise ConfigError(
             f"no node for client {', '.join(map(str, missing))} (data.num_clients={num_clients})."
         )
+    _check_alike(passports, versions, settings, model)
+    _check_schemas(passports)
+
+
+def check_again(now: Passport, before: Passport) -> None:
+    """Refuse a node that has come back as another than it was before the first round.
+
+    Args:
+        now: What it says.
+        before: What the client's node said then, which the server has accepted.
+
+    Raises:
+        ConfigError: Other settings.
+        EnvironmentFailure: Another version.
+        DataError: Other examples, as far as their form and number tell.
+    """
+    _check_alike([now], before.versions, before.settings, before.model)
+    if (now.schema, now.sizes) != (before.schema, before.sizes):
+        raise DataError(
+            f"client {now.client} has other examples than before the first round: "
+            f"{_examples_in(now)}, and had {_examples_in(before)}; give its node what it had."
+        )
+
+
+def _examples_in(passport: Passport) -> str:
+    sizes = ", ".join(f"{count} {split}" for split, count in passport.sizes.items())
+    return f"{sizes} of {passport.schema or 'no form'}"
+
+
+def _check_alike(
+    passports: Sequence[Passport], versions: Mapping[str, str], settings: str, model: str
+) -> None:
     refused = [
         f"client {one.client}: {name} {one.versions.get(name, 'missing')}, the server has {version}"
         for one in passports
@@ -77,7 +109,6 @@ def check_passports(
             f"the untrained model of client {', '.join(refused)} is another than the server's: "
             "the module must depend on its arguments and the seed alone."
         )
-    _check_schemas(passports)
 
 
 def _check_schemas(passports: Sequence[Passport]) -> None:

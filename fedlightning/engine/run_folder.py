@@ -30,7 +30,7 @@ from fedlightning.engine.resume.resumption import (
 from fedlightning.engine.resume.run_settings import warn_of_changes
 from fedlightning.engine.workers.nodes import on_another_node
 from fedlightning.errors import CheckpointError, FedLightningError, WorkerLost
-from fedlightning.storage.checkpoint_io import has_checkpoint, latest_checkpoint
+from fedlightning.storage.checkpoint_io import checkpoint_at, has_checkpoint, latest_checkpoint
 from fedlightning.storage.cleanup import ClientStateFiles
 from fedlightning.storage.files import remove_stale_files, write_atomically
 from fedlightning.storage.locks import RunLock
@@ -90,7 +90,7 @@ class RunFolder:
         return on_another_node(self._trainer.num_nodes)
 
     def found(self, ckpt_path: Any) -> Any:
-        """Return the file that a name stands for, a requeued job's own among them."""
+        """Return the file that a name or a folder stands for, a requeued job's own among them."""
         if self._elsewhere:
             return None
         if ckpt_path == "auto":
@@ -105,7 +105,7 @@ class RunFolder:
                     f"{self._trainer.default_root_dir}; give a path, or 'last'."
                 )
             return found
-        return ckpt_path
+        return ckpt_path if ckpt_path in (None, "", "best") else checkpoint_at(ckpt_path)
 
     def find(self, kwargs: dict[str, Any], model: Any, args: tuple[Any, ...]) -> None:
         """Find the checkpoint to evaluate, and say where it does not go with the settings."""

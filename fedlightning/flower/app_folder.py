@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
+import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +28,7 @@ __all__ = ["AppAbout", "write_app"]
 
 _LONGEST_NAME = 32
 _DROPPED = re.compile(r"test_.*|.*_test")  # Flower leaves such files out of an app
+_NOT_IN_NAMES = re.compile(r"[\\/'\"\x00-\x1f\x7f]")
 _PROJECT = """\
 [project]
 name = "{name}"
@@ -42,7 +46,7 @@ clientapp = "fedlightning.flower.client_app:app"
 
 [tool.flwr.app.config]
 overrides = ""           # options for all machines, such as "--trainer.max_epochs=50"
-clients = "{clients}"             # names of the clients, by number: "aarau,basel"
+clients = {clients}             # names of the clients, by number: "aarau,basel"
 root = ""                # folder of the run at the server, in the place of trainer.default_root_dir
 resume = true            # go on from the newest checkpoint there
 wait = 600.0             # seconds to wait for all nodes
@@ -75,12 +79,12 @@ class AppAbout:
         return f'"{self.clients[number]}"' if self.clients else str(number)
 
 
-def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[str]) -> AppAbout:
+def write_app(folder: Path, cli: ServerCLI, stem: str, clients: Sequence[str]) -> AppAbout:
     """Write an app's folder.
 
     Args:
         folder: The folder; it is made, or must hold an earlier app or nothing.
-        words: The options of the run, ``--config FILE`` among them.
+        cli: The run, built from its config.
         stem: The config's name, from which the app's follows.
         clients: Names of the clients, by number.
 
@@ -92,11 +96,11 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
         raise ConfigError(
             f"--output {folder} holds other files; name a new folder, or that of an earlier app."
         )
-    cli = ServerCLI(args=["fit", *words])
     refuse_algorithm(cli.trainer.federation, cli.trainer)  # type: ignore[attr-defined]
     count = cli.datamodule.num_clients
     if clients and len(clients) != count:
         raise ConfigError(f"--clients names {len(clients)}, and data.num_clients={count}.")
+    _check_names(clients)
     masked = isinstance(cli.trainer.federation.aggregator, SecureSum)  # type: ignore[attr-defined]
     about = AppAbout(_name(stem), count, clients, masked)
     text = _resolved(cli)
@@ -104,7 +108,9 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
     files = {
         CONFIG: text,
         "pyproject.toml": _PROJECT.format(
-            name=about.name, version=__version__, clients=",".join(clients)
+            name=about.name,
+            version=__version__,
+            clients=json.dumps(_listed(clients), ensure_ascii=False),
         ),
         "NODES.md": nodes_page(
             about.name, folder.name, [about.client(c) for c in range(count)], has_root, masked
@@ -120,6 +126,29 @@ def write_app(folder: Path, words: Sequence[str], stem: str, clients: Sequence[s
     for name, path in _own_modules(yaml.safe_load(text)):
         write_atomically(folder / name, path.read_bytes())
     return about
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if (wrong := _NOT_IN_NAMES.search(name)) is not None:
+            raise ConfigError(
+                f"--clients: {name!r} has {wrong[0]!r}, which cannot be in the name of a node's "
+                "folder, key or config; give it another name."
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"--clients names {name!r} {names.count(name)} times.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a list of them is read.
+
+    Example:
+        >>> _listed(["Smith, Jones", "mayo"])
+        '"Smith, Jones",mayo'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def _resolved(cli: ServerCLI) -> str:

@@ -11,6 +11,8 @@ from fedlightning.cli.terminal import print_warning
 from fedlightning.errors import ConfigError, FederationError
 from fedlightning.flower.app_folder import write_app
 from fedlightning.flower.local_run import run_here
+from fedlightning.flower.settings import ServerCLI
+from fedlightning.personalization.on_demand import client_words
 
 __all__ = ["HELP", "deploy"]
 
@@ -18,9 +20,9 @@ HELP = """usage: python -m fedlightning deploy --config FILE (--output DIR | --l
 
   --output DIR       write an app for Flower: config, your modules, systemd units, and NODES.md
                      with the commands for the server and each node
-  --local N          start a server and N nodes on this machine, run, stop everything; the config
-                     then has N clients, unless --data.num_clients says so itself
-  --clients a,b,c    names of the clients, by number
+  --local N          start a server and N nodes on this machine, run, stop everything; a config with
+                     another number of clients gets data.num_clients=N
+  --clients a,b,c    names of the clients, by number; one with a comma in quotes: 'a,"b, c"'
 
 The same config as for fit, and the simulation's result to the last bit. See docs/deployment.md."""
 
@@ -52,22 +54,16 @@ def deploy(words: Sequence[str]) -> int:
     stem = Path(options[options.index("--config") + 1]).stem
     if ("output" in own) == ("local" in own):
         raise ConfigError("deploy expects either --output DIR or --local N.")
-    clients = [name for name in own.get("clients", "").split(",") if name]
+    clients = [name for name in client_words(own.get("clients", "")) if name]
     if "output" in own:
         folder = Path(own["output"])
-        about = write_app(folder, options, stem, clients)
+        about = write_app(folder, _built(options), stem, clients)
         print(f"{folder}: an app for {about.num_clients} clients; NODES.md says how to run it")
         return 0
     count = _number(own["local"])
-    if not any(word.startswith("--data.num_clients") for word in options):
-        options.append(f"--data.num_clients={count}")
+    run = _with_clients(options, count)
     work = Path(tempfile.mkdtemp(prefix="fedlightning-deploy-"))
-    about = write_app(work / "app", options, stem, clients)
-    if about.num_clients != count:
-        raise ConfigError(
-            f"--local {count}: the config has {about.num_clients} clients, and each needs a node; "
-            f"set data.num_clients={count}."
-        )
+    about = write_app(work / "app", run, stem, clients)
     code = run_here(
         work / "app", [about.client(c) for c in range(count)], work, masked=about.masked
     )
@@ -75,6 +71,35 @@ def deploy(words: Sequence[str]) -> int:
         raise FederationError(f"the deployed run has failed; logs: {work / 'logs'}")
     print(f"all stopped; what the clients keep is in {work / 'stores'}")
     return 0
+
+
+def _built(options: Sequence[str]) -> ServerCLI:
+    return ServerCLI(args=["fit", *options])
+
+
+def _with_clients(options: Sequence[str], count: int) -> ServerCLI:
+    """Build a run that has so many clients as it is, or else with another number of them.
+
+    Raises:
+        ConfigError: It has another number that cannot be set, or the run cannot be built.
+    """
+    wanted = f"data.num_clients={count}"
+    given = any(word.startswith("--data.num_clients") for word in options)
+    has, refusals = None, list[ConfigError]()
+    for more in [()] if given else [(), (f"--{wanted}",)]:
+        try:
+            run = _built([*options, *more])
+        except ConfigError as error:  # the number may be all that the config lacks
+            refusals.append(error)
+            continue
+        if (has := run.datamodule.num_clients) == count:
+            return run
+    if has is None:
+        raise refusals[0]
+    why = f"{wanted} is refused: {refusals[-1]}" if refusals else f"set {wanted}."
+    raise ConfigError(
+        f"--local {count}: the config has {has} clients, and each needs a node; {why}"
+    )
 
 
 def _own_options(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from pytorch_lightning.utilities import rank_zero_warn
 
 from fedlightning.deployment.messages import Answer, Order, Passport
-from fedlightning.errors import FederationError
+from fedlightning.deployment.registration import check_again
+from fedlightning.errors import FederationError, FedLightningError
 from fedlightning.federation.failures import ClientFailure, Policy
 from fedlightning.flower.wire import Rules, decode_answer, decode_passport, encode_order
 
@@ -27,18 +28,23 @@ _RAISED = 2
 _OWN = re.compile(r"<class 'fedlightning\.errors\.\w+'>:<['\"](.*)['\"]>")
 """How Flower reports an error of ours."""
 _PATIENCE = 0.5
+_AGAIN = 10.0
+"""Seconds until a node that is nobody's, or not back yet, is asked again who it is."""
+_SILENCE = 60.0
+"""The same for one that does not answer."""
 
 
 class GridNodes:
     """The clients' nodes, as Flower's grid reaches them.
 
     A node that is lost is no failure of its client's yet. Under ``retry`` its order is sent again
-    once it is back, under the same or another number, for as long as ``node_timeout`` says; the
-    client then starts where it started before, so the result is that of a run without the fault.
+    once it is back, under the same or another number, for as long as ``node_timeout`` says, if it
+    is as it was before the first round: versions, settings, model, examples. The client then starts
+    where it started before, so the result is that of a run without the fault.
 
     Args:
         grid: Flower's grid.
-        nodes: Number of each client's node, by client.
+        passports: What each client's node said before the first round, by the node's number.
         policy: What a client's failure means.
         rules: Returns what may travel.
         node_timeout: Seconds to wait for a lost node under ``retry``.
@@ -49,7 +55,7 @@ class GridNodes:
     def __init__(
         self,
         grid: Grid,
-        nodes: Mapping[int, int],
+        passports: Mapping[int, Passport],
         policy: Policy,
         rules: Callable[[], Rules],
         node_timeout: float = 600.0,
@@ -57,7 +63,8 @@ class GridNodes:
         poll: float = 0.1,
     ) -> None:
         self._grid = grid
-        self._nodes = dict(nodes)
+        self._passports = {passport.client: passport for passport in passports.values()}
+        self._nodes = {passport.client: node for node, passport in passports.items()}
         self._policy = policy
         self._rules = rules
         self._node_timeout = node_timeout
@@ -83,12 +90,27 @@ class GridNodes:
                 Message(contents[c], self._nodes[c], kinds[c], group_id=str(rounds[c]))
                 for c in several
             ]
-            waiting.update(zip(self._grid.push_messages(messages), several, strict=True))
+            for number, client in zip(self._grid.push_messages(messages), several, strict=True):
+                if number:
+                    waiting[number] = client
+                else:
+                    lose(client, "the server has no such node")
 
         def fail(client: int, text: str) -> None:
             failure = ClientFailure(client, rounds[client], "timeout", text)
             answers[client] = Answer(client, failure=failure)
 
+        def lose(client: int, why: str) -> None:
+            if self._policy != "retry":
+                fail(client, f"its node is lost ({why})")
+                return
+            rank_zero_warn(
+                f"client {client}, round {rounds[client]}: its node is lost ({why}); waiting up to "
+                f"{self._node_timeout:.0f} s"
+            )
+            lost[client] = time.monotonic() + self._node_timeout, why
+
+        returning = _Returning(self._grid, self._passports)
         send(contents)
         while len(answers) < len(orders):
             for reply in self._grid.pull_messages(list(waiting)) if waiting else ():
@@ -100,15 +122,9 @@ class GridNodes:
                         client, rounds[client], "exception", _in_words(reply.error)
                     )
                     answers[client] = Answer(client, failure=failure)
-                elif self._policy == "retry":
-                    rank_zero_warn(
-                        f"client {client}, round {rounds[client]}: its node is lost "
-                        f"({_in_words(reply.error)}); waiting up to {self._node_timeout:.0f} s"
-                    )
-                    lost[client] = time.monotonic() + self._node_timeout, _in_words(reply.error)
                 else:
-                    fail(client, f"its node is lost ({_in_words(reply.error)})")
-            back = self._back(lost) if lost else ()
+                    lose(client, _in_words(reply.error))
+            back = self._back(returning, lost) if lost else ()
             for client in back:
                 del lost[client]
             if back:
@@ -124,15 +140,69 @@ class GridNodes:
                 time.sleep(_PATIENCE if lost else self._poll)
         return [answers[order.client] for order in orders]
 
-    def _back(self, lost: Iterable[int]) -> list[int]:
+    def _back(self, returning: _Returning, lost: Collection[int]) -> list[int]:
         """Return the lost clients whose nodes are there again, perhaps under another number."""
-        present = set(self._grid.get_node_ids())
-        strangers = present - set(self._nodes.values())
-        if strangers:
-            for node, passport in _who(self._grid, sorted(strangers), self._poll, 60.0).items():
-                if passport.client in self._nodes:
-                    self._nodes[passport.client] = node
-        return [client for client in lost if self._nodes[client] in present]
+        taken = [node for client, node in self._nodes.items() if client not in lost]
+        found = returning.look(lost, taken)
+        self._nodes.update(found)
+        return list(found)
+
+
+class _Returning:
+    """Recognises the nodes of lost clients once they are there again.
+
+    Nodes that are not known to be another client's are asked who they are. An error or silence
+    means that a node is not back yet, and so does a passport that is not the lost client's.
+
+    Args:
+        grid: Flower's grid.
+        passports: What each client's node said before the first round, by client.
+    """
+
+    def __init__(self, grid: Grid, passports: Mapping[int, Passport]) -> None:
+        self._grid = grid
+        self._passports = passports
+        self._asked: dict[str, int] = {}
+        self._next: dict[int, float] = {}  # when to ask a node again
+        self._said: set[tuple[int, str]] = set()
+
+    def look(self, lost: Collection[int], taken: Collection[int]) -> dict[int, int]:
+        """Return the numbers of the nodes that have come back, by client.
+
+        Args:
+            lost: The clients without a node.
+            taken: The numbers of the other clients' nodes.
+        """
+        now, present = time.monotonic(), set(self._grid.get_node_ids())
+        due = sorted(node for node in present - set(taken) if self._next.get(node, now) <= now)
+        if due:
+            numbers = self._grid.push_messages(_questions(due))
+            self._asked.update({n: node for n, node in zip(numbers, due, strict=True) if n})
+            self._next.update(dict.fromkeys(due, now + _SILENCE))
+        found: dict[int, int] = {}
+        for reply in self._grid.pull_messages(list(self._asked)) if self._asked else ():
+            node = self._asked.pop(reply.metadata.reply_to_message_id)
+            self._next[node] = now + _AGAIN
+            client = self._recognised(node, reply)
+            if client is not None and client in lost and client not in found and node in present:
+                found[client] = node
+                del self._next[node]
+        return found
+
+    def _recognised(self, node: int, reply: Message) -> int | None:
+        """Return the client whose node it is; ``None`` if it is not, or not as it was."""
+        try:
+            if reply.has_error():
+                raise FederationError(_in_words(reply.error))
+            passport = decode_passport(reply.content)
+            if (before := self._passports.get(passport.client)) is not None:
+                check_again(passport, before)
+            return passport.client
+        except FedLightningError as error:
+            if (node, str(error)) not in self._said:
+                self._said.add((node, str(error)))
+                rank_zero_warn(f"node {node} is not taken for a lost client's: {error}")
+            return None
 
 
 def _kind(order: Order) -> str:
@@ -168,8 +238,7 @@ def meet(grid: Grid, num_clients: int, wait: float, poll: float = 0.1) -> dict[i
 
 
 def _who(grid: Grid, nodes: Sequence[int], poll: float, wait: float) -> dict[int, Passport]:
-    messages = [Message(RecordDict(), node, WHO, group_id="who") for node in nodes]
-    waiting = dict(zip(grid.push_messages(messages), nodes, strict=True))
+    waiting = dict(zip(grid.push_messages(_questions(nodes)), nodes, strict=True))
     until, found = time.monotonic() + wait, dict[int, Passport]()
     while waiting:
         for reply in grid.pull_messages(list(waiting)):
@@ -184,6 +253,10 @@ def _who(grid: Grid, nodes: Sequence[int], poll: float, wait: float) -> dict[int
         if waiting:
             time.sleep(poll)
     return found
+
+
+def _questions(nodes: Sequence[int]) -> list[Message]:
+    return [Message(RecordDict(), node, WHO, group_id="who") for node in nodes]
 
 
 def _in_words(error: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 __all__ = ["nodes_page", "units"]
@@ -170,22 +171,25 @@ def nodes_page(name: str, folder: str, clients: Sequence[str], has_root: bool, m
     """
     root = " root=\"'$PWD'/data\"" if has_root else ""
     plain = [client.strip('"') for client in clients]
+    keys = [shlex.quote(f"node-{name}") for name in plain]
+    names = [shlex.quote(name) for name in plain]
     return _PAGE.format(
         name=name,
         folder=folder,
         root=" `root` replaces `data.root` of the config." if has_root else "",
         environment=_ENVIRONMENT,
         peers=_PEERS if masked else "",
-        keys="\n".join(f"ssh-keygen -q -t ecdsa -b 384 -N '' -f node-{client}" for client in plain),
+        keys="\n".join(f"ssh-keygen -q -t ecdsa -b 384 -N '' -f {key}" for key in keys),
         register="\n".join(
-            f"flwr supernode register node-{client}.pub here --name {client}" for client in plain
+            f"flwr supernode register {key}.pub here --name {name}"
+            for key, name in zip(keys, names, strict=True)
         ),
         nodes="\n".join(
             "flower-supernode --root-certificates ca.crt --superlink SERVER:8000 \\\n"
-            f"  --auth-supernode-private-key node-{name} \\\n"
+            f"  --auth-supernode-private-key {key} \\\n"
             f"  --node-config 'client={client} store=\"'$PWD'/client-{name}\"{root}"
             + (f" key=\"'$PWD'/node-{name}\" peers=\"'$PWD'/peers\"'" if masked else "'")
-            for name, client in zip(plain, clients, strict=True)
+            for name, key, client in zip(plain, keys, clients, strict=True)
         ),
     )
 

@@ -121,7 +121,7 @@ def serve(grid: Grid, run: ServerRun, patience: Patience, resume: bool = True) -
     trainer.connect(
         GridNodes(
             grid,
-            {passport.client: node for node, passport in found.items()},
+            found,
             trainer.federation.on_client_failure,
             rules,
             patience.lost,

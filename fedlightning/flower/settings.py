@@ -19,6 +19,7 @@ from fedlightning.deployment.node import NodeParts
 from fedlightning.deployment.node_loop import NodeTrainer
 from fedlightning.deployment.server_loop import ServerTrainer
 from fedlightning.errors import ConfigError, did_you_mean
+from fedlightning.personalization.on_demand import client_words
 from fedlightning.storage.run_layout import CONFIG
 
 __all__ = ["App", "ServerCLI", "client_number", "node_parts"]
@@ -57,7 +58,7 @@ class App:
         return cls(
             folder if folder is not None else _found(),
             tuple(shlex.split(str(run_config.get("overrides", "")))),
-            tuple(name.strip() for name in names.split(",") if name.strip()),
+            tuple(name for name in client_words(names) if name),
         )
 
     @property

@@ -233,9 +233,18 @@ def encode_passport(passport: Passport) -> RecordDict:
 
 
 def decode_passport(records: RecordDict) -> Passport:
-    """Return what :func:`encode_passport` has written."""
-    text, _ = _read(records)
-    return Passport(**{field.name: text[field.name] for field in fields(Passport)})
+    """Return what :func:`encode_passport` has written.
+
+    Raises:
+        FederationError: Another version of this package has written it.
+    """
+    try:
+        text, _ = _read(records)
+        return Passport(**{field.name: text[field.name] for field in fields(Passport)})
+    except (LookupError, TypeError, ValueError) as error:
+        raise FederationError(
+            "what the node says of itself cannot be read; install the server's versions there."
+        ) from error
 
 
 # -- small print ---------------------------------------------------------------------------------

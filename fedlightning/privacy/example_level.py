@@ -112,10 +112,12 @@ class ExampleDP(_DPSGD):
     .. math:: \frac1B \Big( \sum_j g_j \min\Big(1, \frac{C}{\lVert g_j \rVert}\Big) +
         \mathcal N(0, (zC)^2 I) \Big)
 
-    So what leaves the client hides each single example of it, also from the server, and needs no
-    trust in anybody. A client makes as many steps as its ordinary batches would be. Each has its
-    own account, which it keeps: ``q`` and the number of steps differ from client to client. Batches
-    are made of the examples in stored order, without augmentation.
+    So the trained part that a client sends hides each single example of it, also from the server,
+    and needs no trust in anybody. Metrics have no noise: in a deployment the scores of the received
+    model and the means of what the module logs leave the client as they are. A client makes as many
+    steps as its ordinary batches would be. Each has its own account, which it keeps: ``q`` and the
+    number of steps differ from client to client. Batches are made of the examples in stored order,
+    without augmentation.
 
     Gradients of single examples are made by Opacus' hooks, on the module itself: its keys do not
     change. Layers that mix examples (BatchNorm) are refused. Needs

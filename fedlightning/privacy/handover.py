@@ -7,65 +7,46 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlightning.errors import CheckpointError
+from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.storage.checkpoint_io import has_checkpoint
 from fedlightning.storage.files import write_atomically
-from fedlightning.storage.locks import RunLock
+from fedlightning.storage.locks import RunLock, lock_state
 from fedlightning.storage.run_layout import CONTINUED
 
-__all__ = ["hand_over", "require_newest"]
-
-
-def require_newest(run: Path) -> None:
-    """Refuse a run that has gone on in another folder: its ledgers are there.
-
-    Raises:
-        CheckpointError: It has.
-    """
-    if (there := _next(run)) is None:
-        return
-    if not there.is_dir():
-        raise CheckpointError(
-            f"{run} has gone on in {there}, which is missing, and with it what was released there; "
-            "put that folder back, or start anew."
-        )
-    if has_checkpoint(there):
-        raise CheckpointError(
-            f"{run} has gone on in {there}, and two runs from one checkpoint would each count "
-            "their own releases alone; resume that one (its checkpoints/last.ckpt), or start anew."
-        )
+__all__ = ["hand_over"]
 
 
 def hand_over(checkpoint: Path, folder: Path, ledgers: Sequence[str]) -> None:
-    """Take the ledgers beside a checkpoint over into the folder in which its run goes on.
+    """Take the ledgers of a checkpoint's run over into the folder in which that run goes on.
 
-    The folder that is left gets a note of where that is, so that no other run can go on from it.
+    A folder that is left gets a note of where that is, so that no other run can go on from it.
     Nothing can be noticed of folders that were copied.
 
     Args:
         checkpoint: The checkpoint.
-        folder: The run folder; there is nothing to do if the checkpoint is in it.
+        folder: The run folder, whose lock the run holds; the checkpoint may be in it.
         ledgers: The names of the files that must be beside the checkpoint.
 
     Raises:
         CheckpointError: The run has gone on elsewhere, or its ledgers are lost.
-        EnvironmentFailure: Another process is at work in its folder.
+        EnvironmentFailure: Another run is at work in its folder, or where it has gone on.
     """
-    run = _run_of(checkpoint, ledgers)
-    if run == folder.resolve():
-        require_newest(run)
-        return
+    run, folder = _run_of(checkpoint, ledgers), folder.resolve()
     lock = RunLock(run)
-    lock.acquire()
+    if run != folder:
+        lock.acquire()
     try:
-        require_newest(run)
         source = run
-        while (there := _next(source)) is not None:  # which ended before its first checkpoint
-            require_newest(source := there)
-        for name in ledgers:
-            write_atomically(folder / name, (source / name).read_bytes())
-        note = {"folder": os.path.relpath(folder.resolve(), run)}
-        write_atomically(run / CONTINUED, json.dumps(note).encode())
+        while (there := _gone_on(source, folder)) is not None:
+            source = there
+        if source != folder:
+            for name in ledgers:
+                write_atomically(folder / name, (source / name).read_bytes())
+        if run == folder:
+            (run / CONTINUED).unlink(missing_ok=True)
+        else:
+            note = {"folder": os.path.relpath(folder, run)}
+            write_atomically(run / CONTINUED, json.dumps(note).encode())
     finally:
         lock.release()
 
@@ -82,6 +63,37 @@ def _run_of(checkpoint: Path, ledgers: Sequence[str]) -> Path:
         "knows what the run has cost. Resume a checkpoint in its run folder (ckpt_path=last), put "
         "the file back, or start anew."
     )
+
+
+def _gone_on(run: Path, folder: Path) -> Path | None:
+    """Return the folder in which a run has gone on and ended before its first checkpoint, if any.
+
+    Args:
+        run: Its folder.
+        folder: The folder in which it is to go on, whose lock is held.
+
+    Raises:
+        CheckpointError: It has gone on there, with checkpoints.
+        EnvironmentFailure: It is at work there.
+    """
+    if (there := _next(run)) is None:
+        return None
+    if not there.is_dir():
+        raise CheckpointError(
+            f"{run} has gone on in {there}, which is missing, and with it what was released there; "
+            "put that folder back, or start anew."
+        )
+    if there != folder and lock_state(there) == "held":
+        raise EnvironmentFailure(
+            f"{run} goes on in {there}, where another run is at work, and each of two would count "
+            "its own releases alone; wait for that one or stop it, and resume it."
+        )
+    if has_checkpoint(there):
+        raise CheckpointError(
+            f"{run} has gone on in {there}, and two runs from one checkpoint would each count "
+            "their own releases alone; resume that one (its checkpoints/last.ckpt), or start anew."
+        )
+    return there
 
 
 def _next(run: Path) -> Path | None:

@@ -77,6 +77,6 @@ class SystemNoise:
         self._calls += 1
         stream = hashlib.shake_256(self._secret + self._calls.to_bytes(8, "big"))
         bits = np.frombuffer(stream.digest(16 * pairs), np.uint64).reshape(2, pairs) >> 11
-        uniform = (bits + 0.5) * 2.0**-53  # in (0, 1): a logarithm of zero is never taken
+        uniform = (bits + 0.5) * 2.0**-53  # in (0, 1], as the largest is rounded: no log(0)
         radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
         return np.stack([radius * np.cos(angle), radius * np.sin(angle)])

@@ -26,7 +26,13 @@ from fedlightning.storage.files import reason, sync_folder, temporary_beside
 from fedlightning.storage.plain_values import plain_checkpoint
 from fedlightning.storage.run_layout import CHECKPOINTS, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
-__all__ = ["AtomicCheckpointIO", "good_checkpoint", "has_checkpoint", "latest_checkpoint"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "checkpoint_at",
+    "good_checkpoint",
+    "has_checkpoint",
+    "latest_checkpoint",
+]
 
 _HANDED_OVER = ".temp.ckpt"  # bare weights: how Lightning's launchers return a worker's result
 
@@ -233,6 +239,24 @@ def latest_checkpoint(root: str | os.PathLike[str]) -> Path:
             "pass a path, or leave ckpt_path out to train from scratch."
         )
     return good_checkpoint(max(found, key=lambda file: file.stat().st_mtime_ns).parent)
+
+
+def checkpoint_at(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path stands for: itself, or the newest checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: It is a folder without one.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    for folder in (given / CHECKPOINTS, given):
+        if any((folder / name).is_file() for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT)):
+            return good_checkpoint(folder)
+    raise CheckpointError(
+        f"ckpt_path={os.fspath(path)!r} is a folder with no checkpoint in it: neither "
+        "checkpoints/last.ckpt nor last.ckpt."
+    )
 
 
 def good_checkpoint(folder: str | os.PathLike[str]) -> Path:

@@ -15,7 +15,10 @@ from fedlightning.cli.config.overrides import apply_overrides, settings_in
 from fedlightning.errors import ConfigError
 from fedlightning.studies.study import Study
 
-__all__ = ["PlannedRun", "changed_settings", "check_folders", "plan", "settings_digest"]
+__all__ = ["RUNS", "PlannedRun", "changed_settings", "check_folders", "plan", "settings_digest"]
+
+RUNS = "runs"
+"""The folder of the runs, in that of a study."""
 
 # Places of data and results, and console output: no result depends on these.
 _FREE = (
@@ -100,7 +103,7 @@ def plan(study: Study, overrides: Mapping[str, Any] | None = None) -> list[Plann
         config = _apply(config, overrides or {}, "command line")
         config = {"seed_everything": seed, **config} | {"seed_everything": seed}
         parts = [slug(variant), *([slug(",".join(names))] if names else []), f"seed_{seed}"]
-        folder = study.output.joinpath("runs", *parts)
+        folder = study.output.joinpath(RUNS, *parts)
         runs.append(PlannedRun(variant, point, seed, folder, config))
     check_folders(runs)
     return runs

@@ -29,7 +29,7 @@ from fedlightning.storage.run_layout import (
     ROUNDS,
     WITHOUT,
 )
-from fedlightning.studies.run_state import RunState, state_above
+from fedlightning.studies.run_state import RunState, is_archive, state_above
 from fedlightning.studies.study import load_yaml
 
 __all__ = [
@@ -141,8 +141,8 @@ class Run:
 def find_run_folders(folders: Sequence[Path]) -> list[Path]:
     """Return the run folders in and below some folders: those with config and metrics.
 
-    Folders that ``compare --rerun`` has moved to ``replaced`` are left out, and replays of a run
-    without a client in its ``influence``.
+    What ``compare --rerun`` has moved to ``replaced`` is left out, and so are replays of a run
+    without a client, in its ``influence``, unless it is their folder that is given.
 
     Raises:
         ConfigError: A folder does not exist.
@@ -153,10 +153,23 @@ def find_run_folders(folders: Sequence[Path]) -> list[Path]:
             raise ConfigError(f"{folder}: no such folder; report expects run folders.")
         for table in sorted(folder.rglob(METRICS)):
             run = table.parent
-            inner = run.relative_to(folder).parts
-            if (run / CONFIG).is_file() and not {"replaced", WITHOUT}.intersection(inner):
+            if _is_run(run) and not _is_set_aside(run, folder):
                 found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def _is_run(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (CONFIG, METRICS))
+
+
+def _is_set_aside(run: Path, folder: Path) -> bool:
+    """Whether a run below a folder is one of those that no report shows."""
+    places = [run, *run.parents]
+    return any(
+        (place.name == WITHOUT and _is_run(place.parent))
+        or (is_archive(place) and place.parent != folder)
+        for place in places[: places.index(folder)]
+    )
 
 
 def read_run(folder: Path) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,7 @@ from fedlightning.storage.run_layout import (
     PREVIOUS_CHECKPOINT,
     ROUNDS,
 )
-from fedlightning.studies.plan import PlannedRun, changed_settings
+from fedlightning.studies.plan import RUNS, PlannedRun, changed_settings
 from fedlightning.studies.study import load_yaml
 from fedlightning.studies.validation import config_text
 
@@ -32,6 +33,7 @@ __all__ = [
     "State",
     "archive",
     "begin",
+    "is_archive",
     "read_state",
     "rounds_done",
     "state_above",
@@ -39,6 +41,7 @@ __all__ = [
 
 RECORD = "study_run.json"
 LOG = "log.txt"
+_REPLACED = "replaced"
 
 State = Literal["new", "running", "interrupted", "failed", "done"]
 
@@ -179,8 +182,22 @@ def archive(run: PlannedRun, output: Path) -> Path:
     if not run.folder.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"{run.folder} is not in the study's folder {output}.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    target = output / "replaced" / stamp / run.folder.relative_to(output / "runs")
+    target = output / _REPLACED / stamp / run.folder.relative_to(output / RUNS)
     with os_errors_as_failures("move", run.folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         run.folder.rename(target)
     return target
+
+
+def is_archive(folder: Path) -> bool:
+    """Whether runs that :func:`archive` has moved away are in a folder.
+
+    Example:
+        >>> study = getfixture("tmp_path")
+        >>> (study / "runs").mkdir()
+        >>> [is_archive(study / "replaced" / name) for name in ("20261130-091500", "runs")]
+        [True, False]
+    """
+    above = folder.parent
+    stamped = above.name == _REPLACED and re.fullmatch(r"\d{8}-\d{6}", folder.name) is not None
+    return stamped and (above.parent / RUNS).is_dir()

@@ -18,7 +18,6 @@ from fedlightning.storage.locks import lock_state, process_exists, study_process
 from fedlightning.storage.run_folders import numbers_apart
 from fedlightning.storage.run_layout import (
     CHECKPOINTS,
-    CLIENT_STATES,
     CLIENTS,
     CONFIG,
     ENDED,
@@ -26,13 +25,11 @@ from fedlightning.storage.run_layout import (
     LAST_CHECKPOINT,
     METRICS,
     PARTITION_TABLE,
-    PERSONAL_MODELS,
     ROUNDS,
     WEIGHTS,
-    WITHOUT,
 )
 from fedlightning.studies.run_reader import Run, read_run, read_tables
-from fedlightning.studies.run_state import RECORD, RunState, state_above
+from fedlightning.studies.run_state import RECORD, RunState, is_archive, state_above
 from fedlightning.studies.study import load_yaml
 
 __all__ = ["RunFolders", "State", "WatchedRun", "find_runs"]
@@ -41,7 +38,6 @@ State = Literal["starting", "running", "finished", "failed", "stopped", "killed"
 """``stopped`` by a signal, or for a reason that is not known; ``killed`` had no time to say why."""
 
 _INSIDE_A_RUN = (METRICS, HPARAMS, PARTITION_TABLE, CHECKPOINTS)
-_NOT_ENTERED = {CHECKPOINTS, CLIENT_STATES, PERSONAL_MODELS, WITHOUT, "replaced"}
 _READ = (CONFIG, METRICS, ROUNDS, CLIENTS)
 _RECENT_ROUNDS = 10
 
@@ -118,15 +114,17 @@ def find_runs(folders: Sequence[Path]) -> Iterator[Path]:
     """Yield the folders of runs in and below some folders, also of those that have just begun.
 
     What a run of a study has written before its first checkpoint is found by its record. Folders
-    that do not exist yet are passed over, and so are the insides of runs.
+    that do not exist yet are passed over, and so are the insides of runs, and what ``compare
+    --rerun`` has moved to ``replaced``, unless that is given.
     """
     seen: set[Path] = set()
     for folder in folders:
         for place, inner, files in os.walk(folder):
             found = [*files, *inner]
             of_study = RECORD in files
-            inner[:] = sorted(n for n in inner if n not in _NOT_ENTERED and n[0] != ".")
             path = Path(place)
+            archives = {n for n in inner if path != Path(folder) and is_archive(path / n)}
+            inner[:] = sorted(n for n in inner if n not in archives and n[0] != ".")
             if any(name in found for name in _INSIDE_A_RUN):
                 inner.clear()
             elif not of_study or any(path.glob("*/version_*")):

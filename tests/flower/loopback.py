@@ -51,6 +51,8 @@ class LoopbackGrid(Grid):
         lose_messages: The numbers of messages whose answers are lost, after the work was done.
         renumber: Whether a node that was lost comes back under another number.
         banned: How many looks at the list of nodes do not find one that was lost.
+        troubles: What a lost node answers, one after the other, when it is asked who it is again;
+            ``None`` for nothing.
         die_at: The number of the message at which the server dies, after the work was done.
         before_message: Hears of each message's number.
     """
@@ -62,6 +64,7 @@ class LoopbackGrid(Grid):
         self.lose_messages: set[int] = set()
         self.renumber = False
         self.banned = 0
+        self.troubles: list[Error | None] = []
         self._missing: dict[int, int] = {}
         self.die_at: int | None = None
         self.before_message: Callable[[int], Any] = lambda number: None
@@ -100,6 +103,11 @@ class LoopbackGrid(Grid):
         node = self.nodes[message.metadata.dst_node_id]
         if message.metadata.message_type == WHO:
             reply = say_who(message, node)
+            if message.metadata.dst_node_id in self._missing and self.troubles:
+                if (trouble := self.troubles.pop(0)) is None:
+                    self.messages += [message, reply]
+                    return number
+                reply = Message(trouble, reply_to=message)
         else:
             reply = answer(message, lambda: node)
             if count == self.die_at:

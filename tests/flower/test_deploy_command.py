@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import yaml
 pytest.importorskip("flwr", reason="needs the extra flower")
 
 import tomllib
+from flwr.common.config import parse_config_args
 
 from fedlightning.__main__ import main
-from fedlightning.flower.settings import App
+from fedlightning.flower.settings import App, client_number
 
 MODULE = """\
 from own.layers import width
@@ -72,6 +74,36 @@ def test_an_app_has_config_modules_and_instructions(project, capsys):
     assert "root=" not in page  # the digits are in no folder
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("aarau, basel", ["aarau", "basel"]),
+        ("[aarau,basel]", ["aarau", "basel"]),
+        ('"Smith, Jones",St. Gallen', ["Smith, Jones", "St. Gallen"]),
+    ],
+)
+def test_nodes_are_told_the_names_that_the_app_knows(project, given, names):
+    assert main(["deploy", "--config=my_run.yaml", "--output=app", f"--clients={given}"]) == 0
+    about = tomllib.loads((project / "app" / "pyproject.toml").read_text())
+    app = App.of(about["tool"]["flwr"]["app"]["config"], project / "app")
+    assert list(app.clients) == names
+    page = (project / "app" / "NODES.md").read_text()
+    lines = [line.strip() for line in page.splitlines()]
+    commands = [
+        line for line in lines if line.startswith(("ssh-keygen -q", "flwr supernode", "--"))
+    ]
+    words = [shlex.split(line.removesuffix("\\")) for line in commands]
+    for number, name in enumerate(names):
+        key, keygen = f"node-{name}", ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", ""]
+        assert [*keygen, "-f", key] in words
+        assert ["flwr", "supernode", "register", f"{key}.pub", "here", "--name", name] in words
+        assert ["--auth-supernode-private-key", key] in words
+        (config,) = [w[1] for w in words if w[0] == "--node-config" and f'="{name}"' in w[1]]
+        told = parse_config_args([config])
+        assert client_number(told["client"], app.clients) == number
+        assert told["store"] == f"$PWD/client-{name}"
+
+
 def test_an_app_with_masks_says_how_nodes_know_each_other(project):
     secure = ["--federation.aggregator=SecureSum", "--federation.algorithm=FedBABU"]
     words = ["deploy", "--config=my_run.yaml", "--output=app", "--clients=aarau,basel", *secure]
@@ -107,7 +139,15 @@ def test_the_digest_follows_config_modules_and_overrides(project):
         (["--config=algorithms/feddf.yaml", "--output=app"], 2, "FedDF needs public examples"),
         (["--config=my_run.yaml", "--output=."], 2, "--output . holds other files"),
         (["--config=my_run.yaml", "--output=a", "--clients=x"], 2, "--clients names 1, and data"),
+        (["--config=my_run.yaml", "--output=app", "--clients=a,a"], 2, "names 'a' 2 times"),
+        (["--config=my_run.yaml", "--output=app", "--clients=a,b/c"], 2, "'b/c' has '/'"),
+        (["--config=my_run.yaml", "--output=app", "--clients=a,O'Hara"], 2, 'has "\'", which'),
         (["--config=my_run.yaml", "--local=3", "--data.num_clients=2"], 2, "the config has 2"),
+        (
+            ["--config=algorithms/perinvfl.yaml", "--local=3"],
+            2,
+            "the config has 4 clients, and each needs a node; data.num_clients=3 is refused: ",
+        ),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(project, capsys, words, code, text):
@@ -116,6 +156,58 @@ def test_mistakes_are_named_and_nothing_is_written(project, capsys, words, code,
     assert error.startswith("error: ")
     assert text in error
     assert not (project / "app").exists()
+
+
+TABLE = """\
+data:
+  class_path: FederatedTable
+  init_args: {train: table.csv, client: site, label: y}
+model: {class_path: MLP, init_args: {in_features: 1, hidden: [2], num_classes: 2}}
+"""
+WITHOUT_NUMBER = """\
+import torch
+from fedlightning.datamodules import GeneratedClients
+
+class Sites(GeneratedClients):
+    def __init__(self, num_clients: int):
+        super().__init__(lambda client, split: None, num_clients, num_classes=10)
+"""
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """Has nothing started; returns the clients of each run that would have been."""
+    runs: list[list[str]] = []
+
+    def run_here(app, clients, work, masked):
+        runs.append(list(clients))
+        return 0
+
+    monkeypatch.setattr("fedlightning.flower.deploy_command.run_here", run_here)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ("my_run.yaml", 2),  # as it is
+        ("my_run.yaml", 3),
+        ("algorithms/perinvfl.yaml", 4),  # has one share of disagreement for each
+        ("algorithms/fedres.yaml", 40),
+        ("table.yaml", 3),
+        ("without_number.yaml", 2),
+    ],
+)
+def test_a_try_out_starts_a_node_for_each_client(project, started, config, count):
+    if config == "table.yaml":
+        pytest.importorskip("pandas", reason="needs the extra tables")
+    (project / "table.yaml").write_text(TABLE)
+    (project / "table.csv").write_text("site,x,y\n" + "a,0.5,0\nb,1.5,1\nc,2.5,0\n" * 9)
+    (project / "own" / "sites.py").write_text(WITHOUT_NUMBER)
+    text = CONFIG.replace("Digits", "own.sites.Sites").replace("num_clients: 2, partition: IID", "")
+    (project / "without_number.yaml").write_text(text)
+    assert main(["deploy", f"--config={config}", f"--local={count}"]) == 0
+    assert started == [[str(client) for client in range(count)]]
 
 
 def test_without_flower_the_extra_is_named(project, capsys, monkeypatch):

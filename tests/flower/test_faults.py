@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -121,6 +122,94 @@ def test_a_node_that_the_server_refuses_for_a_while_is_waited_for(make):
     grid.lose_messages, grid.banned = {5}, 3
     with pytest.warns(UserWarning, match=r"its node is lost \(Node Unavailable, code 5\); waiting"):
         deployed = run.deploy(grid)
+    assert deployed == run.simulate()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        (Error(2, "Traceback\nOSError: the store is not mounted"), "OSError: the store is not mo"),
+        (Error(5, "Node Unavailable"), "Node Unavailable, code 5"),
+        (None, ""),
+    ],
+)
+def test_a_node_that_is_back_and_cannot_say_who_it_is_yet_is_waited_for(
+    make, monkeypatch, trouble, why
+):
+    for seconds in ("_AGAIN", "_SILENCE", "_PATIENCE"):
+        monkeypatch.setattr(f"fedlightning.flower.grid_nodes.{seconds}", 0.01)
+    run = make()
+    grid = LoopbackGrid(run.nodes())
+    grid.lose_messages, grid.troubles = {5}, [trouble, trouble]
+    with pytest.warns(UserWarning, match="its node is lost|lost client's") as warned:
+        deployed = run.deploy(grid)
+    assert not grid.troubles
+    assert any(f"lost client's: {why}" in str(w.message) for w in warned) == bool(why)
+    assert deployed == run.simulate()
+
+
+@pytest.mark.parametrize("renumber", [False, True])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"settings": "f" * 64}, r"nodes have other settings \(client \d: ffffffffffff"),
+        ({"model": "0"}, r"untrained model of client \d is another"),
+        ({"versions": {"torch": "1.0"}}, r"client \d: torch 1.0, the server has"),
+        ({"schema": "(float32 3), 10 classes"}, r"client \d has other examples .*\(float32 3\)"),
+        ({"sizes": {"train": 1}}, r"client \d has other examples .*: 1 train of \(float32"),
+    ],
+)
+def test_a_node_that_comes_back_as_another_is_not_taken_back(make, renumber, change, text):
+    run = make(CONFIG, "--federation.max_retries=0")
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    grid.lose_messages, grid.renumber = {5}, renumber
+    for node in nodes.values():
+        passport = node.passport()
+        changed = replace(passport, **change)
+        node.passport = lambda now=passport, then=changed: then if len(grid.messages) > 8 else now
+    with (
+        pytest.raises(FederationError, match=r"its node is lost .* and has not come back"),
+        pytest.warns(UserWarning, match="its node is lost|lost client's") as warned,
+    ):
+        run.deploy(grid, lost=0.2)
+    assert any(re.search(f"lost client's: .*{text}", str(w.message)) for w in warned)
+
+
+def test_a_stranger_does_not_take_the_place_of_a_node_that_is_there(make):
+    run = make()
+    nodes = run.nodes()
+    grid = LoopbackGrid(nodes)
+    grid.lose_messages = {5}
+    strangers = {500 + node: nodes[node] for node in nodes}
+    grid.before_message = lambda number: number == 5 and nodes.update(strangers)
+    with pytest.warns(UserWarning, match="its node is lost"):
+        deployed = run.deploy(grid)
+    asked = [m.metadata.message_type for m in grid.messages[::2] if m.metadata.dst_node_id >= 500]
+    assert set(asked) == {"query.who"}
+    assert deployed == run.simulate()
+
+
+def test_a_node_that_the_server_does_not_know_any_more_is_waited_for(make):
+    run = make(CONFIG, "--federation.cohort_size=1.0")
+    grid = LoopbackGrid(run.nodes())
+    gone = [101, 102]
+
+    def push(messages):
+        numbers = []
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            if kind == "train" and node in gone:
+                gone.remove(node)
+                numbers.append("")  # as Flower does
+            else:
+                numbers.append(grid._deliver(message))
+        return numbers
+
+    grid.push_messages = push
+    with pytest.warns(UserWarning, match=r"its node is lost \(the server has no such node\)"):
+        deployed = run.deploy(grid)
+    assert not gone
     assert deployed == run.simulate()
 
 

@@ -133,6 +133,15 @@ def test_what_says_who_a_node_is():
     assert decode_passport(over_the_network(encode_passport(sent))) == sent
 
 
+def test_what_another_version_says_of_a_node_is_refused():
+    sent = Passport(3, {"torch": "2"}, "ab", "cd", "(float32 4), 2 classes", {"train": 5})
+    records = encode_passport(sent)
+    text = records.config_records["text"]
+    text["json"] = str(text["json"]).replace("schema", "form")
+    with pytest.raises(FederationError, match=r"says of itself cannot be read; install the server"):
+        decode_passport(over_the_network(records))
+
+
 # -- what must not travel ------------------------------------------------------------------------
 
 KEPT = Rules.of(FedPer(), {"head.weight", "head.bias"})

@@ -32,6 +32,7 @@ from fedlightning import (  # noqa: E402
     PrivateSGD,
     ServerData,
 )
+from fedlightning.callbacks import RunRecord  # noqa: E402
 from fedlightning.core.seeding import Key  # noqa: E402
 from fedlightning.errors import ConfigError, EnvironmentFailure  # noqa: E402
 from fedlightning.privacy import ExampleDP, KeyedNoise, SystemNoise  # noqa: E402
@@ -316,6 +317,21 @@ def test_a_private_head_is_clipped_and_noised_and_is_what_is_measured():
     std = 0.5 * 50.0 * 0.2 / 4 * np.sqrt(loud.steps(SIZES[0]))
     assert float(moved.std()) == pytest.approx(std, rel=0.5)
     assert len(callback.results) == len(SIZES)
+
+
+@pytest.mark.parametrize("epochs", [None, 0])
+def test_the_summary_says_that_private_heads_are_not_counted(capsys, epochs):
+    """Without a callback that personalizes, nobody has such a head."""
+    hook = PrivateHead(1.0, delta=1e-3)
+    built = trainer(
+        FedBABU() + Algorithm(local=[hook]), 1, 1.0,
+        callbacks=[RunRecord(), *([PersonalizationCallback(epochs=0)] if epochs == 0 else [])],
+    )  # fmt: skip
+    built.fit(net(dropout=0.0), datamodule=data(SIZES))
+    printed = " ".join(capsys.readouterr().out.split())
+    said = "epsilon(n, steps(n)) more, at delta = 0.001"
+    assert ("parts: not counted" in printed and said in printed) == (epochs == 0)
+    assert "privacy of examples" not in printed
 
 
 def test_what_is_sent_beside_private_steps_is_refused():

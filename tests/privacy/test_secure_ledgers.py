@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 pytest.importorskip("opacus", reason="needs the extra opacus")
 pytest.importorskip("dp_accounting", reason="needs the extra dp")
@@ -17,6 +19,7 @@ from fedlightning.engine.secure_ledgers import SecureLedgers
 from fedlightning.errors import CheckpointError, EnvironmentFailure
 from fedlightning.privacy import Ledger
 from fedlightning.privacy.example_ledger import ExampleLedger, with_account
+from fedlightning.privacy.handover import hand_over
 from fedlightning.storage.checkpoint_reader import read_checkpoint
 from fedlightning.storage.locks import RunLock
 from tests.engine.test_resume import Stop, StopAt
@@ -26,6 +29,7 @@ from tests.toys import client_states, data, loop_of, net, trainer
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
     pytest.mark.filterwarnings("ignore:federation.privacy:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step"),  # nobody was drawn
 ]
 
 SIZES = (8, 6, 7, 5)
@@ -104,14 +108,14 @@ def test_an_account_that_finds_no_room_is_refused_and_harms_no_other(tmp_path, t
     assert ledger.steps() == {3: (50, 2), 4: (60, 2)}
 
 
-def clients_run(folder, rounds, ckpt=None, callbacks=()):
+def clients_run(folder, rounds, ckpt=None, callbacks=(), **kwargs):
     built = trainer(
         FedBABU(), rounds, None, folder,
         {
             "seed": 3, "sampler": PoissonSampler(0.5), "on_client_failure": "skip",
             "privacy": ClientDP(noise_multiplier=1.0, secure=True),
         },
-        callbacks=list(callbacks),
+        callbacks=list(callbacks), **kwargs,
     )  # fmt: skip
     built.fit(net(), datamodule=data(SIZES), ckpt_path=ckpt)
     return Ledger.of_tensor(loop_of(built).server.private_state["ledger"]).rounds
@@ -166,6 +170,53 @@ def test_a_run_that_is_at_work_is_not_forked(tmp_path):
             clients_run(tmp_path / "b", 2, ckpt=first)
     finally:
         lock.release()
+
+
+def test_what_died_before_its_first_checkpoint_counts_where_its_checkpoint_came_from(tmp_path):
+    clients_run(tmp_path / "a", 1)
+    (first,) = (tmp_path / "a").rglob("last.ckpt")
+    with pytest.raises(Stop):
+        clients_run(tmp_path / "b", 2, first, [StopAt("on_aggregate_end", 1)])
+    for path in (tmp_path / "b").rglob("*.ckpt"):
+        path.unlink()
+    assert clients_run(tmp_path / "a", 2, ckpt="last") == 3
+    assert clients_run(tmp_path / "c", 3, ckpt=first) == 4  # not what the second had counted
+
+
+class Forks(pl.Callback):
+    """Tries, amid a round, to go on from the same checkpoint in other folders."""
+
+    def __init__(self, checkpoint: Path, folders: list[Path]):
+        self.checkpoint, self.folders, self.refused = checkpoint, folders, []
+
+    def on_train_epoch_start(self, trainer, module):
+        saved = list(Path(trainer.log_dir).rglob("*.ckpt"))  # as before there is any
+        for path in saved:
+            path.rename(path.with_suffix(".hidden"))
+        for folder in self.folders:
+            with pytest.raises(EnvironmentFailure) as refusal:
+                hand_over(self.checkpoint, folder, ["privacy.json"])
+            self.refused.append(str(refusal.value))
+        for path in saved:
+            path.with_suffix(".hidden").rename(path)
+
+
+@pytest.mark.parametrize("board_first", [False, True])
+def test_a_run_that_has_no_checkpoint_yet_is_not_forked_while_it_is_at_work(tmp_path, board_first):
+    clients_run(tmp_path / "a", 1)
+    (first,) = (tmp_path / "a").rglob("last.ckpt")
+    (tmp_path / "c").mkdir()
+    forks = Forks(first, [tmp_path / "c", first.parent.parent])
+    loggers = [TensorBoardLogger(tmp_path / "b"), CSVLogger(tmp_path / "b")]
+    logger = {"logger": loggers} if board_first else {}
+    assert clients_run(tmp_path / "b", 2, first, [forks], **logger) == 2
+    note = json.loads((first.parent.parent / "continued.json").read_text())["folder"]
+    there = (first.parent.parent / note).resolve()
+    assert forks.refused == [
+        f"{first.parent.parent} goes on in {there}, where another run is at work, and each of two "
+        "would count its own releases alone; wait for that one or stop it, and resume it."
+    ] * 2  # fmt: skip
+    assert not list((tmp_path / "c").iterdir())
 
 
 def test_a_checkpoint_without_its_run_folder_is_refused(tmp_path):

@@ -66,6 +66,31 @@ def test_a_run_goes_on_in_its_own_folder_and_leaves_what_an_uninterrupted_one_le
     assert sorted(os.listdir(run / "checkpoints")) == sorted(os.listdir(whole / "checkpoints"))
 
 
+@pytest.mark.parametrize("inner", [".", "checkpoints"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_run_folder_stands_for_its_newest_checkpoint(tmp_path, kind, inner):
+    run = tmp_path / "lightning_logs" / "version_0"
+    go_on(tmp_path, rounds=1)
+    built = go_on(tmp_path, rounds=2, ckpt=kind(run / inner))
+    assert versions(tmp_path) == ["version_0"]
+    assert [row["round"] for row in rows(run)] == ["0", "1"]
+    module = built.lightning_module
+    scores = built.test(module, datamodule=data(), verbose=False)
+    for method in (built.test, built.personalize):
+        method(module, datamodule=data(), ckpt_path=kind(run / inner), verbose=False)
+        assert Path(built.ckpt_path) == run / "checkpoints" / "last.ckpt"
+    again = go_on(tmp_path / "other", rounds=1).test(
+        lasting(), datamodule=data(), ckpt_path=kind(run / inner), verbose=False
+    )
+    assert again == scores
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder with no checkpoint in it: neither"):
+        go_on(tmp_path, ckpt=tmp_path)
+    assert not (tmp_path / "lightning_logs").exists()
+
+
 def test_rows_of_rounds_after_the_checkpoint_are_cut(tmp_path):
     run = tmp_path / "lightning_logs" / "version_0"
     go_on(tmp_path)

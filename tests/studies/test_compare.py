@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from fedlightning.__main__ import main
 from fedlightning.storage.locks import study_lock
 from fedlightning.studies.plan import PlannedRun
 from fedlightning.studies.results import collect
+from fedlightning.studies.run_reader import find_run_folders
 from fedlightning.studies.run_state import archive
+from fedlightning.watching.runs import find_runs
 
 STUDY = """
 output: out
@@ -166,6 +169,24 @@ def test_an_old_run_is_moved_and_not_reported(make_run, tmp_path):
     assert moved.relative_to(tmp_path).parts[0] == "replaced"
     assert len(list(moved.rglob("clients.csv"))) == 1
     assert [run.seed for run in collect([tmp_path]).runs] == [0]
+    assert [path.parts[-4] for path in find_runs([tmp_path])] == ["FedAvg"]
+    for given in (tmp_path / "replaced", moved):  # asked about it
+        assert [run.seed for run in collect([given]).runs] == [1]
+        assert len(list(find_runs([given]))) == 1
+
+
+@pytest.mark.parametrize("name", ["influence", "replaced", "personalized"])
+def test_a_study_or_variant_may_be_called_as_what_is_left_out(make_run, tmp_path, name):
+    run = make_run(name, algorithm="FedAvg")
+    replay = run / "influence" / "without_3" / "lightning_logs" / "version_0"
+    shutil.copytree(run, replay)
+    assert find_run_folders([tmp_path]) == list(find_runs([tmp_path])) == [run]
+    study = tmp_path / name / name
+    study.mkdir(parents=True)
+    (tmp_path / "runs").rename(study / "runs")
+    there = study / run.relative_to(tmp_path)
+    assert find_run_folders([tmp_path]) == list(find_runs([tmp_path])) == [there]
+    assert find_run_folders([there / "influence"]) == [there / replay.relative_to(run)]
 
 
 def test_a_run_that_fails_stops_no_other_and_is_named(study, tmp_path, capsys):

@@ -39,9 +39,7 @@ def warn_of_test_metrics(trainer: pl.Trainer) -> None:
     for name, metric in dict.fromkeys(_monitors(trainer)):
         if is_test_metric(metric):
             personal = without_view(metric).startswith(PERSONAL)
-            better = "personalized/val_" if personal else "val/"
-            short = canonical_name(without_view(metric).removeprefix("personalized/"))
-            better += _OF_SPREAD.sub("", short.removeprefix("initial/"))
+            better = ("personalized/val_" if personal else "val/") + _measured_by(metric)
             rank_zero_warn(
                 f"{name} looks at {metric!r}: that selects by test data, so results on them are "
                 f"too good. Hold validation data out (data.val_fraction) and take {better!r}."
@@ -68,12 +66,23 @@ def say_whose_model(trainer: pl.Trainer, algorithm: str, kept: Collection[str]) 
         )
     for name, metric in dict.fromkeys(_monitors(trainer)):
         if without_view(metric).startswith(("val", "global")):
-            own = "personalized/val_loss" if "loss" in metric else "personalized/val_acc"
+            own = f"personalized/val_{_measured_by(metric)}"
             rank_zero_warn(
                 f"{name} looks at {metric!r}, which {algorithm} measures of a model that no client "
                 f"has; take {own!r}, with PersonalizationCallback(every_n_rounds=1) and "
                 "data.val_fraction."
             )
+
+
+def _measured_by(metric: str) -> str:
+    """Return what a metric measures, whatever the data, the model and the summary over clients.
+
+    Example:
+        >>> _measured_by("val/f1"), _measured_by("ood/personalized/acc_p10")
+        ('f1', 'acc')
+    """
+    short = canonical_name(without_view(metric).removeprefix("personalized/"))
+    return _OF_SPREAD.sub("", short.removeprefix("initial/"))
 
 
 def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.parameter import is_lazy
 
@@ -219,11 +219,12 @@ def note_loggers(checkpoint: dict[str, Any], loggers: Sequence[Logger]) -> None:
 
 
 def run_folder(trainer: pl.Trainer) -> Path | None:
-    """Return the folder of a run, ``None`` if it writes nothing; a collective call."""
+    """Return the folder of a run, ``None`` if it has none of its own; a collective call."""
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     if trainer.loggers:
-        folder = trainer.log_dir if isinstance(trainer.loggers[0], CSVLogger) else None
+        own = isinstance(trainer.loggers[0], (CSVLogger, TensorBoardLogger))  # others share one
+        folder = trainer.log_dir if own else None
         return Path(folder) if folder is not None else None
     callback = trainer.checkpoint_callback
     return Path(trainer.default_root_dir, CHECKPOINTS) if callback is not None else None

@@ -18,7 +18,7 @@ from fedlightning.core.state import State, copy_into, live_state
 from fedlightning.errors import CheckpointError, ConfigError
 from fedlightning.personalization.models.reader import PersonalIndex, read_index, read_personal
 from fedlightning.personalization.models.writer import PREDICTOR, state_digest
-from fedlightning.storage.checkpoint_io import good_checkpoint
+from fedlightning.storage.checkpoint_io import checkpoint_at, good_checkpoint
 from fedlightning.storage.checkpoint_reader import check_network, read_checkpoint
 from fedlightning.storage.run_layout import CHECKPOINTS, PERSONAL_INDEX, PERSONAL_MODELS
 
@@ -229,9 +229,7 @@ def _index_if_any(folder: Path) -> PersonalIndex | None:
 def _checkpoint(folder: Path, index: PersonalIndex | None, given: Any) -> Path:
     """Return the checkpoint with the global model that a run's personal models go with."""
     if given is not None:
-        path = Path(given)
-        within = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-        return good_checkpoint(within) if path.is_dir() else path
+        return checkpoint_at(given)
     if index is not None and index.about.checkpoint is not None:
         path = folder / index.about.checkpoint
         if path.is_file():
