@@ -21,6 +21,7 @@ from fedlightning.privacy import Ledger
 from tests.storage.test_chaos import ROOT, SEED, outcome, words
 
 KILLS, ROUNDS = 20, 12
+A_ROUND = 0.5  # seconds, about, with what is written after it
 CONFIG = """
 seed_everything: 3
 model: {class_path: MLP, init_args: {hidden: [8]}}
@@ -66,13 +67,14 @@ def fresh(folder: Path, secure: bool) -> Path:
     return folder
 
 
-def run(folder: Path, kill_after: float | None = None) -> tuple[int, float]:
-    """Run, or go on, in a folder; return the exit code and the seconds after its imports.
+def run(folder: Path, kill: tuple[int, float] | None = None) -> int:
+    """Run, or go on, in a folder; return the exit code.
 
     Args:
         folder: The run's folder.
-        kill_after: Seconds after its imports at which it is killed, if it still lasts.
+        kill: After how many more rounds, and seconds, it is killed, if it still lasts.
     """
+    wanted = released(folder) + (kill[0] if kill is not None else 0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     said = folder / "out.txt"
     with said.open("a") as out:
@@ -81,15 +83,18 @@ def run(folder: Path, kill_after: float | None = None) -> tuple[int, float]:
             [sys.executable, "-m", "fedlightning", *words(folder)], cwd=folder, env=environment,
             stdout=out, stderr=out,
         )  # fmt: skip
-        while b"GPU available" not in said.read_bytes()[before:] and process.poll() is None:
-            time.sleep(0.01)
-        began = time.monotonic()
+        if kill is None:
+            return process.wait()
+        while process.poll() is None and (
+            b"GPU available" not in said.read_bytes()[before:] or released(folder) < wanted
+        ):
+            time.sleep(0.002)
         try:
-            process.wait(kill_after)
+            process.wait(kill[1])
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        return process.returncode, time.monotonic() - began
+        return process.returncode
 
 
 def released(folder: Path) -> int:
@@ -101,8 +106,7 @@ def released(folder: Path) -> int:
 @pytest.mark.parametrize("secure", [False, True])
 def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
     whole, draw, killed, again = fresh(tmp_path / "whole", secure), random.Random(SEED), 0, 0
-    code, seconds = run(whole)
-    assert code == 0, (whole / "out.txt").read_text()
+    assert run(whole) == 0, (whole / "out.txt").read_text()
     (expected,) = whole.rglob("privacy.json")
     assert Ledger.read(expected).rounds == released(whole) == ROUNDS
     runs = amid = 0
@@ -110,7 +114,8 @@ def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
         folder, code = fresh(tmp_path / str(runs), secure), -signal.SIGKILL
         while code != 0:
             before = released(folder)
-            code, _ = run(folder, draw.uniform(0, seconds) if killed < KILLS else None)
+            kill = draw.randint(0, ROUNDS // 3), draw.uniform(0, A_ROUND)
+            code = run(folder, kill if killed < KILLS else None)
             assert code in (0, -signal.SIGKILL), (folder / "out.txt").read_text()
             killed += code != 0
             amid += code != 0 and before < released(folder)
