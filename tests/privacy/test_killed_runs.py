@@ -76,18 +76,14 @@ def run(folder: Path, kill: tuple[int, float] | None = None) -> int:
     """
     wanted = released(folder) + (kill[0] if kill is not None else 0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    said = folder / "out.txt"
-    with said.open("a") as out:
-        before = said.stat().st_size
+    with (folder / "out.txt").open("a") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "fedlightning", *words(folder)], cwd=folder, env=environment,
             stdout=out, stderr=out,
         )  # fmt: skip
         if kill is None:
             return process.wait()
-        while process.poll() is None and (
-            b"GPU available" not in said.read_bytes()[before:] or released(folder) < wanted
-        ):
+        while process.poll() is None and released(folder) < wanted:
             time.sleep(0.002)
         try:
             process.wait(kill[1])
@@ -109,16 +105,14 @@ def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
     assert run(whole) == 0, (whole / "out.txt").read_text()
     (expected,) = whole.rglob("privacy.json")
     assert Ledger.read(expected).rounds == released(whole) == ROUNDS
-    runs = amid = 0
+    runs = 0
     while killed < KILLS:
         folder, code = fresh(tmp_path / str(runs), secure), -signal.SIGKILL
         while code != 0:
-            before = released(folder)
-            kill = draw.randint(0, ROUNDS // 3), draw.uniform(0, A_ROUND)
+            kill = draw.randint(1, ROUNDS // 3), draw.uniform(0, A_ROUND)
             code = run(folder, kill if killed < KILLS else None)
             assert code in (0, -signal.SIGKILL), (folder / "out.txt").read_text()
             killed += code != 0
-            amid += code != 0 and before < released(folder)
             if secure:
                 counted = sum(Ledger.read(path).rounds for path in folder.rglob("privacy.json"))
                 assert counted >= released(folder), f"kill {killed} of seed {SEED}"
@@ -130,5 +124,4 @@ def test_twenty_kills_harm_neither_bits_nor_ledger(secure, tmp_path):
             assert outcome(folder) == outcome(whole), f"kill {killed} of seed {SEED}"
             assert ledger.read_bytes() == expected.read_bytes()
         runs += 1
-    print(f"{killed} kills, {amid} after new rounds, {runs} runs, {again} rounds counted twice")
-    assert amid >= KILLS / 4
+    print(f"{killed} kills, {runs} runs, {again} rounds counted twice")
