@@ -6,8 +6,9 @@ examples of several clients go through the network together; what is logged is c
 client's own rows, batch by batch, as in an epoch of its own.
 
 A kernel may add up a row of few rows in another order than a row of many, so fewer than
-:data:`LEAST_ROWS` rows are filled up. What a client scores then depends neither on the clients that
-it is evaluated with nor on the worker.
+:data:`LEAST_ROWS` rows are filled up; and a row that lies at another place in a vector register's
+width in another order, so every batch begins at a multiple of that width. What a client scores then
+depends neither on the clients that it is evaluated with nor on the worker.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ __all__ = ["LEAST_ROWS", "JointEvaluation", "obstacle"]
 LEAST_ROWS = 32
 """With so many rows or more, the kernels known to us treat a row alike whatever is beside it."""
 
+_WIDTH = (
+    16  # bytes; rows at multiples of it are treated alike, in any layer: torch's memory begins so
+)
 _ROWS = 64  # larger batches of a convolutional network's activations do not fit the cache
 _STEPS = ("validation_step", "test_step", "_evaluate_batch", "__call__")
 _OWN = ("log", "train", "eval", "all_gather")
@@ -62,9 +66,17 @@ def obstacle(trainer: pl.Trainer, module: pl.LightningModule) -> str | None:
 
 @dataclass
 class _Scored:
-    """One batch of a client: how many examples it has, their mean loss, how many are hit."""
+    """One batch of a client: how many examples it has, their mean loss, how many are hit.
+
+    Args:
+        size: Number of examples.
+        start: The first of its rows among those that go through the network together.
+        loss: The mean loss.
+        hits: How many examples are classified correctly.
+    """
 
     size: int
+    start: int = 0
     loss: Tensor | None = None
     hits: int = 0
 
@@ -77,6 +89,18 @@ class _Pending:
     labels: list[Tensor] = field(default_factory=list)
     scored: list[_Scored] = field(default_factory=list)
     rows: int = 0
+
+    def add(self, x: Tensor, y: Tensor, scored: _Scored) -> None:
+        """Add a batch, and rows that count for nothing, up to where the next one may begin."""
+        scored.start = self.rows
+        filling = -scored.size % max(4, _WIDTH // x.element_size())
+        self.inputs.append(x)
+        self.labels.append(y)
+        if filling:
+            self.inputs.append(x.new_zeros(filling, *x.shape[1:]))
+            self.labels.append(y.new_zeros(filling))
+        self.scored.append(scored)
+        self.rows += scored.size + filling
 
 
 class _Unsuitable(Exception):
@@ -156,10 +180,7 @@ class JointEvaluation:
                     if pending.rows + size > _ROWS:
                         self._flush(pending)
                         pending = _Pending()
-                    pending.inputs.append(x)
-                    pending.labels.append(y)
-                    pending.scored.append(scored[-1])
-                    pending.rows += size
+                    pending.add(x, y, scored[-1])
                 rows += task.num_examples
                 if rows >= 4 * _ROWS:
                     break
@@ -175,18 +196,18 @@ class JointEvaluation:
         self._score(x, y, pending.scored)
 
     def _score(self, x: Tensor, y: Tensor, scored: Iterable[_Scored]) -> None:
-        """Put into each batch the loss and the hits of its rows of ``y``, one after another."""
+        """Put into each batch the loss and the hits of its rows of ``y``."""
         drawn = torch.get_rng_state()
         logits = self._module(x)[: y.shape[0]]
         if logits.ndim != 2 or logits.shape[:1] != y.shape or not logits.is_floating_point():
             raise _Unsuitable
         if not torch.equal(drawn, torch.get_rng_state()):
             raise _Unsuitable  # a network that draws has a random stream for each client
-        hits, start = (logits.argmax(dim=1) == y).tolist(), 0
+        hits = (logits.argmax(dim=1) == y).tolist()
         for each in scored:
-            stop = start + each.size
-            each.loss = F.cross_entropy(logits[start:stop], y[start:stop])
-            each.hits, start = sum(hits[start:stop]), stop
+            rows = slice(each.start, each.start + each.size)
+            each.loss = F.cross_entropy(logits[rows], y[rows])
+            each.hits = sum(hits[rows])
 
     def _metrics(
         self, of_clients: Mapping[ClientTask, Sequence[_Scored]]

@@ -35,6 +35,16 @@ class Perceptron(FederatedModule):
         self.head = nn.Linear(24, 5)
 
 
+class Odd(FederatedModule):
+    """Layers whose rows do not fill vector registers."""
+
+    def __init__(self) -> None:
+        super().__init__(lr=0.1, lr_milestones=())
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 27), nn.ReLU(), nn.Linear(27, 13))
+        self.head = nn.Linear(13, 5)
+
+
 class Convolutions(FederatedModule):
     """Convolution, BatchNorm with running statistics, pooling."""
 
@@ -161,7 +171,7 @@ def test_a_batch_of_many_rows_has_the_bits_of_an_epoch_of_its_own(
     assert joint == [0, 1, 2]
 
 
-@pytest.mark.parametrize("network", [Perceptron, Convolutions])
+@pytest.mark.parametrize("network", [Perceptron, Odd, Convolutions])
 def test_a_client_scores_the_same_whoever_is_evaluated_with_it(
     network: type[FederatedModule], joint: list[int]
 ) -> None:
