@@ -72,6 +72,8 @@ def test_what_a_client_keeps_is_its_own(name):
     for key in kept[0] if kept else ():
         if "num_batches_tracked" in key or key == "ifca:cluster":
             continue
+        if key.endswith("body.0.bias"):  # before BatchNorm: no gradient but rounding, or none
+            continue
         values = [k[key] for k in kept]
         assert all(not torch.equal(values[0], value) for value in values[1:]), key
     models = [loop.personal_model(client) for client in sorted(loop.personal)]

@@ -165,12 +165,8 @@ data:
 model: {class_path: MLP, init_args: {in_features: 1, hidden: [2], num_classes: 2}}
 """
 WITHOUT_NUMBER = """\
-import torch
-from fedlightning.datamodules import GeneratedClients
-
-class Sites(GeneratedClients):
-    def __init__(self, num_clients: int):
-        super().__init__(lambda client, split: None, num_clients, num_classes=10)
+data: {class_path: GeneratedClients, init_args: {examples: own.sites.examples, num_classes: 10}}
+model: {class_path: own.net.Net}
 """
 
 
@@ -203,9 +199,8 @@ def test_a_try_out_starts_a_node_for_each_client(project, started, config, count
         pytest.importorskip("pandas", reason="needs the extra tables")
     (project / "table.yaml").write_text(TABLE)
     (project / "table.csv").write_text("site,x,y\n" + "a,0.5,0\nb,1.5,1\nc,2.5,0\n" * 9)
-    (project / "own" / "sites.py").write_text(WITHOUT_NUMBER)
-    text = CONFIG.replace("Digits", "own.sites.Sites").replace("num_clients: 2, partition: IID", "")
-    (project / "without_number.yaml").write_text(text)
+    (project / "own" / "sites.py").write_text("def examples(client, split): ...\n")
+    (project / "without_number.yaml").write_text(WITHOUT_NUMBER)
     assert main(["deploy", f"--config={config}", f"--local={count}"]) == 0
     assert started == [[str(client) for client in range(count)]]
 
