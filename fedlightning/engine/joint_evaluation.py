@@ -6,9 +6,10 @@ examples of several clients go through the network together; what is logged is c
 client's own rows, batch by batch, as in an epoch of its own.
 
 A kernel may add up a row of few rows in another order than a row of many, so fewer than
-:data:`LEAST_ROWS` rows are filled up; and a row that lies at another place in a vector register's
-width in another order, so every batch begins at a multiple of that width. What a client scores then
-depends neither on the clients that it is evaluated with nor on the worker.
+:data:`LEAST_ROWS` rows are filled up. A linear layer may add up a row in another order by where in
+a vector register's width it begins, so where rows do not fill registers, a batch begins at a row
+that does begin one. What a client scores then depends neither on the clients that it is evaluated
+with nor on the worker.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import Precision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlightning.core.batches import Batch, Split
@@ -40,9 +41,7 @@ __all__ = ["LEAST_ROWS", "JointEvaluation", "obstacle"]
 LEAST_ROWS = 32
 """With so many rows or more, the kernels known to us treat a row alike whatever is beside it."""
 
-_WIDTH = (
-    16  # bytes; rows at multiples of it are treated alike, in any layer: torch's memory begins so
-)
+_WIDTH = 16  # bytes; rows that begin at multiples of it are treated alike, as torch's memory does
 _ROWS = 64  # larger batches of a convolutional network's activations do not fit the cache
 _STEPS = ("validation_step", "test_step", "_evaluate_batch", "__call__")
 _OWN = ("log", "train", "eval", "all_gather")
@@ -90,15 +89,16 @@ class _Pending:
     scored: list[_Scored] = field(default_factory=list)
     rows: int = 0
 
-    def add(self, x: Tensor, y: Tensor, scored: _Scored) -> None:
-        """Add a batch, and rows that count for nothing, up to where the next one may begin."""
-        scored.start = self.rows
-        filling = -scored.size % max(4, _WIDTH // x.element_size())
+    def add(self, x: Tensor, y: Tensor, scored: _Scored, begin: int) -> None:
+        """Add a batch, and rows that count for nothing, up to a multiple of ``begin``."""
+        scored.start, filling = self.rows, -scored.size % begin
         self.inputs.append(x)
         self.labels.append(y)
-        if filling:
-            self.inputs.append(x.new_zeros(filling, *x.shape[1:]))
-            self.labels.append(y.new_zeros(filling))
+        if filling:  # by rows that are there
+            for rows, values in ((self.inputs, x), (self.labels, y)):
+                few = filling > scored.size
+                again = values[:1].expand(filling, *values.shape[1:]) if few else values[:filling]
+                rows.append(again)
         self.scored.append(scored)
         self.rows += scored.size + filling
 
@@ -130,6 +130,7 @@ class JointEvaluation:
         self._least_rows = least_rows
         self._trainer, self._split, self._batches = trainer, split, batches
         self._module = trainer.lightning_module
+        self._begin = _rows_between(self._module)
         prefix = "val" if split == "val" else "global"
         self._loss, self._accuracy = f"{prefix}/loss", f"{prefix}/acc"
         self._tasks = tasks
@@ -180,7 +181,7 @@ class JointEvaluation:
                     if pending.rows + size > _ROWS:
                         self._flush(pending)
                         pending = _Pending()
-                    pending.add(x, y, scored[-1])
+                    pending.add(x, y, scored[-1], self._begin)
                 rows += task.num_examples
                 if rows >= 4 * _ROWS:
                     break
@@ -225,6 +226,23 @@ class JointEvaluation:
                 accuracy += float(np.float32(each.hits) / np.float32(each.size)) * each.size
             found[task] = {self._loss: loss / total, self._accuracy: accuracy / total}
         return found
+
+
+def _rows_between(module: nn.Module) -> int:
+    """Return the number of rows after which rows begin a vector register again, in all layers.
+
+    Example:
+        >>> _rows_between(nn.Linear(64, 5)), _rows_between(nn.Sequential(nn.Linear(54, 5)))
+        (1, 4)
+    """
+    widths = {
+        (layer.in_features, layer.weight.element_size())
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear)
+    }
+    if all(features * size % _WIDTH == 0 for features, size in widths):
+        return 1
+    return max(_WIDTH // size for _, size in widths)
 
 
 def _classified(batch: Batch) -> tuple[Tensor, Tensor]:
