@@ -24,10 +24,6 @@ _OTHERS = (
     (Cyclic, "Cyclic weight transfer", "A schedule beside any algorithm."),
 )
 _ABOVE = "How they compose, and how to write one: [algorithms](../algorithms.md)."
-_NOTHING = (
-    "No comparison with other algorithms is published here for it yet. "
-    "[`compare`](../guide.md#comparing-algorithms) measures it on your data beside any others."
-)
 
 
 def algorithm_classes() -> list[type[Algorithm]]:
@@ -86,7 +82,7 @@ def _page(
     options = _recipe(kind, root) or f"quickstart.yaml --federation.algorithm={kind.__name__}"
     command = f"python -m fedlightning fit --config {options}"
     parts += ["## Run it", "", "```bash", command, "```", ""]
-    parts += ["## Measured", "", measured(kind.__name__, results) or _NOTHING, ""]
+    parts += ["## Measured", "", measured(kind.__name__, results), ""]
     if "Source" in said:
         parts += ["## Source", "", markdown_of(said["Source"]), ""]
     return "\n".join([*parts, *_settings(kind)])

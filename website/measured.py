@@ -8,6 +8,7 @@ from pathlib import Path
 __all__ = ["measured", "tables"]
 
 _STUDY = "Sixteen algorithms on Fashion-MNIST"
+_MORE = "Thirteen more algorithms on the digits"
 _SYSTEMS = "Ten systems at a glance"
 _PUBLISHED = {
     "LGFedAvg": "LG-FedAvg", "PerFedAvg": "Per-FedAvg", "PFedMe": "pFedMe", "PFedHR": "pFedHR",
@@ -37,7 +38,7 @@ def measured(name: str, results: dict[str, list[list[str]]]) -> str:
     """
     called = _PUBLISHED.get(name, name)
     parts = []
-    for section in (_STUDY, _SYSTEMS):
+    for section in (_STUDY, _MORE, _SYSTEMS):
         header, rule, *rows = results[section]
         own = [row for row in rows if row[0].lower() == called.lower()]
         if own:

@@ -9,6 +9,7 @@ import pytest
 
 from fedlightning import SCAFFOLD, FedBABU, FedPer
 from fedlightning.algorithms import FedBN, FedRes
+from website.algorithm_pages import algorithm_classes
 from website.measured import measured, tables
 from website.pictures import picture
 
@@ -41,7 +42,11 @@ def test_measured_effects_are_the_rows_of_the_results():
     )
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert f"|{'|'.join(cells)}|" in text
-    assert measured("MOON", results) == ""
+    assert measured("nothing", results) == ""
+    missing = [
+        kind.__name__ for kind in algorithm_classes() if not measured(kind.__name__, results)
+    ]
+    assert missing == []
     assert "FedVI: new clients are served at once" in measured("FedVI", results)
 
 
