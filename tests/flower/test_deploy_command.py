@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,10 @@ def project(tmp_path, monkeypatch) -> Path:
     (tmp_path / "my_run.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
     for name in [name for name in sys.modules if name == "own" or name.startswith("own.")]:
         del sys.modules[name]
+    yield tmp_path
+    import_module("own.net")  # which stays: parsers import the modules of all classes that live
 
 
 def test_an_app_has_config_modules_and_instructions(project, capsys):
