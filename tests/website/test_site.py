@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlightning import SCAFFOLD, FedBABU, FedPer
+from fedlightning import SCAFFOLD, Algorithm, FedBABU, FedPer, algorithms
 from fedlightning.algorithms import FedBN, FedRes
-from website.algorithm_pages import algorithm_classes
 from website.measured import measured, tables
 from website.pictures import picture
 
