@@ -218,15 +218,18 @@ class Algorithm(NamedArguments):
     @property
     def keeps_parts(self) -> bool:
         """Whether clients keep parts of the model, so that none of them has the global one."""
-        outline = self._outline()
-        return self.keep and not set(outline.keys(self.train)) <= set(outline.keys(self.share))
+        return self.keep and self._trains_more_than_it_shares
 
     @property
     def shares_all(self) -> bool:
         """Whether clients send all that they train, and have no models of their own."""
+        personal = any(method.personal_model for method in self.local)
+        return not (self._trains_more_than_it_shares or personal)
+
+    @property
+    def _trains_more_than_it_shares(self) -> bool:
         outline = self._outline()
-        unsent = set(outline.keys(self.train)).difference(outline.keys(self.share))
-        return not unsent and not any(method.personal_model for method in self.local)
+        return not set(outline.keys(self.train)) <= set(outline.keys(self.share))
 
     def roles(self, keys: Parts) -> KeyRoles:
         """Return which of a model's keys are trained, shared and kept.

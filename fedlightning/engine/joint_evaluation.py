@@ -94,11 +94,9 @@ class _Pending:
         scored.start, filling = self.rows, -scored.size % begin
         self.inputs.append(x)
         self.labels.append(y)
-        if filling:  # by rows that are there
-            for rows, values in ((self.inputs, x), (self.labels, y)):
-                few = filling > scored.size
-                again = values[:1].expand(filling, *values.shape[1:]) if few else values[:filling]
-                rows.append(again)
+        if filling:  # by a row that is there
+            self.inputs.append(x[:1].expand(filling, *x.shape[1:]))
+            self.labels.append(y[:1].expand(filling))
         self.scored.append(scored)
         self.rows += scored.size + filling
 

@@ -123,24 +123,21 @@ def study_source(
         given[key] = list(value) if isinstance(value, tuple) else value
     given["output"] = str(study.output)
     if overrides:
-        given["variants"] = with_overrides(study.variants, overrides)
+        given["variants"] = {
+            name: with_overrides(settings, overrides) for name, settings in study.variants.items()
+        }
     text: str = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     return text.encode()
 
 
-def with_overrides(
-    variants: Mapping[str, Settings], overrides: Mapping[str, Any]
-) -> dict[str, Settings]:
-    """Return variants whose settings end with some that hold for all, which so win.
+def with_overrides(settings: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """Return settings that end with some others, which so win.
 
     Example:
-        >>> with_overrides({"A": {"model.lr": 1, "model.width": 8}}, {"model.lr": 2})
-        {'A': {'model.width': 8, 'model.lr': 2}}
+        >>> with_overrides({"model.lr": 1, "model.width": 8}, {"model.lr": 2})
+        {'model.width': 8, 'model.lr': 2}
     """
-    return {
-        name: {key: v for key, v in settings.items() if key not in overrides} | dict(overrides)
-        for name, settings in variants.items()
-    }
+    return {key: v for key, v in settings.items() if key not in overrides} | dict(overrides)
 
 
 def study_of(given: Mapping[str, Any], name: str, folder: Path, where: str = "") -> Study:

@@ -149,14 +149,20 @@ def test_of_two_runs_from_one_checkpoint_the_second_is_refused(tmp_path):
         clients_run(tmp_path / "c", 3, ckpt=first)
 
 
-def test_a_run_that_died_before_its_first_checkpoint_is_taken_over_with_what_it_released(tmp_path):
-    """Without checkpoints of its own, the second run counts in what the third one does."""
+def died_before_its_first_checkpoint(tmp_path):
+    """Run in a, then go on in b, which dies; return the checkpoint in a."""
     clients_run(tmp_path / "a", 1)
     (first,) = (tmp_path / "a").rglob("last.ckpt")
     with pytest.raises(Stop):
         clients_run(tmp_path / "b", 2, first, [StopAt("on_aggregate_end", 1)])
     for path in (tmp_path / "b").rglob("*.ckpt"):
         path.unlink()
+    return first
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_taken_over_with_what_it_released(tmp_path):
+    """Without checkpoints of its own, the second run counts in what the third one does."""
+    first = died_before_its_first_checkpoint(tmp_path)
     assert clients_run(tmp_path / "c", 2, ckpt=first) == 3
 
 
@@ -173,12 +179,7 @@ def test_a_run_that_is_at_work_is_not_forked(tmp_path):
 
 
 def test_what_died_before_its_first_checkpoint_counts_where_its_checkpoint_came_from(tmp_path):
-    clients_run(tmp_path / "a", 1)
-    (first,) = (tmp_path / "a").rglob("last.ckpt")
-    with pytest.raises(Stop):
-        clients_run(tmp_path / "b", 2, first, [StopAt("on_aggregate_end", 1)])
-    for path in (tmp_path / "b").rglob("*.ckpt"):
-        path.unlink()
+    first = died_before_its_first_checkpoint(tmp_path)
     assert clients_run(tmp_path / "a", 2, ckpt="last") == 3
     assert clients_run(tmp_path / "c", 3, ckpt=first) == 4  # not what the second had counted
 

@@ -177,8 +177,8 @@ def _study_text(search: Search, overrides: Mapping[str, Any], found: Tuned) -> s
         "base": study.base,
         "seeds": list(study.seeds),
         "variants": {
-            name: with_overrides({name: settings}, found.chosen[name])[name]
-            for name, settings in with_overrides(study.variants, overrides).items()
+            name: with_overrides(with_overrides(settings, overrides), found.chosen[name])
+            for name, settings in study.variants.items()
         },
         "workers": study.workers,
         **({"baseline": study.baseline} if study.baseline else {}),
