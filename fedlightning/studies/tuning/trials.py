@@ -66,13 +66,14 @@ def is_personal(config: Mapping[str, Any], personal: Personal) -> bool:
 def _personalizing_in_between(config: Mapping[str, Any], personal: Personal) -> dict[str, Any]:
     """Return a config whose clients are personalized after each round that is validated."""
     rounds = settings_in(config).get("trainer.check_val_every_n_epoch") or 1
+    given = callbacks_in(config)
     callbacks = [
         apply_overrides({"it": each}, {"it.every_n_rounds": rounds})["it"]
         if personal.get(class_name(each) or "") and not _says_when(each)
         else each
-        for each in callbacks_in(config)
+        for each in given
     ]
-    if callbacks == callbacks_in(config):
+    if callbacks == given:
         return dict(config)
     return apply_overrides(config, {"trainer.callbacks": callbacks})
 
@@ -155,8 +156,10 @@ def _look(personal: dict[str, bool], name: str, built: Built) -> None:
 
 def _check_in_between(run: PlannedRun, tuning: Tuning, personal: Personal, strict: bool) -> None:
     """Check that personalization can be repeated, so that trials can be stopped by it."""
+    if tuning.pruner == "none":
+        return
     config = _personalizing_in_between(run.config, personal)
-    if tuning.pruner == "none" or config == run.config:
+    if config == run.config:
         return
     try:
         check_runs([replace(run, point={}, config=config)], strict)
